@@ -1,0 +1,1 @@
+"""Judging, recording and reporting results."""

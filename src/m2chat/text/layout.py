@@ -1,0 +1,167 @@
+"""The layout of a sequence (Eq. 1): the one function by which training, evaluation and generation build it.
+
+``Instruction`` and ``Input`` in Alpaca's template, then for every picture of the reply
+``answer <|IC|> caption <|img|> x N``, then ``</s>``; a reply without a picture is ``answer </s>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from m2chat.schema import Segment
+from m2chat.text.tokenizer import M2ChatTokenizer
+from m2chat.text.view import Request
+
+IGNORE = -100
+"""Label of a position that the language loss skips."""
+
+_TASK = "Below is an instruction that describes a task"
+_PLAIN = _TASK + ". Write a response that appropriately completes the request."
+_PAIRED = (
+    _TASK + ", paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+
+
+def alpaca(instruction: str, context: str = "") -> str:
+    """Alpaca's template, as LLaMA-Adapter was trained with: no space behind ``Response:``."""
+    if context:
+        return f"{_PAIRED}\n\n### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:"
+    return f"{_PLAIN}\n\n### Instruction:\n{instruction}\n\n### Response:"
+
+
+@dataclass
+class Encoded:
+    """A sequence and its spans; all lists have one entry a token.
+
+    Args:
+        input_ids: Tokens.
+        labels: The token where the language loss applies, else `IGNORE`.
+        answer: Whether the token belongs to the answer of the target segment.
+        caption: Whether it belongs to its caption.
+        image: Whether it is one of its image slots.
+        cut_tokens: Tokens of the prompt or of the reply's text that did not fit.
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    answer: list[bool] = field(default_factory=list)
+    caption: list[bool] = field(default_factory=list)
+    image: list[bool] = field(default_factory=list)
+    cut_tokens: int = 0
+
+    def add(self, ids: Sequence[int], *, loss: bool | int, span: str = "") -> None:
+        """Appends tokens.
+
+        Args:
+            ids: The tokens.
+            loss: Whether they are scored, or how many of the first are.
+            span: ``answer``, ``caption`` or ``image`` if they belong to the target segment.
+        """
+        scored = len(ids) if loss is True else int(loss)
+        self.input_ids += ids
+        self.labels += [token if i < scored else IGNORE for i, token in enumerate(ids)]
+        for name in ("answer", "caption", "image"):
+            getattr(self, name).extend([name == span] * len(ids))
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Builds sequences.
+
+    Args:
+        tokenizer: Of the language model.
+        num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
+        max_tokens: Longest sequence, prompt and response together.
+    """
+
+    tokenizer: M2ChatTokenizer
+    num_image_tokens: int = 32
+    max_tokens: int = 512
+
+    def prompt(self, request: Request, room: int) -> tuple[list[int], int]:
+        """Tokens of the prompt, cut to fit.
+
+        History goes first, oldest line first and whole lines; then the end of the instruction.
+
+        Args:
+            request: What the reply answers.
+            room: Most tokens the prompt may take.
+
+        Returns:
+            The tokens with the start token, and how many did not fit.
+
+        Raises:
+            ValueError: If even an empty instruction does not fit.
+        """
+        encode = self.tokenizer.encode
+        full = 0
+        for skip in range(len(request.history) + 1):
+            ids = [self.tokenizer.bos_id, *encode(alpaca(request.instruction, "\n".join(request.history[skip:])))]
+            full = full or len(ids)
+            if len(ids) <= room:
+                return ids, full - len(ids)
+        words = self.tokenizer.encode(request.instruction)
+        for keep in range(len(words) - max(1, len(ids) - room), -1, -1):
+            ids = [self.tokenizer.bos_id, *encode(alpaca(self.tokenizer.decode(words[:keep])))]
+            if len(ids) <= room:
+                return ids, full - len(ids)
+        ids = [self.tokenizer.bos_id, *encode(alpaca(""))]
+        if len(ids) <= room:
+            return ids, full - len(ids)
+        raise ValueError(
+            f"max_tokens={self.max_tokens} leaves {room} tokens for the prompt, and its template alone takes "
+            f"{len(ids)}: raise max_tokens"
+        )
+
+    def encode(self, request: Request, reply: Sequence[Segment], target: int | None = None) -> Encoded:
+        """The whole sequence of a request and its reply.
+
+        Args:
+            request: What came before.
+            reply: The reply's segments.
+            target: Index of the segment whose picture is drawn; its spans are marked. None takes the first
+                segment that has a caption.
+
+        Returns:
+            Tokens, labels and spans, at most `max_tokens` long; image slots and ``</s>`` are always whole.
+        """
+        tokens = self.tokenizer
+        if target is None:
+            target = next((i for i, segment in enumerate(reply) if segment.caption is not None), 0)
+        answers = [tokens.encode(segment.answer) if segment.answer else [] for segment in reply]
+        captions = [None if segment.caption is None else tokens.encode(segment.caption) for segment in reply]
+        slots = [] if all(c is None for c in captions) else [tokens.img_id] * self.num_image_tokens
+        fixed = 1 + sum(len(slots) + 1 for c in captions if c is not None)
+        reply_cut = self._cut_reply(answers, captions, self.max_tokens - fixed - self._least_prompt())
+        used = fixed + sum(map(len, answers)) + sum(len(c) for c in captions if c is not None)
+        prompt, cut = self.prompt(request, self.max_tokens - used)
+        encoded = Encoded(cut_tokens=cut + reply_cut)
+        encoded.add(prompt, loss=False)
+        for index, (answer, caption) in enumerate(zip(answers, captions, strict=True)):
+            is_target = index == target
+            encoded.add(answer, loss=True, span="answer" if is_target else "")
+            if caption is not None:
+                encoded.add([tokens.ic_id], loss=True)
+                encoded.add(caption, loss=True, span="caption" if is_target else "")
+                # Only the first slot is a decision; the others follow by force, in training and in generation.
+                encoded.add(slots, loss=1, span="image" if is_target else "")
+        encoded.add([tokens.eos_id], loss=True)
+        return encoded
+
+    def _least_prompt(self) -> int:
+        return 1 + len(self.tokenizer.encode(alpaca("")))
+
+    @staticmethod
+    def _cut_reply(answers: list[list[int]], captions: list[list[int] | None], room: int) -> int:
+        """Shortens the longest text of the reply until it fits; returns how many tokens went."""
+        texts = [text for text in (*answers, *captions) if text is not None]
+        cut = 0
+        while texts and sum(map(len, texts)) > max(room, 0) and any(texts):
+            max(texts, key=len).pop()
+            cut += 1
+        return cut

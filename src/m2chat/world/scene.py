@@ -1,0 +1,173 @@
+"""Scenes: tuples of attributes, and their division into training, validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 39, 40),
+    "orange": (255, 140, 26),
+    "yellow": (250, 220, 50),
+    "green": (44, 160, 60),
+    "cyan": (70, 210, 220),
+    "blue": (40, 80, 210),
+    "purple": (130, 60, 180),
+    "pink": (250, 150, 200),
+    "white": (245, 245, 245),
+    "black": (25, 25, 25),
+}
+"""Name to sRGB value, 0-255."""
+
+SHAPES = ("circle", "square", "triangle", "ring")
+SIZES: dict[str, float] = {"small": 5.0, "large": 8.5}
+"""Name to radius in pixels."""
+PAIR_RADIUS = 6.0
+"""Radius in pixels of each object when there are two: between the two sizes, and never named in a caption."""
+POSITIONS: dict[str, tuple[float, float]] = {
+    "middle": (0.0, 0.0),
+    "left": (-6.5, 0.0),
+    "right": (6.5, 0.0),
+    "top": (0.0, -6.5),
+    "bottom": (0.0, 6.5),
+}
+"""Name to offset (x, y) in pixels from the centre of the picture."""
+ATTRIBUTES = ("shape", "colour", "shape_2", "colour_2", "size", "position", "background")
+"""Attribute names, in the order of a scene's tuple. ``shape_2`` and ``colour_2`` exist in scenes of two objects
+(the right one), ``size`` and ``position`` in scenes of one."""
+
+Split = Literal["train", "val", "test"]
+HELD_OUT_PER_SPLIT = 300
+"""Scenes of one object, and as many of two, that belong to each of ``val`` and ``test``."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object of a scene.
+
+    Args:
+        shape: One of `SHAPES`.
+        colour: One of `COLOURS`.
+    """
+
+    shape: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's content: one object with size and position, or two side by side.
+
+    Args:
+        first: The object, or the left one of two.
+        background: One of `COLOURS`, different from every object's colour.
+        second: The right object, if there are two.
+        size: One of `SIZES`; None if there are two objects.
+        position: One of `POSITIONS`; None if there are two objects.
+    """
+
+    first: Shape
+    background: str
+    second: Shape | None = None
+    size: str | None = None
+    position: str | None = None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Attribute name to value, without those that the scene does not have."""
+        second = self.second
+        values = {
+            "shape": self.first.shape,
+            "colour": self.first.colour,
+            "shape_2": second.shape if second else None,
+            "colour_2": second.colour if second else None,
+            "size": self.size,
+            "position": self.position,
+            "background": self.background,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def key(self) -> str:
+        """The attribute tuple as text: two scenes are the same if and only if their keys are."""
+        return "/".join(self.attributes.get(name, "-") for name in ATTRIBUTES)
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, str]) -> Scene:
+        """Inverse of `attributes`."""
+        second = Shape(attributes["shape_2"], attributes["colour_2"]) if "shape_2" in attributes else None
+        return cls(
+            Shape(attributes["shape"], attributes["colour"]),
+            attributes["background"],
+            second,
+            attributes.get("size"),
+            attributes.get("position"),
+        )
+
+    def with_attribute(self, name: str, value: str) -> Scene:
+        """The same scene with one attribute changed."""
+        if name not in self.attributes:
+            raise ValueError(f"the scene {self.key} has no attribute {name!r}; it has {sorted(self.attributes)}")
+        return Scene.from_attributes({**self.attributes, name: value})
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether every object can be told from the background."""
+        objects = (self.first,) if self.second is None else (self.first, self.second)
+        return all(item.colour != self.background for item in objects)
+
+
+def _singles() -> Iterator[Scene]:
+    for shape in SHAPES:
+        for colour in COLOURS:
+            for size in SIZES:
+                for position in POSITIONS:
+                    for background in COLOURS:
+                        yield Scene(Shape(shape, colour), background, None, size, position)
+
+
+def _pairs() -> Iterator[Scene]:
+    objects = [Shape(shape, colour) for shape in SHAPES for colour in COLOURS]
+    for first in objects:
+        for second in objects:
+            for background in COLOURS:
+                yield Scene(first, background, second)
+
+
+@cache
+def all_scenes(objects: Literal[1, 2]) -> tuple[Scene, ...]:
+    """Every valid scene of one or of two objects: 3,600 and 12,960 of them."""
+    scenes = _singles() if objects == 1 else _pairs()
+    return tuple(scene for scene in scenes if scene.is_valid)
+
+
+@cache
+def scenes_of_split(split: Split, objects: Literal[1, 2]) -> tuple[Scene, ...]:
+    """The scenes of one split, in a fixed order that has nothing to do with their attributes.
+
+    The order is that of the keys' SHA-256, so membership never depends on a random generator.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        objects: Number of objects, 1 or 2.
+    """
+    ordered = sorted(all_scenes(objects), key=lambda scene: hashlib.sha256(scene.key.encode()).hexdigest())
+    held_out = HELD_OUT_PER_SPLIT
+    parts = {"test": ordered[:held_out], "val": ordered[held_out : 2 * held_out], "train": ordered[2 * held_out :]}
+    if split not in parts:
+        raise ValueError(f"unknown split {split!r}; choose one of {sorted(parts)}")
+    return tuple(parts[split])
+
+
+@cache
+def held_out_keys() -> frozenset[str]:
+    """Keys of every scene of ``val`` and ``test``."""
+    return frozenset(
+        scene.key for split in ("val", "test") for objects in (1, 2) for scene in scenes_of_split(split, objects)
+    )
+
+
+__all__ = ["ATTRIBUTES", "COLOURS", "POSITIONS", "SHAPES", "SIZES", "Scene", "Shape", "Split"]
