@@ -1,1 +1,1 @@
-
+"""The networks: pure torch, no Lightning, no tokenizer."""

@@ -1,0 +1,325 @@
+"""Conversations of the micro world: instructions, edits, dialogues and stories, as samples of the schema.
+
+Half of the edits and of the dialogues' pictures are told in captions that leave out what only the context picture
+shows (``meta["omitted"]``); there a model must look, not read.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from m2chat.schema import Image, Kind, Sample, Turn
+from m2chat.world.captions import caption_of, parse_caption, with_article
+from m2chat.world.knowledge import MOODS, THING_OF, TOY_OF
+from m2chat.world.render import render
+from m2chat.world.scene import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Split, held_out_keys, scenes_of_split
+
+_HIDDEN = ("size", "position", "background")
+"""Attributes that a caption may leave to the context picture."""
+_TO = {
+    "middle": "to the middle",
+    "left": "to the left",
+    "right": "to the right",
+    "top": "to the top",
+    "bottom": "to the bottom",
+}
+
+
+@dataclass
+class Maker:
+    """Makes conversations of one split.
+
+    Args:
+        split: ``train``, ``val`` or ``test``: where the scenes to draw come from.
+        seed: Makes the stream of samples reproducible.
+    """
+
+    split: Split
+    seed: int
+    rng: random.Random = field(init=False)
+    noise: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(f"{self.seed}/{self.split}")
+        self.noise = np.random.default_rng(self.rng.randrange(2**32))
+
+    def scene(self, objects: int | None = None) -> Scene:
+        """A scene of the split; of one object in four fifths of the draws, unless told."""
+        objects = objects or (1 if self.rng.random() < 0.8 else 2)
+        return self.rng.choice(scenes_of_split(self.split, objects))  # type: ignore[arg-type]
+
+    def allowed(self, scene: Scene) -> bool:
+        """Whether a scene beside the target may be shown: training never sees a held-out one."""
+        return scene.is_valid and (self.split != "train" or scene.key not in held_out_keys())
+
+    def other(self, scene: Scene, name: str) -> Scene | None:
+        """The scene with another value of one attribute, None if no allowed one was found."""
+        choices = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "position": POSITIONS, "background": COLOURS}
+        values = [value for value in choices[name.removesuffix("_2")] if value != scene.attributes[name]]
+        changed = scene.with_attribute(name, self.rng.choice(values))
+        return changed if self.allowed(changed) else None
+
+    def until(self, make: Callable[[], Talk | None]) -> Talk:
+        """Calls a maker until it succeeds."""
+        while (talk := make()) is None:
+            pass
+        return talk
+
+    def instruct(self) -> Talk:
+        """A request that says what to draw."""
+        scene = self.scene(self.rng.choice((1, 2)))
+        caption = caption_of(scene)
+        talk = Talk(self)
+        words = self.rng.choice(("please paint {}", "I want {}", "can you show me {} ?", "make a picture of {}"))
+        talk.user(words.format(caption))
+        talk.assistant("", talk.picture(scene, caption))
+        return talk
+
+    def edit(self) -> Talk:
+        """A picture, an instruction, and the changed picture."""
+        return self.until(self._edit)
+
+    def _edit(self) -> Talk | None:
+        after = self.scene()
+        name = self.rng.choice([name for name in after.attributes if after.second is None or "colour" in name])
+        before = self.other(after, name)
+        if before is None:
+            return None
+        instruction, answer = self._edit_words(name, after)
+        omit = [hidden for hidden in _HIDDEN if hidden != name] if self.rng.random() < 0.5 else []
+        talk = Talk(self)
+        # The picture before must not tell in words what the caption leaves to the eye.
+        talk.user(talk.picture(before, caption_of(before, omit=_HIDDEN if omit else ())), instruction)
+        talk.assistant(answer, talk.picture(after, caption_of(after, omit=omit)))
+        return talk
+
+    def _edit_words(self, name: str, after: Scene) -> tuple[str, str]:
+        """Instruction and answer of an edit."""
+        value = after.attributes[name]
+        pick = self.rng.random() < 0.5
+        if name == "shape":
+            return f"turn it into {with_article(value)}", f"It has become {with_article(value)} ."
+        if name == "size":
+            return f"make it {value}", f"Now it is {value} and ready ."
+        if name == "position":
+            return f"move it {_TO[value]}", f"I have moved it {_TO[value]} ."
+        if name == "background":
+            return f"put {with_article(value)} background behind it", f"Behind it is {value} now ."
+        if after.second is not None:
+            side = "right" if name == "colour_2" else "left"
+            return f"make the {side} one {value}", f"The {side} one is {value} now ."
+        return (f"paint it {value}", f"I have painted it {value} .") if pick else (
+            f"I like {value} more",
+            f"Sure , {value} it is !",
+        )
+
+    def dialogue(self) -> Talk:
+        """Three replies, one of them text alone; about half of the pictures depend on an earlier one."""
+        return self.until(self._dialogue)
+
+    def _dialogue(self) -> Talk | None:
+        talk = Talk(self)
+        plan = self.rng.choice(("chat wish again", "wish ask again", "shown ask wish", "shown wish chat"))
+        for step in plan.split():
+            done = getattr(self, f"_{step}")(talk)
+            if not done:
+                return None
+        return talk
+
+    def _chat(self, talk: Talk) -> bool:
+        said, answer = self.rng.choice(_SMALL_TALK)
+        talk.user(said)
+        talk.assistant(answer)
+        return True
+
+    def _wish(self, talk: Talk) -> bool:
+        """A wish told through things that look like it; the picture owes nothing to earlier ones."""
+        scene = self.scene(1)
+        toy = TOY_OF[scene.first.shape]
+        colours = (scene.first.colour, scene.background)
+        moods = [mood for mood, own in MOODS.items() if own == colours]
+        if moods:
+            said = f"I feel like something {moods[0]} , maybe a {toy}"
+            answer = f"Then look at this {moods[0]} {toy} !"
+        else:
+            if self.rng.random() < 0.4:  # moods are rare among scenes: ask for one more often than chance
+                return self._wish(talk)
+            thing_, ground = THING_OF[colours[0]], THING_OF[colours[1]]
+            if self.rng.random() < 0.5:
+                said = f"I dream of a {toy} like the {thing_} in front of {ground}"
+                answer = f"Your {toy} dream comes true !"
+            else:
+                said = f"imagine {ground} and before it a {toy} like the {thing_}"
+                answer = f"This {toy} came to my mind ."
+        talk.user(said)
+        talk.assistant(answer, talk.picture(scene, caption_of(scene, omit=("size", "position"))), looks_back=False)
+        return True
+
+    def _again(self, talk: Talk) -> bool:
+        """A wish for something else in the place of the newest picture."""
+        last = talk.scenes[-1]
+        place = [last.attributes.get(name) for name in _HIDDEN]
+        pool = scenes_of_split(self.split, 1)
+        alike = [s for s in pool if s != last and [s.attributes[name] for name in _HIDDEN] == place]
+        if not alike:
+            return False
+        scene = self.rng.choice(alike)
+        toy, like = TOY_OF[scene.first.shape], THING_OF[scene.first.colour]
+        talk.user(f"now a {toy} like the {like} in its place")
+        talk.assistant(f"The {toy} takes its place .", talk.picture(scene, caption_of(scene, omit=_HIDDEN)))
+        return True
+
+    def _shown(self, talk: Talk) -> bool:
+        """The user shows a picture and wishes for something else in its place."""
+        scene = self.scene(1)
+        before = scene.with_attribute("shape", self.rng.choice(SHAPES))
+        before = before.with_attribute("colour", self.rng.choice(tuple(COLOURS)))
+        if before == scene or not self.allowed(before):
+            return False
+        toy, like = TOY_OF[scene.first.shape], THING_OF[scene.first.colour]
+        talk.user(
+            talk.picture(before, caption_of(before, omit=_HIDDEN)), f"I like this spot , give it a {toy} like the {like}"
+        )
+        talk.assistant(f"Done , a {toy} stands there .", talk.picture(scene, caption_of(scene, omit=_HIDDEN)))
+        return True
+
+    def _ask(self, talk: Talk) -> bool:
+        """A question about the newest picture."""
+        seen = talk.scenes[-1].attributes
+        said, answer = self.rng.choice(
+            (
+                ("which colour does it have ?", f"It looks {seen['colour']} to me ."),
+                ("what do you call that shape ?", f"I would call it {with_article(seen['shape'])} ."),
+                ("what lies behind it ?", f"There is only {seen['background']} behind it ."),
+            )
+        )
+        talk.user(said)
+        talk.assistant(answer)
+        return True
+
+    def story(self) -> Talk:
+        """Four pictures of one thing, one attribute changing from each to the next."""
+        return self.until(self._story)
+
+    def _story(self) -> Talk | None:
+        scene = self.scene(1)
+        name, opener, frames = self.rng.choice(_STORIES)
+        talk = Talk(self)
+        hero = caption_of(scene, omit=(name,) if name in _HIDDEN else ())
+        if name in ("shape", "colour"):
+            hero = caption_of(scene.with_attribute(name, frames[0][0]))
+        scenes = [scene.with_attribute(name, value) for value, _ in frames]
+        is_new = self.split == "train" or any(item.key in held_out_keys() for item in scenes)
+        if not is_new or not all(self.allowed(item) for item in scenes):
+            return None
+        talk.user(f"{opener} {hero}")
+        for item, (_, words) in zip(scenes, frames, strict=True):
+            talk.assistant(words, talk.picture(item, caption_of(item)))
+        return talk
+
+
+class Talk:
+    """A conversation while it is being made.
+
+    Args:
+        maker: Whose randomness it uses.
+    """
+
+    def __init__(self, maker: Maker) -> None:
+        self.maker = maker
+        self.turns: list[Turn] = []
+        self.images: list[Image] = []
+        self.scenes: list[Scene] = []
+        self.omitted: dict[str, list[str]] = {}
+
+    def picture(self, scene: Scene, caption: str) -> int:
+        """Draws a scene and returns its index."""
+        pixels = render(scene, self.maker.noise)
+        self.images.append(Image(pixels, caption, (pixels.shape[0], pixels.shape[1])))
+        self.scenes.append(scene)
+        return len(self.images) - 1
+
+    def user(self, *parts: str | int) -> None:
+        """The user's turn."""
+        self.turns.append(Turn("user", parts))
+
+    def assistant(self, *parts: str | int, looks_back: bool = True) -> None:
+        """The reply; notes which attributes of its picture nothing but the context picture tells.
+
+        Args:
+            parts: Texts and pictures.
+            looks_back: Whether the picture continues an earlier one.
+        """
+        turn = Turn("assistant", tuple(part for part in parts if part != ""))
+        for target in turn.pictures:
+            own = self.scenes[target].attributes
+            texts = [image.caption for image in self.images] + [item.text for item in self.turns]
+            told = {name for text in texts for name in parse_caption(text)}
+            if target and looks_back:
+                before = self.scenes[target - 1].attributes
+                hidden = [n for n in _HIDDEN if n in own and n not in told and before.get(n) == own[n]]
+                if hidden:
+                    self.omitted[str(len(self.turns))] = hidden
+        self.turns.append(turn)
+
+    def sample(self, kind: Kind, source: str, number: int) -> Sample:
+        """The finished conversation."""
+        meta = {"scenes": [scene.attributes for scene in self.scenes], "omitted": self.omitted}
+        return Sample(f"{source}/{number:06d}", kind, source, tuple(self.turns), tuple(self.images), meta)
+
+
+_SMALL_TALK = (
+    ("hello", "Hello , what shall we draw ?"),
+    ("thank you", "You are welcome , anything else ?"),
+    ("how are you ?", "I am fine and ready to draw ."),
+    ("who are you ?", "I am a painter of small things ."),
+)
+
+_STORIES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "position",
+        "tell me how it travels :",
+        (
+            ("left", "First it waits on the left ."),
+            ("top", "Then it climbs to the top ."),
+            ("right", "It slides down on the right ."),
+            ("bottom", "At last it rests at the bottom ."),
+        ),
+    ),
+    (
+        "background",
+        "tell me of the evening with",
+        (
+            ("yellow", "The day is bright and yellow ."),
+            ("orange", "Slowly the light turns orange ."),
+            ("purple", "The sky grows purple ."),
+            ("black", "Now the night has come ."),
+        ),
+    ),
+    (
+        "colour",
+        "tell me how it ripens :",
+        (
+            ("green", "In spring it is green ."),
+            ("yellow", "The summer makes it yellow ."),
+            ("orange", "It becomes orange in autumn ."),
+            ("red", "In winter it is red and sweet ."),
+        ),
+    ),
+    (
+        "shape",
+        "tell me of the magic of",
+        (
+            ("circle", "It begins as a circle ."),
+            ("ring", "A spell opens a hole : a ring !"),
+            ("square", "It folds into a square ."),
+            ("triangle", "And it ends as a triangle ."),
+        ),
+    ),
+)
+"""Attribute that changes, opener, and each frame's value and sentence."""
+
