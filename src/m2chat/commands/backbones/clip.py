@@ -48,7 +48,7 @@ def _text(scene: Scene, rng: random.Random) -> str:
     return themed_text(scene.first.shape, scene.first.colour, scene.background)
 
 
-def _normalise(pixels: Tensor) -> Tensor:
+def normalise(pixels: Tensor) -> Tensor:
     """[-1, 1] to CLIP's range."""
     mean, std = torch.tensor(_MEAN)[:, None, None], torch.tensor(_STD)[:, None, None]
     return ((pixels + 1) / 2 - mean) / std
@@ -71,7 +71,7 @@ def train_clip(folder: Path, steps: int = 4000, batch: int = 128, seed: int = 0)
     model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     scenes = scene_pool("train", 0.5, 16000, rng)
-    pixels = _normalise(to_pixels(draw(scenes, seed)))
+    pixels = normalise(to_pixels(draw(scenes, seed)))
     schedule = Schedule("clip", adamw([model], 1e-3, 0.05), 1e-3, steps)
     for _ in schedule:
         chosen = torch.randperm(len(scenes))[:batch]
@@ -94,7 +94,7 @@ def train_clip(folder: Path, steps: int = 4000, batch: int = 128, seed: int = 0)
 def measure_clip(model: Any, tokenize: Any, split: str = "test") -> dict[str, object]:
     """Recall at 1 among 500 held-out pictures and their exact captions, both ways."""
     scenes = [*scenes_of_split(split, 1)[:250], *scenes_of_split(split, 2)[:250]]  # type: ignore[arg-type]
-    image = F.normalize(model.encode_image(_normalise(to_pixels(draw(scenes, 1)))), dim=-1)
+    image = F.normalize(model.encode_image(normalise(to_pixels(draw(scenes, 1)))), dim=-1)
     text = F.normalize(model.encode_text(tokenize([caption_of(scene) for scene in scenes])), dim=-1)
     similarity, own = image @ text.T, torch.arange(len(scenes))
     return {

@@ -1,0 +1,187 @@
+"""The official adapter file: its names, its order of query and key rows, and the way to ours and back.
+
+The file is ``{"model": {...}, "config": {"w_bias", "w_lora", "lora_rank"}}``. LLaMA's original code rotates
+interleaved pairs of channels and transformers rotates halves, so the rows of q and k are permuted on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LINEAR = {
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}
+_NORM = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_PERMUTED = ("attention.wq", "attention.wk")
+_LAYER = re.compile(r"^llama\.layers\.(\d+)\.(.+)$")
+_LORA = re.compile(r"^(attention|feed_forward)\.lora_(w[qkvo123])_l([12])\.weight$")
+_VISUAL = ("clip_proj", "clip_proj_norm", "visual_query", "visual_blocks", "visual_proj", "visual_proj_norm")
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What an adapter file holds, read off its tensors.
+
+    Args:
+        prompts: K.
+        layers: Layers that have prompts.
+        visual_depth: Blocks of the visual query encoder.
+        clip_width: W, width of the CLIP tokens.
+        bias: Whether there are biases.
+        lora_rank: Rank of the low-rank updates, 0 for none.
+    """
+
+    prompts: int
+    layers: int
+    visual_depth: int
+    clip_width: int
+    bias: bool
+    lora_rank: int
+
+    @property
+    def visual_heads(self) -> int:
+        """Heads of the visual blocks: 48 channels each, 16 heads at the official width of 768."""
+        return max(1, self.clip_width // 48)
+
+
+def read_shape(official: Mapping[str, Tensor]) -> AdapterShape:
+    """Derives the numbers from the tensors, since the file's own config is optional."""
+    prompts, clip_width = official["visual_query.weight"].shape
+    blocks = {int(key.split(".")[1]) for key in official if key.startswith("visual_blocks.")}
+    ranks = [value.shape[0] for key, value in official.items() if "lora_w" in key and key.endswith("_l1.weight")]
+    return AdapterShape(
+        prompts=prompts,
+        layers=official["adapter_query.weight"].shape[0] // prompts,
+        visual_depth=len(blocks),
+        clip_width=clip_width,
+        bias=any(key.endswith(".wq.bias") for key in official),
+        lora_rank=ranks[0] if ranks else 0,
+    )
+
+
+def permute(rows: Tensor, heads: int, inverse: bool = False) -> Tensor:
+    """Re-orders the output rows of q or k from interleaved pairs to halves, or back.
+
+    Args:
+        rows: (D, ...) with D = heads * head width.
+        heads: Number of heads.
+        inverse: From halves to pairs.
+    """
+    half = rows.shape[0] // heads // 2
+    shaped = rows.reshape(heads, *((2, half) if inverse else (half, 2)), -1)
+    return shaped.transpose(1, 2).reshape(rows.shape)
+
+
+def from_official(official: Mapping[str, Tensor], heads: int, num_layers: int) -> dict[str, Tensor]:
+    """Renames an adapter file's tensors.
+
+    Args:
+        official: The file's ``model``.
+        heads: Attention heads of the language model.
+        num_layers: Its layers.
+
+    Returns:
+        Names under ``llama.`` (an `AdapterLlamaForCausalLM`) and ``visual_query.`` (a `VisualQueryEncoder`).
+
+    Raises:
+        KeyError: If a tensor has a name that the format does not know.
+    """
+    ours: dict[str, Tensor] = {}
+    for key, value in official.items():
+        if key.split(".")[0] in _VISUAL:
+            ours[f"visual_query.{key}"] = value
+        elif key == "adapter_query.weight":
+            prompts = official["visual_query.weight"].shape[0]
+            for index, chunk in enumerate(value.split(prompts)):
+                layer = num_layers - value.shape[0] // prompts + index
+                ours[f"llama.model.layers.{layer}.self_attn.adapter_query"] = chunk
+        elif key == "llama.norm.weight":
+            ours["llama.model.norm.weight"] = value
+        elif match := _LAYER.match(key):
+            name, tensor = _layer_from_official(match.group(2), value, heads)
+            ours[f"llama.model.layers.{match.group(1)}.{name}"] = tensor
+        else:
+            raise KeyError(f"the adapter file has an unknown tensor {key!r}")
+    return {name: tensor.contiguous() for name, tensor in ours.items()}
+
+
+def _layer_from_official(name: str, value: Tensor, heads: int) -> tuple[str, Tensor]:
+    if name == "attention.gate":
+        return "self_attn.adapter_gate", value.reshape(-1)
+    if name == "attention.new_gate":
+        return "self_attn.adapter_new_gate", value.reshape(-1)
+    if name.removesuffix(".weight") in _NORM:
+        return f"{_NORM[name.removesuffix('.weight')]}.weight", value
+    if lora := _LORA.match(name):
+        official = f"{lora.group(1)}.{lora.group(2)}"
+        is_b = lora.group(3) == "2"
+        tensor = permute(value, heads) if is_b and official in _PERMUTED else value
+        return f"{_LINEAR[official]}.lora_{'B' if is_b else 'A'}", tensor
+    official, _, kind = name.rpartition(".")
+    if official in _LINEAR:
+        return f"{_LINEAR[official]}.{kind}", permute(value, heads) if official in _PERMUTED else value
+    raise KeyError(f"the adapter file has an unknown layer tensor {name!r}")
+
+
+def to_official(ours: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """Inverse of `from_official`, for an adapter without low-rank updates."""
+    linear = {new: old for old, new in _LINEAR.items()}
+    norm = {new: old for old, new in _NORM.items()}
+    official: dict[str, Tensor] = {}
+    queries: dict[int, Tensor] = {}
+    for key, value in ours.items():
+        if key.startswith("visual_query."):
+            official[key.removeprefix("visual_query.")] = value
+        elif key == "llama.model.norm.weight":
+            official["llama.norm.weight"] = value
+        elif match := re.match(r"^llama\.model\.layers\.(\d+)\.(.+)$", key):
+            layer, name = int(match.group(1)), match.group(2)
+            prefix = f"llama.layers.{layer}."
+            stem, _, kind = name.rpartition(".")
+            if name == "self_attn.adapter_query":
+                queries[layer] = value
+            elif name == "self_attn.adapter_gate":
+                official[prefix + "attention.gate"] = value.reshape(1, -1, 1, 1)
+            elif stem in norm:
+                official[f"{prefix}{norm[stem]}.weight"] = value
+            elif stem in linear:
+                old = linear[stem]
+                tensor = permute(value, heads, inverse=True) if old in _PERMUTED else value
+                official[f"{prefix}{old}.{kind}"] = tensor
+            else:
+                raise KeyError(f"no official name for {key!r}")
+        else:
+            raise KeyError(f"no official name for {key!r}")
+    official["adapter_query.weight"] = torch.cat([queries[layer] for layer in sorted(queries)])
+    return {name: tensor.detach().clone().contiguous() for name, tensor in official.items()}
+
+
+def adapter_parameter_names(llama: torch.nn.Module, visual_query: torch.nn.Module) -> set[str]:
+    """Names of exactly the parameters that an adapter file holds, with our prefixes.
+
+    Biases, norms, gates, prompts and the whole visual query encoder: 63,095,552 numbers at 7B. Chosen by module:
+    a search for ``gate`` in names would catch LLaMA's own ``gate_proj``.
+    """
+    from m2chat.models.llama_adapter import AdapterLinear, AdapterLlamaAttention
+
+    names = {f"visual_query.{name}" for name, _ in visual_query.named_parameters()}
+    for path, module in llama.named_modules():
+        if isinstance(module, AdapterLinear):
+            names |= {f"llama.{path}.{name}" for name in ("bias", "lora_A", "lora_B") if getattr(module, name) is not None}
+        elif isinstance(module, AdapterLlamaAttention):
+            own = ("adapter_gate", "adapter_new_gate", "adapter_query")
+            names |= {f"llama.{path}.{name}" for name in own if getattr(module, name) is not None}
+        elif path.endswith("norm"):
+            names.add(f"llama.{path}.weight")
+    return names
