@@ -1,0 +1,185 @@
+"""The hand: a frozen SDXL (or SD 1.5) that draws from a text condition.
+
+Shapes: B batch, Q tokens of a caption, C and P widths of the sequence and the pooled condition, h and w of latents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def load_json(path: Path, what: str) -> dict[str, Any]:
+    """Reads a folder's description or says what is missing.
+
+    Raises:
+        FileNotFoundError: With the setting, the path and the remedy.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{what}: there is no {path}. Point the setting at a complete folder; `make backbones` rebuilds the micro "
+            "ones, and data/README.md says where the real ones come from."
+        )
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
+
+
+class ImageDecoder(nn.Module):
+    """Text encoders, VAE, UNet and scheduler of a diffusers folder, all frozen.
+
+    Args:
+        folder: The diffusers folder.
+
+    Raises:
+        FileNotFoundError: If the folder or a part of it is missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers import schedulers as known
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        super().__init__()
+        root = Path(folder)
+        index = load_json(root / "model_index.json", "backbone.image_decoder")
+        self.is_xl = "text_encoder_2" in index
+        float32: dict[str, Any] = {"torch_dtype": torch.float32}
+        self.text_encoder: Any = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=torch.float32)
+        self.text_encoder_2: Any = None
+        if self.is_xl:
+            self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(
+                root / "text_encoder_2", dtype=torch.float32
+            )
+        self.vae: Any = AutoencoderKL.from_pretrained(root / "vae", **float32)
+        self.unet: Any = UNet2DConditionModel.from_pretrained(root / "unet", **float32)
+        self.scheduler: Any = getattr(known, index["scheduler"][1]).from_pretrained(root / "scheduler")
+        self.noiser: Any = DDPMScheduler.from_config(self.scheduler.config)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> ImageDecoder:
+        """Stays in evaluation mode: it is frozen."""
+        return super().train(False)
+
+    @property
+    def queries(self) -> int:
+        """Q."""
+        return int(self.text_encoder.config.max_position_embeddings)
+
+    @property
+    def sequence_width(self) -> int:
+        """C."""
+        return int(self.unet.config.cross_attention_dim)
+
+    @property
+    def pooled_width(self) -> int:
+        """P; 0 for SD 1.5."""
+        return int(self.text_encoder_2.config.projection_dim) if self.is_xl else 0
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pictures that the UNet was made for, in pixels."""
+        return int(self.unet.config.sample_size) * self.vae_factor
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels of a latent."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @torch.no_grad()
+    def encode_text(self, caption_ids: Tensor, caption_ids_2: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The alignment targets e_clip and e_pclip of captions.
+
+        Args:
+            caption_ids: (B, Q) of the first tokenizer.
+            caption_ids_2: (B, Q) of the second.
+
+        Returns:
+            (B, Q, C) and (B, P); SD 1.5 has no pooled one.
+        """
+        first = self.text_encoder(caption_ids, output_hidden_states=True)
+        if not self.is_xl:
+            return first.last_hidden_state, None
+        second = self.text_encoder_2(caption_ids_2, output_hidden_states=True)
+        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Latents of pictures in [-1, 1]: the posterior's mean, scaled; (B, 3, H, W) to (B, c, h, w)."""
+        latents: Tensor = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+        return latents
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures in [-1, 1]: (B, c, h, w) to (B, 3, H, W)."""
+        pixels: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return pixels.clamp(-1, 1)
+
+    def diffuse(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy latents and what the UNet should say of them, by the scheduler's `prediction_type`."""
+        noisy = self.noiser.add_noise(latents, noise, timesteps)
+        kind = self.noiser.config.prediction_type
+        if kind == "epsilon":
+            return noisy, noise
+        if kind == "v_prediction":
+            return noisy, self.noiser.get_velocity(latents, noise, timesteps)
+        raise ValueError(f"the scheduler's prediction_type is {kind!r}; supported are 'epsilon' and 'v_prediction'")
+
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, h_align: Tensor, h_palign: Tensor | None, time_ids: Tensor
+    ) -> Tensor:
+        """h_unet of Eq. 4; gradients reach the condition through the frozen UNet.
+
+        Args:
+            noisy: (B, c, h, w).
+            timesteps: (B,) or a single one.
+            h_align: (B, Q, C).
+            h_palign: (B, P); ignored by SD 1.5.
+            time_ids: (B, 6).
+        """
+        added = {"text_embeds": h_palign, "time_ids": time_ids} if self.is_xl else None
+        output: Tensor = self.unet(noisy, timesteps, h_align, added_cond_kwargs=added).sample
+        return output
+
+    @torch.no_grad()
+    def sample(
+        self,
+        h_align: Tensor,
+        h_palign: Tensor | None,
+        time_ids: Tensor,
+        seeds: Sequence[int],
+        steps: int = 25,
+        guidance: float = 5.0,
+    ) -> Tensor:
+        """Draws pictures; the one denoising loop of the project.
+
+        Args:
+            h_align: (B, Q, C).
+            h_palign: (B, P).
+            time_ids: (B, 6); their last two are the pictures' height and width.
+            seeds: Of each picture's noise, so that a picture does not depend on its batch.
+            steps: Denoising steps.
+            guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1].
+        """
+        height, width = (int(size) // self.vae_factor for size in time_ids[0, 4:])
+        shape = (int(self.unet.config.in_channels), height, width)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps, device=h_align.device)
+        latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
+        text = torch.cat([torch.zeros_like(h_align), h_align])
+        pooled = None if h_palign is None else torch.cat([torch.zeros_like(h_palign), h_palign])
+        ids = torch.cat([time_ids, time_ids]).to(h_align)
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+            negative, positive = self.predict(scaled, timestep, text, pooled, ids).chunk(2)
+            latents = scheduler.step(negative + guidance * (positive - negative), timestep, latents).prev_sample
+        return self.decode_latents(latents)

@@ -1,0 +1,177 @@
+"""M²Chat (Fig. 2): eye, language model, M³Adapter and hand in one module.
+
+Everything is computed in `forward` or in methods that FSDP2 is told of, because its hooks fire only there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2chat.models.image_decoder import ImageDecoder
+from m2chat.models.m3adapter import Condition, M3Adapter
+from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
+from m2chat.schema import Batch
+
+
+@dataclass
+class DiffusionNoise:
+    """The random part of L_ddpm, drawn by the caller so that it can be repeated.
+
+    Args:
+        timesteps: (n,) for the first n samples of the batch.
+        noise: (n, c, h, w).
+        drop: Samples whose condition is replaced by zeros, (n,) bool.
+    """
+
+    timesteps: Tensor
+    noise: Tensor
+    drop: Tensor
+
+
+@dataclass
+class FrozenFeatures:
+    """What the frozen networks say of a batch; may be computed once and kept.
+
+    Args:
+        states: Of the language model, (B, T, D).
+        e_clip: (B, Q, C).
+        e_pclip: (B, P).
+        latents: (n, c, h, w).
+    """
+
+    states: Tensor
+    e_clip: Tensor
+    e_pclip: Tensor | None
+    latents: Tensor
+
+
+@dataclass
+class M2ChatOutput:
+    """What the losses need.
+
+    Args:
+        condition: h_align, h_palign, gate and cosine.
+        e_clip: Target of h_align, (B, Q, C).
+        e_pclip: Target of h_palign, (B, P).
+        prediction: Of the UNet, (n, c, h, w).
+        diffusion_target: What it should have been.
+        logits: At the scored positions only, (scored, V).
+        logit_labels: The tokens that stand there, (scored,).
+    """
+
+    condition: Condition
+    e_clip: Tensor
+    e_pclip: Tensor | None
+    prediction: Tensor
+    diffusion_target: Tensor
+    logits: Tensor | None = None
+    logit_labels: Tensor | None = None
+
+
+class M2ChatModel(nn.Module):
+    """The composed model; the builder knows the numbers.
+
+    Args:
+        llama: `AdapterLlamaForCausalLM`.
+        clip: The frozen eye.
+        visual_query: Maker of the adapter's prompts.
+        m3adapter: The connector.
+        decoder: The frozen hand.
+    """
+
+    def __init__(
+        self, llama: Any, clip: ClipTokens, visual_query: VisualQueryEncoder, m3adapter: M3Adapter, decoder: ImageDecoder
+    ) -> None:
+        super().__init__()
+        self.llama = llama
+        self.clip = clip
+        self.visual_query = visual_query
+        self.m3adapter = m3adapter
+        self.decoder = decoder
+
+    def read(self, input_ids: Tensor, context_pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The language model's states of whole sequences.
+
+        Args:
+            input_ids: Right-padded, (B, T).
+            context_pixels: Normalised for CLIP, zeros where there is no picture, (B, 3, S, S).
+
+        Returns:
+            States that the M³Adapter reads (B, T, D), and f_img (B, I, W).
+        """
+        f_img = self.clip(context_pixels)
+        # No mask: padding is on the right and attention is causal, so real tokens never see it.
+        layers = self.m3adapter.config.layers
+        output = self.llama.model(
+            input_ids, visual_query=self.visual_query(f_img), output_hidden_states=len(layers) > 1 or layers != (-1,)
+        )
+        if layers == (-1,):
+            return output.last_hidden_state, f_img
+        return self.m3adapter.mix_layers([output.hidden_states[layer] for layer in layers]), f_img
+
+    def condition(self, batch: Batch, states: Tensor, f_img: Tensor, use_image: bool = True) -> Condition:
+        """The condition of the batch's pictures: the same in training and in generation."""
+        return self.m3adapter(  # type: ignore[no-any-return]
+            states, batch.answer_mask, batch.caption_mask, batch.image_mask, f_img, batch.has_context, use_image
+        )
+
+    def look_and_condition(self, batch: Batch, use_image: bool = True) -> Condition:
+        """`read` and `condition`, for generation."""
+        states, f_img = self.read(batch.input_ids, batch.context_pixels)
+        return self.condition(batch, states, f_img, use_image)
+
+    @torch.no_grad()
+    def frozen_features(self, batch: Batch, samples: int) -> FrozenFeatures:
+        """What stage 1 needs of the frozen networks.
+
+        Args:
+            batch: Raw inputs.
+            samples: n, how many of the first samples get latents.
+        """
+        states, _ = self.read(batch.input_ids, batch.context_pixels)
+        e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
+        return FrozenFeatures(states, e_clip, e_pclip, self.decoder.encode_pixels(batch.target_pixels[:samples]))
+
+    def forward(
+        self,
+        batch: Batch,
+        noise: DiffusionNoise,
+        use_image: bool = True,
+        with_text: bool = True,
+        features: FrozenFeatures | None = None,
+    ) -> M2ChatOutput:
+        """One training pass.
+
+        Args:
+            batch: The samples.
+            noise: For the first n of them.
+            use_image: Whether the image branch and the gate take part (stage 2).
+            with_text: Whether the language model is trained and its logits are wanted (stage 2).
+            features: Of the frozen networks, for stage 1, instead of computing them.
+        """
+        count = len(noise.timesteps)
+        logits = labels = None
+        if with_text:
+            states, f_img = self.read(batch.input_ids, batch.context_pixels)
+            scored = batch.labels[:, 1:] >= 0
+            # Most positions are not scored, and at 7B the vocabulary's logits are the largest tensor of all.
+            logits, labels = self.llama.lm_head(states[:, :-1][scored]), batch.labels[:, 1:][scored]
+            e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
+            latents = self.decoder.encode_pixels(batch.target_pixels[:count])
+        else:
+            features = features or self.frozen_features(batch, count)
+            states, latents = features.states, features.latents
+            e_clip, e_pclip = features.e_clip, features.e_pclip
+            f_img = self.clip(batch.context_pixels) if use_image else states.new_zeros(len(batch), 1, self.clip.width)
+        condition = self.condition(batch, states, f_img, use_image)
+        noisy, target = self.decoder.diffuse(latents, noise.noise, noise.timesteps)
+        keep = (~noise.drop).to(condition.h_align.dtype)[:, None]
+        pooled = None if condition.h_palign is None else condition.h_palign[:count] * keep
+        prediction = self.decoder.predict(
+            noisy, noise.timesteps, condition.h_align[:count] * keep[..., None], pooled, batch.time_ids[:count]
+        )
+        return M2ChatOutput(condition, e_clip, e_pclip, prediction, target, logits, labels)

@@ -1,0 +1,175 @@
+"""The M³Adapter: from the language model's states to the image decoder's text condition (Fig. 2, Eqs. 2-3).
+
+Shapes: B batch, T tokens, D language model width, I picture tokens of width W, Q queries, A attention width,
+C and P widths of the sequence and the pooled condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m2chat.models.config import M3AdapterConfig
+from m2chat.models.gate import Gate
+
+
+class CrossBlock(nn.Module):
+    """A pre-norm residual block: queries look at keys and values, then think.
+
+    Args:
+        width: A.
+        source: Width of what is looked at.
+        heads: Attention heads.
+    """
+
+    def __init__(self, width: int, source: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_query = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(source, width, bias=False)  # a bias on keys would not change the attention
+        self.to_v = nn.Linear(source, width)
+        self.to_out = nn.Linear(width, width)
+        self.norm_out = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """One round.
+
+        Args:
+            x: Queries, (B, Q, A).
+            source: Keys and values, (B, S, width).
+            mask: True where there is something to look at, (B, S); None for everywhere. A row without any true
+                entry looks at nothing and gets zeros.
+        """
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.to_q(self.norm_query(x)), self.to_k(source), self.to_v(source))
+        )
+        if mask is None:
+            attended = F.scaled_dot_product_attention(query, key, value)
+        else:
+            some = mask.any(1)[:, None]
+            # An all-false row would be 0/0: it looks everywhere instead, and its result is replaced.
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=(mask | ~some)[:, None, None])
+            attended = torch.where(some[..., None, None], attended, torch.zeros_like(attended))
+        x = x + self.to_out(attended.transpose(1, 2).flatten(2))
+        return x + self.feed_forward(self.norm_out(x))
+
+
+@dataclass
+class Condition:
+    """What the image decoder is told.
+
+    Args:
+        h_align: In place of the text encoders' sequence, (B, Q, C).
+        h_palign: In place of their pooled output, (B, P); None for a decoder without one.
+        gate: g, (B,).
+        cosine: c, (B,).
+    """
+
+    h_align: Tensor
+    h_palign: Tensor | None
+    gate: Tensor
+    cosine: Tensor
+
+
+class M3Adapter(nn.Module):
+    """Learned queries read the caption and image tokens, and beside them the context picture.
+
+    Args:
+        config: Its numbers.
+        llm_width: D.
+        clip_width: W.
+        queries: Q.
+        sequence_width: C.
+        pooled_width: P; 0 for a decoder without a pooled condition.
+    """
+
+    def __init__(
+        self, config: M3AdapterConfig, llm_width: int, clip_width: int, queries: int, sequence_width: int, pooled_width: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
+        self.norm_states = nn.LayerNorm(llm_width)
+        self.norm_picture = nn.LayerNorm(clip_width)
+        self.text_blocks = nn.ModuleList(CrossBlock(width, llm_width, config.heads) for _ in range(config.blocks))
+        self.image_blocks = nn.ModuleList(CrossBlock(width, clip_width, config.heads) for _ in range(config.blocks))
+        self.gate = Gate(config.gate)
+        self.norm_fused = nn.LayerNorm(width)
+        self.head = nn.Sequential(nn.Linear(width, sequence_width), nn.GELU(), nn.Linear(sequence_width, sequence_width))
+        self.pooled_head = (
+            nn.Sequential(nn.Linear(width, sequence_width), nn.GELU(), nn.Linear(sequence_width, pooled_width))
+            if pooled_width
+            else None
+        )
+        several = len(config.layers) > 1
+        self.layer_weights = nn.Parameter(torch.zeros(len(config.layers))) if several else None
+
+    def image_branch(self) -> list[nn.Module]:
+        """The parts that stage 1 leaves alone: without context pictures only weight decay would move them."""
+        return [self.norm_picture, self.image_blocks, self.gate]
+
+    def mix_layers(self, states: list[Tensor]) -> Tensor:
+        """One state sequence from those of the chosen layers, (B, T, D)."""
+        if self.layer_weights is None:
+            return states[0]
+        weights = self.layer_weights.softmax(0)
+        normal = [F.layer_norm(state, state.shape[-1:]) for state in states]  # layers differ in scale by far
+        return torch.stack([weight * state for weight, state in zip(weights, normal, strict=True)]).sum(0)
+
+    def forward(
+        self,
+        states: Tensor,
+        answer_mask: Tensor,
+        caption_mask: Tensor,
+        image_mask: Tensor,
+        f_img: Tensor,
+        has_context: Tensor,
+        use_image: bool = True,
+    ) -> Condition:
+        """The condition of each sample's picture.
+
+        Args:
+            states: Of the language model, (B, T, D).
+            answer_mask: (B, T).
+            caption_mask: (B, T).
+            image_mask: (B, T).
+            f_img: CLIP tokens of the context picture, (B, I, W).
+            has_context: Whether there is one, (B,).
+            use_image: Whether the image branch takes part; stage 1 trains without it.
+        """
+        batch = states.shape[0]
+        source, mask = self.norm_states(states), caption_mask | image_mask
+        semantic = self.queries.expand(batch, -1, -1)
+        for block in self.text_blocks:
+            semantic = block(semantic, source, mask)
+        gate, cosine = self.gate(states, answer_mask, caption_mask, has_context)
+        if use_image and self.config.gate.mode != "off":
+            picture = self.queries.expand(batch, -1, -1)
+            seen = self.norm_picture(f_img.to(self.norm_picture.weight.dtype))
+            for block in self.image_blocks:
+                picture = block(picture, seen, None)
+            fused = fuse(picture, semantic, gate)
+        else:
+            gate, fused = torch.ones_like(gate), semantic
+        fused = self.norm_fused(fused)
+        pooled = self.pooled_head(fused.mean(1)) if self.pooled_head is not None else None
+        return Condition(self.head(fused), pooled, gate, cosine)
+
+
+def fuse(picture: Tensor, semantic: Tensor, gate: Tensor) -> Tensor:
+    """f_fus of Eq. 3.
+
+    Args:
+        picture: A_img, (B, Q, A).
+        semantic: A_h, (B, Q, A).
+        gate: g, (B,); where it is 1 the picture has no say, whatever it holds.
+    """
+    g = gate[:, None, None].to(semantic.dtype)
+    return torch.where(g < 1, (1 - g) * picture + g * semantic, semantic)

@@ -1,0 +1,45 @@
+"""Which parameters each stage trains: chosen by module, never by a search in names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from m2chat.models.adapter_file import adapter_parameter_names
+from m2chat.models.m2chat import M2ChatModel
+
+Stage = Literal["align", "m3ft"]
+
+
+def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:
+    """Names of the parameters that a stage trains.
+
+    Stage ``align`` (Eq. 6): the M³Adapter without image branch and gate. Stage ``m3ft`` (Eq. 7): the whole
+    M³Adapter, exactly the tensors of a LLaMA-Adapter file, and the rows of the two added tokens. A gate that its
+    mode does not use stays frozen in both.
+    """
+    adapter = model.m3adapter
+    own = dict(adapter.named_parameters())
+    idle = {id(p) for p in adapter.gate.parameters()} if adapter.config.gate.mode != "learnable" else set()
+    if stage == "align" or adapter.config.gate.mode == "off":
+        idle |= {id(p) for module in adapter.image_branch() for p in module.parameters()}
+    names = {f"m3adapter.{name}" for name, parameter in own.items() if id(parameter) not in idle}
+    if stage == "m3ft":
+        names |= adapter_parameter_names(model.llama, model.visual_query)
+        names |= {"llama.model.embed_tokens.extra", "llama.lm_head.extra"}
+        # The first layers have a gate for the file's sake only: without prompts no gradient ever reaches it.
+        for index, layer in enumerate(model.llama.model.layers):
+            if layer.self_attn.adapter_query is None:
+                names.discard(f"llama.model.layers.{index}.self_attn.adapter_gate")
+    return names
+
+
+def set_trainable(model: M2ChatModel, stage: Stage) -> set[str]:
+    """Freezes everything but what a stage trains.
+
+    Returns:
+        The names of what it trains.
+    """
+    names = trainable_names(model, stage)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return names
