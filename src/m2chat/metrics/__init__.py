@@ -1,1 +1,1 @@
-
+"""The mathematics of the metrics, without any training framework."""

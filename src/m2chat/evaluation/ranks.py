@@ -1,0 +1,40 @@
+"""What the processes of one evaluation tell each other; with one process, nothing."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+
+T = TypeVar("T")
+
+
+def world() -> tuple[int, int]:
+    """This process's rank, and the number of processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in their order; every rank must call it."""
+    _, size = world()
+    if size == 1:
+        return [value]
+    values: list[T | None] = [None] * size
+    distributed.all_gather_object(values, value)
+    return [item for item in values if item is not None]
+
+
+def add_up(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum of all ranks' arrays, which are of equal shape; every rank must call it."""
+    _, size = world()
+    if size == 1:
+        return array
+    on_gpu = distributed.get_backend() == "nccl"
+    tensor = torch.from_numpy(array.copy()).to("cuda" if on_gpu else "cpu")
+    distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()

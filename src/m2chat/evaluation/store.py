@@ -1,0 +1,111 @@
+"""The memory that the callbacks of one evaluation share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2chat.evaluation import ranks
+from m2chat.evaluation.statistics import Estimate
+from m2chat.metrics.encoders import Picture, TextImageEncoder
+from m2chat.schema import Kind, Prediction
+
+CACHED_EMBEDDINGS = 8192
+"""Embeddings that are remembered: enough for every caption and true picture of a small validation set."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one metric found in one sample.
+
+    Args:
+        id: Of the prediction.
+        kind: Of the sample.
+        values: Name to value; arrays are working material, everything else is a result.
+    """
+
+    id: str
+    kind: Kind
+    values: Mapping[str, Any]
+
+
+@dataclass
+class EvalStore:
+    """Per-sample findings, embeddings and results of one evaluation on this rank.
+
+    Samples are known by their id: one that a padding sampler hands to two ranks, or twice to one, counts once.
+
+    Args:
+        results: Metric name to its value over the data set, of all ranks.
+        protocol: How the metrics were computed.
+    """
+
+    results: dict[str, Estimate] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    _rows: dict[str, dict[str, Row]] = field(default_factory=lambda: defaultdict(dict))
+    _embeddings: OrderedDict[tuple[str, str | bytes], NDArray[np.float32]] = field(default_factory=OrderedDict)
+
+    def start(self) -> None:
+        """Forgets the last evaluation; embeddings stay true and are kept."""
+        self.results.clear()
+        self.protocol.clear()
+        self._rows.clear()
+
+    def put(self, metric: str, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Notes what a metric found in a sample."""
+        self._rows[metric][prediction.id] = Row(prediction.id, prediction.kind, values)
+
+    def own(self, metric: str) -> list[Row]:
+        """This rank's findings, without samples that a lower rank has as well; every rank must call it."""
+        mine = self._rows[metric]
+        rank, _ = ranks.world()
+        taken = {id_ for ids in ranks.gather(list(mine))[:rank] for id_ in ids}
+        return [row for row in mine.values() if row.id not in taken]
+
+    def joined(self, metric: str) -> list[Row]:
+        """The findings of all ranks, each sample once; every rank must call it.
+
+        Returns:
+            Rows in an order that depends on the ids only and has nothing to do with content, so neighbours are
+            not, say, two pictures of one story.
+        """
+        rows = {row.id: row for part in reversed(ranks.gather(list(self._rows[metric].values()))) for row in part}
+        return sorted(rows.values(), key=lambda row: hashlib.sha256(row.id.encode()).digest())
+
+    def scores(self, prediction_id: str) -> dict[str, Any]:
+        """Everything that all metrics found in one of this rank's samples, without arrays."""
+        found: dict[str, Any] = {}
+        for rows in self._rows.values():
+            if prediction_id in rows:
+                values = rows[prediction_id].values
+                found |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+        return found
+
+    def embed_texts(self, encoder: TextImageEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors of texts, (n, D); each text is encoded once."""
+        return self._embed(encoder.name, encoder.encode_text, texts, texts)
+
+    def embed_images(self, encoder: TextImageEncoder, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Unit vectors of pictures, (n, D); each picture is encoded once."""
+        keys = [hashlib.sha256(str(item.shape).encode() + item.tobytes()).digest() for item in pictures]
+        return self._embed(encoder.name, encoder.encode_image, pictures, keys)
+
+    def _embed(self, name: str, encode: Any, items: Sequence[Any], keys: Sequence[str | bytes]) -> NDArray[np.float32]:
+        if not items:
+            return np.zeros((0, 0), np.float32)
+        new = {key: item for key, item in zip(keys, items, strict=True) if (name, key) not in self._embeddings}
+        if new:
+            for key, row in zip(new, encode(list(new.values())), strict=True):
+                self._embeddings[name, key] = row
+        rows = np.stack([self._embeddings[name, key] for key in keys])
+        for key in keys:
+            self._embeddings.move_to_end((name, key))
+        while len(self._embeddings) > CACHED_EMBEDDINGS:
+            self._embeddings.popitem(last=False)
+        return rows

@@ -1,0 +1,148 @@
+"""Encoders that put texts and pictures into one space: what CLIP score and InterRel are measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m2chat.errors import UserError
+
+Picture: TypeAlias = NDArray[np.uint8]
+"""RGB, (H, W, 3), 0-255."""
+
+
+class TextImageEncoder(Protocol):
+    """What a cross-modal metric needs of an encoder."""
+
+    @property
+    def name(self) -> str:
+        """Names the weights; two encoders of one name give the same embeddings."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Chooses where to compute."""
+        ...
+
+    def release(self) -> None:
+        """Frees the weights; the next use loads them again."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts to unit vectors, (n, D)."""
+        ...
+
+    def encode_image(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Pictures to unit vectors, (n, D)."""
+        ...
+
+
+class OpenClipEncoder:
+    """An open_clip model in fp32, loaded at its first use.
+
+    Args:
+        model: A folder in open_clip's layout (``open_clip_config.json``, weights, tokenizer), or the name of an
+            architecture, such as ``ViT-L-14-quickgelu``.
+        pretrained: With a name: the tag (``openai``) or a file of its weights.
+        batch_size: Texts or pictures in one forward pass.
+    """
+
+    def __init__(self, model: str = "data/micro/clip", pretrained: str | None = None, batch_size: int = 64) -> None:
+        self.model = model
+        self.pretrained = pretrained
+        self.batch_size = batch_size
+        self._device = torch.device("cpu")
+        self._parts: tuple[torch.nn.Module, Callable[..., Any], Callable[..., Any]] | None = None
+
+    @property
+    def name(self) -> str:
+        """``model`` or ``model/pretrained``."""
+        return f"{self.model}/{self.pretrained}" if self.pretrained else self.model
+
+    def to(self, device: torch.device) -> None:
+        """Chooses where to compute."""
+        self._device = device
+        if self._parts is not None:
+            self._parts[0].to(device)
+
+    def release(self) -> None:
+        """Frees the weights; the next use loads them again."""
+        self._parts = None
+
+    def _load(self) -> tuple[torch.nn.Module, Callable[..., Any], Callable[..., Any]]:
+        """Network, picture transform and tokenizer.
+
+        Raises:
+            UserError: If there is neither such a folder nor such an architecture, no weights are named, or they were
+                trained with another activation.
+        """
+        if self._parts is not None:
+            return self._parts
+        from m2chat._compat import ensure_torchvision
+
+        ensure_torchvision()
+        import open_clip
+
+        if (Path(self.model) / "open_clip_config.json").is_file():
+            source, pretrained = f"local-dir:{self.model}", None
+        elif self.model not in open_clip.list_models():
+            raise UserError(
+                f"encoder model={self.model!r} is neither a folder with an open_clip_config.json nor an architecture "
+                "that open_clip knows; `make backbones` builds data/micro/clip, open_clip.list_models() lists names"
+            )
+        elif self.pretrained is None:
+            raise UserError(
+                f"encoder model={self.model!r} needs pretrained=..., else its weights are random; "
+                f"choose a file or one of {open_clip.list_pretrained_tags_by_model(self.model)}"
+            )
+        else:
+            source, pretrained = self.model, self.pretrained
+            # open_clip only warns of this, and then computes with an activation that the weights never saw.
+            weights = open_clip.get_pretrained_cfg(self.model, pretrained) or {}
+            if weights.get("quick_gelu") and not open_clip.get_model_config(self.model).get("quick_gelu"):
+                raise UserError(
+                    f"encoder model={self.model!r}: the weights pretrained={pretrained!r} were trained with QuickGELU; "
+                    f"use model='{self.model}-quickgelu'"
+                )
+        try:
+            network, _, transform = open_clip.create_model_and_transforms(source, pretrained, precision="fp32")
+        except RuntimeError as error:
+            raise UserError(
+                f"encoder model={self.model!r}, pretrained={self.pretrained!r} could not be loaded: {error}. "
+                "Without a network, give the weights as a file: pretrained=/path/to/weights"
+            ) from error
+        network = network.float().to(self._device).eval().requires_grad_(False)
+        self._parts = (network, transform, open_clip.get_tokenizer(source))
+        return self._parts
+
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts to unit vectors, (n, D); a text that is too long is cut, and its end token kept."""
+        network, _, tokenize = self._load()
+        return self._encode(network.encode_text, lambda part: tokenize(list(part)), texts)
+
+    def encode_image(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Pictures to unit vectors, (n, D), through open_clip's own resize, crop and normalisation."""
+        from PIL import Image
+
+        network, transform, _ = self._load()
+
+        def prepare(part: Sequence[Picture]) -> torch.Tensor:
+            return torch.stack([transform(Image.fromarray(picture)) for picture in part])
+
+        return self._encode(network.encode_image, prepare, pictures)
+
+    @torch.no_grad()
+    def _encode(
+        self, forward: Any, prepare: Callable[[Any], torch.Tensor], items: Sequence[Any]
+    ) -> NDArray[np.float32]:
+        rows = []
+        # Half precision around the caller moves a score by several tenths of a point.
+        with torch.autocast(self._device.type, enabled=False):
+            for start in range(0, len(items), self.batch_size):
+                inputs = prepare(items[start : start + self.batch_size]).to(self._device)
+                rows.append(torch.nn.functional.normalize(forward(inputs).float(), dim=-1).cpu())
+        return torch.cat(rows).numpy() if rows else np.zeros((0, 0), np.float32)

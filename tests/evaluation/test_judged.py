@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from m2chat.evaluation.grid import GAP, comparison, conversation_table
+from m2chat.evaluation.judged import judge_targets
+from m2chat.evaluation.targets import targets_of
+from m2chat.schema import Prediction, Reply, Segment
+from m2chat.world import Scene, Shape, caption_of, render
+
+SCENE = Scene(Shape("circle", "red"), "blue", None, "large", "left")
+
+
+def test_a_right_picture_is_right_in_every_way(make_prediction: Callable[..., Prediction]) -> None:
+    caption = caption_of(SCENE, omit=["size"])
+    prediction = make_prediction("x", render(SCENE), caption, scene=SCENE.attributes, omitted=["size"])
+    judged = judge_targets(targets_of(prediction))
+    assert (judged.all_right, judged.scene_right, judged.omitted_right) == ([True], [True], [True])
+    assert judged.oracle == [False]  # the fixture's true picture is plain grey
+    assert judged.attributes["colour"] == [True]
+
+
+def test_a_wrong_omitted_attribute_is_no_fault_of_the_caption(make_prediction: Callable[..., Prediction]) -> None:
+    caption = caption_of(SCENE, omit=["size"])
+    drawn = render(SCENE.with_attribute("size", "small"))
+    prediction = make_prediction("x", drawn, caption, scene=SCENE.attributes, omitted=["size"])
+    judged = judge_targets(targets_of(prediction))
+    assert (judged.all_right, judged.scene_right, judged.omitted_right) == ([True], [False], [False])
+
+
+def test_a_picture_that_was_not_drawn_is_left_out(make_prediction: Callable[..., Prediction]) -> None:
+    judged = judge_targets(targets_of(make_prediction("x", None, caption_of(SCENE))))
+    assert judged.all_right == []
+    assert judged.oracle == [False]
+
+
+def test_each_of_several_pictures_has_its_own_scene() -> None:
+    other = SCENE.with_attribute("colour", "green")
+    segments = (Segment("first", caption_of(SCENE)), Segment("and then"), Segment("last", caption_of(other)))
+    reply = Reply(segments, (render(SCENE), None, render(other)))
+    meta = {"scene": [SCENE.attributes, other.attributes], "omitted": [[], ["colour"]]}
+    targets = targets_of(Prediction("x", "story", "test", "", reply, reply, None, meta))
+    judged = judge_targets(targets)
+    assert judged.scene_right == [True, True]
+    assert judged.omitted_right == [True]
+
+
+def test_the_grid_has_a_row_for_each_picture_and_keeps_pixels(make_prediction: Callable[..., Prediction]) -> None:
+    drawn = np.zeros((2, 2, 3), np.uint8)
+    drawn[0, 0] = (255, 0, 0)
+    picture = comparison([make_prediction("x", drawn), make_prediction("y", None)], size=16)
+    assert picture is not None
+    assert picture.shape == (2 * (16 + GAP) + GAP, 3 * (16 + GAP) + GAP, 3)
+    column = GAP + 16 + GAP
+    assert (picture[GAP : GAP + 8, column : column + 8] == (255, 0, 0)).all()
+    assert (picture[2 * GAP + 16 : 2 * GAP + 32, column : column + 16] == 200).all()
+    assert comparison([]) is None
+
+
+def test_words_cannot_break_the_table(make_prediction: Callable[..., Prediction]) -> None:
+    line = conversation_table([make_prediction("x", None, answer="a | b\nc")]).splitlines()[2]
+    assert "a \\| b c [no picture: a red circle]" in line

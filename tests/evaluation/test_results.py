@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m2chat.errors import UserError
+from m2chat.evaluation.report import main, newest, report, table
+from m2chat.evaluation.results import prediction_row, read_results, write_images, write_predictions, write_results
+from m2chat.evaluation.statistics import Estimate
+from m2chat.schema import Prediction
+
+
+def test_results_survive_the_file(tmp_path: Path) -> None:
+    metrics = {
+        "bleu_1": Estimate(12.5, 40, 10.0, 15.0),
+        "fid_micro": Estimate(math.nan, 1),
+        "loss": Estimate(0.5, None),
+    }
+    path = write_results(tmp_path, metrics, {"seed": 3, "steps": np.int64(20), "guidance": float("inf")})
+    content = json.loads(path.read_text())
+    assert content["metrics"]["bleu_1"] == {"value": 12.5, "n": 40, "low": 10.0, "high": 15.0}
+    assert content["metrics"]["fid_micro"]["value"] is None
+    assert content["protocol"] == {"seed": 3, "steps": 20, "guidance": None}
+    found, protocol = read_results(path)
+    assert found["bleu_1"] == metrics["bleu_1"]
+    assert math.isnan(found["fid_micro"].value)
+    assert found["loss"].n is None
+    assert protocol["seed"] == 3
+    assert [item.name for item in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("[1]")
+    with pytest.raises(UserError, match="is no results"):
+        read_results(tmp_path / "results.json")
+
+
+def test_pictures_are_named_by_number_only(tmp_path: Path, make_prediction: Callable[..., Prediction]) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    prediction = make_prediction("../../etc/evil", drawn, array=np.ones(2))
+    images = write_images(tmp_path, 7, prediction)
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == ["000007_context_0.png", "000007_generated_0.png", "000007_reference_0.png"]
+    assert (np.asarray(Image.open(tmp_path / "images/000007_generated_0.png")) == drawn).all()
+    path = write_predictions(tmp_path, [prediction_row(7, prediction, images), prediction_row(2, prediction, images)])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["number"] for row in rows] == [2, 7]
+    assert rows[0]["id"] == "../../etc/evil"
+    assert rows[0]["generated"][0]["image"] == "images/000007_generated_0.png"
+
+
+def test_the_table_shows_the_paper_beside_ours() -> None:
+    lines = table(
+        {"bleu_1": Estimate(50.0, 9, 40.0, 60.0), "fid_micro": Estimate(math.nan, 1)}, "mmdialog"
+    ).splitlines()
+    assert "paper: 6.98" in lines[2]
+    assert "40.00 ... 60.00" in lines[2]
+    assert len({len(line) for line in lines}) == 1
+    assert "paper: 26.15" in table({"fid_micro": Estimate(1.0, 9)}, "cc3m")
+    assert "paper:" not in table({"bleu_1": Estimate(1.0, 9)}, "own")
+
+
+def test_the_report_finds_the_newest_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="lightning test"):
+        newest(tmp_path)
+    write_results(tmp_path / "version_0", {"clip_score": Estimate(21.0, 5)}, {"dataset": "coco", "steps": 20})
+    (tmp_path / "version_0/images").mkdir()
+    main(["--root", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "paper: 29.87" in printed
+    assert f"Pictures: {tmp_path / 'version_0/images'}" in printed
+    assert f"tensorboard --logdir {tmp_path}" in printed
+    assert "- steps: 20" in report(tmp_path / "version_0/results.json")

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from m2chat.errors import UserError
+from m2chat.metrics.extractors import InceptionExtractor, MicroExtractor
+from m2chat.metrics.fid import Moments, frechet_distance
+from m2chat.metrics.micro_net import MicroFeatureNet
+
+RNG = np.random.default_rng(0)
+
+
+def pictures(count: int, seed: int, size: int = 32) -> list[NDArray[np.uint8]]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory: pytest.TempPathFactory) -> MicroExtractor:
+    folder = tmp_path_factory.mktemp("fid")
+    torch.manual_seed(0)
+    MicroFeatureNet({"shape": 4}, num_features=6, width=8).save(folder)
+    return MicroExtractor(str(folder))
+
+
+def test_one_dimension_by_hand() -> None:
+    # Means 1 and 4, variances 1 and 4: (1-4)^2 + 1 + 4 - 2*sqrt(4) = 10.
+    real = Moments.of(np.array([[0.0], [1.0], [2.0]]))
+    generated = Moments.of(np.array([[2.0], [4.0], [6.0]]))
+    assert frechet_distance(real, generated) == pytest.approx(10.0)
+
+
+def test_the_same_pictures_are_at_no_distance() -> None:
+    moments = Moments.of(RNG.normal(size=(40, 8)))
+    assert frechet_distance(moments, moments) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_moments_of_parts_add_up_and_survive_packing() -> None:
+    features = RNG.normal(1000.0, 1.0, (30, 5))
+    whole = Moments.of(features)
+    parts = Moments.of(features[:11]) + Moments.of(features[11:])
+    unpacked = Moments.unpack(parts.pack(), 5)
+    assert unpacked.n == 30
+    assert unpacked.covariance == pytest.approx(np.cov(features.T), abs=1e-6)
+    assert unpacked.mean == pytest.approx(whole.mean)
+
+
+def test_one_picture_gives_nan_and_a_warning() -> None:
+    one, two = Moments.of(np.ones((1, 3))), Moments.of(RNG.normal(size=(2, 3)))
+    with pytest.warns(UserWarning, match="two pictures a side"):
+        assert np.isnan(frechet_distance(two, one))
+
+
+def test_features_that_are_not_finite_are_left_out() -> None:
+    features = RNG.normal(size=(5, 3))
+    features[2, 1] = np.inf
+    with pytest.warns(UserWarning, match="left out 1"):
+        assert Moments.of(features).n == 4
+
+
+def test_the_distance_is_that_of_torchmetrics(extractor: MicroExtractor) -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    real, generated = pictures(30, 1), pictures(25, 2)
+    generated = [np.clip(picture.astype(int) // 2 + 60, 0, 255).astype(np.uint8) for picture in generated]
+    network = MicroFeatureNet.load(extractor.folder)
+
+    class Features(torch.nn.Module):
+        num_features = 6
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return network.features(network.prepare(pixels)).detach()
+
+    theirs = FrechetInceptionDistance(feature=Features(), normalize=False).set_dtype(torch.float64)
+    for side, is_real in ((real, True), (generated, False)):
+        theirs.update(torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2), real=is_real)
+    ours = frechet_distance(Moments.of(extractor.extract(real)), Moments.of(extractor.extract(generated)))
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-4)
+    assert ours > 1e-3
+
+
+def test_the_distance_is_that_of_torch_fidelity() -> None:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    real, generated = RNG.normal(size=(50, 7)), RNG.normal(0.5, 2.0, (60, 7))
+    statistics = [fid_features_to_statistics(torch.from_numpy(side)) for side in (real, generated)]
+    theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(Moments.of(real), Moments.of(generated)) == pytest.approx(theirs, rel=1e-7)
+
+
+def test_order_and_batch_size_do_not_matter(extractor: MicroExtractor) -> None:
+    mixed = pictures(7, 3) + pictures(3, 4, size=48)
+    order = np.random.default_rng(5).permutation(len(mixed))
+    one_by_one = MicroExtractor(str(extractor.folder), batch_size=1)
+    expected = extractor.extract(mixed)[order]
+    assert one_by_one.extract([mixed[i] for i in order]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_extractor_sees_where_things_are(extractor: MicroExtractor) -> None:
+    left = np.zeros((32, 32, 3), np.uint8)
+    left[8:24, 4:12] = 255
+    features = extractor.extract([left, left[:, ::-1].copy()])
+    assert np.abs(features[0] - features[1]).max() > 1e-3
+
+
+def test_a_missing_extractor_names_the_remedy() -> None:
+    with pytest.raises(UserError, match="make backbones"):
+        MicroExtractor("nowhere").extract(pictures(1, 0))
+    with pytest.raises(UserError, match="torch-fidelity"):
+        InceptionExtractor("nowhere.pth").extract(pictures(1, 0, 256))
+
+
+def test_no_pictures_have_no_features(extractor: MicroExtractor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert extractor.extract([]).shape == (0, 6)

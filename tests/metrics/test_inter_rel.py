@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from m2chat.metrics.inter_rel import Elements, Modality, inter_rel, mm_relevance
+
+X, Y, Z = np.eye(3)
+
+
+def elements(*parts: tuple[Modality, np.ndarray]) -> Elements:
+    rows = np.stack([row for _, row in parts]) if parts else np.zeros((0, 0))
+    return Elements([modality for modality, _ in parts], rows)
+
+
+def test_one_text_and_one_picture_is_the_mean_of_both_directions() -> None:
+    value = inter_rel(elements(("T", X), ("V", Y)), elements(("T", (X + Y) / np.sqrt(2)), ("V", X)))
+    # cos(t, v~) = 1, cos(v, t~) = sqrt(1/2)
+    assert value.mean == pytest.approx(100 * (1 + np.sqrt(0.5)) / 2)
+    assert value.total == pytest.approx(100 * (1 + np.sqrt(0.5)))
+    assert value.slots == 2
+
+
+def test_a_picture_that_was_not_drawn_counts_zero() -> None:
+    value = inter_rel(elements(("T", X), ("V", X)), elements(("T", X)))
+    assert value.mean == pytest.approx(50.0)
+
+
+def test_a_picture_that_nobody_asked_for_is_held_against_the_text() -> None:
+    value = inter_rel(elements(("T", X)), elements(("T", X), ("V", Y)))
+    assert value.mean == pytest.approx(0.0)
+    assert value.slots == 1
+
+
+def test_neighbours_count_where_they_exist() -> None:
+    # T0 meets V~0 and V~1; V0 and V1 each meet T~0 or lack it; V1 has an expected text only at place 0.
+    value = inter_rel(elements(("T", X), ("V", X), ("V", Y)), elements(("T", Y), ("V", X), ("V", X)))
+    # T->V: 1 + 1 in two slots. V->T: V0.T~0 = 0 in one slot; V1 has neither T~1 nor a true T1.
+    assert (value.total, value.slots) == (pytest.approx(200.0), 3)
+
+
+def test_text_alone_is_undefined() -> None:
+    assert inter_rel(elements(("T", X)), elements(("T", X))).mean is None
+    assert inter_rel(elements(), elements()).mean is None
+
+
+def test_the_true_reply_is_its_own_ceiling() -> None:
+    reference = elements(("T", X), ("V", (X + Z) / np.sqrt(2)))
+    assert inter_rel(reference, reference).mean == pytest.approx(100 * np.sqrt(0.5))
+
+
+def test_mm_relevance_compares_place_by_place() -> None:
+    reference = elements(("T", X), ("V", Y))
+    assert mm_relevance(reference, reference) == pytest.approx(100.0)
+    # One of two places is right, one element is missing: P = 1, R = 1/2.
+    assert mm_relevance(reference, elements(("T", X))) == pytest.approx(200 / 3)
+    assert mm_relevance(reference, elements()) == 0.0
+    assert mm_relevance(elements(), elements()) is None
