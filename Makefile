@@ -1,0 +1,69 @@
+# `make train` and `make test` work as the first command on a fresh clone: they set themselves up.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# More arguments for every `lightning` command of `make train`, for example RUN_ARGS="--trainer.max_steps=20".
+RUN_ARGS ?=
+# Where `make train` looks for what it wrote.
+LOGS ?= lightning_logs
+SEEDS ?= 0 1 2
+
+.PHONY: help install data train seeds test test-slow lint format backbones tensorboard clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## Make .venv and install everything into it (done by the other targets when needed)
+
+# torch goes first: the constraint picks the build that fits this machine's index, before anything else asks for torch.
+.venv/.installed: pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=/path/to/python")'
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+data: install ## Generate the micro data set (training does it too, on first use)
+	$(BIN)/python -c 'from pathlib import Path; from m2chat.data.micro_world import ensure_micro_shards; \
+		ensure_micro_shards(Path("data/micro/shards"))'
+
+train: install data ## Train stage 1 and stage 2 at micro scale, evaluate, print the table of metrics
+	$(BIN)/lightning fit --config configs/stage1.yaml $(RUN_ARGS)
+	$(BIN)/lightning fit --config configs/stage2.yaml $(RUN_ARGS)
+	$(BIN)/lightning test --config configs/eval_mmdialog.yaml $(RUN_ARGS)
+	@$(BIN)/python -m m2chat.evaluation.report --root $(LOGS)
+
+seeds: install data ## Repeat `make train` for the seeds 0, 1, 2 and write mean and spread to docs/results
+	for seed in $(SEEDS); do \
+		$(MAKE) train LOGS=lightning_logs/seed_$$seed RUN_ARGS="--seed_everything=$$seed --trainer.logger=TensorBoardLogger \
+			--trainer.logger.save_dir=. --trainer.logger.name=lightning_logs/seed_$$seed"; \
+	done
+	$(BIN)/python -m m2chat.evaluation.tables lightning_logs docs/results
+
+test: lint ## Check style and types, run the tests
+	$(BIN)/pytest
+
+test-slow: install ## Run the tests that take longer
+	$(BIN)/pytest -m slow
+
+lint: install ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+backbones: install ## Pretrain the micro backbones again, from nothing (an hour or two; needed only to change them)
+	$(BIN)/m2chat backbones
+
+tensorboard: install ## Look at the runs in a browser
+	$(BIN)/tensorboard --logdir lightning_logs
+
+clean: ## Remove the environment, caches and generated shards; keep lightning_logs
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache data/micro/shards
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

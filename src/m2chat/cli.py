@@ -1,0 +1,67 @@
+"""The `lightning` command: `fit`, `validate`, `test` and `predict` from YAML files.
+
+This file answers `--help` and `--version` in a blink; everything that needs torch is in `lightning_cli`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+HELP = """\
+M²Chat's command for training and evaluation.
+
+usage: lightning {fit,validate,test,predict} --config FILE [--config FILE ...] [--KEY VALUE ...]
+
+  lightning fit  --config configs/stage1.yaml           train stage 1, the alignment (micro scale, on a laptop)
+  lightning fit  --config configs/stage2.yaml           train stage 2, the conversation
+  lightning test --config configs/eval_mmdialog.yaml    evaluate (also eval_coco, eval_cc3m)
+  lightning fit  --config configs/paper/stage1.yaml     the paper's run, on eight GPUs
+
+  --config FILE        settings; a later file, and then the command line, overrides an earlier one
+  --KEY VALUE          one setting, for example --trainer.max_steps 100 or --model.init_args.gate.mode paper
+  --ckpt_path FILE     go on with training, or evaluate, from a checkpoint
+  --print_config       show every setting with its value, and do nothing
+  fit --help           every setting of trainer, model and data (takes some seconds)
+  --version            version of m2chat, torch and lightning
+
+Curves and pictures: tensorboard --logdir lightning_logs. To chat and to prepare data: m2chat --help.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments without the command's own name; None means those of the process.
+
+    Returns:
+        Exit code: 0, 1 when training diverged, 2 for a mistake of the user's.
+
+    Raises:
+        SystemExit: 128 + the signal's number when a signal ended the run.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(", ".join(f"{name} {version(name)}" for name in ("m2chat", "torch", "lightning")))
+        return 0
+    from m2chat._compat import ensure_torchvision
+
+    ensure_torchvision()
+    from m2chat.lightning_cli import run
+
+    before = sys.argv
+    sys.argv = [before[0], *arguments]  # where Lightning reads them, and what it starts other processes with
+    try:
+        return run()
+    finally:
+        sys.argv = before
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""LightningCLI as we use it: bare names, linked settings, checkpoints that never change the model, short errors."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import signal
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from m2chat.callbacks.interrupt import InterruptGuard
+from m2chat.callbacks.nonfinite import NonFiniteGuard
+from m2chat.errors import TrainingDivergedError, UserError
+from m2chat.training.atomic_io import AtomicCheckpointIO
+from m2chat.training.checkpoints import HEADER, check_header, read_checkpoint
+
+LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
+"""Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""
+
+
+class ShortErrorParser(LightningArgumentParser):
+    """An argument parser whose errors say what is wrong, what was probably meant, and nothing else."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuses the arguments. jsonargparse calls this for the settings of a class too, and quotes it in the whole.
+
+        Raises:
+            UserError: With the shortened message.
+        """
+        parsers = [self, *getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {}).values()]
+        raise UserError(explain(message, {action.dest for parser in parsers for action in parser._actions})) from ex
+
+
+_NOT_A_KEY = re.compile(r"(?:accept o|O)ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
+_NOT_A_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_NOT_A_VALUE = re.compile(r'Parser key "[^"]+": Expected')
+
+
+def explain(message: str, keys: Iterable[str]) -> str:
+    """Shortens a message of jsonargparse and adds what was probably meant.
+
+    Args:
+        message: As jsonargparse words it: the cause, or a list of what was wrong with each type that was tried.
+        keys: Settings that exist where the message comes from.
+    """
+    lines = [line.strip(" -") for line in message.splitlines()]
+    causes = [line for line in lines if any(kind.search(line) for kind in (_NOT_A_KEY, _NOT_A_CLASS, _NOT_A_VALUE))]
+    if len(lines) == 1 or not causes:
+        text = " ".join(lines)
+    else:
+        where = re.match(r'Parser key "([^"]+)"', message)
+        text = (f"{where[1]}: " if where else "") + "; ".join(dict.fromkeys(causes))
+    if "Did you mean" in text:  # the setting's own parser has said it
+        return text
+    if wrong := _NOT_A_CLASS.search(text):
+        text = text.replace(wrong[0], f"'{wrong[1]}' is no class that is known here; write its name or full path")
+        return text + _suggestion(wrong[1], _class_names())
+    wrong = _NOT_A_KEY.search(text)
+    return text + (_suggestion(wrong[1] or wrong[2], keys) if wrong else "")
+
+
+def _suggestion(word: str, choices: Iterable[str]) -> str:
+    ordered = sorted(choices)
+    meant = (
+        get_close_matches(word, ordered, n=1)
+        or [choice for choice in ordered if choice.startswith(word)]
+        or get_close_matches(word.split(".")[0], ordered, n=1)
+    )
+    return f". Did you mean '{meant[0]}'?" if meant else ""
+
+
+def _class_names() -> set[str]:
+    """Names of the classes that a configuration can name without their modules."""
+    found: set[type] = set()
+    waiting: list[type] = [LightningModule, Callback, Strategy, Logger]
+    while waiting:
+        fresh: set[type] = set(waiting.pop().__subclasses__()) - found
+        waiting += fresh
+        found |= fresh
+    return {kind.__name__ for kind in found}
+
+
+class M2ChatCLI(LightningCLI):
+    """Parses the configuration, builds trainer, model and data, and runs the subcommand."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links what data and model must agree on, and adds the two guards that every run has."""
+        for name in LINKS:
+            parser.link_arguments(f"model.init_args.backbone.{name}", f"data.{name}")
+        parser.add_lightning_class_args(NonFiniteGuard, "nonfinite")
+        parser.add_lightning_class_args(InterruptGuard, "interrupt")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with our checkpoint writer unless the configuration names another."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Makes sure that the checkpoint fits the configured model.
+
+        Lightning's own version lets the checkpoint replace the model's class and settings without a word.
+        """
+        subcommand = self.config.get("subcommand")
+        path = subcommand and self.config[subcommand].get("ckpt_path")
+        if not path or path in ("best", "last", "hpc", "registry") or Path(path).is_dir():
+            return
+        model = self.config[subcommand].model
+        stage = getattr(_class_at(model.class_path), "stage", None)
+        check_header(read_checkpoint(Path(path))[HEADER], f"--ckpt_path {path}", stage, None)
+
+
+def _class_at(path: str) -> type:
+    """The class of a full dotted path, as jsonargparse resolves class names."""
+    module, _, name = path.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an error: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def run(data_class: type[LightningDataModule] | None = None) -> int:
+    """Runs the command with the arguments of the process.
+
+    Args:
+        data_class: The data module; None means `M2ChatDataModule`.
+
+    Returns:
+        Exit code: 0, 1 when training diverged, 2 for a mistake of the user's.
+    """
+    for package in ("m2chat.training", "m2chat.callbacks"):  # a class has a bare name once its module is imported
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
+    if data_class is None:
+        from m2chat.data.datamodule import M2ChatDataModule
+
+        data_class = M2ChatDataModule
+    try:
+        M2ChatCLI(
+            LightningModule,
+            data_class,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,  # it would build them before `configure_model` has made the parameters
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=ShortErrorParser,
+        )
+    except TrainingDivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        if (mistake := _mistake(error)) is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except SIGTERMException:  # outside training, where nothing needs saving; Lightning would exit with code 0
+        return 128 + signal.SIGTERM
+    return 0

@@ -1,0 +1,147 @@
+"""Writing checkpoints so that a crash, a full disk or a flipped bit never costs the previous one.
+
+Lightning's own writer goes through a temporary file in TMPDIR, and copies it over the old checkpoint where that is
+another file system: a full disk then destroys the old one. Ours writes beside the target, makes sure that the bytes
+are on disk, and renames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from m2chat.errors import UserError
+
+# The checksum lives inside the file, as the comment of the zip archive that torch.save writes, so that the two can
+# never be replaced one without the other. A zip archive ends with the comment's length (two bytes) and the comment.
+_PREFIX = b"sha256:"
+_COMMENT_BYTES = len(_PREFIX) + 64
+_CHUNK = 1 << 22  # bytes
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a temporary file in the target's folder, syncs, adds a checksum and renames; verifies it on loading."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes a checkpoint; until the last moment the old file of that name stays whole.
+
+        Args:
+            checkpoint: What `torch.save` can write.
+            path: Local file to write.
+            storage_options: Must be None.
+
+        Raises:
+            UserError: If the disk is full or the folder cannot be written.
+        """
+        if storage_options is not None:
+            raise TypeError("AtomicCheckpointIO takes no storage_options: it writes local files only")
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sweep(target.parent)
+            with open(temporary, "w+b") as file:
+                torch.save(checkpoint, file)
+                _seal(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+            written = temporary.stat().st_size if temporary.exists() else 0
+            free = shutil.disk_usage(target.parent).free if target.parent.exists() else 0
+            raise UserError(
+                f"cannot write the checkpoint {target}: {error} ({written:,} bytes were written, {free:,} are free). "
+                "An older file of that name is untouched; make room or set another dirpath for ModelCheckpoint"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint after verifying its checksum; a file without one is read as it is.
+
+        Raises:
+            UserError: If the file is missing or damaged.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"there is no checkpoint file {file}")
+        verify(file)
+        payload: dict[str, Any] = torch.load(
+            file, map_location=map_location or "cpu", weights_only=True if weights_only is None else weights_only
+        )
+        return payload
+
+
+def verify(path: Path) -> bool:
+    """Whether a checkpoint has a checksum; it is compared with the contents.
+
+    Raises:
+        UserError: If the contents have changed since they were written.
+    """
+    with open(path, "rb") as file:
+        body = file.seek(0, os.SEEK_END) - _COMMENT_BYTES - 2  # up to the comment's length
+        if body < 0:
+            return False
+        file.seek(body + 2)
+        comment = file.read()
+        if not comment.startswith(_PREFIX):
+            return False
+        if _digest(file, body) != comment:
+            raise UserError(f"{path} is damaged: its contents differ from its checksum; use another checkpoint")
+        return True
+
+
+def sweep(folder: Path) -> None:
+    """Removes temporary files that killed processes of this machine left in a folder."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, as somebody else
+        return True
+    return True
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """The checksum of a file's first bytes, as it stands in the comment."""
+    sha, left = hashlib.sha256(), size
+    file.seek(0)
+    while left and (chunk := file.read(min(_CHUNK, left))):
+        sha.update(chunk)
+        left -= len(chunk)
+    return _PREFIX + sha.hexdigest().encode()
+
+
+def _seal(file: BinaryIO) -> None:
+    """Puts the checksum into the comment of a zip archive that has none."""
+    body = file.seek(0, os.SEEK_END) - 2
+    comment = _digest(file, body)
+    file.seek(body)
+    file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,178 @@
+"""Checkpoints that hold trained tensors only: finding one, and loading one with every name accounted for."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from m2chat.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+HEADER = "m2chat"
+"""Key under which a checkpoint says what it is."""
+VERSION = 1
+"""Version of the layout of our checkpoints; a reader refuses higher ones."""
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+class Header(TypedDict):
+    """What a checkpoint says of itself.
+
+    Args:
+        stage: Which module wrote it, by its `stage`.
+        fingerprint: Of the frozen backbones on which the tensors were trained.
+        version: Of the layout.
+    """
+
+    stage: str
+    fingerprint: str
+    version: int
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what compilation, activation checkpointing and sharding put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def trainable_names(module: nn.Module) -> set[str]:
+    """Plain names of the parameters that are trained."""
+    return {plain_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters by plain name; they share memory with the module."""
+    return {
+        plain_name(name): parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of ours without executing anything in it; tensors stay on disk until they are used.
+
+    Args:
+        path: A file that ends in ``.ckpt``.
+
+    Raises:
+        UserError: If there is no such file, or it is broken or not a checkpoint of M2Chat.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint file {path}")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(payload, dict) or HEADER not in payload or "state_dict" not in payload:
+        raise UserError(f"{path} is not a checkpoint of M2Chat: it has no '{HEADER}' entry")
+    return payload
+
+
+def check_header(header: Mapping[str, Any], where: str, stage: str | None, fingerprint: str | None) -> None:
+    """Holds what a checkpoint says of itself against what is wanted.
+
+    Args:
+        header: The checkpoint's `Header`.
+        where: Names the checkpoint in messages.
+        stage: The stage that must have written it; None accepts any.
+        fingerprint: The backbones on which it must have been trained; None accepts any.
+
+    Raises:
+        UserError: If one of them differs, or the layout is newer than this version can read.
+    """
+    if header["version"] > VERSION:
+        raise UserError(
+            f"{where} has checkpoint layout {header['version']}, this version reads up to {VERSION}: update m2chat"
+        )
+    if stage is not None and header["stage"] != stage:
+        raise UserError(
+            f"{where} is a checkpoint of stage '{header['stage']}', but stage '{stage}' is wanted here. "
+            "--ckpt_path resumes or evaluates the stage that wrote the file; to start stage 2 from stage 1 use "
+            "--model.init_args.init_from instead"
+        )
+    if fingerprint is not None and header["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{where} was trained on other backbones (fingerprint {header['fingerprint']}) than those configured "
+            f"(fingerprint {fingerprint}): set model.init_args.backbone as in that run's config.yaml, or train again"
+        )
+
+
+def check_names(found: Iterable[str], expected: Collection[str], where: str) -> None:
+    """Makes sure that exactly the expected tensors are there.
+
+    Raises:
+        UserError: That counts and names what is missing or too many.
+    """
+    found, expected = set(found), set(expected)
+    faults = [
+        f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (("missing", expected - found), ("unexpected", found - expected))
+        if names
+    ]
+    if faults:
+        raise UserError(f"{where} does not hold the {len(expected)} tensors that are trained here: {'; '.join(faults)}")
+
+
+def find_checkpoint(root: Path, stage: str, fingerprint: str) -> Path | None:
+    """The newest checkpoint of a stage on the same backbones.
+
+    Files that cannot be read, and folders of sharded checkpoints, are passed over; the log says why.
+
+    Args:
+        root: Folder to look in, at any depth; it need not exist.
+        stage: The stage that must have written it.
+        fingerprint: The backbones on which it must have been trained.
+    """
+    dated = [(path.stat().st_mtime_ns, str(path), path) for path in root.rglob("*.ckpt") if path.is_file()]
+    for _, _, path in sorted(dated, reverse=True):
+        try:
+            check_header(read_checkpoint(path)[HEADER], str(path), stage, fingerprint)
+        except UserError as reason:
+            _LOG.info("passed over: %s", reason)
+        else:
+            return path
+    return None
+
+
+def load_trained(
+    module: nn.Module, path: Path, expected_names: Collection[str], *, stage: str | None, fingerprint: str | None
+) -> Header:
+    """Loads trained tensors into a module and leaves everything else as it is.
+
+    Args:
+        module: Has a parameter of each expected name.
+        path: Checkpoint file.
+        expected_names: Plain names of the tensors that the checkpoint must hold, no more and no fewer.
+        stage: The stage that must have written it; None accepts any.
+        fingerprint: The backbones on which it must have been trained; None accepts any.
+
+    Returns:
+        What the checkpoint says of itself.
+
+    Raises:
+        UserError: If the file is missing or broken, of another stage, of other backbones, or holds other tensors
+            or shapes.
+    """
+    payload = read_checkpoint(path)
+    header: Header = payload[HEADER]
+    check_header(header, str(path), stage, fingerprint)
+    state: dict[str, Tensor] = payload["state_dict"]
+    check_names(state, expected_names, str(path))
+    parameters = {plain_name(name): parameter for name, parameter in module.named_parameters()}
+    check_names((name for name in state if name in parameters), expected_names, f"{type(module).__name__}")
+    for name, tensor in state.items():
+        if parameters[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, the model wants {tuple(parameters[name].shape)}; "
+                "set model.init_args as in the config.yaml of the run that wrote it"
+            )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)
+    return header

@@ -1,0 +1,88 @@
+"""Parameter groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypedDict
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+_PLAIN_NAMES = frozenset({"bias", "in_proj_bias", "gate"})
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that share a weight decay."""
+
+    name: str
+    params: list[nn.Parameter]
+    weight_decay: float
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+    """Trained parameters, with weight decay on all but biases, norms and gates.
+
+    A norm or gate is known by its module's type (torch's norms, or a class whose name ends in Norm or Gate), a bias
+    or gate by the last part of its name; ``gate_proj.weight`` is neither.
+
+    Args:
+        module: Whose parameters that require gradients to take.
+        weight_decay: Of the group that has one, 0 or more.
+
+    Returns:
+        The groups ``decay`` and ``no_decay``, in the module's order; none is empty.
+    """
+    decay: dict[nn.Parameter, None] = {}
+    plain: dict[nn.Parameter, None] = {}
+    for owner in module.modules():
+        spared = isinstance(owner, _NORMS) or type(owner).__name__.endswith(("Norm", "Gate"))
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                (plain if spared or name in _PLAIN_NAMES else decay)[parameter] = None
+    groups: list[ParameterGroup] = [
+        {"name": "decay", "params": [p for p in decay if p not in plain], "weight_decay": weight_decay},
+        {"name": "no_decay", "params": list(plain), "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def cosine_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.0) -> LambdaLR:
+    """Linear warm-up, then half a cosine.
+
+    Args:
+        optimizer: Its learning rates are the peak.
+        warmup_steps: Optimiser steps of warm-up; the first of them already has a rate above 0.
+        total_steps: Optimiser steps until the floor is reached; it stays there.
+        floor: Of the peak, 0-1.
+    """
+    if total_steps <= warmup_steps:
+        raise ValueError(f"total_steps ({total_steps}) must be greater than warmup_steps ({warmup_steps})")
+
+    def after(step: int) -> float:
+        progress = min(1.0, step / (total_steps - warmup_steps))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, _with_warmup(warmup_steps, after))
+
+
+def step_schedule(optimizer: Optimizer, warmup_steps: int, drop_every: int, factor: float = 0.1) -> LambdaLR:
+    """Linear warm-up, then the peak, multiplied by a factor at regular steps.
+
+    Args:
+        optimizer: Its learning rates are the peak.
+        warmup_steps: Optimiser steps of warm-up.
+        drop_every: Optimiser steps from drop to drop, counted from the first step of training: epochs between drops
+            times optimiser steps in an epoch.
+        factor: Of each drop.
+    """
+    if drop_every < 1:
+        raise ValueError(f"drop_every must be at least 1 step, not {drop_every}")
+    return LambdaLR(optimizer, _with_warmup(warmup_steps, lambda step: factor ** ((step + warmup_steps) // drop_every)))
+
+
+def _with_warmup(warmup_steps: int, after: Callable[[int], float]) -> Callable[[int], float]:
+    """A rate that rises to 1 over the first steps and then follows `after`, which counts from the end of them."""
+    return lambda step: (step + 1) / (warmup_steps + 1) if step < warmup_steps else after(step - warmup_steps)

@@ -1,0 +1,138 @@
+"""Fully sharded training (FSDP2) in which checkpoints hold trained tensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.load import _METADATA_FILENAME
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions
+from torch.optim import Optimizer
+
+from m2chat.errors import UserError
+from m2chat.training.checkpoints import check_names, plain_name, trainable_names
+
+
+class M2ChatFSDPStrategy(ModelParallelStrategy):
+    """Shards over all processes; the module itself calls `fully_shard`, in `configure_model`.
+
+    The mesh to shard on is its ``device_mesh["data_parallel"]``. Lightning's own loader wants every tensor of the
+    model, frozen ones too, and its own default is tensor parallelism within a machine.
+
+    Args:
+        data_parallel_size: Processes that share the data; None means all that `tensor_parallel_size` leaves.
+        tensor_parallel_size: Processes that share a layer.
+        save_distributed_checkpoint: Whether each process writes its own share into a folder. The default is one file:
+            the trained tensors are small, and it loads everywhere.
+    """
+
+    def __init__(
+        self,
+        data_parallel_size: int | None = None,
+        tensor_parallel_size: int = 1,
+        save_distributed_checkpoint: bool = False,
+    ) -> None:
+        super().__init__(
+            data_parallel_size="auto" if data_parallel_size is None else data_parallel_size,
+            tensor_parallel_size=tensor_parallel_size,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+        )
+
+    def setup_environment(self) -> None:
+        """Starts the process group and lays out the device mesh."""
+        if self._data_parallel_size == "auto":
+            assert isinstance(self._tensor_parallel_size, int)
+            self._data_parallel_size = max(1, self.num_nodes * self.num_processes // self._tensor_parallel_size)
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trained tensors: this process's share of them, or all of them on rank 0."""
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        assert self.model is not None
+        return get_model_state_dict(self.model, options=_options(full=not self._save_distributed_checkpoint))
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Restores trained tensors and optimisers from a file or from a folder of shares.
+
+        Args:
+            checkpoint_path: As `save_checkpoint` wrote it, by any number of processes.
+            weights_only: Whether to refuse pickled objects; None means yes.
+
+        Returns:
+            The rest of the checkpoint.
+
+        Raises:
+            UserError: If it does not hold exactly the tensors that are trained here.
+        """
+        path = Path(self.broadcast(str(checkpoint_path)))
+        safe = True if weights_only is None else weights_only
+        if (path / _METADATA_FILENAME).is_file():
+            return self._load_shares(path, safe)
+        if not path.is_file():
+            raise UserError(f"there is no checkpoint {path}")
+        return self._load_file(path, safe)
+
+    def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+
+        assert self.model is not None
+        whole: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+        check_names(whole["state_dict"], trainable_names(self.model), str(path))
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        # The optimiser goes first: reading its state steps it once with zero gradients, after which weights are set.
+        for optimizer, saved in zip(self.optimizers, whole["optimizer_states"] if self.optimizers else [], strict=True):
+            named = _by_name(saved, self.model, optimizer)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=options)
+        set_model_state_dict(self.model, whole.pop("state_dict"), options=options)
+        return whole
+
+    def _load_shares(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        from torch.distributed.checkpoint import state_dict as states
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        assert self.model is not None
+        options = _options(full=False)
+        found = FileSystemReader(path).read_metadata().state_dict_metadata
+        prefix = "state_dict."
+        names = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+        check_names(names, trainable_names(self.model), str(path))
+        for index, optimizer in enumerate(self.optimizers):
+            saved = {f"optimizer_{index}": states.get_optimizer_state_dict(self.model, optimizer, options=options)}
+            load(saved, checkpoint_id=str(path))
+            states.set_optimizer_state_dict(
+                self.model, optimizer, optim_state_dict=saved[f"optimizer_{index}"], options=options
+            )
+        tensors = {"state_dict": states.get_model_state_dict(self.model, options=options)}
+        load(tensors, checkpoint_id=str(path))
+        states.set_model_state_dict(self.model, tensors["state_dict"], options=options)
+        rest: dict[str, Any] = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
+        return rest
+
+
+def _options(full: bool) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=full, cpu_offload=True, ignore_frozen_params=True, strict=False)
+
+
+def _by_name(saved: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """An optimiser's saved state with parameters known by name, as sharding wants it.
+
+    A file numbers the parameters, differently by one process and by many, but always in the optimiser's order.
+    """
+    names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
+    groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    renamed = [
+        {number: names[parameter] for number, parameter in zip(old["params"], new["params"], strict=True)}
+        for old, new in groups
+    ]
+    every = {number: name for group in renamed for number, name in group.items()}
+    return {
+        "state": {every[number]: state for number, state in saved["state"].items()},
+        "param_groups": [
+            {**group, "params": list(of.values())} for group, of in zip(saved["param_groups"], renamed, strict=True)
+        ],
+    }

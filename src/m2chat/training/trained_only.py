@@ -1,0 +1,56 @@
+"""What every training module of ours shares: its checkpoints hold the trained tensors and say what they are."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from lightning import LightningModule
+
+from m2chat.training.checkpoints import (
+    HEADER,
+    VERSION,
+    Header,
+    check_header,
+    check_names,
+    plain_name,
+    trainable_names,
+)
+
+
+class TrainedOnlyModule(LightningModule):
+    """A LightningModule whose checkpoints hold trained tensors only.
+
+    Frozen networks come from their own files, and a fingerprint says which. Works alike in one process, under DDP
+    and under `M2ChatFSDPStrategy`.
+    """
+
+    stage: ClassVar[str]
+    """Name of the training stage, which its checkpoints carry."""
+
+    def fingerprint(self) -> str:
+        """Identifies the frozen backbones; equal fingerprints mean equal weights."""
+        raise NotImplementedError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = False  # frozen tensors are missing from every checkpoint; on_load_checkpoint checks names
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the trained tensors and adds the header."""
+        names = trainable_names(self)
+        state = {plain_name(name): tensor for name, tensor in checkpoint["state_dict"].items()}
+        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name in names}
+        checkpoint[HEADER] = Header(stage=self.stage, fingerprint=self.fingerprint(), version=VERSION)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another stage, of other backbones, or with other tensors than are trained here.
+
+        Raises:
+            UserError: In those cases.
+        """
+        header = checkpoint.get(HEADER, Header(stage="unknown", fingerprint="unknown", version=0))
+        check_header(header, "the checkpoint", self.stage, self.fingerprint())
+        if "state_dict" in checkpoint:  # `M2ChatFSDPStrategy` has checked and loaded it already
+            check_names(checkpoint["state_dict"], trainable_names(self), "the checkpoint")
+            actual = {plain_name(name): name for name in self.state_dict()}
+            checkpoint["state_dict"] = {actual[name]: tensor for name, tensor in checkpoint["state_dict"].items()}

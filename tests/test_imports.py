@@ -1,0 +1,91 @@
+"""The order of imports: pure torch below, Lightning above, one place that knows both data and training."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "src" / "m2chat"
+EVERYWHERE = {"schema", "errors", "_compat"}
+
+# What of ours each part may import, besides itself and EVERYWHERE. The parts that are not named may import anything.
+OURS: dict[str, set[str]] = {
+    "__init__": {"pipeline"},
+    "_compat": set(),
+    "errors": set(),
+    "schema": set(),
+    "world": set(),
+    "text": set(),
+    "models": set(),
+    "losses": set(),
+    "metrics": set(),
+    "evaluation": {"metrics", "world"},
+    "data": {"text", "world"},
+    "training": {"models", "losses"},
+    "callbacks": {"metrics", "evaluation"},
+    "pipeline": {"text", "models"},
+    "app": {"pipeline"},
+}
+LOWEST = {"_compat", "errors", "schema", "world"}
+
+# What of others' each part must not import.
+FORBIDDEN: dict[str, set[str]] = {
+    "schema": {"lightning", "transformers", "diffusers", "open_clip"},
+    "world": {"torch", "lightning"},
+    "text": {"lightning", "torch.nn"},
+    "models": {"lightning", "webdataset"},
+    "losses": {"lightning", "transformers", "diffusers"},
+    "metrics": {"lightning"},
+    "evaluation": {"lightning"},
+    "pipeline": {"lightning"},
+}
+
+
+def imports(source: str) -> set[str]:
+    """Dotted names that a module imports, at any depth."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def faults(part: str, source: str) -> list[str]:
+    """Imports that the order forbids to a part."""
+    wrong = []
+    for name in sorted(imports(source)):
+        top, *rest = name.split(".")
+        if top == "m2chat":
+            target = rest[0] if rest else "__init__"
+            free = EVERYWHERE if part not in LOWEST else set()
+            version = target == "__version__"
+            if part in OURS and target not in OURS[part] | free | {part} and not version:
+                wrong.append(name)
+        elif any(f"{name}.".startswith(f"{other}.") for other in FORBIDDEN.get(part, set())):
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert not faults(part, path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("models", "from m2chat.text import layout"),
+        ("models", "import lightning.pytorch"),
+        ("data", "def f():\n    from m2chat.models import gate"),
+        ("world", "from m2chat import schema"),
+        ("text", "from torch.nn import Linear"),
+    ],
+)
+def test_a_forbidden_import_is_seen(part: str, source: str) -> None:
+    assert faults(part, source)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from m2chat.training.optim import cosine_schedule, parameter_groups, step_schedule
+
+
+class AnyRMSNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+
+class FusionGate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(1))
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(2, 2)
+        self.norm_like = nn.Linear(2, 2, bias=False)
+        self.norm = AnyRMSNorm()
+        self.layer_norm = nn.LayerNorm(2)
+        self.fusion = FusionGate()
+        self.gate = nn.Parameter(torch.zeros(1, 2))
+        self.bias_table = nn.Parameter(torch.zeros(2, 2))
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def test_decay_spares_biases_norms_and_gates_only() -> None:
+    module = Toy()
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    groups = {g["name"]: {names[p] for p in g["params"]} for g in parameter_groups(module, 0.05)}
+    assert groups["decay"] == {"gate_proj.weight", "norm_like.weight", "bias_table"}
+    assert groups["no_decay"] == {
+        "gate_proj.bias", "norm.weight", "layer_norm.weight", "layer_norm.bias", "fusion.slope", "gate",
+    }  # fmt: skip
+    assert {g["name"]: g["weight_decay"] for g in parameter_groups(module, 0.05)} == {"decay": 0.05, "no_decay": 0.0}
+
+
+def test_a_shared_parameter_is_taken_once() -> None:
+    module = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    module["b"].weight = module["a"].weight
+    (group,) = parameter_groups(module, 0.1)
+    assert len(group["params"]) == 1
+
+
+def rates(build: object, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = build(optimizer)  # type: ignore[operator]
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_cosine() -> None:
+    seen = rates(lambda o: cosine_schedule(o, warmup_steps=3, total_steps=11, floor=0.1), 14)
+    assert seen[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert seen[7] == pytest.approx(1.1)
+    assert seen[11:] == pytest.approx([0.2] * 3)
+    with pytest.raises(ValueError, match=r"total_steps \(3\)"):
+        rates(lambda o: cosine_schedule(o, 3, 3), 1)
+
+
+def test_steps() -> None:
+    seen = rates(lambda o: step_schedule(o, warmup_steps=1, drop_every=3), 9)
+    assert seen == pytest.approx([1.0, 2.0, 2.0, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02])
+    with pytest.raises(ValueError, match="drop_every"):
+        rates(lambda o: step_schedule(o, 0, 0), 1)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from m2chat.training.checkpoints import read_checkpoint
+from m2chat.training.strategy import M2ChatFSDPStrategy
+from m2chat.training.trained_only import TrainedOnlyModule
+
+TRAINED = {"net.1.weight", "net.1.bias"}
+
+
+class Net(nn.Sequential):
+    """A frozen layer, then a trained one."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 8), nn.Linear(8, 3))
+        self[0].requires_grad_(False)
+
+
+class Toy(TrainedOnlyModule):
+    stage: ClassVar[str] = "toy"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+        self.losses: list[float] = []
+        self.weights: dict[str, Tensor] = {}
+
+    def fingerprint(self) -> str:
+        return "abc"
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.net:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        # The data follow the step, so that a resumed run sees what it would have seen.
+        data = torch.randn(4, 4, generator=torch.Generator().manual_seed(self.trainer.global_step))
+        share = data.chunk(self.trainer.world_size)[self.trainer.global_rank]
+        loss: Tensor = self.net(share).square().mean()
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(range(100), batch_size=None)
+
+    def on_train_end(self) -> None:
+        for name, parameter in self.named_parameters():
+            full = getattr(parameter, "full_tensor", None)
+            self.weights[name] = (full() if full is not None else parameter).detach().clone()
+
+
+def train(root: Path, strategy: Strategy, steps: int, ckpt_path: Path | None = None, save: Path | None = None) -> Toy:
+    """Trains for some steps; the same weights and data whatever the number of processes."""
+    seed_everything(0, verbose=False)
+    module = Toy()
+    trainer = Trainer(
+        default_root_dir=root, accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", "1")), strategy=strategy,
+        max_steps=steps, gradient_clip_val=0.05, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return module
+
+
+def alone(root: Path, steps: int, **kwargs: Any) -> Toy:
+    return train(root, SingleDeviceStrategy("cpu"), steps, **kwargs)
+
+
+def on_two_ranks(task: Callable[[], object], result: Path) -> Any:
+    """What rank 0 of two forked processes returns."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(2):
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0")
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+                value = task()
+                if rank == 0:
+                    torch.save(value, result)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert codes == [0, 0]
+    return torch.load(result, weights_only=True)
+
+
+def sharded(tmp_path: Path, folder: bool, steps: int, **kwargs: Any) -> tuple[list[float], dict[str, Tensor]]:
+    def task() -> tuple[list[float], dict[str, Tensor]]:
+        module = train(tmp_path, M2ChatFSDPStrategy(save_distributed_checkpoint=folder), steps, **kwargs)
+        return module.losses, module.weights
+
+    losses, weights = on_two_ranks(task, tmp_path / "result.pt")
+    return losses, weights
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["one_file", "shares"])
+def test_two_ranks_train_save_and_resume_like_one_process(tmp_path: Path, folder: bool) -> None:
+    whole, reference = alone(tmp_path, 6), Net().state_dict()
+    path = tmp_path / "half.ckpt"
+    _, first = sharded(tmp_path, folder, 3, save=path)
+    assert torch.allclose(first["net.1.weight"], alone(tmp_path, 3).weights["net.1.weight"], atol=1e-6)
+    assert path.is_dir() == folder
+    _, weights = sharded(tmp_path, folder, 6, ckpt_path=path)
+    assert weights.keys() == whole.weights.keys() and len(reference) == len(weights)
+    for name, tensor in whole.weights.items():
+        assert torch.allclose(weights[name], tensor, atol=1e-6), name
+
+
+def test_one_file_moves_between_one_and_two_processes(tmp_path: Path) -> None:
+    whole = alone(tmp_path, 6)
+    path = tmp_path / "half.ckpt"
+    sharded(tmp_path, False, 3, save=path)
+    payload = read_checkpoint(path)
+    assert set(payload["state_dict"]) == TRAINED
+    assert payload["m2chat"] == {"stage": "toy", "fingerprint": "abc", "version": 1}
+    resumed = alone(tmp_path, 6, ckpt_path=path)
+    for name, tensor in whole.weights.items():
+        assert torch.allclose(resumed.weights[name], tensor, atol=1e-6), name
+    alone(tmp_path, 3, save=path)
+    _, weights = sharded(tmp_path, False, 6, ckpt_path=path)
+    assert torch.allclose(weights["net.1.weight"], whole.weights["net.1.weight"], atol=1e-6)
+
+
+def test_a_checkpoint_with_other_tensors_is_refused_on_both_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "half.ckpt"
+    alone(tmp_path, 3, save=path)
+    payload = torch.load(path, weights_only=True)
+    del payload["state_dict"]["net.1.bias"]
+    torch.save(payload, path)
+    message = on_two_ranks(lambda: refusal(tmp_path, path), tmp_path / "result.pt")
+    assert "1 missing (net.1.bias)" in message
+
+
+def refusal(root: Path, path: Path) -> str:
+    from m2chat.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        train(root, M2ChatFSDPStrategy(), 6, ckpt_path=path)
+    return str(caught.value)
