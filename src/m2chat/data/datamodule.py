@@ -1,0 +1,226 @@
+"""The data of a run, for Lightning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from m2chat._compat import ensure_torchvision
+
+ensure_torchvision()
+from lightning import LightningDataModule  # noqa: E402
+
+from m2chat.data.collate import CaptionTokens, Collator, VisionInput  # noqa: E402
+from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
+from m2chat.data.shards import find_shards  # noqa: E402
+from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
+from m2chat.schema import Batch  # noqa: E402
+from m2chat.text import Layout, M2ChatTokenizer  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+_MICRO = ("data", "micro", "shards")
+
+
+class StreamLoader:
+    """Batches of a stream, from its place on; each iteration starts fresh worker processes, if any.
+
+    Args:
+        stream: What to read.
+        collator: Makes the batches.
+        num_workers: Worker processes.
+        seek: Called before each iteration to bring the stream to its place.
+    """
+
+    def __init__(
+        self,
+        stream: ShardStream | EvalStream,
+        collator: Collator,
+        num_workers: int,
+        seek: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.stream, self.collator, self.num_workers, self._seek = stream, collator, num_workers, seek
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._seek()
+        return iter(DataLoader(self.stream, batch_size=None, collate_fn=self.collator, num_workers=self.num_workers))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module keeps the place. Lightning takes the method as the sign of exact resuming."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do, see `state_dict`."""
+
+
+class M2ChatDataModule(LightningDataModule):
+    """Conversations from shards, mixed by weight for training, each reply once for evaluation.
+
+    Args:
+        train: Sources to train on.
+        val: Sources to validate on.
+        test: Sources to test on.
+        language_model: Folder with LLaMA's ``tokenizer.model``.
+        vision_encoder: An open_clip folder, or a name that open_clip knows.
+        image_decoder: A diffusers folder.
+        batch_size: Conversations of a training batch, on each rank.
+        eval_batch_size: Replies of an evaluation batch, on each rank.
+        samples_per_epoch: Conversations of an epoch, over all ranks; all of the sources by default.
+        num_workers: Processes that read, on each rank; 0 reads in the training process.
+        num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
+        max_tokens: Longest sequence.
+        image_size: Side of the pictures to draw, in pixels.
+        seed: Of the order, and of which reply of a conversation is learned.
+        val_samples: Replies to validate on, spread evenly over the sources; all by default.
+        test_samples: The same for testing.
+    """
+
+    def __init__(
+        self,
+        train: list[SourceConfig] | None = None,
+        val: list[SourceConfig] | None = None,
+        test: list[SourceConfig] | None = None,
+        language_model: str = "data/micro/llama",
+        vision_encoder: str = "data/micro/clip",
+        image_decoder: str = "data/micro/sdxl",
+        batch_size: int = 16,
+        eval_batch_size: int = 50,
+        samples_per_epoch: int | None = None,
+        num_workers: int = 0,
+        num_image_tokens: int = 8,
+        max_tokens: int = 192,
+        image_size: int = 32,
+        seed: int = 0,
+        val_samples: int | None = None,
+        test_samples: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.configs = {"train": train or [], "val": val or [], "test": test or []}
+        self.language_model, self.vision_encoder, self.image_decoder = language_model, vision_encoder, image_decoder
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.samples_per_epoch, self.num_workers, self.seed = samples_per_epoch, num_workers, seed
+        self.num_image_tokens, self.max_tokens, self.image_size = num_image_tokens, max_tokens, image_size
+        self.limits = {"val": val_samples, "test": test_samples}
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # Few replies, many ranks: some get none.
+        self._stream: ShardStream | None = None
+        self._batches_done_before = 0
+        self._resumed: dict[str, Any] = {}
+        self._collator: Collator | None = None
+
+    def prepare_data(self) -> None:
+        """Generates the micro world's shards on first use."""
+        for config in (config for configs in self.configs.values() for config in configs):
+            parts = Path(config.path).parts
+            for end in range(len(_MICRO), len(parts) + 1):
+                if parts[end - len(_MICRO) : end] == _MICRO:
+                    from m2chat.data.micro_world import ensure_micro_shards
+
+                    ensure_micro_shards(Path(*parts[:end]))
+
+    @property
+    def collator(self) -> Collator:
+        """Makes batches as this run wants them."""
+        if self._collator is None:
+            layout = Layout(M2ChatTokenizer(self.language_model), self.num_image_tokens, self.max_tokens)
+            vision = VisionInput.of(self.vision_encoder)
+            self._collator = Collator(layout, CaptionTokens(self.image_decoder), vision, self.image_size)
+        return self._collator
+
+    def train_dataloader(self) -> StreamLoader:
+        """Training batches; every iteration is an epoch, or the rest of one after resuming."""
+        self._refuse_overlap()
+        sources = self._open("train")
+        self._stream = ShardStream(sources, self.batch_size, self.seed, self.samples_per_epoch, *_rank_of_ranks())
+        for name in ("seed", "manifest"):
+            if self._resumed and self._resumed[name] != getattr(self._stream, name):
+                log.warning(
+                    "the checkpoint was trained with another %s of the data (%s, now %s): the order of the samples is "
+                    "a new one, so the rest of this epoch may repeat or miss some",
+                    "seed" if name == "seed" else "set of shards or weights",
+                    self._resumed[name],
+                    getattr(self._stream, name),
+                )
+        self._seek()
+        return StreamLoader(self._stream, self.collator, self.num_workers, self._seek)
+
+    def val_dataloader(self) -> StreamLoader | list[Any]:
+        """Every reply to validate on, once."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> StreamLoader | list[Any]:
+        """Every reply to test on, once."""
+        return self._eval_loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the training data, the same on every rank: what was used, not what was read ahead."""
+        if self._stream is None or self.trainer is None:
+            return {}
+        used = self._stream.batches_before + self._batches_done() - self._batches_done_before
+        if used >= self.trainer.num_training_batches:  # `limit_train_batches` may end an epoch early.
+            used = max(used, len(self._stream))
+        return self._stream.state(used)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where a run stopped, with any number of ranks and workers."""
+        self._resumed = dict(state_dict)
+
+    def teardown(self, stage: str) -> None:
+        """Forgets the place: the next run starts where its own checkpoint says."""
+        if stage == "fit":
+            self._resumed, self._stream = {}, None
+
+    def _seek(self) -> None:
+        """Brings the stream to the place that the checkpoint and Lightning's epoch tell."""
+        assert self._stream is not None
+        self._batches_done_before = self._batches_done()
+        progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
+        epoch = int(progress.processed) if progress else 0
+        place = self._resumed
+        if place and place["samples_seen"] >= self._stream.size:  # `samples_per_epoch` has become smaller.
+            place = {"epoch": place["epoch"] + 1, "samples_seen": 0, "batches_seen": 0}
+        # Lightning may still count the epoch that the checkpoint has finished.
+        if place and place["epoch"] >= epoch:
+            self._stream.start_at(place["epoch"], place["samples_seen"], place["batches_seen"])
+        else:
+            self._stream.start_at(epoch)
+
+    def _batches_done(self) -> int:
+        """Batches trained on in all epochs: Lightning counts each after the optimiser's step, before it saves."""
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total if self.trainer else None
+        return int(progress.processed) if progress else 0
+
+    def _open(self, split: str) -> list[Source]:
+        return [Source(config, split) for config in self.configs[split]]
+
+    def _eval_loader(self, split: str) -> StreamLoader | list[Any]:
+        sources = self._open(split)
+        if not sources:
+            return []
+        stream = EvalStream(sources, self.eval_batch_size, self.limits[split], *_rank_of_ranks())
+        return StreamLoader(stream, self.collator, self.num_workers)
+
+    def _refuse_overlap(self) -> None:
+        """Raises if a shard is trained on and validated on."""
+        shards = {
+            split: {path.resolve() for config in self.configs[split] for path in find_shards(config.path, split)}
+            for split in ("train", "val")
+        }
+        if both := sorted(shards["train"] & shards["val"]):
+            raise ValueError(
+                f"train and val share {len(both)} shards, the first is {both[0]}: results on seen data mean nothing; "
+                "give them different paths"
+            )
+
+
+def _rank_of_ranks() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

@@ -1,0 +1,110 @@
+"""The order of the samples: pure functions of numbers, so that any place of any epoch can be found at once."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SLOTS = 10_000
+"""Draws after which a mixture repeats its pattern of sources: weights are kept to this precision."""
+
+
+class Mixture:
+    """Which source each draw takes: evenly spread, in proportion to the weights.
+
+    Args:
+        weights: Of the sources, above 0; they need not sum to 1.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        total = sum(weights)
+        counts = [1] if len(weights) == 1 else [max(1, round(_SLOTS * weight / total)) for weight in weights]
+        slots = sorted(((k + 0.5) / count, source) for source, count in enumerate(counts) for k in range(count))
+        self._source = np.array([source for _, source in slots])
+        self._counts = counts
+        ranks = np.zeros(len(slots), dtype=np.int64)
+        for source, count in enumerate(counts):
+            ranks[self._source == source] = np.arange(count)
+        self._rank = ranks
+
+    def __call__(self, draw: int) -> tuple[int, int]:
+        """Source of a draw, and how often that source was drawn before."""
+        block, slot = divmod(draw, len(self._source))
+        source = int(self._source[slot])
+        return source, block * self._counts[source] + int(self._rank[slot])
+
+
+class Shuffle:
+    """The order in which one source is read: every sample once, then all again in another order, without end.
+
+    First the shards are shuffled, then the samples within windows of neighbours: near enough to random, and a
+    reader touches only a few shards at a time.
+
+    Args:
+        sizes: Samples of each shard.
+        seed: Of the run.
+        name: Of the source, so that two sources of one run differ.
+        window: Samples of a window.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, name: str = "", window: int = 16_384) -> None:
+        self.total = sum(sizes)
+        self._sizes = tuple(sizes)
+        self._seed = (seed, zlib.crc32(name.encode()))
+        self._window = window
+
+    def __call__(self, draw: int) -> tuple[int, int]:
+        """Shard and index within the shard of the n-th draw."""
+        cycle, place = divmod(draw, self.total)
+        window, offset = divmod(place, self._window)
+        start = window * self._window
+        size = min(self._window, self.total - start)
+        place = start + int(_permutation((*self._seed, cycle, window), size)[offset])
+        shards, ends = _shard_order((*self._seed, cycle), self._sizes)
+        at = int(np.searchsorted(ends, place, side="right"))
+        return int(shards[at]), place - (int(ends[at - 1]) if at else 0)
+
+
+@lru_cache(maxsize=16)
+def _permutation(seed: tuple[int, ...], size: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(size)
+
+
+@lru_cache(maxsize=16)
+def _shard_order(seed: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The shards in their order, and the sum of samples up to the end of each."""
+    shards = np.random.default_rng(seed).permutation(len(sizes))
+    return shards, np.cumsum(np.array(sizes, dtype=np.int64)[shards])
+
+
+def batches_of(start: int, stop: int, batch_size: int, rank: int, ranks: int, *, even: bool) -> list[range]:
+    """One rank's batches of a stretch of positions.
+
+    Step after step the ranks take `batch_size` positions each, side by side, so that the positions of a step depend
+    on the global batch size alone. The last step shares out what is left.
+
+    Args:
+        start: First position.
+        stop: Behind the last.
+        batch_size: Of one rank.
+        rank: Which rank.
+        ranks: How many.
+        even: Whether all ranks must get batches of one size, as training does; then up to ``ranks - 1`` of the last
+            positions are left out. Otherwise no position is.
+
+    Returns:
+        Positions of each batch; an empty batch never occurs.
+    """
+    step = batch_size * ranks
+    whole = (stop - start) // step
+    found = [range(first := start + k * step + rank * batch_size, first + batch_size) for k in range(whole)]
+    left = stop - start - whole * step
+    share, over = divmod(left, ranks)
+    extra = 0 if even else over
+    first = start + whole * step + rank * share + min(rank, extra)
+    last = range(first, first + share + (rank < extra))
+    return [*found, last] if last else found

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from m2chat.data import datamodule
+from m2chat.data.datamodule import M2ChatDataModule
+from m2chat.data.dataset import SourceConfig
+from m2chat.schema import Batch
+
+Steps = list[tuple[int, list[str]]]
+
+
+class Recorder(LightningModule):
+    """Learns nothing and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.steps: Steps = []
+        self.evaluated: list[str] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.steps.append((self.current_epoch, names_of(batch)))
+        return self.weight.sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluated += names_of(batch)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SaveEverywhere(Callback):
+    """Saves in every hook in which checkpoints are saved, with the number of steps done before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.saved = folder, {}
+
+    def _save(self, trainer: Trainer, module: Recorder, hook: str) -> None:
+        if not trainer.sanity_checking:
+            path = self.folder / f"{hook}-{len(module.steps)}.ckpt"
+            trainer.save_checkpoint(path)
+            self.saved[path] = len(module.steps)
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self._save(trainer, module, "start")
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+        self._save(trainer, module, "batch")
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        self._save(trainer, module, "validation")
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        self._save(trainer, module, "epoch")
+
+
+def names_of(batch: Batch) -> list[str]:
+    return [f"{sample.id}#{turn}" for sample, turn in zip(batch.samples, batch.turns, strict=True)]
+
+
+def data_of(shards: Path, backbones: Path, **options: Any) -> M2ChatDataModule:
+    sources = [SourceConfig("captions", str(shards / "captions"), 2.0), SourceConfig("talk", str(shards / "talk"))]
+    options = {"train": sources, "samples_per_epoch": 18, "batch_size": 4, "max_tokens": 300, **options}
+    folder = str(backbones)
+    return M2ChatDataModule(
+        language_model=folder, vision_encoder=folder, image_decoder=folder, num_image_tokens=4, image_size=8, **options
+    )
+
+
+def fit(data: M2ChatDataModule, root: Path, ckpt: Path | None = None, **options: Any) -> Steps:
+    module = Recorder()
+    options = {"max_epochs": 3, "callbacks": [], **options}
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=root, **options,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=False)
+    return module.steps
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("limits", [{}, {"limit_train_batches": 3}, {"accumulate_grad_batches": 2}])
+def test_resuming_from_any_checkpoint_goes_on_exactly(
+    shards: Path, backbones: Path, tmp_path: Path, limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(M2ChatDataModule, "_refuse_overlap", lambda self: None)  # what is validated on does not matter
+    val = [SourceConfig("val", str(shards / "captions"))]
+    options = {"val": val, "val_samples": 3}
+    save = SaveEverywhere(tmp_path)
+    whole = fit(data_of(shards, backbones, **options), tmp_path, callbacks=[save], val_check_interval=2, **limits)
+    assert len(whole) == (9 if "limit_train_batches" in limits else 15)
+    assert len({tuple(names) for _, names in whole}) == len(whole)
+    for path, done in save.saved.items():
+        rest = fit(data_of(shards, backbones, **options), tmp_path, path, val_check_interval=2, **limits)
+        assert rest == whole[done:], path.name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_resumed_run_may_be_interrupted_at_once(shards: Path, backbones: Path, tmp_path: Path) -> None:
+    whole = fit(data_of(shards, backbones), tmp_path, callbacks=[SaveEverywhere(tmp_path)])
+    for name in ("batch-5", "epoch-5", "batch-7"):
+        again = SaveEverywhere(tmp_path / name)
+        fit(data_of(shards, backbones), tmp_path, tmp_path / f"{name}.ckpt", callbacks=[again])
+        rest = fit(data_of(shards, backbones), tmp_path, tmp_path / name / "start-0.ckpt")
+        assert rest == whole[int(name[-1]) :], name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_change_nothing(shards: Path, backbones: Path, tmp_path: Path) -> None:
+    save = SaveEverywhere(tmp_path)
+    whole = fit(data_of(shards, backbones), tmp_path, callbacks=[save])
+    assert fit(data_of(shards, backbones, num_workers=2), tmp_path) == whole
+    middle = tmp_path / "batch-7.ckpt"
+    assert fit(data_of(shards, backbones, num_workers=2), tmp_path, middle) == whole[7:]
+    state = torch.load(middle, weights_only=True)["M2ChatDataModule"]
+    assert (state["epoch"], state["samples_seen"], state["batches_seen"]) == (1, 8, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_fit_goes_on_with_the_epochs(shards: Path, backbones: Path, tmp_path: Path) -> None:
+    data = data_of(shards, backbones)
+    first = fit(data, tmp_path, max_epochs=1)
+    assert fit(data, tmp_path, max_epochs=1) == first
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_data_set_is_noticed(
+    shards: Path, backbones: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(data_of(shards, backbones), tmp_path, callbacks=[SaveEverywhere(tmp_path)], max_epochs=1)
+    fit(data_of(shards, backbones), tmp_path, tmp_path / "batch-2.ckpt", max_epochs=1)
+    assert "with another" not in caplog.text
+    fit(data_of(shards, backbones, seed=5), tmp_path, tmp_path / "batch-2.ckpt", max_epochs=1)
+    assert "with another seed" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_evaluation_goes_through_every_reply(shards: Path, backbones: Path, tmp_path: Path) -> None:
+    data = data_of(shards, backbones, train=None, test=[SourceConfig("talk", str(shards / "talk"))], eval_batch_size=4)
+    module = Recorder()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert module.evaluated == [f"talk/{i}#{turn}" for i in range(9) for turn in (1, 3)]
+
+
+def test_ranks_take_their_share(shards: Path, backbones: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def batches(rank: int, ranks: int, batch_size: int) -> list[list[str]]:
+        monkeypatch.setattr(datamodule, "_rank_of_ranks", lambda: (rank, ranks))
+        return [names_of(batch) for batch in data_of(shards, backbones, batch_size=batch_size).train_dataloader()]
+
+    pairs = zip(batches(0, 2, 2), batches(1, 2, 2), strict=True)
+    assert [left + right for left, right in pairs] == batches(0, 1, 4)
+
+
+def test_seen_data_is_no_validation(shards: Path, backbones: Path) -> None:
+    with pytest.raises(ValueError, match="train and val share 4 shards"):
+        data_of(shards, backbones, val=[SourceConfig("v", str(shards / "cap*" / "*.tar"))]).train_dataloader()
+
+
+def test_the_micro_world_is_made_on_first_use(
+    shards: Path, backbones: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Path] = []
+    stand_in = types.ModuleType("m2chat.data.micro_world")
+    stand_in.ensure_micro_shards = made.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "m2chat.data.micro_world", stand_in)
+    data_of(shards, backbones).prepare_data()
+    assert made == []
+    data_of(shards, backbones, val=[SourceConfig("v", "data/micro/shards/val/*.tar")]).prepare_data()
+    assert made == [Path("data/micro/shards")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_is_configured_from_yaml() -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(M2ChatDataModule, "data")
+    parsed = parser.parse_object(
+        {"data": {"train": [{"name": "cc", "path": "x", "weight": 0.5, "kinds": ["caption"]}]}}
+    )
+    data = parser.instantiate_classes(parsed).data
+    assert data.configs["train"] == [SourceConfig("cc", "x", 0.5, ["caption"])]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from m2chat.data.images import BadImage, load_image, normalised, resize_crop, save_png, to_unit_range
+
+
+def as_bytes(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def test_png_survives_a_round_trip() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(load_image(save_png(pixels)), pixels)
+
+
+def test_transparent_pixels_become_white() -> None:
+    assert load_image(as_bytes(Image.new("RGBA", (2, 2), (255, 0, 0, 0)), "PNG")).min() == 255
+    half = load_image(as_bytes(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "PNG"))
+    assert abs(int(half[0, 0, 0]) - 127) <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "1", "RGB"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    pixels = load_image(as_bytes(Image.new(mode, (3, 2)), "PNG"))
+    assert pixels.shape == (2, 3, 3) and pixels.dtype == np.uint8
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    deep = Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16))
+    assert load_image(as_bytes(deep, "PNG"))[0, :, 0].tolist() == [0, 127, 255]
+
+
+def test_pictures_are_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert load_image(as_bytes(Image.new("RGB", (8, 4)), "JPEG", exif=exif.tobytes())).shape == (8, 4, 3)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(BadImage, match="million pixels"):
+        load_image(bomb)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>gone</html>", b"\xff\xd8\xff", as_bytes(Image.new("RGB", (2, 2)), "BMP")]
+)
+def test_what_is_no_picture_of_a_known_format_is_refused(data: bytes) -> None:
+    with pytest.raises(BadImage):
+        load_image(data)
+
+
+def test_half_a_picture_is_refused() -> None:
+    whole = save_png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    with pytest.raises(BadImage):
+        load_image(whole[: len(whole) // 2])
+
+
+def test_resize_crop() -> None:
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 200  # the central square
+    square, corner = resize_crop(pixels, 20)
+    assert square.shape == (20, 20, 3) and corner == (0, 10)
+    assert square[:, 3:-3].min() >= 198
+    assert resize_crop(square, 20)[0] is square
+    assert resize_crop(np.zeros((3000, 1, 3), np.uint8), 64)[0].shape == (64, 64, 3)
+
+
+def test_ranges() -> None:
+    pixels = np.array([[[0, 128, 255]]], np.uint8)
+    torch.testing.assert_close(to_unit_range(pixels).flatten(), torch.tensor([-1.0, 128 / 127.5 - 1, 1.0]))
+    shown = normalised(pixels, (0.5, 0.5, 0.0), (0.5, 0.5, 2.0))
+    assert shown.shape == (3, 1, 1)
+    torch.testing.assert_close(shown.flatten(), torch.tensor([-1.0, 128 / 127.5 - 1, 0.5]))
+
+
+@pytest.mark.fixtures
+def test_hostile_files_are_read_or_refused(samples_folder: Path) -> None:
+    good = set()
+    for path in sorted((samples_folder / "bad_images").iterdir()):
+        try:
+            pixels = load_image(path.read_bytes())
+        except BadImage:
+            continue
+        assert pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
+        good.add(path.name)
+    assert {"alpha.png", "cmyk.jpg", "exif6.jpg", "i16.png", "palette.gif", "webp.webp", "tiny.jpg"} <= good
+    assert not good & {"empty.jpg", "html.jpg", "truncated.jpg", "pillow_zero_width.gif", "pillow_16bit.cropped.tif"}
