@@ -142,6 +142,14 @@ class Batch:
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
 
+    def select(self, rows: list[int]) -> Batch:
+        """The batch of some of the samples."""
+        changed: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            changed[item.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
+        return replace(self, **changed)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on another device."""
         moved = {

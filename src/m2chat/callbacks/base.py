@@ -146,7 +146,8 @@ class MetricCallback(EvaluationCallback, ABC):
         store.results.update(results)
         store.protocol.update(self.protocol())
         values = {f"{stage}/{name}": item.value for name, item in results.items()}
-        module.log_dict(values, rank_zero_only=False, sync_dist=False)
+        # The mean of equal values changes nothing, and without it Lightning warns once a metric.
+        module.log_dict(values, rank_zero_only=False, sync_dist=True)
 
     def results(self, store: EvalStore, full: bool) -> dict[str, Estimate]:
         """Over the data set and, in a test of several kinds of sample, over each: ``bleu_1/dialogue``.

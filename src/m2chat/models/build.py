@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder, load_json
 from m2chat.models.m2chat import M2ChatModel
@@ -29,13 +30,13 @@ def build_m2chat(backbone: BackboneConfig, m3adapter: M3AdapterConfig) -> M2Chat
         The model in fp32, everything but the connector as pretrained; nothing is frozen yet but eye and hand.
 
     Raises:
-        FileNotFoundError: If a folder or a file is missing; names the setting, the path and the remedy.
+        UserError: If a folder or a file is missing; names the setting, the path and the remedy.
     """
     llama, visual_query = load_language(backbone)
     clip = load_clip(backbone)
     decoder = ImageDecoder(backbone.image_decoder)
     if clip.width != visual_query.clip_proj.in_features:
-        raise ValueError(
+        raise UserError(
             f"backbone.vision_encoder={backbone.vision_encoder!r} has tokens of width {clip.width}, but "
             f"backbone.adapter={backbone.adapter!r} was trained on width {visual_query.clip_proj.in_features}"
         )
@@ -82,7 +83,7 @@ def load_language(backbone: BackboneConfig) -> tuple[Any, VisualQueryEncoder]:
         state = {name.removeprefix(prefix): value for name, value in ours.items() if name.startswith(prefix)}
         unexpected = module.load_state_dict(state, strict=False).unexpected_keys
         if unexpected:
-            raise ValueError(
+            raise UserError(
                 f"backbone.adapter={backbone.adapter!r} does not fit backbone.language_model={str(folder)!r}: "
                 f"nothing is named {unexpected[:3]}"
             )
@@ -92,7 +93,7 @@ def load_language(backbone: BackboneConfig) -> tuple[Any, VisualQueryEncoder]:
 def load_adapter_file(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of an adapter file, in fp32."""
     if not path.is_file():
-        raise FileNotFoundError(
+        raise UserError(
             f"backbone.adapter: there is no {path}. The setting names a LLaMA-Adapter V2 file such as BIAS-7B; "
             "`make backbones` rebuilds the micro one."
         )
@@ -110,7 +111,7 @@ def load_clip(backbone: BackboneConfig) -> ClipTokens:
     else:
         architecture, _, tag = name.partition(":")
         if architecture not in open_clip.list_models() or not tag:
-            raise FileNotFoundError(
+            raise UserError(
                 f"backbone.vision_encoder={name!r} is neither a folder nor an open_clip name with its weights, such "
                 "as 'ViT-L-14-quickgelu:openai' or 'ViT-L-14-quickgelu:/weights/ViT-L-14.pt'"
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from m2chat.errors import UserError
+
 GateMode = Literal["paper", "learnable", "constant", "off"]
 GATE_MODES: tuple[GateMode, ...] = ("paper", "learnable", "constant", "off")
 
@@ -20,6 +22,7 @@ class BackboneConfig:
         image_decoder: Folder of a diffusers SDXL (or SD 1.5) pipeline.
         refiner: Folder of the SDXL refiner; None leaves it out.
         channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels.
+        num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
     """
 
     language_model: str = "data/micro/llama"
@@ -28,6 +31,7 @@ class BackboneConfig:
     image_decoder: str = "data/micro/sdxl"
     refiner: str | None = None
     channel_order: Literal["rgb", "bgr"] = "rgb"
+    num_image_tokens: int = 8
 
 
 @dataclass
@@ -45,9 +49,9 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         if self.mode not in GATE_MODES:
-            raise ValueError(f"gate.mode={self.mode!r}: choose one of {', '.join(GATE_MODES)}")
+            raise UserError(f"gate.mode={self.mode!r}: choose one of {', '.join(GATE_MODES)}")
         if not 0.0 <= self.value <= 1.0:
-            raise ValueError(f"gate.value={self.value}: must lie between 0 and 1")
+            raise UserError(f"gate.value={self.value}: must lie between 0 and 1")
 
 
 @dataclass

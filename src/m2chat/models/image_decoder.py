@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from m2chat.errors import UserError
+
 
 def load_json(path: Path, what: str) -> dict[str, Any]:
     """Reads a folder's description or says what is missing.
 
     Raises:
-        FileNotFoundError: With the setting, the path and the remedy.
+        UserError: With the setting, the path and the remedy.
     """
     if not path.is_file():
-        raise FileNotFoundError(
+        raise UserError(
             f"{what}: there is no {path}. Point the setting at a complete folder; `make backbones` rebuilds the micro "
             "ones, and data/README.md says where the real ones come from."
         )
@@ -36,7 +38,7 @@ class ImageDecoder(nn.Module):
         folder: The diffusers folder.
 
     Raises:
-        FileNotFoundError: If the folder or a part of it is missing.
+        UserError: If the folder or a part of it is missing.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,7 +50,7 @@ class ImageDecoder(nn.Module):
         root = Path(folder)
         index = load_json(root / "model_index.json", "backbone.image_decoder")
         self.is_xl = "text_encoder_2" in index
-        float32: dict[str, Any] = {"torch_dtype": torch.float32}
+        float32: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
         self.text_encoder: Any = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=torch.float32)
         self.text_encoder_2: Any = None
         if self.is_xl:
@@ -128,7 +130,7 @@ class ImageDecoder(nn.Module):
             return noisy, noise
         if kind == "v_prediction":
             return noisy, self.noiser.get_velocity(latents, noise, timesteps)
-        raise ValueError(f"the scheduler's prediction_type is {kind!r}; supported are 'epsilon' and 'v_prediction'")
+        raise UserError(f"the scheduler's prediction_type is {kind!r}; supported are 'epsilon' and 'v_prediction'")
 
     def predict(
         self, noisy: Tensor, timesteps: Tensor, h_align: Tensor, h_palign: Tensor | None, time_ids: Tensor

@@ -26,10 +26,6 @@ def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:
     if stage == "m3ft":
         names |= adapter_parameter_names(model.llama, model.visual_query)
         names |= {"llama.model.embed_tokens.extra", "llama.lm_head.extra"}
-        # The first layers have a gate for the file's sake only: without prompts no gradient ever reaches it.
-        for index, layer in enumerate(model.llama.model.layers):
-            if layer.self_attn.adapter_query is None:
-                names.discard(f"llama.model.layers.{index}.self_attn.adapter_gate")
     return names
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m2chat.errors import UserError
+
 
 class ClipTokens(nn.Module):
     """Every token of an open_clip vision transformer, normalised and projected; always frozen.
@@ -26,7 +28,7 @@ class ClipTokens(nn.Module):
     def __init__(self, visual: Any, channel_order: str = "rgb") -> None:
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"channel_order={channel_order!r}: choose 'rgb' or 'bgr'")
+            raise UserError(f"channel_order={channel_order!r}: choose 'rgb' or 'bgr'")
         self.visual = visual
         self.channel_order = channel_order
         self.requires_grad_(False)

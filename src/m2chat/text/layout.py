@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from m2chat.errors import UserError
 from m2chat.schema import Segment
 from m2chat.text.tokenizer import M2ChatTokenizer
 from m2chat.text.view import Request
@@ -96,7 +97,7 @@ class Layout:
             The tokens with the start token, and how many did not fit.
 
         Raises:
-            ValueError: If even an empty instruction does not fit.
+            UserError: If even an empty instruction does not fit.
         """
         encode = self.tokenizer.encode
         full = 0
@@ -113,7 +114,7 @@ class Layout:
         ids = [self.tokenizer.bos_id, *encode(alpaca(""))]
         if len(ids) <= room:
             return ids, full - len(ids)
-        raise ValueError(
+        raise UserError(
             f"max_tokens={self.max_tokens} leaves {room} tokens for the prompt, and its template alone takes "
             f"{len(ids)}: raise max_tokens"
         )
@@ -135,12 +136,27 @@ class Layout:
             target = next((i for i, segment in enumerate(reply) if segment.caption is not None), 0)
         answers = [tokens.encode(segment.answer) if segment.answer else [] for segment in reply]
         captions = [None if segment.caption is None else tokens.encode(segment.caption) for segment in reply]
-        slots = [] if all(c is None for c in captions) else [tokens.img_id] * self.num_image_tokens
-        fixed = 1 + sum(len(slots) + 1 for c in captions if c is not None)
+        fixed = 1 + sum(1 + self.num_image_tokens for c in captions if c is not None)
         reply_cut = self._cut_reply(answers, captions, self.max_tokens - fixed - self._least_prompt())
         used = fixed + sum(map(len, answers)) + sum(len(c) for c in captions if c is not None)
         prompt, cut = self.prompt(request, self.max_tokens - used)
-        encoded = Encoded(cut_tokens=cut + reply_cut)
+        encoded = self.assemble(prompt, answers, captions, target)
+        encoded.cut_tokens = cut + reply_cut
+        return encoded
+
+    def assemble(
+        self, prompt: Sequence[int], answers: Sequence[Sequence[int]], captions: Sequence[Sequence[int] | None], target: int
+    ) -> Encoded:
+        """Puts tokens in their places; generation calls it with those that it has chosen.
+
+        Args:
+            prompt: Tokens of the prompt.
+            answers: Of each segment.
+            captions: Of each segment; None for text alone.
+            target: Segment whose spans are marked.
+        """
+        tokens = self.tokenizer
+        encoded = Encoded()
         encoded.add(prompt, loss=False)
         for index, (answer, caption) in enumerate(zip(answers, captions, strict=True)):
             is_target = index == target
@@ -149,6 +165,7 @@ class Layout:
                 encoded.add([tokens.ic_id], loss=True)
                 encoded.add(caption, loss=True, span="caption" if is_target else "")
                 # Only the first slot is a decision; the others follow by force, in training and in generation.
+                slots = [tokens.img_id] * self.num_image_tokens
                 encoded.add(slots, loss=1, span="image" if is_target else "")
         encoded.add([tokens.eos_id], loss=True)
         return encoded

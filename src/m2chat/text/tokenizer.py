@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from m2chat.errors import UserError
+
 IC_TOKEN = "<|IC|>"
 """Stands between the answer and the caption (paper, §3.2)."""
 IMG_TOKEN = "<|img|>"
@@ -21,7 +23,7 @@ class M2ChatTokenizer:
         folder: A folder with LLaMA's ``tokenizer.model`` (sentencepiece).
 
     Raises:
-        FileNotFoundError: If the folder has no ``tokenizer.model``.
+        UserError: If the folder has no ``tokenizer.model``.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -29,7 +31,7 @@ class M2ChatTokenizer:
 
         path = Path(folder) / "tokenizer.model"
         if not path.is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f"no tokenizer at {path}: the language model's folder must hold LLaMA's `tokenizer.model`"
             )
         self.folder = str(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from m2chat.world.knowledge import COLOUR_OF, MOODS, SHAPE_OF
 
 CONTEXT_LENGTH = 20
 """Tokens of a caption with its start and end: the longest caption of the world has 15."""
-_VALUES: dict[str, tuple[str, ...]] = {
+VALUES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "colour": tuple(COLOURS),
     "shape_2": SHAPES,
@@ -59,13 +60,14 @@ def train_clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> None
     tokenizer.save_pretrained(folder)
 
 
+def classes(named: Mapping[str, str]) -> list[int]:
+    """Class of each attribute, its number of values where it is absent."""
+    return [VALUES[a].index(named[a]) if a in named else len(VALUES[a]) for a in ATTRIBUTES]
+
+
 def _targets(captions: list[str]) -> Tensor:
-    """Class of each attribute, its number of values where the caption does not name it: (B, attributes)."""
-    rows = []
-    for caption in captions:
-        named = parse_caption(caption)
-        rows.append([_VALUES[a].index(named[a]) if a in named else len(_VALUES[a]) for a in ATTRIBUTES])
-    return torch.tensor(rows)
+    """Classes of the attributes that captions name: (B, attributes)."""
+    return torch.tensor([classes(parse_caption(caption)) for caption in captions])
 
 
 class _Heads(nn.Module):
@@ -74,7 +76,7 @@ class _Heads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, len(_VALUES[name]) + 1) for name in ATTRIBUTES)
+        self.heads = nn.ModuleList(nn.Linear(width, len(VALUES[name]) + 1) for name in ATTRIBUTES)
 
     def forward(self, state: Tensor) -> list[Tensor]:
         state = self.norm(state)

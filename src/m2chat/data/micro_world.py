@@ -1,0 +1,108 @@
+"""The micro world's data sets: generated on first use, in the layouts of the real ones.
+
+CC3M-like and LAION-like caption pairs lie as img2dataset leaves them and are read in place; everything else is in
+the project's own schema.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from m2chat.data.images import save_png
+from m2chat.data.micro_talk import Maker
+from m2chat.data.shards import write_groups, write_shards
+from m2chat.data.sources import caption_sample
+from m2chat.schema import Image, Kind, Sample
+from m2chat.world.captions import alt_text, caption_of, paraphrases
+from m2chat.world.render import render
+from m2chat.world.scene import Split
+
+VERSION = 1
+"""Raised whenever the generated data change, so that old shards are made anew."""
+SEED = 0
+
+_PAIRS: dict[str, dict[Split, int]] = {
+    "cc3m": {"train": 9000, "val": 100, "test": 400},
+    "laion": {"train": 3000, "val": 50, "test": 100},
+}
+_TALKS: dict[str, tuple[Kind, dict[Split, int]]] = {
+    "instruct": ("instruct", {"train": 2000, "val": 50, "test": 100}),
+    "mmdialog": ("dialogue", {"train": 3000, "val": 40, "test": 150}),
+    "edit": ("edit", {"train": 3000, "val": 50, "test": 200}),
+    "story": ("story", {"train": 800, "val": 15, "test": 40}),
+}
+_COCO: dict[Split, int] = {"train": 200, "val": 100, "test": 400}
+
+
+def _pairs(name: str, split: Split, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Caption pairs as img2dataset writes them: a picture, a text and a record, one key."""
+    maker = Maker(split, SEED + (1 if name == "laion" else 0))
+    for index in range(count):
+        scene = maker.scene(1 if maker.rng.random() < 0.5 else 2)
+        caption = alt_text(scene) if name == "laion" else caption_of(scene)
+        pixels = render(scene, maker.noise)
+        height, width = pixels.shape[:2]
+        key = f"{index:09d}"
+        record = {
+            "caption": caption,
+            "url": f"https://example.invalid/{name}/{split}/{key}.png",
+            "key": key,
+            "status": "success",
+            "error_message": None,
+            "width": width,
+            "height": height,
+            "original_width": width,
+            "original_height": height,
+            "scenes": [scene.attributes],
+        }
+        if name == "laion":
+            record |= {"aesthetic": round(maker.rng.uniform(5.0, 7.0), 3), "punsafe": 0.0, "pwatermark": 0.0}
+        members = {"png": save_png(pixels), "txt": caption.encode(), "json": json.dumps(record).encode()}
+        yield key, members
+
+
+def _coco(split: Split, count: int) -> Iterator[Sample]:
+    """Pictures with five captions each; the conversation asks for one of them."""
+    maker = Maker(split, SEED + 2)
+    for index in range(count):
+        scene = maker.scene(1 if maker.rng.random() < 0.5 else 2)
+        captions = paraphrases(scene)
+        pixels = render(scene, maker.noise)
+        image = Image(pixels, maker.rng.choice(captions), (pixels.shape[0], pixels.shape[1]))
+        meta = {"captions": captions, "scenes": [scene.attributes], "image_id": index}
+        yield caption_sample(f"coco/{index:06d}", "coco", image, meta)
+
+
+def _talks(name: str, split: Split, count: int) -> Iterator[Sample]:
+    kind, _ = _TALKS[name]
+    maker = Maker(split, SEED)
+    for index in range(count):
+        yield getattr(maker, kind)().sample(kind, name, index)
+
+
+def ensure_micro_shards(root: Path) -> None:
+    """Generates every data set of the micro world under a folder, unless they are there already.
+
+    Args:
+        root: Such as ``data/micro/shards``. It appears only when it is complete, so an interrupted run leaves
+            nothing half made.
+    """
+    stamp = root / "version.json"
+    wanted = {"version": VERSION, "seed": SEED}
+    if stamp.is_file() and json.loads(stamp.read_text()) == wanted:
+        return
+    part = root.with_name(root.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    for split in splits:
+        for name, counts in _PAIRS.items():
+            write_groups(_pairs(name, split, counts[split]), part / name / split, name, 1000)
+        for name, (_, counts) in _TALKS.items():
+            write_shards(_talks(name, split, counts[split]), part / name / split, name, 500)
+        write_shards(_coco(split, _COCO[split]), part / "coco" / split, "coco", 500)
+    (part / "version.json").write_text(json.dumps(wanted) + "\n")
+    shutil.rmtree(root, ignore_errors=True)
+    part.rename(root)

@@ -1,0 +1,193 @@
+"""Interleaved decoding: text until ``<|img|>``, its slots by force, and on until ``</s>``.
+
+Works on token numbers only; `m2chat.pipeline` turns them into words and pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from m2chat.models.m2chat import M2ChatModel
+
+DecodingLayout = Literal["free", "forced"]
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Numbers of the tokens that steer decoding.
+
+    Args:
+        ic: ``<|IC|>``.
+        img: ``<|img|>``.
+        eos: ``</s>``.
+        pad: Anything; never looked at.
+    """
+
+    ic: int
+    img: int
+    eos: int
+    pad: int = 0
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to decode.
+
+    Args:
+        layout: ``free``: the model decides; ``forced``: text up to ``</s>``, then ``<|IC|>``, a caption up to
+            ``</s>``, then one picture, for a model that has not learned the two tokens.
+        num_image_tokens: N.
+        max_text_tokens: Longest answer and longest caption.
+        max_pictures: Most pictures of a reply.
+        temperature: 0 takes the likeliest token.
+        top_p: Share of the likelihood to sample from, if the temperature is above 0.
+    """
+
+    layout: DecodingLayout = "free"
+    num_image_tokens: int = 8
+    max_text_tokens: int = 64
+    max_pictures: int = 4
+    temperature: float = 0.0
+    top_p: float = 0.75
+
+
+@dataclass
+class TokenSegment:
+    """A segment of a reply in tokens.
+
+    Args:
+        answer: Of the text.
+        caption: Of the caption; None for text alone.
+    """
+
+    answer: list[int] = field(default_factory=list)
+    caption: list[int] | None = None
+
+
+class _Reply:
+    """One reply while it is being decoded: what may come next, and what has come."""
+
+    def __init__(self, special: SpecialTokens, decoding: Decoding) -> None:
+        self.special, self.decoding = special, decoding
+        self.segments = [TokenSegment()]
+        self.slots = 0
+        self.done = False
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """Logits with what must not come set to -inf."""
+        special, segment = self.special, self.segments[-1]
+        barred = [special.ic, special.img]
+        if self.decoding.layout == "free":
+            if segment.caption is None:
+                full = sum(s.caption is not None for s in self.segments) >= self.decoding.max_pictures
+                barred = [special.img, special.ic] if full else [special.img]
+            else:
+                barred = [special.ic, special.eos]
+        return logits.index_fill(0, torch.tensor(barred, device=logits.device), -torch.inf)
+
+    def take(self, token: int) -> int:
+        """Accepts the model's choice and returns what really follows."""
+        if self.done:
+            return self.special.pad
+        if self.slots:  # within a picture the choice does not matter
+            self.slots -= 1
+            if not self.slots:
+                if self.decoding.layout == "forced":
+                    self.done = True
+                else:
+                    self.segments.append(TokenSegment())
+            return self.special.img
+        segment, special = self.segments[-1], self.special
+        text = segment.answer if segment.caption is None else segment.caption
+        over = len(text) >= self.decoding.max_text_tokens
+        if segment.caption is None:
+            forced = self.decoding.layout == "forced"
+            if token == special.ic or (forced and (over or token == special.eos)):
+                segment.caption = []
+                return special.ic
+            if token == special.eos or over:
+                self.done = True
+                return special.eos
+        elif token in (special.img, special.eos) or over:
+            return self._draw()
+        text.append(token)
+        return token
+
+    def _draw(self) -> int:
+        self.slots = self.decoding.num_image_tokens - 1
+        if not self.slots:
+            self.done = self.decoding.layout == "forced"
+            self.segments.append(TokenSegment())
+        return self.special.img
+
+    def result(self) -> list[TokenSegment]:
+        """The segments, without an empty one behind the last picture."""
+        last = self.segments[-1]
+        empty = len(self.segments) > 1 and not last.answer and last.caption is None
+        return self.segments[:-1] if empty else self.segments
+
+
+@torch.no_grad()
+def decode_replies(
+    model: M2ChatModel,
+    prompts: Sequence[Sequence[int]],
+    context_pixels: Tensor,
+    special: SpecialTokens,
+    decoding: Decoding,
+    generator: torch.Generator | None = None,
+) -> list[list[TokenSegment]]:
+    """Decodes the replies to several prompts together; each is what it would be alone.
+
+    Args:
+        model: The model.
+        prompts: Tokens of each prompt.
+        context_pixels: (B, 3, S, S), zeros where there is no picture.
+        special: Tokens that steer.
+        decoding: How.
+        generator: Of the sampling, if the temperature is above 0.
+
+    Returns:
+        The segments of each reply.
+    """
+    device = context_pixels.device
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[special.pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    visual_query = model.visual_query(model.clip(context_pixels))
+    replies = [_Reply(special, decoding) for _ in prompts]
+    cache = None
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    while True:
+        output = model.llama(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            visual_query=visual_query,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        logits = output.logits[:, -1].float()
+        chosen = [
+            reply.take(_choose(reply.allowed(row), decoding, generator)) for reply, row in zip(replies, logits, strict=True)
+        ]
+        if all(reply.done for reply in replies):
+            return [reply.result() for reply in replies]
+        ids = torch.tensor(chosen, device=device)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        positions = positions[:, -1:] + 1
+
+
+def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> int:
+    """The likeliest token, or one sampled from the top share of the likelihood."""
+    if decoding.temperature <= 0:
+        return int(logits.argmax())
+    likelihood, order = (logits / decoding.temperature).softmax(-1).sort(descending=True)
+    kept = likelihood.masked_fill(likelihood.cumsum(-1) - likelihood > decoding.top_p, 0)
+    return int(order[torch.multinomial(kept, 1, generator=generator)])

@@ -1,0 +1,177 @@
+"""From conversations to replies: the one function by which evaluation and chat generate."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, decode_replies
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.schema import Batch, Reply, Segment
+from m2chat.text import Layout, view_of
+
+Given = Literal["nothing", "caption", "reply"]
+"""What generation is given of the true reply: ``caption`` is text-to-image (caption = prompt, no answer), ``reply``
+forces the true answer and caption and only draws."""
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How pictures are drawn.
+
+    Args:
+        steps: Denoising steps.
+        guidance: Weight of classifier-free guidance.
+        seed: Together with a picture's name it decides its noise.
+        size: Side of the pictures in pixels.
+    """
+
+    steps: int = 25
+    guidance: float = 5.0
+    seed: int = 0
+    size: int = 32
+
+
+def noise_seed(seed: int, name: str) -> int:
+    """The seed of one picture's noise: it depends on its name, never on its batch or rank."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+
+
+class Replier:
+    """Generates replies.
+
+    Args:
+        model: In evaluation mode.
+        layout: Builds token sequences.
+        decoding: How text is decoded.
+        draw: How pictures are drawn.
+        use_image: Whether the image branch takes part: not in a model of stage 1.
+    """
+
+    def __init__(
+        self, model: M2ChatModel, layout: Layout, decoding: Decoding, draw: DrawSettings, use_image: bool = True
+    ) -> None:
+        self.model, self.layout, self.draw, self.use_image = model, layout, draw, use_image
+        self.decoding = replace(decoding, num_image_tokens=layout.num_image_tokens)
+        tokens = layout.tokenizer
+        self.special = SpecialTokens(tokens.ic_id, tokens.img_id, tokens.eos_id, tokens.pad_id)
+
+    @torch.no_grad()
+    def reply(self, batch: Batch, given: Given = "nothing") -> tuple[list[Reply], list[dict[str, Any]]]:
+        """Replies to the conversations of a batch.
+
+        Args:
+            batch: Its `samples`, `turns`, context pictures and, where something is given, the true replies count.
+            given: What is given of the true reply.
+
+        Returns:
+            The replies, and beside each what happened: ``gate`` and ``cosine`` of each picture, ``cut_tokens``.
+        """
+        views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
+        room = self.layout.max_tokens - self._response_room()
+        prompts = [self.layout.prompt(view.request, room) for view in views]
+        tokens = self._tokens([ids for ids, _ in prompts], batch, given)
+        names = [f"{sample.id}#{turn}" for sample, turn in zip(batch.samples, batch.turns, strict=True)]
+        pictures, gates = self._draw([ids for ids, _ in prompts], tokens, batch, names)
+        replies, notes = [], []
+        for index, segments in enumerate(tokens):
+            own = [self._segment(segment) for segment in segments]
+            replies.append(Reply(tuple(own), tuple(pictures.get((index, k)) for k in range(len(own)))))
+            drawn = [gates[index, k] for k in range(len(own)) if (index, k) in gates]
+            notes.append(
+                {
+                    "gate": [gate for gate, _ in drawn],
+                    "cosine": [cosine for _, cosine in drawn],
+                    "cut_tokens": prompts[index][1],
+                }
+            )
+        return replies, notes
+
+    def _response_room(self) -> int:
+        """Tokens kept free for the reply: two texts, one picture, three special tokens."""
+        return min(2 * self.decoding.max_text_tokens, self.layout.max_tokens // 3) + self.layout.num_image_tokens + 3
+
+    def _segment(self, segment: TokenSegment) -> Segment:
+        decode = self.layout.tokenizer.decode
+        return Segment(decode(segment.answer), None if segment.caption is None else decode(segment.caption))
+
+    def _tokens(self, prompts: list[list[int]], batch: Batch, given: Given) -> list[list[TokenSegment]]:
+        """Each reply's tokens: decoded, or encoded from what is given."""
+        if given == "nothing":
+            return decode_replies(self.model, prompts, batch.context_pixels, self.special, self.decoding)
+        encode = self.layout.tokenizer.encode
+        replies = []
+        for sample, turn in zip(batch.samples, batch.turns, strict=True):
+            segments = view_of(sample, turn).reply
+            if given == "caption":
+                segments = tuple(Segment("", segment.caption) for segment in segments if segment.caption is not None)
+            replies.append(
+                [
+                    TokenSegment(
+                        encode(segment.answer) if segment.answer else [],
+                        None if segment.caption is None else encode(segment.caption),
+                    )
+                    for segment in segments
+                ]
+            )
+        return replies
+
+    def _draw(
+        self, prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch, names: Sequence[str]
+    ) -> tuple[dict[tuple[int, int], NDArray[np.uint8]], dict[tuple[int, int], tuple[float, float]]]:
+        """Every picture of every reply in one go, by reply and segment; and gate and cosine of each."""
+        places = [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]
+        if not places:
+            return {}, {}
+        condition = self.model.look_and_condition(self._pictures_batch(places, prompts, replies, batch), self.use_image)
+        size = self.draw.size
+        time_ids = condition.h_align.new_tensor([[size, size, 0, 0, size, size]]).expand(len(places), -1)
+        pixels = self.model.decoder.sample(
+            condition.h_align,
+            condition.h_palign,
+            time_ids,
+            [noise_seed(self.draw.seed, f"{names[i]}/{k}") for i, k in places],
+            self.draw.steps,
+            self.draw.guidance,
+        )
+        gates = zip(condition.gate.tolist(), condition.cosine.tolist(), strict=True)
+        return dict(zip(places, to_pictures(pixels), strict=True)), dict(zip(places, gates, strict=True))
+
+    def _pictures_batch(
+        self, places: list[tuple[int, int]], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
+    ) -> Batch:
+        """The sequences again, a row a picture, laid out by the function that training uses."""
+        rows = [
+            self.layout.assemble(prompts[i], [s.answer for s in replies[i]], [s.caption for s in replies[i]], k)
+            for i, k in places
+        ]
+        longest, device = max(map(len, rows)), batch.context_pixels.device
+        pad = self.layout.tokenizer.pad_id
+
+        def padded(name: str, fill: int | bool) -> Tensor:
+            values = [getattr(row, name) for row in rows]
+            return torch.tensor([value + [fill] * (longest - len(value)) for value in values], device=device)
+
+        chosen = torch.tensor([i for i, _ in places], device=device)
+        return replace(
+            batch,
+            input_ids=padded("input_ids", pad),
+            answer_mask=padded("answer", False),
+            caption_mask=padded("caption", False),
+            image_mask=padded("image", False),
+            context_pixels=batch.context_pixels[chosen],
+            has_context=batch.has_context[chosen],
+        )
+
+
+def to_pictures(pixels: Tensor) -> list[NDArray[np.uint8]]:
+    """(B, 3, H, W) in [-1, 1] to RGB pictures (H, W, 3) of 0-255."""
+    grey = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [np.asarray(picture) for picture in grey]

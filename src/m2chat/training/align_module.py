@@ -1,0 +1,35 @@
+"""Stage 1 of M³FT (Eq. 6): the M³Adapter learns to speak to the image decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from m2chat.models.m2chat import FrozenFeatures
+from m2chat.schema import Batch
+from m2chat.training.base_module import M2ChatModule
+
+
+class AlignModule(M2ChatModule):
+    """Trains the M³Adapter, without image branch and gate, on caption pairs."""
+
+    stage = "align"
+    init_stage = "align"
+
+    def losses(self, batch: Batch, features: FrozenFeatures | None = None) -> dict[str, Tensor]:
+        """The losses of Eq. 6.
+
+        Args:
+            batch: Raw samples.
+            features: Of the frozen networks, if they are known already.
+        """
+        output = self.model(batch, self.draw_noise(batch), use_image=False, with_text=False, features=features)
+        ddpm, align = self.picture_losses(batch, output)
+        return {"loss": ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step of Eq. 6."""
+        losses = self.losses(batch)
+        self.log_losses(batch, **losses)
+        return {"loss": losses["loss"]}

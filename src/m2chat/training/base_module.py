@@ -1,0 +1,262 @@
+"""What both stages share: building, initialising, noise, logging, optimiser, and generation for evaluation."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from m2chat.errors import UserError
+from m2chat.losses import align_loss, ddpm_loss
+from m2chat.models.build import build_m2chat, fingerprint
+from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.generation import Decoding
+from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
+from m2chat.models.trainable import Stage, set_trainable, trainable_names
+from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
+from m2chat.schema import Batch, Prediction
+from m2chat.text import Layout, M2ChatTokenizer
+from m2chat.training.checkpoints import find_checkpoint, load_trained
+from m2chat.training.optim import cosine_schedule, parameter_groups, step_schedule
+from m2chat.training.references import reference_of, with_blank_context
+from m2chat.training.sharding import shard
+from m2chat.training.trained_only import TrainedOnlyModule
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its learning rate.
+
+    Args:
+        lr: Peak learning rate.
+        weight_decay: On everything but biases, norms and gates.
+        betas: Of AdamW.
+        warmup_steps: Optimiser steps of warm-up.
+        schedule: ``cosine`` to zero over the whole run, or ``step``: times 0.1 every `drop_every_epochs`.
+        drop_every_epochs: Epochs between drops.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "step"] = "cosine"
+    drop_every_epochs: int = 5
+
+
+@dataclass
+class EvalConfig:
+    """How replies are generated in validation and test.
+
+    Args:
+        given: What is given of the true reply. Caption pairs are always text-to-image.
+        layout: ``auto`` forces the layout in stage 1, which never learned the two tokens, and frees it in stage 2.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance.
+        seed: Of the pictures' noise.
+        max_text_tokens: Longest answer and longest caption.
+        max_tokens: Longest sequence.
+        context: ``blank`` shows an empty picture in place of each context picture.
+    """
+
+    given: Given = "nothing"
+    layout: Literal["auto", "free", "forced"] = "auto"
+    steps: int = 25
+    guidance: float = 5.0
+    seed: int = 0
+    max_text_tokens: int = 64
+    max_tokens: int = 512
+    context: Literal["true", "blank"] = "true"
+
+
+class M2ChatModule(TrainedOnlyModule):
+    """Base of the two training stages.
+
+    Args:
+        backbone: Where the pretrained networks lie.
+        m3adapter: Numbers of the connector.
+        optim: Optimiser and schedule.
+        evaluation: How replies are generated.
+        phi: Weight of L_align.
+        ddpm_samples: Samples of each batch that L_ddpm looks at, the first so many; None for all.
+        drop_condition: Share of samples whose condition is dropped for L_ddpm, 0-1.
+        seed: Of the noise of training.
+        init_from: Weights to start from: ``none``, ``auto`` or a checkpoint file.
+        checkpoint_root: Where ``auto`` and evaluation look for checkpoints.
+        shipped: Folder of the weights that come with the project, used if no checkpoint is found.
+        shard_frozen: Under FSDP, whether the frozen networks are sharded too.
+    """
+
+    stage: Stage
+    init_stage: Stage
+
+    def __init__(
+        self,
+        backbone: BackboneConfig | None = None,
+        m3adapter: M3AdapterConfig | None = None,
+        optim: OptimConfig | None = None,
+        evaluation: EvalConfig | None = None,
+        phi: float = 1.0,
+        ddpm_samples: int | None = None,
+        drop_condition: float = 0.1,
+        seed: int = 0,
+        init_from: str = "none",
+        checkpoint_root: str = "lightning_logs",
+        shipped: str = "data/micro/m2chat",
+        shard_frozen: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone or BackboneConfig()
+        self.m3adapter = m3adapter or M3AdapterConfig()
+        self.optim, self.evaluation = optim or OptimConfig(), evaluation or EvalConfig()
+        self.phi, self.ddpm_samples, self.drop_condition, self.seed = phi, ddpm_samples, drop_condition, seed
+        self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
+        self.shard_frozen = shard_frozen
+        self.model: M2ChatModel = None  # type: ignore[assignment]
+        self._fingerprint = ""
+
+    # Building
+
+    def fingerprint(self) -> str:
+        """Identifies the backbones."""
+        self._fingerprint = self._fingerprint or fingerprint(self.backbone)
+        return self._fingerprint
+
+    def configure_model(self) -> None:
+        """Builds the model once, freezes what the stage does not train, loads the weights to start from, shards."""
+        if self.model is not None:
+            return
+        torch.manual_seed(self.seed)  # the connector's start belongs to the seed, whatever was drawn before
+        self.model = build_m2chat(self.backbone, self.m3adapter)
+        self.source = self._load_start()
+        set_trainable(self.model, self.stage)
+        if getattr(self, "device_mesh", None) is not None:
+            shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
+
+    def _load_start(self) -> str:
+        """Loads the weights that the run starts from, or that it evaluates, and says which."""
+        testing = self._trainer is not None and self.trainer.testing
+        if self._trainer is not None and self.trainer.ckpt_path:
+            return f"checkpoint {self.trainer.ckpt_path}"  # Lightning loads it
+        wanted: Stage = self.stage if testing else self.init_stage
+        choice = "auto" if testing else self.init_from
+        if choice == "none":
+            return "new"
+        path = Path(choice)
+        if choice == "auto":
+            found = find_checkpoint(self.checkpoint_root, wanted, self.fingerprint())
+            path = found or self.shipped / f"{wanted}.ckpt"
+            if not path.is_file():
+                raise UserError(
+                    f"no checkpoint of stage '{wanted}' on these backbones (fingerprint {self.fingerprint()}) under "
+                    f"{self.checkpoint_root}/, and none is shipped at {path}: train that stage first, or name a file "
+                    f"with {'--ckpt_path' if testing else '--model.init_args.init_from'}"
+                )
+        names = trainable_names(self.model, wanted)
+        load_trained(self.model, path, {f"model.{n}" for n in names}, stage=wanted, fingerprint=self.fingerprint())
+        self.print(f"{'Evaluating' if testing else 'Starting from'} the weights of {path}")
+        return str(path)
+
+    # Training
+
+    def draw_noise(self, batch: Batch) -> DiffusionNoise:
+        """Timesteps, noise and dropped conditions: a function of seed, step and sample only.
+
+        So they need no saved state, and do not depend on how samples are spread over processes.
+        """
+        count = min(len(batch), self.ddpm_samples or len(batch))
+        decoder = self.model.decoder
+        shape = (
+            int(decoder.unet.config.in_channels),
+            *(side // decoder.vae_factor for side in batch.target_pixels.shape[-2:]),
+        )
+        steps, noise, drop = [], [], []
+        for sample in batch.samples[:count]:
+            seed = noise_seed(self.seed, f"{self.global_step}/{sample.id}")
+            generator = torch.Generator().manual_seed(seed)
+            steps.append(torch.randint(int(decoder.noiser.config.num_train_timesteps), (), generator=generator))
+            drop.append(torch.rand((), generator=generator) < self.drop_condition)
+            noise.append(torch.randn(shape, generator=generator))
+        device = batch.input_ids.device
+        return DiffusionNoise(
+            torch.stack(steps).to(device), torch.stack(noise).to(device), torch.stack(drop).to(device)
+        )
+
+    def picture_losses(self, batch: Batch, output: M2ChatOutput) -> tuple[Tensor, Tensor]:
+        """L_ddpm and L_align of a pass."""
+        condition, count = output.condition, len(output.prediction)
+        ddpm = ddpm_loss(output.prediction, output.diffusion_target, batch.has_target[:count])
+        align = align_loss(
+            condition.h_align, output.e_clip, condition.h_palign, output.e_pclip, batch.has_target
+        )
+        return ddpm, align
+
+    def log_losses(self, batch: Batch, **losses: Tensor) -> None:
+        """Logs each loss by its name, the first of them in the progress bar."""
+        for index, (name, value) in enumerate(losses.items()):
+            self.log(f"train/{name}", value.detach(), prog_bar=index == 0, batch_size=len(batch))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over what the stage trains."""
+        config = self.optim
+        groups: Any = parameter_groups(self.model, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        total = int(self.trainer.estimated_stepping_batches)
+        if config.schedule == "cosine":
+            warmup = min(config.warmup_steps, max(0, total - 1))
+            schedule = cosine_schedule(optimizer, warmup, total)
+        else:
+            epochs = self.trainer.max_epochs or 1
+            every = max(1, config.drop_every_epochs * total // epochs)
+            schedule = step_schedule(optimizer, config.warmup_steps, every)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Evaluation
+
+    def replier(self) -> Replier:
+        """Generates replies as configured."""
+        config = self.evaluation
+        forced = self.stage == "align" if config.layout == "auto" else config.layout == "forced"
+        layout = Layout(
+            M2ChatTokenizer(self.backbone.language_model), self.backbone.num_image_tokens, config.max_tokens
+        )
+        decoding = Decoding(layout="forced" if forced else "free", max_text_tokens=config.max_text_tokens)
+        size = self.model.decoder.image_size
+        return Replier(
+            self.model,
+            layout,
+            decoding,
+            DrawSettings(config.steps, config.guidance, config.seed, size),
+            use_image=self.stage != "align",
+        )
+
+    def predict_replies(self, batch: Batch) -> list[Prediction]:
+        """Generates the batch's replies beside the true ones."""
+        if self.evaluation.context == "blank":
+            batch = with_blank_context(batch)
+        replier = self.replier()
+        predictions: list[Prediction | None] = [None] * len(batch)
+        pairs = [sample.kind in ("caption", "instruct") for sample in batch.samples]
+        for is_pair in (True, False):
+            chosen = [index for index, value in enumerate(pairs) if value == is_pair]
+            if not chosen:
+                continue
+            part = batch.select(chosen)
+            given: Given = "caption" if is_pair else self.evaluation.given
+            for index, reply, note in zip(chosen, *replier.reply(part, given), strict=True):
+                predictions[index] = reference_of(batch.samples[index], batch.turns[index], reply, note)
+        return [prediction for prediction in predictions if prediction is not None]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """Replies for the metric callbacks."""
+        return self.predict_replies(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """Replies for the metric callbacks."""
+        return self.predict_replies(batch)

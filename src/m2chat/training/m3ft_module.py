@@ -1,0 +1,45 @@
+"""Stage 2 of M³FT (Eq. 7): answer, caption and picture are learned together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from m2chat.losses import text_loss
+from m2chat.schema import Batch
+from m2chat.training.base_module import M2ChatModule
+
+
+class M3FTModule(M2ChatModule):
+    """Trains the whole M³Adapter, LLaMA-Adapter's own tensors and the two tokens' rows.
+
+    Args:
+        lambda_text: Weight of L_text.
+        init_from: Stage-1 weights: ``auto`` takes the newest checkpoint on the same backbones, else the shipped.
+        kwargs: As for `M2ChatModule`.
+    """
+
+    stage = "m3ft"
+    init_stage = "align"
+
+    def __init__(self, lambda_text: float = 1.0, init_from: str = "auto", **kwargs: Any) -> None:
+        super().__init__(init_from=init_from, **kwargs)
+        self.lambda_text = lambda_text
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The losses of Eq. 7, and the gate and its cosine for the log."""
+        output = self.model(batch, self.draw_noise(batch))
+        ddpm, align = self.picture_losses(batch, output)
+        assert output.logits is not None and output.logit_labels is not None
+        text = text_loss(output.logits, output.logit_labels)
+        total = ddpm + self.phi * align + self.lambda_text * text
+        losses = {"loss": total, "loss_ddpm": ddpm, "loss_align": align, "loss_text": text}
+        return losses, output.condition.gate, output.condition.cosine
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step of Eq. 7."""
+        losses, gate, cosine = self.losses(batch)
+        self.log_losses(batch, **losses)
+        gated = batch.has_context & batch.has_target
+        return {"loss": losses["loss"], "gate": gate[gated].detach(), "cosine": cosine[gated].detach()}

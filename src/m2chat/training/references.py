@@ -1,0 +1,45 @@
+"""The true reply beside the generated one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from m2chat.schema import Batch, Prediction, Reply, Sample
+from m2chat.text import view_of
+
+
+def reference_of(sample: Sample, turn: int, generated: Reply, note: Mapping[str, Any]) -> Prediction:
+    """The prediction of one reply.
+
+    Args:
+        sample: The conversation.
+        turn: Index of the true reply.
+        generated: What the model said.
+        note: What generation reported.
+    """
+    view = view_of(sample, turn)
+    images = tuple(None if target is None else sample.images[target].pixels for target in view.targets)
+    meta = {**sample.meta, **note}
+    drawn = [target for target in view.targets if target is not None]
+    if drawn and "scenes" in sample.meta:
+        meta["scene"] = [sample.meta["scenes"][target] for target in drawn]
+        meta["omitted"] = [list(sample.meta.get("omitted", {}).get(str(turn), [])) for _ in drawn]
+    return Prediction(
+        f"{sample.id}#{turn}",
+        sample.kind,
+        sample.source,
+        view.request.instruction,
+        Reply(view.reply, images),
+        generated,
+        None if view.context is None else sample.images[view.context].pixels,
+        meta,
+    )
+
+
+def with_blank_context(batch: Batch) -> Batch:
+    """The same batch with an empty picture wherever there is a context picture."""
+    return replace(batch, context_pixels=torch.zeros_like(batch.context_pixels))
