@@ -10,6 +10,7 @@ import torch
 
 from m2chat.data.collate import CaptionTokens, Collator, VisionInput
 from m2chat.data.sources import caption_sample
+from m2chat.errors import UserError
 from m2chat.schema import Image, Sample
 from m2chat.text import Layout, M2ChatTokenizer
 
@@ -87,8 +88,8 @@ def test_without_a_second_text_encoder_its_ids_are_zero(backbones: Path, tmp_pat
 
 
 def test_missing_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="image_decoder="):
+    with pytest.raises(UserError, match="image_decoder="):
         CaptionTokens(tmp_path)
-    with pytest.raises(ValueError, match="vision_encoder='ViT-X'"):
+    with pytest.raises(UserError, match="vision_encoder='ViT-X'"):
         VisionInput.of("ViT-X")
     assert VisionInput.of("ViT-L-14-quickgelu") == VisionInput(224)

@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from m2chat.data import datamodule
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import SourceConfig
+from m2chat.errors import UserError
 from m2chat.schema import Batch
 
 Steps = list[tuple[int, list[str]]]
@@ -115,6 +116,33 @@ def test_a_resumed_run_may_be_interrupted_at_once(shards: Path, backbones: Path,
         assert rest == whole[int(name[-1]) :], name
 
 
+class Breaks(Callback):
+    """Stops the run in the middle of a step, before or after its forward pass, and saves as a crash would."""
+
+    def __init__(self, path: Path, step: int, hook: str) -> None:
+        self.path, self.step = path, step
+        setattr(self, hook, self._break)
+
+    def _break(self, trainer: Trainer, module: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("interrupted")
+
+    def on_exception(self, trainer: Trainer, module: Any, error: BaseException) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_optimizer_step"])
+@pytest.mark.parametrize("step", [0, 4, 5, 7])
+def test_a_step_that_was_not_finished_is_repeated(
+    shards: Path, backbones: Path, tmp_path: Path, step: int, hook: str
+) -> None:
+    path = tmp_path / "broken.ckpt"
+    with pytest.raises(RuntimeError):
+        fit(data_of(shards, backbones), tmp_path, callbacks=[Breaks(path, step, hook)])
+    assert fit(data_of(shards, backbones), tmp_path, path) == fit(data_of(shards, backbones), tmp_path)[step:]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_workers_change_nothing(shards: Path, backbones: Path, tmp_path: Path) -> None:
     save = SaveEverywhere(tmp_path)
@@ -163,7 +191,7 @@ def test_ranks_take_their_share(shards: Path, backbones: Path, monkeypatch: pyte
 
 
 def test_seen_data_is_no_validation(shards: Path, backbones: Path) -> None:
-    with pytest.raises(ValueError, match="train and val share 4 shards"):
+    with pytest.raises(UserError, match="train and val share 4 shards"):
         data_of(shards, backbones, val=[SourceConfig("v", str(shards / "cap*" / "*.tar"))]).train_dataloader()
 
 

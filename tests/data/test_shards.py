@@ -14,6 +14,7 @@ import pytest
 from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.shards import find_shards, open_shard, write_shards
 from m2chat.data.sources import BadSample, sample_of
+from m2chat.errors import UserError
 from m2chat.schema import Sample
 
 
@@ -79,7 +80,7 @@ def test_keys_cannot_leave_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["empty", "missing.tar", "*.tar"])
 def test_a_path_without_shards_is_one_clear_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"train 'cc': path=.*give a \.tar"):
+    with pytest.raises(UserError, match=r"train 'cc': path=.*give a \.tar"):
         Source(SourceConfig("cc", str(tmp_path / name)), "train")
 
 
@@ -91,9 +92,9 @@ def test_shards_are_found_by_file_folder_and_pattern(shards: Path) -> None:
 
 
 def test_kinds_are_chosen_by_the_index(shards: Path) -> None:
-    with pytest.raises(ValueError, match=r"no sample of the kinds \['edit'\]"):
+    with pytest.raises(UserError, match=r"no sample of the kinds \['edit'\]"):
         Source(SourceConfig("talk", str(shards / "talk"), kinds=["edit"]))
-    with pytest.raises(ValueError, match="choose from caption"):
+    with pytest.raises(UserError, match="choose from caption"):
         Source(SourceConfig("talk", str(shards / "talk"), kinds=["edits"]))
     assert len(Source(SourceConfig("talk", str(shards / "talk"), kinds=["dialogue"]))) == 9
 

@@ -14,6 +14,7 @@ from m2chat.data.images import save_png
 from m2chat.data.order import Mixture, Shuffle, batches_of
 from m2chat.data.shards import write_groups
 from m2chat.data.stream import EvalStream, Item, ShardStream
+from m2chat.errors import UserError
 
 
 def sources_of(shards: Path, **weights: float) -> list[Source]:
@@ -171,12 +172,12 @@ def test_evaluation_leaves_bad_samples_out(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"samples are bad, more than 5%: .* x undecodable"):
+    with pytest.raises(UserError, match=r"samples are bad, more than 5%: .* x undecodable"):
         list(ShardStream(spoilt(tmp_path, 40, 360), 8))
 
 
 def test_weights_of_zero_leave_a_source_out(shards: Path) -> None:
     names = {name for batch in seen(ShardStream(sources_of(shards, talk=0, captions=1), 4)) for _, name, _, _ in batch}
     assert all(name.startswith("captions") for name in names)
-    with pytest.raises(ValueError, match="weight above 0"):
+    with pytest.raises(UserError, match="weight above 0"):
         ShardStream(sources_of(shards, talk=0), 4)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from m2chat.data.images import normalised, resize_crop, to_unit_range
 from m2chat.data.stream import Item
+from m2chat.errors import UserError
 from m2chat.schema import Batch, Image, Sample
 from m2chat.text import Layout, view_of
 from m2chat.text.layout import IGNORE
@@ -43,7 +44,7 @@ class VisionInput:
             vision_encoder: A folder with ``open_clip_config.json``, or a name that open_clip knows.
 
         Raises:
-            ValueError: If it is neither.
+            UserError: If it is neither.
         """
         path = Path(vision_encoder) / "open_clip_config.json"
         if path.is_file():
@@ -57,7 +58,7 @@ class VisionInput:
         import open_clip
 
         if vision_encoder not in open_clip.list_models():
-            raise ValueError(
+            raise UserError(
                 f"vision_encoder={vision_encoder!r} is neither a folder with open_clip_config.json nor a model of "
                 "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu'"
             )
@@ -71,13 +72,13 @@ class CaptionTokens:
         image_decoder: A diffusers folder with ``tokenizer`` and, as SDXL has it, ``tokenizer_2``.
 
     Raises:
-        FileNotFoundError: If there is no ``tokenizer``.
+        UserError: If there is no ``tokenizer``.
     """
 
     def __init__(self, image_decoder: str | Path) -> None:
         self.folder = Path(image_decoder)
         if not (self.folder / "tokenizer").is_dir():
-            raise FileNotFoundError(
+            raise UserError(
                 f"image_decoder={str(image_decoder)!r} has no folder `tokenizer`: give a folder as diffusers saves it"
             )
         self._loaded: list[Any] = []

@@ -19,6 +19,7 @@ from m2chat.data.collate import CaptionTokens, Collator, VisionInput  # noqa: E4
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
 from m2chat.data.shards import find_shards  # noqa: E402
 from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
+from m2chat.errors import UserError  # noqa: E402
 from m2chat.schema import Batch  # noqa: E402
 from m2chat.text import Layout, M2ChatTokenizer  # noqa: E402
 
@@ -214,7 +215,7 @@ class M2ChatDataModule(LightningDataModule):
             for split in ("train", "val")
         }
         if both := sorted(shards["train"] & shards["val"]):
-            raise ValueError(
+            raise UserError(
                 f"train and val share {len(both)} shards, the first is {both[0]}: results on seen data mean nothing; "
                 "give them different paths"
             )

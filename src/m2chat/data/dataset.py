@@ -8,6 +8,7 @@ from pathlib import Path
 
 from m2chat.data.shards import UNKNOWN, Shard, find_shards, open_shard
 from m2chat.data.sources import sample_of
+from m2chat.errors import UserError
 from m2chat.schema import KINDS, Sample
 
 
@@ -36,13 +37,12 @@ class Source:
         setting: Name of the setting, for errors.
 
     Raises:
-        FileNotFoundError: If there are no shards.
-        ValueError: If no sample is left, or a kind does not exist.
+        UserError: If there are no shards or no sample is left, or a kind does not exist.
     """
 
     def __init__(self, config: SourceConfig, setting: str = "source") -> None:
         if unknown := set(config.kinds or ()) - set(KINDS):
-            raise ValueError(f"{setting} {config.name!r}: kinds={sorted(unknown)}: choose from {', '.join(KINDS)}")
+            raise UserError(f"{setting} {config.name!r}: kinds={sorted(unknown)}: choose from {', '.join(KINDS)}")
         self.config, self.name = config, config.name
         self.shards: list[Shard] = [
             open_shard(path) for path in find_shards(config.path, f"{setting} {config.name!r}: path")
@@ -51,7 +51,7 @@ class Source:
         self.kept = [[i for i, entry in enumerate(shard.entries) if entry.kind in wanted] for shard in self.shards]
         if not len(self):
             kinds = f" of the kinds {config.kinds}" if config.kinds else ""
-            raise ValueError(
+            raise UserError(
                 f"{setting} {config.name!r}: path={config.path!r} holds no sample{kinds}: see `m2chat data`"
             )
 

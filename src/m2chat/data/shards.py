@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.data.sources import BadSample, outline, to_members
+from m2chat.errors import UserError
 from m2chat.schema import Sample
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def find_shards(path: str | Path, setting: str = "path") -> list[Path]:
         setting: Name of the setting, for the error.
 
     Raises:
-        FileNotFoundError: If there is none.
+        UserError: If there is none.
     """
     place = Path(path)
     if place.is_file():
@@ -101,7 +102,7 @@ def find_shards(path: str | Path, setting: str = "path") -> list[Path]:
     shards = sorted(item for item in found if item.is_file() and item.suffix == ".tar")
     if not shards:
         fault = "is a folder without .tar files" if place.is_dir() else "names no file"
-        raise FileNotFoundError(
+        raise UserError(
             f"{setting}={str(path)!r} {fault}: give a .tar, a folder of .tar shards or a pattern such as "
             f"'{path if place.is_dir() else place.parent}/*.tar'; `m2chat data` makes shards of other formats"
         )

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from m2chat.data.dataset import Source
 from m2chat.data.order import Mixture, Shuffle, batches_of
 from m2chat.data.sources import BadSample
+from m2chat.errors import UserError
 from m2chat.schema import Sample
 from m2chat.text.view import replies_of, segments_of
 
@@ -105,7 +106,7 @@ class _Stream(IterableDataset[list[Item]]):
             )
         if self.read >= _FEWEST and self.counts.total() > BAD_SHARE * self.read:
             reasons = ", ".join(f"{count} x {why}" for why, count in self.counts.most_common())
-            raise RuntimeError(
+            raise UserError(
                 f"{self.counts.total()} of {self.read} samples are bad, more than {BAD_SHARE:.0%}: {reasons}. "
                 f"Check the shards of {', '.join(item.config.path for item in self.sources)}"
             )
@@ -127,7 +128,7 @@ class ShardStream(_Stream):
         ranks: How many there are.
 
     Raises:
-        ValueError: If no source has a weight above 0, or an epoch has not one sample for each rank.
+        UserError: If no source has a weight above 0, or an epoch has not one sample for each rank.
     """
 
     even = True
@@ -144,10 +145,10 @@ class ShardStream(_Stream):
         used = [source for source in sources if source.config.weight > 0]
         if not used:
             weights = {source.name: source.config.weight for source in sources}
-            raise ValueError(f"train: no source has a weight above 0 ({weights}): give one at least")
+            raise UserError(f"train: no source has a weight above 0 ({weights}): give one at least")
         size = samples_per_epoch or sum(map(len, used))
         if size < ranks:
-            raise ValueError(f"samples_per_epoch={size} is less than one sample for each of {ranks} ranks: raise it")
+            raise UserError(f"samples_per_epoch={size} is less than one sample for each of {ranks} ranks: raise it")
         super().__init__(used, batch_size, size, rank, ranks)
         self.seed = seed
         self.epoch, self.batches_before = 0, 0
@@ -189,7 +190,7 @@ class ShardStream(_Stream):
             sample = self._read(source, *self._orders[which](draw + offset))
             if sample is not None:
                 return self._choose(sample, position)
-        raise RuntimeError(
+        raise UserError(
             f"source {source.name!r}: {_TRIES} bad samples in a row ({dict(self.counts)}): check {source.config.path}"
         )
 
