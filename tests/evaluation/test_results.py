@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from m2chat.errors import UserError
-from m2chat.evaluation.report import main, newest, report, table
+from m2chat.evaluation.report import kinds_table, main, newest, report, table
 from m2chat.evaluation.results import prediction_row, read_results, write_images, write_predictions, write_results
 from m2chat.evaluation.statistics import Estimate
 from m2chat.schema import Prediction
@@ -64,6 +64,18 @@ def test_the_table_shows_the_paper_beside_ours() -> None:
     assert len({len(line) for line in lines}) == 1
     assert "paper: 26.15" in table({"fid_micro": Estimate(1.0, 9)}, "cc3m")
     assert "paper:" not in table({"bleu_1": Estimate(1.0, 9)}, "own")
+
+
+def test_kinds_stand_side_by_side() -> None:
+    metrics = {
+        "a": Estimate(1.0, 2),
+        "a/edit": Estimate(2.0, 1),
+        "a/story": Estimate(3.0, 1),
+        "b/edit": Estimate(4.0, 1),
+    }
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in kinds_table(metrics).splitlines()]
+    assert [cells[0], cells[2], cells[3]] == [["metric", "edit", "story"], ["a", "2.00", "3.00"], ["b", "4.00", ""]]
+    assert kinds_table({"a": Estimate(1.0, 2)}) == ""
 
 
 def test_the_report_finds_the_newest_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

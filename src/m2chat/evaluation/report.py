@@ -36,7 +36,23 @@ def table(metrics: Mapping[str, Estimate], dataset: str = "") -> str:
         count = "" if item.n is None else str(item.n)
         theirs = paper.get("fid" if name == "fid_micro" else name)
         rows.append((name, _number(item.value), interval, count, "" if theirs is None else f"paper: {theirs:.2f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    return _aligned(rows)
+
+
+def kinds_table(metrics: Mapping[str, Estimate]) -> str:
+    """The metrics called ``name/kind``, one kind of sample a column; empty if there are none."""
+    names = [name.split("/") for name in metrics if "/" in name]
+    kinds = sorted({kind for _, kind in names})
+    rows = [("metric", *kinds)]
+    for name in dict.fromkeys(name for name, _ in names):
+        values = [metrics.get(f"{name}/{kind}") for kind in kinds]
+        rows.append((name, *("" if item is None else _number(item.value) for item in values)))
+    return _aligned(rows) if kinds else ""
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table whose first row is the header."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
@@ -51,7 +67,9 @@ def report(path: Path) -> str:
     facts: dict[str, Any] = {name: protocol[name] for name in _SHOWN if protocol.get(name) is not None}
     lines = [f"## {dataset or path.parent.name}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", table(metrics, dataset), "", NOTE]
+    lines += ["", table({name: item for name, item in metrics.items() if "/" not in name}, dataset), "", NOTE]
+    if by_kind := kinds_table(metrics):
+        lines += ["", by_kind, ""]
     if (path.parent / IMAGES).is_dir():
         lines.append(f"Pictures: {path.parent / IMAGES}")
     return "\n".join(lines)
