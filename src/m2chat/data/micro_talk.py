@@ -112,9 +112,13 @@ class Maker:
         if after.second is not None:
             side = "right" if name == "colour_2" else "left"
             return f"make the {side} one {value}", f"The {side} one is {value} now ."
-        return (f"paint it {value}", f"I have painted it {value} .") if pick else (
-            f"I like {value} more",
-            f"Sure , {value} it is !",
+        return (
+            (f"paint it {value}", f"I have painted it {value} .")
+            if pick
+            else (
+                f"I like {value} more",
+                f"Sure , {value} it is !",
+            )
         )
 
     def dialogue(self) -> Talk:
@@ -182,7 +186,8 @@ class Maker:
             return False
         toy, like = TOY_OF[scene.first.shape], THING_OF[scene.first.colour]
         talk.user(
-            talk.picture(before, caption_of(before, omit=_HIDDEN)), f"I like this spot , give it a {toy} like the {like}"
+            talk.picture(before, caption_of(before, omit=_HIDDEN)),
+            f"I like this spot , give it a {toy} like the {like}",
         )
         talk.assistant(f"Done , a {toy} stands there .", talk.picture(scene, caption_of(scene, omit=_HIDDEN)))
         return True
@@ -322,4 +327,3 @@ _STORIES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
 )
 """Attribute that changes, opener, and each frame's value and sentence."""
-

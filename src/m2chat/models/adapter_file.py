@@ -178,7 +178,9 @@ def adapter_parameter_names(llama: torch.nn.Module, visual_query: torch.nn.Modul
     names = {f"visual_query.{name}" for name, _ in visual_query.named_parameters()}
     for path, module in llama.named_modules():
         if isinstance(module, AdapterLinear):
-            names |= {f"llama.{path}.{name}" for name in ("bias", "lora_A", "lora_B") if getattr(module, name) is not None}
+            names |= {
+                f"llama.{path}.{name}" for name in ("bias", "lora_A", "lora_B") if getattr(module, name) is not None
+            }
         elif isinstance(module, AdapterLlamaAttention):
             own = ("adapter_gate", "adapter_new_gate", "adapter_query")
             names |= {f"llama.{path}.{name}" for name in own if getattr(module, name) is not None}

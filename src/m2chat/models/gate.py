@@ -31,7 +31,9 @@ class Gate(nn.Module):
         self.bias = nn.Parameter(torch.tensor([-2.45]))
         self.requires_grad_(config.mode == "learnable")
 
-    def forward(self, states: Tensor, answer_mask: Tensor, caption_mask: Tensor, has_context: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, states: Tensor, answer_mask: Tensor, caption_mask: Tensor, has_context: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The gate and the cosine that it follows.
 
         Args:

@@ -175,7 +175,8 @@ def decode_replies(
         cache = output.past_key_values
         logits = output.logits[:, -1].float()
         chosen = [
-            reply.take(_choose(reply.allowed(row), decoding, generator)) for reply, row in zip(replies, logits, strict=True)
+            reply.take(_choose(reply.allowed(row), decoding, generator))
+            for reply, row in zip(replies, logits, strict=True)
         ]
         if all(reply.done for reply in replies):
             return [reply.result() for reply in replies]

@@ -84,7 +84,12 @@ class M2ChatModel(nn.Module):
     """
 
     def __init__(
-        self, llama: Any, clip: ClipTokens, visual_query: VisualQueryEncoder, m3adapter: M3Adapter, decoder: ImageDecoder
+        self,
+        llama: Any,
+        clip: ClipTokens,
+        visual_query: VisualQueryEncoder,
+        m3adapter: M3Adapter,
+        decoder: ImageDecoder,
     ) -> None:
         super().__init__()
         self.llama = llama

@@ -90,7 +90,13 @@ class M3Adapter(nn.Module):
     """
 
     def __init__(
-        self, config: M3AdapterConfig, llm_width: int, clip_width: int, queries: int, sequence_width: int, pooled_width: int
+        self,
+        config: M3AdapterConfig,
+        llm_width: int,
+        clip_width: int,
+        queries: int,
+        sequence_width: int,
+        pooled_width: int,
     ) -> None:
         super().__init__()
         self.config = config
@@ -102,7 +108,9 @@ class M3Adapter(nn.Module):
         self.image_blocks = nn.ModuleList(CrossBlock(width, clip_width, config.heads) for _ in range(config.blocks))
         self.gate = Gate(config.gate)
         self.norm_fused = nn.LayerNorm(width)
-        self.head = nn.Sequential(nn.Linear(width, sequence_width), nn.GELU(), nn.Linear(sequence_width, sequence_width))
+        self.head = nn.Sequential(
+            nn.Linear(width, sequence_width), nn.GELU(), nn.Linear(sequence_width, sequence_width)
+        )
         self.pooled_head = (
             nn.Sequential(nn.Linear(width, sequence_width), nn.GELU(), nn.Linear(sequence_width, pooled_width))
             if pooled_width

@@ -145,7 +145,11 @@ class Layout:
         return encoded
 
     def assemble(
-        self, prompt: Sequence[int], answers: Sequence[Sequence[int]], captions: Sequence[Sequence[int] | None], target: int
+        self,
+        prompt: Sequence[int],
+        answers: Sequence[Sequence[int]],
+        captions: Sequence[Sequence[int] | None],
+        target: int,
     ) -> Encoded:
         """Puts tokens in their places; generation calls it with those that it has chosen.
 

@@ -31,9 +31,7 @@ class M2ChatTokenizer:
 
         path = Path(folder) / "tokenizer.model"
         if not path.is_file():
-            raise UserError(
-                f"no tokenizer at {path}: the language model's folder must hold LLaMA's `tokenizer.model`"
-            )
+            raise UserError(f"no tokenizer at {path}: the language model's folder must hold LLaMA's `tokenizer.model`")
         self.folder = str(folder)
         self._processor = SentencePieceProcessor(model_file=str(path))
         base = int(self._processor.vocab_size())

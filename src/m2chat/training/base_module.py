@@ -192,9 +192,7 @@ class M2ChatModule(TrainedOnlyModule):
         """L_ddpm and L_align of a pass."""
         condition, count = output.condition, len(output.prediction)
         ddpm = ddpm_loss(output.prediction, output.diffusion_target, batch.has_target[:count])
-        align = align_loss(
-            condition.h_align, output.e_clip, condition.h_palign, output.e_pclip, batch.has_target
-        )
+        align = align_loss(condition.h_align, output.e_clip, condition.h_palign, output.e_pclip, batch.has_target)
         return ddpm, align
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:

@@ -66,7 +66,9 @@ def train_clip(folder: Path, steps: int = 4000, batch: int = 128, seed: int = 0)
     rng = seed_everything(seed)
     train_clip_tokenizer(folder)
     config = json.loads(json.dumps(_CONFIG))
-    config["model_cfg"]["text_cfg"]["vocab_size"] = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    config["model_cfg"]["text_cfg"]["vocab_size"] = len(
+        json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    )
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")

@@ -240,7 +240,8 @@ def measure_language(reader: _Reader, split: str = "test", count: int = 300) -> 
     looks = [Lesson(Request(DESCRIBE), caption_of(scene), scene) for scene in singles]
     described = [parse_caption(text) for text in _answers(reader, looks)]
     right = {
-        name: sum(seen.get(name) == scene.attributes[name] for seen, scene in zip(described, singles, strict=True)) / count
+        name: sum(seen.get(name) == scene.attributes[name] for seen, scene in zip(described, singles, strict=True))
+        / count
         for name in ("shape", "colour", "size", "position", "background")
     }
     both = [
@@ -253,7 +254,9 @@ def measure_language(reader: _Reader, split: str = "test", count: int = 300) -> 
         "copies_exactly": sum(a == c.answer for a, c in zip(copied, copies, strict=True)) / count,
         "describes": {name: round(value, 4) for name, value in right.items()},
         "describes_colour_and_shape": round(sum(both) / count, 4),
-        "describes_pair_exactly": round(sum(a == s.attributes for a, s in zip(two, pairs, strict=True)) / len(pairs), 4),
+        "describes_pair_exactly": round(
+            sum(a == s.attributes for a, s in zip(two, pairs, strict=True)) / len(pairs), 4
+        ),
     }
 
 

@@ -54,9 +54,7 @@ def train_clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> None
     pieces += dict.fromkeys(left + right for left, right in merges)
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = CLIPTokenizer(
-        vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=CONTEXT_LENGTH
-    )
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=CONTEXT_LENGTH)
     tokenizer.save_pretrained(folder)
 
 
@@ -150,7 +148,5 @@ def train_text_encoders(root: Path, steps: int = 2200, batch: int = 64, seed: in
 
 
 def _tokenise(tokenizer: Any, captions: list[str]) -> Tensor:
-    encoded = tokenizer(
-        captions, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True, return_tensors="pt"
-    )
+    encoded = tokenizer(captions, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True, return_tensors="pt")
     return torch.as_tensor(encoded.input_ids)

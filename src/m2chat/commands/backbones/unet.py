@@ -186,7 +186,9 @@ def _model_index(is_xl: bool) -> dict[str, object]:
 
 
 @torch.no_grad()
-def measure_unet(root: Path, is_xl: bool = True, count: int = 200, steps: int = 20, split: str = "test") -> dict[str, object]:
+def measure_unet(
+    root: Path, is_xl: bool = True, count: int = 200, steps: int = 20, split: str = "test"
+) -> dict[str, object]:
     """All-right rates of pictures drawn for exact held-out captions, of one and of two objects."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
