@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m2chat.errors import UserError
 from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, decode_replies
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.schema import Batch, Reply, Segment
@@ -20,6 +21,8 @@ from m2chat.text import Layout, view_of
 Given = Literal["nothing", "caption", "reply"]
 """What generation is given of the true reply: ``caption`` is text-to-image (caption = prompt, no answer), ``reply``
 forces the true answer and caption and only draws."""
+Conditioner = Literal["m3adapter", "text_encoder"]
+"""Who tells the image decoder what to draw: ours, or for comparison its own text encoders, from the true caption."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,20 @@ class Replier:
         decoding: How text is decoded.
         draw: How pictures are drawn.
         use_image: Whether the image branch takes part: not in a model of stage 1.
+        conditioner: Who conditions the image decoder.
     """
 
     def __init__(
-        self, model: M2ChatModel, layout: Layout, decoding: Decoding, draw: DrawSettings, use_image: bool = True
+        self,
+        model: M2ChatModel,
+        layout: Layout,
+        decoding: Decoding,
+        draw: DrawSettings,
+        use_image: bool = True,
+        conditioner: Conditioner = "m3adapter",
     ) -> None:
         self.model, self.layout, self.draw, self.use_image = model, layout, draw, use_image
+        self.conditioner = conditioner
         self.decoding = replace(decoding, num_image_tokens=layout.num_image_tokens)
         tokens = layout.tokenizer
         self.special = SpecialTokens(tokens.ic_id, tokens.img_id, tokens.eos_id, tokens.pad_id)
@@ -131,6 +142,8 @@ class Replier:
         if not places:
             return {}, {}
         condition = self.model.look_and_condition(self._pictures_batch(places, prompts, replies, batch), self.use_image)
+        if self.conditioner == "text_encoder":
+            condition.h_align, condition.h_palign = self._encoded_captions(places, batch)
         size = self.draw.size
         time_ids = condition.h_align.new_tensor([[size, size, 0, 0, size, size]]).expand(len(places), -1)
         pixels = self.model.decoder.sample(
@@ -143,6 +156,16 @@ class Replier:
         )
         gates = zip(condition.gate.tolist(), condition.cosine.tolist(), strict=True)
         return dict(zip(places, to_pictures(pixels), strict=True)), dict(zip(places, gates, strict=True))
+
+    def _encoded_captions(self, places: list[tuple[int, int]], batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """What the decoder's own text encoders say of the true captions."""
+        if any(k for _, k in places) or not all(bool(batch.has_target[i]) for i, _ in places):
+            raise UserError(
+                "conditioner='text_encoder' draws one true caption a reply: set evaluation.given to 'caption' or "
+                "'reply' and test on replies of one picture"
+            )
+        chosen = [i for i, _ in places]
+        return self.model.decoder.encode_text(batch.caption_ids[chosen], batch.caption_ids_2[chosen])
 
     def _pictures_batch(
         self, places: list[tuple[int, int]], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,10 @@ from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
 from m2chat.models.trainable import Stage, set_trainable, trainable_names
-from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
-from m2chat.schema import Batch, Prediction
+from m2chat.pipeline.replier import Conditioner, DrawSettings, Given, Replier, noise_seed
+from m2chat.schema import KINDS, Batch, Prediction
 from m2chat.text import Layout, M2ChatTokenizer
-from m2chat.training.checkpoints import find_checkpoint, load_trained
+from m2chat.training.checkpoints import find_checkpoint, load_trained, read_checkpoint
 from m2chat.training.optim import cosine_schedule, parameter_groups, step_schedule
 from m2chat.training.references import reference_of, with_blank_context
 from m2chat.training.sharding import shard
@@ -63,6 +63,9 @@ class EvalConfig:
         max_text_tokens: Longest answer and longest caption.
         max_tokens: Longest sequence.
         context: ``blank`` shows an empty picture in place of each context picture.
+        conditioner: ``text_encoder`` draws with the image decoder's own text encoders from the true captions: the
+            decoder alone, for comparison.
+        weights: ``none`` evaluates the model as it is before any training.
     """
 
     given: Given = "nothing"
@@ -73,6 +76,8 @@ class EvalConfig:
     max_text_tokens: int = 64
     max_tokens: int = 512
     context: Literal["true", "blank"] = "true"
+    conditioner: Conditioner = "m3adapter"
+    weights: Literal["auto", "none"] = "auto"
 
 
 class M2ChatModule(TrainedOnlyModule):
@@ -119,6 +124,7 @@ class M2ChatModule(TrainedOnlyModule):
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
         self.shard_frozen = shard_frozen
         self.model: M2ChatModel = None  # type: ignore[assignment]
+        self.tasks: set[str] = set()
         self._fingerprint = ""
 
     # Building
@@ -145,7 +151,7 @@ class M2ChatModule(TrainedOnlyModule):
         if self._trainer is not None and self.trainer.ckpt_path:
             return f"checkpoint {self.trainer.ckpt_path}"  # Lightning loads it
         wanted: Stage = self.stage if testing else self.init_stage
-        choice = "auto" if testing else self.init_from
+        choice = self.evaluation.weights if testing else self.init_from
         if choice == "none":
             return "new"
         path = Path(choice)
@@ -160,6 +166,7 @@ class M2ChatModule(TrainedOnlyModule):
                 )
         names = trainable_names(self.model, wanted)
         load_trained(self.model, path, {f"model.{n}" for n in names}, stage=wanted, fingerprint=self.fingerprint())
+        self.tasks = set(read_checkpoint(path).get("tasks", [])) if testing else set()
         self.print(f"{'Evaluating' if testing else 'Starting from'} the weights of {path}")
         return str(path)
 
@@ -215,7 +222,32 @@ class M2ChatModule(TrainedOnlyModule):
             schedule = step_schedule(optimizer, config.warmup_steps, every)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Remembers which tasks were trained, so that results can say "trained" or "zero-shot"."""
+        self.tasks.update(sample.kind for sample in batch.samples)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the trained tasks."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["tasks"] = sorted(self.tasks)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them back."""
+        super().on_load_checkpoint(checkpoint)
+        self.tasks = set(checkpoint.get("tasks", []))
+
     # Evaluation
+
+    def protocol(self) -> dict[str, Any]:
+        """How the evaluation was done, for the results file."""
+        return {
+            "stage": self.stage,
+            "weights": self.source,
+            "fingerprint": self.fingerprint(),
+            "gate_mode": self.m3adapter.gate.mode,
+            "tasks": {kind: "trained" if kind in self.tasks else "zero-shot" for kind in KINDS},
+            **asdict(self.evaluation),
+        }
 
     def replier(self) -> Replier:
         """Generates replies as configured."""
@@ -232,6 +264,7 @@ class M2ChatModule(TrainedOnlyModule):
             decoding,
             DrawSettings(config.steps, config.guidance, config.seed, size),
             use_image=self.stage != "align",
+            conditioner=config.conditioner,
         )
 
     def predict_replies(self, batch: Batch) -> list[Prediction]:
