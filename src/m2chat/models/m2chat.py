@@ -103,16 +103,18 @@ class M2ChatModel(nn.Module):
 
         Args:
             input_ids: Right-padded, (B, T).
-            context_pixels: Normalised for CLIP, zeros where there is no picture, (B, 3, S, S).
+            context_pixels: Normalised for CLIP, zeros where there is no picture, (B, 3, S, S); or a single picture
+                that all sequences share, (1, 3, S, S).
 
         Returns:
-            States that the M³Adapter reads (B, T, D), and f_img (B, I, W).
+            States that the M³Adapter reads (B, T, D), and f_img (B or 1, I, W).
         """
         f_img = self.clip(context_pixels)
+        visual_query = self.visual_query(f_img).expand(len(input_ids), -1, -1)
         # No mask: padding is on the right and attention is causal, so real tokens never see it.
         layers = self.m3adapter.config.layers
         output = self.llama.model(
-            input_ids, visual_query=self.visual_query(f_img), output_hidden_states=len(layers) > 1 or layers != (-1,)
+            input_ids, visual_query=visual_query, output_hidden_states=len(layers) > 1 or layers != (-1,)
         )
         if layers == (-1,):
             return output.last_hidden_state, f_img
@@ -134,10 +136,10 @@ class M2ChatModel(nn.Module):
         """What stage 1 needs of the frozen networks.
 
         Args:
-            batch: Raw inputs.
+            batch: Raw inputs without context pictures, so that the empty one is looked at once for all.
             samples: n, how many of the first samples get latents.
         """
-        states, _ = self.read(batch.input_ids, batch.context_pixels)
+        states, _ = self.read(batch.input_ids, batch.context_pixels[:1])
         e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
         return FrozenFeatures(states, e_clip, e_pclip, self.decoder.encode_pixels(batch.target_pixels[:samples]))
 

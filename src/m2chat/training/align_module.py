@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from m2chat.errors import UserError
 from m2chat.models.m2chat import FrozenFeatures
 from m2chat.schema import Batch
 from m2chat.training.base_module import M2ChatModule
@@ -23,7 +24,16 @@ class AlignModule(M2ChatModule):
         Args:
             batch: Raw samples.
             features: Of the frozen networks, if they are known already.
+
+        Raises:
+            UserError: If a sample has a context picture: stage 1 has no use for it and would not look at it.
         """
+        if bool(batch.has_context.any()):
+            first = next(s.id for s, has in zip(batch.samples, batch.has_context.tolist(), strict=True) if has)
+            raise UserError(
+                f"stage 1 trains on caption pairs, but sample {first!r} has a context picture: leave its source out "
+                "of data.train, or set the source's `kinds` to [caption]"
+            )
         output = self.model(batch, self.draw_noise(batch), use_image=False, with_text=False, features=features)
         ddpm, align = self.picture_losses(batch, output)
         return {"loss": ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
