@@ -25,14 +25,16 @@ class GateHistogram(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Collects, and writes from time to time."""
+        if not trainer.is_global_zero:
+            return  # the others write nothing, so what they collected would only grow
         for name, values in self._seen.items():
             if isinstance(outputs, dict) and name in outputs:
                 values.append(outputs[name].float().cpu())
-        if (batch_idx + 1) % self.every or not trainer.is_global_zero:
+        if (batch_idx + 1) % self.every:
             return
+        writer: Any = getattr(trainer.logger, "experiment", None)
         for name, values in self._seen.items():
             joined = torch.cat(values) if values else torch.empty(0)
-            writer = getattr(trainer.logger, "experiment", None)
             if len(joined) and hasattr(writer, "add_histogram"):
                 writer.add_histogram(f"gate/{name}", joined, trainer.global_step)
             values.clear()

@@ -1,1 +1,1 @@
-
+"""What `m2chat` runs, a module a command."""

@@ -54,7 +54,7 @@ def _drawings(
             for colour, rgb in COLOURS.items():
                 for ground, ground_rgb in COLOURS.items():
                     if colour != ground:
-                        picture = alpha * np.float32(rgb) + (1 - alpha) * np.float32(ground_rgb)
+                        picture = alpha * np.array(rgb, np.float32) + (1 - alpha) * np.array(ground_rgb, np.float32)
                         rows.append(picture.reshape(-1))
                         names.append((place, shape, colour, ground))
     return np.stack(rows).astype(np.float32), names

@@ -8,7 +8,7 @@ biases, ``adapter_gate``, ``adapter_query``, LoRA pairs, and the rows of added t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -226,8 +226,9 @@ class AdapterLlamaForCausalLM(LlamaForCausalLM):
     """
 
     config_class = AdapterLlamaConfig
-    _no_split_modules = ["AdapterLlamaDecoderLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["AdapterLlamaDecoderLayer"]
     config: AdapterLlamaConfig
+    lm_head: nn.Linear
 
     def __init__(self, config: AdapterLlamaConfig) -> None:
         super().__init__(config)
@@ -242,7 +243,8 @@ class AdapterLlamaForCausalLM(LlamaForCausalLM):
     @torch.no_grad()
     def init_extra_tokens(self) -> None:
         """Starts each added row as the mean of its table."""
-        for table in (self.model.embed_tokens, self.lm_head):
+        tables: tuple[Any, Any] = (self.model.embed_tokens, self.lm_head)
+        for table in tables:
             table.extra.copy_(table.weight.float().mean(0).expand_as(table.extra))
 
     def forward(

@@ -57,7 +57,8 @@ class CrossBlock(nn.Module):
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=(mask | ~some)[:, None, None])
             attended = torch.where(some[..., None, None], attended, torch.zeros_like(attended))
         x = x + self.to_out(attended.transpose(1, 2).flatten(2))
-        return x + self.feed_forward(self.norm_out(x))
+        x = x + self.feed_forward(self.norm_out(x))
+        return x
 
 
 @dataclass

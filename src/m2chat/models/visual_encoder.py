@@ -55,7 +55,8 @@ class ClipTokens(nn.Module):
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], 1) + visual.positional_embedding.to(x.dtype)
         x = visual.transformer(visual.ln_pre(x))
-        return visual.ln_post(x) @ visual.proj
+        tokens: Tensor = visual.ln_post(x) @ visual.proj
+        return tokens
 
 
 class _Block(nn.Module):
@@ -74,7 +75,8 @@ class _Block(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = x + self.attn["proj"](attended)
-        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+        x = x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+        return x
 
 
 class VisualQueryEncoder(nn.Module):
@@ -111,4 +113,5 @@ class VisualQueryEncoder(nn.Module):
         x = torch.cat([self.visual_query.weight.expand(len(tokens), -1, -1), tokens], 1)
         for block in self.visual_blocks:
             x = block(x)
-        return self.visual_proj_norm(self.visual_proj(x[:, : self.visual_query.num_embeddings]))
+        prompts: Tensor = self.visual_proj_norm(self.visual_proj(x[:, : self.visual_query.num_embeddings]))
+        return prompts

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from m2chat.errors import UserError
@@ -98,8 +99,8 @@ class M2ChatModule(TrainedOnlyModule):
         shard_frozen: Under FSDP, whether the frozen networks are sharded too.
     """
 
-    stage: Stage
-    init_stage: Stage
+    stage: ClassVar[Stage]
+    init_stage: ClassVar[Stage]
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class M2ChatModule(TrainedOnlyModule):
         self.shard_frozen = shard_frozen
         self.model: M2ChatModel = None  # type: ignore[assignment]
         self.tasks: set[str] = set()
-        self._fingerprint = ""
+        self.source, self._fingerprint = "new", ""
 
     # Building
 
@@ -207,7 +208,7 @@ class M2ChatModule(TrainedOnlyModule):
         for index, (name, value) in enumerate(losses.items()):
             self.log(f"train/{name}", value.detach(), prog_bar=index == 0, batch_size=len(batch))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what the stage trains."""
         config = self.optim
         groups: Any = parameter_groups(self.model, config.weight_decay)
@@ -284,10 +285,12 @@ class M2ChatModule(TrainedOnlyModule):
                 predictions[index] = reference_of(batch.samples[index], batch.turns[index], reply, note)
         return [prediction for prediction in predictions if prediction is not None]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+    # Lightning hands any output on to the callbacks; only its annotation of the two steps is narrower.
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         """Replies for the metric callbacks."""
         return self.predict_replies(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+    def test_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         """Replies for the metric callbacks."""
         return self.predict_replies(batch)

@@ -42,7 +42,8 @@ def coverage(shape: str, radius: float, centre: tuple[float, float]) -> NDArray[
         distance = np.maximum(slant, y - 0.8 * radius)
     else:
         raise ValueError(f"unknown shape {shape!r}")
-    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    covered: NDArray[np.float32] = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    return covered
 
 
 def placements(scene: Scene) -> list[tuple[str, str, float, tuple[float, float]]]:

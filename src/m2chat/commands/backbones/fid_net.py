@@ -29,7 +29,8 @@ def train_fid_net(folder: Path, steps: int = 1200, batch: int = 64, seed: int = 
         chosen = torch.randint(len(pixels), (batch,))
         # Noise keeps the features from hanging on single pixels, which generated pictures get slightly wrong.
         logits = net(pixels[chosen] + 0.05 * torch.randn_like(pixels[chosen]))
-        schedule.step(sum(F.cross_entropy(logits[a], targets[chosen, i]) for i, a in enumerate(ATTRIBUTES)) / 7)
+        losses = [F.cross_entropy(logits[name], targets[chosen, i]) for i, name in enumerate(ATTRIBUTES)]
+        schedule.step(sum(losses, start=torch.zeros(())) / len(losses))
     net.save(folder)
     test = scene_pool("test", 0.5, 500, seed_everything(1))
     with torch.no_grad():

@@ -80,7 +80,7 @@ def _build_unet(is_xl: bool) -> nn.Module:
         addition_time_embed_dim=16,
         projection_class_embeddings_input_dim=96 + 6 * 16,
     )
-    return UNet2DConditionModel(
+    unet: nn.Module = UNet2DConditionModel(
         sample_size=8,
         in_channels=8,
         out_channels=8,
@@ -94,6 +94,7 @@ def _build_unet(is_xl: bool) -> nn.Module:
         use_linear_projection=True,
         **(xl if is_xl else {}),
     )
+    return unet
 
 
 def train_unet(
@@ -116,7 +117,8 @@ def train_unet(
     scheduler.save_pretrained(root / "scheduler")
     noiser = DDPMScheduler.from_config(scheduler.config)
     unet: Any = _build_unet(is_xl)
-    averaged = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
+    averaged: Any = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=ema)
 
     scenes = scene_pool("train", 0.5, 16000, rng)
     pictures = to_pixels(draw(scenes, seed))
