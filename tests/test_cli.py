@@ -38,15 +38,16 @@ class ToyStage(TrainedOnlyModule):
     Args:
         backbone: As in the real modules.
         phi: A number.
+        seed: Linked to that of the run.
     """
 
     stage: ClassVar[str] = "first"
 
-    def __init__(self, backbone: ToyBackbone, phi: float = 1.0) -> None:
+    def __init__(self, backbone: ToyBackbone, phi: float = 1.0, seed: int = 7) -> None:
         super().__init__()
         if backbone.language_model == "missing":
             raise UserError("there is no folder missing")
-        self.phi = phi
+        self.phi, self.seed = phi, seed
         self.save_hyperparameters({"backbone": asdict(backbone), "phi": phi})
         self.trained, self.frozen = nn.Linear(2, 1), nn.Linear(2, 1).requires_grad_(False)
 
@@ -79,12 +80,13 @@ class ToyData(LightningDataModule):
         num_image_tokens: int,
         batch_size: int = 2,
         shards: str = "some",
+        seed: int = 7,
     ) -> None:
         super().__init__()
         if shards == "empty":
             raise UserError("data.shards: the folder empty holds no shards")
         self.linked = (language_model, vision_encoder, image_decoder, num_image_tokens)
-        self.batch_size = batch_size
+        self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> Any:
         return torch.utils.data.DataLoader(torch.ones(8, 2), batch_size=self.batch_size)
@@ -167,6 +169,13 @@ def test_links_overlays_guards_and_writer(monkeypatch: pytest.MonkeyPatch) -> No
     assert callbacks.keys() >= {Throughput, NonFiniteGuard, InterruptGuard}
     assert callbacks[NonFiniteGuard].patience == 4
     assert isinstance(command.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+@pytest.mark.parametrize(("given", "seed"), [(None, 0), ("3", 3), ("0", 0), ("true", 0), ("false", 0)])
+def test_one_seed_for_all(monkeypatch: pytest.MonkeyPatch, given: str | None, seed: int) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    command = parsed(monkeypatch, *([] if given is None else ["--seed_everything", given]))
+    assert (command.model.seed, command.datamodule.seed) == (seed, seed)
 
 
 def test_fsdp_by_its_bare_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
 import signal
@@ -98,6 +99,8 @@ class M2ChatCLI(LightningCLI):
         """Links what data and model must agree on, and adds the two guards that every run has."""
         for name in LINKS:
             parser.link_arguments(f"model.init_args.backbone.{name}", f"data.{name}")
+        for target in ("model.init_args.seed", "data.seed"):
+            parser.link_arguments("seed_everything", target, compute_fn=seed_number)
         parser.add_lightning_class_args(NonFiniteGuard, "nonfinite")
         parser.add_lightning_class_args(InterruptGuard, "interrupt")
 
@@ -120,6 +123,17 @@ class M2ChatCLI(LightningCLI):
         model = self.config[subcommand].model
         stage = getattr(_class_at(model.class_path), "stage", None)
         check_header(read_checkpoint(Path(path))[HEADER], f"--ckpt_path {path}", stage, None)
+
+
+def seed_number(seed_everything: bool | int) -> int:
+    """The seed of our own generators, which always need one: that of the whole run if it has one.
+
+    Args:
+        seed_everything: The setting: a number, True for Lightning's own choice, or False for none.
+    """
+    if isinstance(seed_everything, bool):
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed_everything else 0
+    return seed_everything
 
 
 def _class_at(path: str) -> type:

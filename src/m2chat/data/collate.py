@@ -41,7 +41,8 @@ class VisionInput:
         """Reads it from an encoder.
 
         Args:
-            vision_encoder: A folder with ``open_clip_config.json``, or a name that open_clip knows.
+            vision_encoder: A folder with ``open_clip_config.json``, or a name that open_clip knows; ``:`` and its
+                weights' tag may follow, and are of no matter here.
 
         Raises:
             UserError: If it is neither.
@@ -57,12 +58,13 @@ class VisionInput:
         ensure_torchvision()
         import open_clip
 
-        if vision_encoder not in open_clip.list_models():
+        architecture = vision_encoder.partition(":")[0]
+        if architecture not in open_clip.list_models():
             raise UserError(
                 f"vision_encoder={vision_encoder!r} is neither a folder with open_clip_config.json nor a model of "
-                "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu'"
+                "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu:openai'"
             )
-        return cls(int(open_clip.get_model_config(vision_encoder)["vision_cfg"].get("image_size", 224)))
+        return cls(int(open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)))
 
 
 class CaptionTokens:

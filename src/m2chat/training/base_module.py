@@ -22,6 +22,7 @@ from m2chat.pipeline.replier import Conditioner, DrawSettings, Given, Replier, n
 from m2chat.schema import KINDS, Batch, Prediction
 from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.training.checkpoints import find_checkpoint, load_trained, read_checkpoint
+from m2chat.training.global_batch import weights_of_means
 from m2chat.training.optim import cosine_schedule, parameter_groups, step_schedule
 from m2chat.training.references import reference_of, with_blank_context
 from m2chat.training.sharding import shard
@@ -148,7 +149,7 @@ class M2ChatModule(TrainedOnlyModule):
 
     def _load_start(self) -> str:
         """Loads the weights that the run starts from, or that it evaluates, and says which."""
-        testing = self._trainer is not None and self.trainer.testing
+        testing = self._trainer is not None and (self.trainer.testing or self.trainer.validating)
         if self._trainer is not None and self.trainer.ckpt_path:
             return f"checkpoint {self.trainer.ckpt_path}"  # Lightning loads it
         wanted: Stage = self.stage if testing else self.init_stage
@@ -197,16 +198,17 @@ class M2ChatModule(TrainedOnlyModule):
         )
 
     def picture_losses(self, batch: Batch, output: M2ChatOutput) -> tuple[Tensor, Tensor]:
-        """L_ddpm and L_align of a pass."""
+        """L_ddpm and L_align of a pass: their means over all processes are those over the global batch."""
         condition, count = output.condition, len(output.prediction)
         ddpm = ddpm_loss(output.prediction, output.diffusion_target, batch.has_target[:count])
         align = align_loss(condition.h_align, output.e_clip, condition.h_palign, output.e_pclip, batch.has_target)
-        return ddpm, align
+        weights = weights_of_means(torch.stack([batch.has_target[:count].sum(), batch.has_target.sum()]))
+        return ddpm * weights[0], align * weights[1]
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:
-        """Logs each loss by its name, the first of them in the progress bar."""
+        """Logs each loss of the global batch by its name, the first of them in the progress bar."""
         for index, (name, value) in enumerate(losses.items()):
-            self.log(f"train/{name}", value.detach(), prog_bar=index == 0, batch_size=len(batch))
+            self.log(f"train/{name}", value.detach(), prog_bar=index == 0, batch_size=len(batch), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what the stage trains."""

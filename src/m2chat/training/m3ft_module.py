@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from m2chat.losses import text_loss
 from m2chat.schema import Batch
 from m2chat.training.base_module import M2ChatModule
+from m2chat.training.global_batch import weights_of_means
 
 
 class M3FTModule(M2ChatModule):
@@ -32,7 +34,8 @@ class M3FTModule(M2ChatModule):
         output = self.model(batch, self.draw_noise(batch))
         ddpm, align = self.picture_losses(batch, output)
         assert output.logits is not None and output.logit_labels is not None
-        text = text_loss(output.logits, output.logit_labels)
+        weight = weights_of_means(torch.tensor([len(output.logit_labels)], device=output.logit_labels.device))[0]
+        text = text_loss(output.logits, output.logit_labels) * weight
         total = ddpm + self.phi * align + self.lambda_text * text
         losses = {"loss": total, "loss_ddpm": ddpm, "loss_align": align, "loss_text": text}
         return losses, output.condition.gate, output.condition.cosine

@@ -28,7 +28,7 @@ def shard_units(model: M2ChatModel) -> Iterator[nn.Module]:
 
 
 def shard(model: M2ChatModel, mesh: Any, shard_frozen: bool = True) -> None:
-    """Shards a model in place.
+    """Shards a model in place; from then on only its `forward` may be called, since FSDP2 gathers weights there.
 
     Args:
         model: Already frozen as its stage wants.
@@ -36,13 +36,10 @@ def shard(model: M2ChatModel, mesh: Any, shard_frozen: bool = True) -> None:
         shard_frozen: Whether frozen parameters are sharded as well; if not, every process holds them whole, which
             costs memory and saves most of the traffic.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
     ignored = set() if shard_frozen else {p for p in model.parameters() if not p.requires_grad}
     for unit in shard_units(model):
         if any(parameter not in ignored for parameter in unit.parameters()):
             fully_shard(unit, mesh=mesh, ignored_params=ignored)
     fully_shard(model, mesh=mesh, ignored_params=ignored)
-    # Everything that is called from outside must be known to FSDP2, whose hooks fire nowhere else.
-    for method in ("look_and_condition", "frozen_features"):
-        register_fsdp_forward_method(model, method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
@@ -47,6 +47,19 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
             assert isinstance(self._tensor_parallel_size, int)
             self._data_parallel_size = max(1, self.num_nodes * self.num_processes // self._tensor_parallel_size)
         super().setup_environment()
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses to evaluate: replies differ in length, so the processes would wait for each other for ever.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            "replies cannot be generated from sharded weights: train with --trainer.limit_val_batches 0, and evaluate "
+            "the checkpoint with `lightning test` and --trainer.strategy ddp, where every process holds all weights"
+        )
+
+    test_step = validation_step
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The trained tensors: this process's share of them, or all of them on rank 0."""
