@@ -16,7 +16,7 @@ from m2chat.errors import UserError
 from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, decode_replies
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.schema import Batch, Reply, Segment
-from m2chat.text import Layout, view_of
+from m2chat.text import Layout, View, view_of
 
 Given = Literal["nothing", "caption", "reply"]
 """What generation is given of the true reply: ``caption`` is text-to-image (caption = prompt, no answer), ``reply``
@@ -86,11 +86,9 @@ class Replier:
             The replies, and beside each what happened: ``gate`` and ``cosine`` of each picture, ``cut_tokens``.
         """
         views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
-        room = self.layout.max_tokens - self._response_room()
-        prompts = [self.layout.prompt(view.request, room) for view in views]
-        tokens = self._tokens([ids for ids, _ in prompts], batch, given)
+        prompts, cut, tokens = self._decoded(views, batch) if given == "nothing" else self._told(views, given)
         names = [f"{sample.id}#{turn}" for sample, turn in zip(batch.samples, batch.turns, strict=True)]
-        pictures, gates = self._draw([ids for ids, _ in prompts], tokens, batch, names)
+        pictures, gates = self._draw(prompts, tokens, batch, names)
         replies, notes = [], []
         for index, segments in enumerate(tokens):
             own = [self._segment(segment) for segment in segments]
@@ -100,7 +98,7 @@ class Replier:
                 {
                     "gate": [gate for gate, _ in drawn],
                     "cosine": [cosine for _, cosine in drawn],
-                    "cut_tokens": prompts[index][1],
+                    "cut_tokens": cut[index],
                 }
             )
         return replies, notes
@@ -113,26 +111,26 @@ class Replier:
         decode = self.layout.tokenizer.decode
         return Segment(decode(segment.answer), None if segment.caption is None else decode(segment.caption))
 
-    def _tokens(self, prompts: list[list[int]], batch: Batch, given: Given) -> list[list[TokenSegment]]:
-        """Each reply's tokens: decoded, or encoded from what is given."""
-        if given == "nothing":
-            return decode_replies(self.model, prompts, batch.context_pixels, self.special, self.decoding)
-        encode = self.layout.tokenizer.encode
-        replies = []
-        for sample, turn in zip(batch.samples, batch.turns, strict=True):
-            segments = view_of(sample, turn).reply
+    def _decoded(self, views: list[View], batch: Batch) -> tuple[list[list[int]], list[int], list[list[TokenSegment]]]:
+        """Prompts, how much of each did not fit, and what the model says to them."""
+        room = self.layout.max_tokens - self._response_room()
+        fitted = [self.layout.prompt(view.request, room) for view in views]
+        prompts = [ids for ids, _ in fitted]
+        replies = decode_replies(self.model, prompts, batch.context_pixels, self.special, self.decoding)
+        return prompts, [cut for _, cut in fitted], replies
+
+    def _told(self, views: list[View], given: Given) -> tuple[list[list[int]], list[int], list[list[TokenSegment]]]:
+        """The same with the true replies, or their captions alone, fitted exactly as in training."""
+        prompts, cut, replies = [], [], []
+        for view in views:
+            segments = view.reply
             if given == "caption":
                 segments = tuple(Segment("", segment.caption) for segment in segments if segment.caption is not None)
-            replies.append(
-                [
-                    TokenSegment(
-                        encode(segment.answer) if segment.answer else [],
-                        None if segment.caption is None else encode(segment.caption),
-                    )
-                    for segment in segments
-                ]
-            )
-        return replies
+            fitted = self.layout.fit(view.request, segments)
+            prompts.append(fitted.prompt)
+            cut.append(fitted.cut_tokens)
+            replies.append([TokenSegment(*texts) for texts in zip(fitted.answers, fitted.captions, strict=True)])
+        return prompts, cut, replies
 
     def _draw(
         self, prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch, names: Sequence[str]

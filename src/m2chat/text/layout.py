@@ -71,6 +71,23 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """Prompt and reply in tokens, cut to fit into one sequence.
+
+    Args:
+        prompt: With the start token.
+        answers: Of each segment.
+        captions: Of each segment; None for text alone.
+        cut_tokens: Tokens of the prompt or of the reply's text that did not fit.
+    """
+
+    prompt: list[int]
+    answers: list[list[int]]
+    captions: list[list[int] | None]
+    cut_tokens: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """Builds sequences.
 
@@ -131,18 +148,30 @@ class Layout:
         Returns:
             Tokens, labels and spans, at most `max_tokens` long; image slots and ``</s>`` are always whole.
         """
-        tokens = self.tokenizer
         if target is None:
             target = next((i for i, segment in enumerate(reply) if segment.caption is not None), 0)
-        answers = [tokens.encode(segment.answer) if segment.answer else [] for segment in reply]
-        captions = [None if segment.caption is None else tokens.encode(segment.caption) for segment in reply]
+        fitted = self.fit(request, reply)
+        encoded = self.assemble(fitted.prompt, fitted.answers, fitted.captions, target)
+        encoded.cut_tokens = fitted.cut_tokens
+        return encoded
+
+    def fit(self, request: Request, reply: Sequence[Segment]) -> Fitted:
+        """Tokens of a request and of a known reply that together fit.
+
+        Training calls it, and generation that is given the reply, so that both see the same history.
+
+        Args:
+            request: What came before.
+            reply: The reply's segments.
+        """
+        encode = self.tokenizer.encode
+        answers = [encode(segment.answer) if segment.answer else [] for segment in reply]
+        captions = [None if segment.caption is None else encode(segment.caption) for segment in reply]
         fixed = 1 + sum(1 + self.num_image_tokens for c in captions if c is not None)
         reply_cut = self._cut_reply(answers, captions, self.max_tokens - fixed - self._least_prompt())
         used = fixed + sum(map(len, answers)) + sum(len(c) for c in captions if c is not None)
         prompt, cut = self.prompt(request, self.max_tokens - used)
-        encoded = self.assemble(prompt, answers, captions, target)
-        encoded.cut_tokens = cut + reply_cut
-        return encoded
+        return Fitted(prompt, answers, captions, cut + reply_cut)
 
     def assemble(
         self,

@@ -23,7 +23,7 @@ def coverage(shape: str, radius: float, centre: tuple[float, float]) -> NDArray[
 
     Args:
         shape: One of `SHAPES`.
-        radius: Radius of the enclosing circle, in pixels.
+        radius: No part of the shape is farther from its centre along either axis, in pixels.
         centre: Offset (x, y) of the shape from the picture's centre, in pixels.
 
     Returns:

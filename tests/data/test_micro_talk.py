@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import random
+import re
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from m2chat.commands.backbones.corpus import lesson
+from m2chat.data.micro_talk import Maker
+from m2chat.evaluation.judge import judge
+from m2chat.schema import Kind, Sample
+from m2chat.text.view import replies_of, view_of
+from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene, parse_caption, scenes_of_split
+from m2chat.world.scene import Split, held_out_keys
+
+KINDS: tuple[Kind, ...] = ("instruct", "edit", "dialogue", "story")
+COUNT = 300
+
+
+def samples(kind: Kind, split: Split, count: int = COUNT) -> list[Sample]:
+    maker = Maker(split, 0)
+    return [getattr(maker, kind)().sample(kind, kind, index) for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def train() -> dict[Kind, list[Sample]]:
+    return {kind: samples(kind, "train") for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_never_shows_a_held_out_scene(train: dict[Kind, list[Sample]], kind: Kind) -> None:
+    shown = [Scene.from_attributes(own) for sample in train[kind] for own in sample.meta["scenes"]]
+    assert len(shown) >= COUNT and not {scene.key for scene in shown} & held_out_keys()
+    # And the pictures show what the record says.
+    pictures = np.stack([image.pixels for sample in train[kind][:40] for image in sample.images])
+    assert [verdict.scene for verdict in judge(pictures)] == shown[: len(pictures)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_held_out_replies_draw_held_out_scenes(kind: Kind, split: Split) -> None:
+    own = {scene.key for objects in (1, 2) for scene in scenes_of_split(split, objects)}
+    for sample in samples(kind, split, 40):
+        drawn = [k for turn in sample.turns if turn.role == "assistant" for k in turn.pictures]
+        keys = [Scene.from_attributes(sample.meta["scenes"][k]).key for k in drawn]
+        if kind == "story":  # frames follow from each other: not all can be of one split
+            assert set(keys) & held_out_keys()
+        else:
+            assert keys and set(keys) <= own
+
+
+def test_a_third_of_the_replies_in_dialogues_is_text_alone(train: dict[Kind, list[Sample]]) -> None:
+    replies = [sample.turns[k] for sample in train["dialogue"] for k in replies_of(sample)]
+    assert np.mean([not reply.pictures for reply in replies]) == pytest.approx(1 / 3, abs=0.02)
+    assert all(reply.text for reply in replies)
+
+
+@pytest.mark.parametrize("kind", ["edit", "dialogue"])
+def test_half_of_the_pictures_depend_on_the_context_picture(train: dict[Kind, list[Sample]], kind: Kind) -> None:
+    hidden = total = 0
+    for sample in train[kind]:
+        for turn in replies_of(sample):
+            total += bool(sample.turns[turn].pictures)
+            hidden += str(turn) in sample.meta["omitted"]
+    assert 0.4 < hidden / total < 0.6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_omitted_is_seen_and_nowhere_told(train: dict[Kind, list[Sample]], kind: Kind) -> None:
+    for sample in train[kind]:
+        for turn, names in sample.meta["omitted"].items():
+            view = view_of(sample, int(turn))
+            (target,) = view.targets
+            assert target is not None and view.context is not None and names
+            before, after = sample.meta["scenes"][view.context], sample.meta["scenes"][target]
+            texts = [view.request.instruction, *view.request.history, view.reply[0].answer, view.reply[0].caption or ""]
+            told = {name for text in texts for name in parse_caption(text)}
+            assert not told & set(names)
+            assert all(before[name] == after[name] for name in names)
+
+
+def test_captions_are_true(train: dict[Kind, list[Sample]]) -> None:
+    for kind in KINDS:
+        for sample in train[kind]:
+            for image, own in zip(sample.images, sample.meta["scenes"], strict=True):
+                assert image.caption and parse_caption(image.caption).items() <= own.items()
+
+
+def test_answers_differ_from_captions(train: dict[Kind, list[Sample]]) -> None:
+    for kind in ("edit", "dialogue", "story"):
+        for sample in train[kind]:
+            for segment in (s for k in replies_of(sample) for s in view_of(sample, k).reply):
+                assert segment.answer and segment.answer != segment.caption
+    assert all(view_of(sample, 1).reply[0].answer == "" for sample in train["instruct"])
+
+
+_VALUE = re.compile(rf"\b(an? )?({'|'.join((*SHAPES, *COLOURS, *SIZES, *POSITIONS))})\b")
+
+
+def template(text: str) -> str:
+    return _VALUE.sub("*", text)
+
+
+def test_answers_of_stage_2_do_not_occur_in_pretraining(train: dict[Kind, list[Sample]]) -> None:
+    talks = [sample for kind in KINDS for split in get_args(Split) for sample in samples(kind, split, 100)]
+    talks += [sample for kind in KINDS for sample in train[kind]]
+    answers = {s.answer for sample in talks for k in replies_of(sample) for s in view_of(sample, k).reply if s.answer}
+    rng = random.Random(0)
+    pool = scenes_of_split("train", 1) + scenes_of_split("train", 2)
+    learned = {lesson(rng.choice(pool), rng).answer for _ in range(20_000)}
+    assert len(answers) > 80 and len(learned) > 5000
+    assert not {template(text) for text in answers} & {template(text) for text in learned}
+    assert not any(answer in text for answer in answers for text in learned)
+
+
+def test_pretraining_shows_no_held_out_scene() -> None:
+    rng = random.Random(1)
+    pool = scenes_of_split("train", 1)
+    for _ in range(5000):
+        one = lesson(rng.choice(pool), rng)
+        assert one.scene is None or one.scene.key not in held_out_keys()
+        told = parse_caption(one.answer)
+        if len(told) == 5:
+            assert Scene.from_attributes(told).key not in held_out_keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_gives_the_same_conversations(kind: Kind) -> None:
+    first, again = samples(kind, "val", 3), samples(kind, "val", 3)
+    assert [(s.id, s.turns, s.meta) for s in first] == [(s.id, s.turns, s.meta) for s in again]
+    assert all(np.array_equal(a.images[0].pixels, b.images[0].pixels) for a, b in zip(first, again, strict=True))
+    other = Maker("val", 1)
+    assert [getattr(other, kind)().sample(kind, kind, i).turns for i in range(3)] != [s.turns for s in first]
