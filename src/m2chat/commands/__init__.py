@@ -1,1 +1,45 @@
-"""What `m2chat` runs, a module a command."""
+"""What `m2chat` runs, a module a command: each adds its arguments and imports torch only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the `m2chat` command.
+
+    Args:
+        argv: Arguments without the command's own name; None means those of the process.
+
+    Returns:
+        Exit code: 0, or 2 for a mistake of the user's.
+
+    Raises:
+        SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
+    """
+    from m2chat import __version__
+    from m2chat.commands import data, release_weights, report
+    from m2chat.commands.backbones import command as backbones
+    from m2chat.errors import UserError
+
+    parser = argparse.ArgumentParser(
+        prog="m2chat",
+        description="Conversations in which both sides send text and pictures.",
+        epilog="To train and to evaluate: lightning --help",
+    )
+    parser.add_argument("--version", action="version", version=f"m2chat {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for module in (data, report, release_weights, backbones):
+        module.add(commands)
+    options = parser.parse_args(argv)
+    if "run" not in options:
+        parser.print_help()
+        return 0
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

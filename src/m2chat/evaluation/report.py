@@ -36,7 +36,7 @@ def table(metrics: Mapping[str, Estimate], dataset: str = "") -> str:
         count = "" if item.n is None else str(item.n)
         theirs = paper.get("fid" if name == "fid_micro" else name)
         rows.append((name, _number(item.value), interval, count, "" if theirs is None else f"paper: {theirs:.2f}"))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def kinds_table(metrics: Mapping[str, Estimate]) -> str:
@@ -47,10 +47,10 @@ def kinds_table(metrics: Mapping[str, Estimate]) -> str:
     for name in dict.fromkeys(name for name, _ in names):
         values = [metrics.get(f"{name}/{kind}") for kind in kinds]
         rows.append((name, *("" if item is None else _number(item.value) for item in values)))
-    return _aligned(rows) if kinds else ""
+    return aligned(rows) if kinds else ""
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """A markdown table whose first row is the header."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [

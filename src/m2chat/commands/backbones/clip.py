@@ -54,7 +54,7 @@ def normalise(pixels: Tensor) -> Tensor:
     return ((pixels + 1) / 2 - mean) / std
 
 
-def train_clip(folder: Path, steps: int = 4000, batch: int = 128, seed: int = 0) -> dict[str, object]:
+def train_clip(folder: Path, steps: int = 1200, batch: int = 128, seed: int = 0) -> dict[str, object]:
     """Trains and saves the CLIP model.
 
     Returns:

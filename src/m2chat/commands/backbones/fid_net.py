@@ -32,12 +32,16 @@ def train_fid_net(folder: Path, steps: int = 1200, batch: int = 64, seed: int = 
         losses = [F.cross_entropy(logits[name], targets[chosen, i]) for i, name in enumerate(ATTRIBUTES)]
         schedule.step(sum(losses, start=torch.zeros(())) / len(losses))
     net.save(folder)
-    test = scene_pool("test", 0.5, 500, seed_everything(1))
-    with torch.no_grad():
-        logits = net(to_pixels(draw(test, 1)))
+    return {"seed": seed, "steps": steps, **measure_fid_net(net)}
+
+
+@torch.no_grad()
+def measure_fid_net(net: MicroFeatureNet) -> dict[str, object]:
+    """Share of held-out pictures whose every attribute it names."""
+    scenes = scene_pool("test", 0.5, 500, seed_everything(1))
+    logits = net(to_pixels(draw(scenes, 1)))
     read = torch.stack([logits[name].argmax(1) for name in ATTRIBUTES], 1)
-    right = (read == _targets(test)).all(1).float().mean()
-    return {"seed": seed, "steps": steps, "all_attributes_named": round(float(right), 4)}
+    return {"all_attributes_named": round(float((read == _targets(scenes)).all(1).float().mean()), 4)}
 
 
 def _targets(scenes: list[Scene]) -> Tensor:

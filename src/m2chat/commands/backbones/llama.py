@@ -132,7 +132,7 @@ def _copy_batch(vocabulary: int, batch: int) -> Tensor:
 
 
 def train_language(
-    root: Path, copy_steps: int = 1500, steps: int = 4000, adapter_steps: int = 1500, batch: int = 24, seed: int = 0
+    root: Path, copy_steps: int = 1300, steps: int = 3500, adapter_steps: int = 1200, batch: int = 24, seed: int = 0
 ) -> dict[str, object]:
     """Trains the base model and the adapter and saves both: ``llama/`` and ``adapter/BIAS-micro.pth``.
 
@@ -228,6 +228,20 @@ def _save_base(reader: _Reader, folder: Path) -> None:
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
     save_half(plain, folder)
     reader.llama.load_state_dict(plain.state_dict(), strict=False)
+
+
+def load_reader(root: Path) -> _Reader:
+    """The trained language model with its eye, as ``llama/``, ``adapter/`` and ``clip/`` hold them."""
+    import open_clip
+
+    from m2chat.models.build import load_language
+    from m2chat.models.config import BackboneConfig
+
+    clip: Any = open_clip.create_model(f"local-dir:{root / 'clip'}").float().eval()
+    reader = _Reader(clip, M2ChatTokenizer(root / "llama"))
+    files = BackboneConfig(str(root / "llama"), str(root / "adapter" / "BIAS-micro.pth"))
+    reader.llama, reader.visual_query = load_language(files)
+    return reader.eval()
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def _build_unet(is_xl: bool) -> nn.Module:
 
 
 def train_unet(
-    root: Path, steps: int, is_xl: bool = True, batch: int = 32, seed: int = 0, lr: float = 1.5e-3
+    root: Path, steps: int = 5500, is_xl: bool = True, batch: int = 32, seed: int = 0, lr: float = 1.5e-3
 ) -> dict[str, object]:
     """Trains the UNet of a diffusers folder that already has its VAE and text encoders, and completes the folder.
 
@@ -143,8 +143,6 @@ def train_unet(
         output = unet(noisy, timesteps, text * keep[..., None], added_cond_kwargs=added).sample
         schedule.step(F.mse_loss(output, target))
         averaged.update_parameters(unet)
-        if (step + 1) % 1000 == 0:
-            averaged.module.save_pretrained(root / "unet-partial")
     unet.load_state_dict(averaged.module.state_dict())
     unet.eval()
     save_half(unet, root / "unet")

@@ -32,7 +32,7 @@ def _initialise(vae: nn.Module) -> None:
                 nn.init.zeros_(module.weight)
 
 
-def train_vae(folder: Path, steps: int = 3600, batch: int = 16, seed: int = 0) -> dict[str, object]:
+def train_vae(folder: Path, steps: int = 4000, batch: int = 16, seed: int = 0) -> dict[str, object]:
     """Trains and saves the VAE.
 
     L1 + L2 on reconstructions from the latent mode with a little noise, so that latents near each other decode

@@ -1,0 +1,44 @@
+"""`m2chat backbones`: rebuilds the micro backbones, measures them, keeps their manifest."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    from m2chat.commands.backbones.parts import PARTS
+
+    parser = commands.add_parser(
+        "backbones", help="pretrain the micro backbones again (an hour or two), measure them, check their manifest"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", choices=list(PARTS), default=[], help=f"of {', '.join(PARTS)}"
+    )
+    parser.add_argument("--out", type=Path, default=Path("data/micro"), help="folder (default: %(default)s)")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--measure", action="store_true", help="train nothing: measure again what is there")
+    instead.add_argument("--manifest", action="store_true", help="train nothing: write the manifest of what is there")
+    instead.add_argument("--verify", action="store_true", help="train nothing: compare the files with the manifest")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Does what the options say.
+
+    Raises:
+        UserError: If a part lacks what it rests on, or the files differ from the manifest.
+    """
+    from m2chat.commands.backbones.build import build, measure
+    from m2chat.commands.backbones.manifest import verify_manifest, write_manifest
+    from m2chat.errors import UserError
+
+    if options.verify:
+        if faults := verify_manifest(options.out):
+            raise UserError(f"{options.out} differs from its manifest: {'; '.join(faults)}")
+        print(f"{options.out} is as its manifest says")
+    elif options.manifest:
+        print(f"Manifest: {write_manifest(options.out, {})}")
+    else:
+        (measure if options.measure else build)(options.out, options.only)
