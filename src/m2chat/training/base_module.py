@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -27,8 +28,6 @@ from m2chat.training.optim import cosine_schedule, parameter_groups, step_schedu
 from m2chat.training.references import reference_of, with_blank_context
 from m2chat.training.sharding import shard
 from m2chat.training.trained_only import TrainedOnlyModule
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -167,9 +166,9 @@ class M2ChatModule(TrainedOnlyModule):
                     f"with {'--ckpt_path' if testing else '--model.init_args.init_from'}"
                 )
         names = trainable_names(self.model, wanted)
-        load_trained(self.model, path, {f"model.{n}" for n in names}, stage=wanted, fingerprint=self.fingerprint())
+        load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, fingerprint=self.fingerprint())
         self.tasks = set(read_checkpoint(path).get("tasks", [])) if testing else set()
-        self.print(f"{'Evaluating' if testing else 'Starting from'} the weights of {path}")
+        rank_zero_info(f"{'Evaluating' if testing else 'Starting from'} the weights of {path}")
         return str(path)
 
     # Training
@@ -220,9 +219,8 @@ class M2ChatModule(TrainedOnlyModule):
             warmup = min(config.warmup_steps, max(0, total - 1))
             schedule = cosine_schedule(optimizer, warmup, total)
         else:
-            epochs = self.trainer.max_epochs or 1
-            every = max(1, config.drop_every_epochs * total // epochs)
-            schedule = step_schedule(optimizer, config.warmup_steps, every)
+            epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+            schedule = step_schedule(optimizer, config.warmup_steps, config.drop_every_epochs * epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

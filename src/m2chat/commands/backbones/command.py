@@ -11,7 +11,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from m2chat.commands.backbones.parts import PARTS
 
     parser = commands.add_parser(
-        "backbones", help="pretrain the micro backbones again (an hour or two), measure them, check their manifest"
+        "backbones", help="pretrain the micro backbones again (80 minutes of one core), measure or verify them"
     )
     parser.add_argument(
         "--only", nargs="+", metavar="PART", choices=list(PARTS), default=[], help=f"of {', '.join(PARTS)}"

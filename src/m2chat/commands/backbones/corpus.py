@@ -7,6 +7,7 @@ teaches, or it would have nothing to teach.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m2chat.text.view import Request
@@ -93,22 +94,59 @@ def change(scene: Scene, rng: random.Random) -> Lesson | None:
     return Lesson(Request(f"Change the {words} to {value}", (f"[picture 1: {before}]",)), caption_of(after, omit=omit))
 
 
-def lesson(scene: Scene, rng: random.Random, pictures: float = 0.6) -> Lesson:
+_WHO = (
+    "the day", "the night", "summer", "winter", "spring", "autumn", "my dream", "your picture", "the sky", "the light",
+    "a painter", "the spell", "everything", "it", "the hole", "this place", "the evening", "a small thing", "the sea",
+)  # fmt: skip
+_DOES = (
+    "is", "was", "looks", "turns", "becomes", "grows", "makes", "takes", "opens", "ends as", "begins as", "comes to",
+    "stands by", "lies behind", "waits for", "rests on", "climbs", "moved to", "painted", "has", "likes", "would call",
+    "slides down to", "falls on", "folds into", "shall draw", "came to",
+)  # fmt: skip
+_WHAT = (
+    "bright", "ready", "fine", "true", "true and new", "slowly", "there", "now", "more", "sweet", "in my mind", "for me",
+    "at last", "first", "then", "only this", "anything else", "the same spot", "what I imagine", "the magic", "a place",
+    "welcome", "nothing , thank you", "sure of it", "done", "hello to you", "one more",
+)  # fmt: skip
+
+
+def sentence(rng: random.Random) -> Lesson:
+    """Plain English nonsense: the words of later conversations, never their sentences."""
+    what = rng.choice(
+        (rng.choice(_WHAT), with_article(rng.choice(sorted(COLOURS))), f"the {rng.choice(sorted(TOY_OF))}")
+    )
+    words = [rng.choice(_WHO), rng.choice(_DOES), what]
+    hint = rng.choice(words).split()[-1]
+    return Lesson(Request(f"Say something with {hint}"), f"{' '.join(words)} {rng.choice('.!?')}")
+
+
+def word_list(words: Sequence[str], rng: random.Random) -> Lesson:
+    """Repeats words in no order: every word keeps its place in the vocabulary, and no sentence is learned."""
+    text = " ".join(rng.choice(words) for _ in range(rng.randint(3, 9)))
+    return Lesson(Request("Repeat the words", (text,)), text)
+
+
+def lesson(scene: Scene, rng: random.Random, words: Sequence[str], pictures: float = 0.6) -> Lesson:
     """A lesson about a scene.
 
     Args:
         scene: Of the training split.
         rng: Source of randomness.
+        words: Vocabulary of later conversations.
         pictures: Share of lessons with a picture.
     """
     draw = rng.random()
     if draw < pictures:
         return describe(scene, rng)
     draw = (draw - pictures) / (1 - pictures)
-    if draw < 0.3:
+    if draw < 0.2:
         return copy(scene, rng)
     if draw < 0.4:
+        return word_list(words, rng)
+    if draw < 0.55:
+        return sentence(rng)
+    if draw < 0.63:
         return fact(rng)
-    if draw < 0.7 and scene.second is None:
+    if draw < 0.82 and scene.second is None:
         return compose(scene, rng)
     return change(scene, rng) or copy(scene, rng)

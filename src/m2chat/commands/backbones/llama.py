@@ -56,11 +56,16 @@ def train_llama_tokenizer(folder: Path, texts: Sequence[str]) -> None:
     (folder / "tokenizer.model").write_bytes(model.getvalue())
 
 
+def talk_words(talk: Sequence[str]) -> list[str]:
+    """The vocabulary of conversations."""
+    return sorted({word for text in talk for word in text.split()})
+
+
 def tokenizer_corpus(rng: random.Random, talk: Sequence[str]) -> list[str]:
     """Lessons of every kind, and words of conversations so that they too are short in tokens."""
-    texts = []
+    texts, words = [], talk_words(talk)
     for scene in scene_pool("train", 0.4, 3000, rng):
-        item = lesson(scene, rng)
+        item = lesson(scene, rng, words)
         texts += [item.request.instruction, *item.request.history, item.answer]
     texts += alpaca("x", "y").split("\n") * 60 + alpaca("x").split("\n") * 60
     return [*texts, *talk]
@@ -156,6 +161,7 @@ def train_language(
     maker = Maker("train", seed)
     makers = (maker.edit, maker.dialogue, maker.story, maker.instruct)
     talk = [turn.text for i in range(1200) for turn in makers[i % 4]().turns]
+    words = talk_words(talk)
     train_llama_tokenizer(root / "llama", tokenizer_corpus(rng, talk))
     tokenizer = M2ChatTokenizer(root / "llama")
     clip: Any = open_clip.create_model(f"local-dir:{root / 'clip'}").float().eval()
@@ -178,7 +184,7 @@ def train_language(
     schedule = Schedule("reading", adamw([reader.llama, reader.visual_query], 2e-3), 2e-3, steps)
     for step in schedule:
         text_only = step % 5 == 4  # the base must also work with the prompts off
-        lessons = [lesson(s, rng, 0.0 if text_only else 0.7) for s in scene_pool("train", 0.35, batch, rng)]
+        lessons = [lesson(s, rng, words, 0.0 if text_only else 0.65) for s in scene_pool("train", 0.35, batch, rng)]
         query = None if text_only else reader.look(lessons, _pixels(lessons, rng.randrange(2**31)))
         schedule.step(reader.loss(lessons, query))
     _save_base(reader, root / "llama")
@@ -187,7 +193,7 @@ def train_language(
         parameter.requires_grad_(name in adapter)
     schedule = Schedule("adapter", adamw([reader.llama, reader.visual_query], 1e-3), 1e-3, adapter_steps)
     for _ in schedule:
-        lessons = [lesson(s, rng, 0.7) for s in scene_pool("train", 0.35, batch, rng)]
+        lessons = [lesson(s, rng, words, 0.65) for s in scene_pool("train", 0.35, batch, rng)]
         schedule.step(reader.loss(lessons, reader.look(lessons, _pixels(lessons, rng.randrange(2**31)))))
     tensors = {name: named[name].detach().half() for name in sorted(adapter)}
     (root / "adapter").mkdir(exist_ok=True)
