@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,58 +85,41 @@ def alone(root: Path, steps: int, **kwargs: Any) -> Toy:
     return train(root, SingleDeviceStrategy("cpu"), steps, **kwargs)
 
 
-def on_two_ranks(task: Callable[[], object], result: Path) -> Any:
-    """What rank 0 of two forked processes returns."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(2):
-        if (pid := os.fork()) == 0:
-            code = 1
-            try:
-                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0")
-                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-                value = task()
-                if rank == 0:
-                    torch.save(value, result)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    assert codes == [0, 0]
-    return torch.load(result, weights_only=True)
+Sharded = Callable[..., tuple[list[float], dict[str, Tensor]]]
 
 
-def sharded(tmp_path: Path, folder: bool, steps: int, **kwargs: Any) -> tuple[list[float], dict[str, Tensor]]:
-    def task() -> tuple[list[float], dict[str, Tensor]]:
-        module = train(tmp_path, M2ChatFSDPStrategy(save_distributed_checkpoint=folder), steps, **kwargs)
-        return module.losses, module.weights
+@pytest.fixture
+def sharded(tmp_path: Path, on_two_ranks: Callable[[Callable[[], object]], Any]) -> Sharded:
+    """A function like `alone`, on two ranks; its first argument asks for checkpoints in shares."""
 
-    losses, weights = on_two_ranks(task, tmp_path / "result.pt")
-    return losses, weights
+    def run(folder: bool, steps: int, **kwargs: Any) -> tuple[list[float], dict[str, Tensor]]:
+        def task() -> tuple[list[float], dict[str, Tensor]]:
+            module = train(tmp_path, M2ChatFSDPStrategy(save_distributed_checkpoint=folder), steps, **kwargs)
+            return module.losses, module.weights
+
+        losses, weights = on_two_ranks(task)
+        return losses, weights
+
+    return run
 
 
 @pytest.mark.parametrize("folder", [False, True], ids=["one_file", "shares"])
-def test_two_ranks_train_save_and_resume_like_one_process(tmp_path: Path, folder: bool) -> None:
+def test_two_ranks_train_save_and_resume_like_one_process(tmp_path: Path, sharded: Sharded, folder: bool) -> None:
     whole, reference = alone(tmp_path, 6), Net().state_dict()
     path = tmp_path / "half.ckpt"
-    _, first = sharded(tmp_path, folder, 3, save=path)
+    _, first = sharded(folder, 3, save=path)
     assert torch.allclose(first["net.1.weight"], alone(tmp_path, 3).weights["net.1.weight"], atol=1e-6)
     assert path.is_dir() == folder
-    _, weights = sharded(tmp_path, folder, 6, ckpt_path=path)
+    _, weights = sharded(folder, 6, ckpt_path=path)
     assert weights.keys() == whole.weights.keys() and len(reference) == len(weights)
     for name, tensor in whole.weights.items():
         assert torch.allclose(weights[name], tensor, atol=1e-6), name
 
 
-def test_one_file_moves_between_one_and_two_processes(tmp_path: Path) -> None:
+def test_one_file_moves_between_one_and_two_processes(tmp_path: Path, sharded: Sharded) -> None:
     whole = alone(tmp_path, 6)
     path = tmp_path / "half.ckpt"
-    sharded(tmp_path, False, 3, save=path)
+    sharded(False, 3, save=path)
     payload = read_checkpoint(path)
     assert set(payload["state_dict"]) == TRAINED
     assert payload["m2chat"] == {"stage": "toy", "fingerprint": "abc", "version": 1}
@@ -146,17 +127,19 @@ def test_one_file_moves_between_one_and_two_processes(tmp_path: Path) -> None:
     for name, tensor in whole.weights.items():
         assert torch.allclose(resumed.weights[name], tensor, atol=1e-6), name
     alone(tmp_path, 3, save=path)
-    _, weights = sharded(tmp_path, False, 6, ckpt_path=path)
+    _, weights = sharded(False, 6, ckpt_path=path)
     assert torch.allclose(weights["net.1.weight"], whole.weights["net.1.weight"], atol=1e-6)
 
 
-def test_a_checkpoint_with_other_tensors_is_refused_on_both_ranks(tmp_path: Path) -> None:
+def test_a_checkpoint_with_other_tensors_is_refused_on_both_ranks(
+    tmp_path: Path, on_two_ranks: Callable[[Callable[[], object]], Any]
+) -> None:
     path = tmp_path / "half.ckpt"
     alone(tmp_path, 3, save=path)
     payload = torch.load(path, weights_only=True)
     del payload["state_dict"]["net.1.bias"]
     torch.save(payload, path)
-    message = on_two_ranks(lambda: refusal(tmp_path, path), tmp_path / "result.pt")
+    message = on_two_ranks(lambda: refusal(tmp_path, path))
     assert "1 missing (net.1.bias)" in message
 
 

@@ -1,0 +1,184 @@
+"""The real modules of both stages on the micro backbones, small enough for a few steps in a test."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.strategies import Strategy
+
+from m2chat.callbacks.nonfinite import NonFiniteGuard
+from m2chat.data.datamodule import M2ChatDataModule
+from m2chat.data.dataset import SourceConfig
+from m2chat.data.micro_talk import Maker
+from m2chat.data.shards import write_shards
+from m2chat.data.sources import caption_sample
+from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.schema import Image, Sample
+from m2chat.training.align_module import AlignModule
+from m2chat.training.atomic_io import AtomicCheckpointIO
+from m2chat.training.base_module import M2ChatModule, OptimConfig
+from m2chat.training.m3ft_module import M3FTModule
+from m2chat.world.captions import caption_of
+from m2chat.world.render import render
+
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' loading threads do not survive a fork
+MICRO = Path(__file__).parents[2] / "data" / "micro"
+SOURCES = {"align": ("caption",), "m3ft": ("dialogue", "edit", "story")}
+
+
+class Recorder(Callback):
+    """Remembers the losses of every step, as they are logged."""
+
+    def __init__(self) -> None:
+        self.losses: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        names = [name for name in trainer.callback_metrics if name.startswith("train/loss")]
+        self.losses.append({name: trainer.callback_metrics[name].item() for name in sorted(names)})
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint after a step.
+
+    Args:
+        step: Counted from 1.
+        path: Where to.
+    """
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@dataclass
+class Run:
+    """What a training left.
+
+    Args:
+        module: As it is after the last step.
+        trainer: Its trainer.
+        losses: Of each step, by name.
+    """
+
+    module: M2ChatModule
+    trainer: Trainer
+    losses: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Makes modules and data of a stage, ``align`` or ``m3ft``, and trains them.
+
+    Args:
+        shards: A folder of shards for each kind of sample.
+    """
+
+    shards: Path
+
+    def backbone(self) -> BackboneConfig:
+        return BackboneConfig(
+            str(MICRO / "llama"), str(MICRO / "adapter/BIAS-micro.pth"), str(MICRO / "clip"), str(MICRO / "sdxl")
+        )
+
+    def module(self, stage: str, **options: Any) -> M2ChatModule:
+        kind = {"align": AlignModule, "m3ft": M3FTModule}[stage]
+        m3adapter = M3AdapterConfig(width=48, heads=2, gate=GateConfig(options.pop("gate", "learnable")))
+        options = {"optim": OptimConfig(lr=1e-3, schedule="step", drop_every_epochs=1), "init_from": "none", **options}
+        return kind(backbone=self.backbone(), m3adapter=m3adapter, **options)
+
+    def data(self, stage: str, batch_size: int = 6) -> M2ChatDataModule:
+        backbone = self.backbone()
+        return M2ChatDataModule(
+            train=[SourceConfig(kind, str(self.shards / kind)) for kind in SOURCES[stage]],
+            language_model=backbone.language_model, vision_encoder=backbone.vision_encoder,
+            image_decoder=backbone.image_decoder, batch_size=batch_size, samples_per_epoch=24, max_tokens=256,
+        )  # fmt: skip
+
+    def fit(
+        self,
+        stage: str,
+        folder: Path,
+        steps: int,
+        *,
+        batch_size: int = 6,
+        ckpt: Path | None = None,
+        callbacks: tuple[Callback, ...] = (),
+        save: tuple[int, Path] | None = None,
+        strategy: str | Strategy = "auto",
+        **options: Any,
+    ) -> Run:
+        """Trains on the epochs' 24 samples; the same samples, noise and start in every call."""
+        recorder, module = Recorder(), self.module(stage, **options)
+        own = [recorder, NonFiniteGuard(), *([SaveAt(*save)] if save else [])]
+        trainer = Trainer(
+            default_root_dir=folder, accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", "1")),
+            strategy=strategy, plugins=[AtomicCheckpointIO()] if strategy == "auto" else None, max_steps=steps,
+            max_epochs=10, gradient_clip_val=1.0, limit_val_batches=0, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[*own, *callbacks],
+        )  # fmt: skip
+        run = Run(module, trainer, recorder.losses)
+        trainer.fit(module, datamodule=self.data(stage, batch_size), ckpt_path=ckpt, weights_only=True)
+        return run
+
+
+def _samples(kind: str, count: int) -> Iterator[Sample]:
+    maker = Maker("train", 0)
+    for index in range(count):
+        if kind == "caption":
+            scene = maker.scene()
+            yield caption_sample(
+                f"caption/{index}", "caption", Image(render(scene, maker.noise), caption_of(scene)), {}
+            )
+        else:
+            yield getattr(maker, kind)().sample(kind, kind, index)
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
+    root = tmp_path_factory.mktemp("micro")
+    for kind in {kind for kinds in SOURCES.values() for kind in kinds}:
+        write_shards(_samples(kind, 24), root / kind, kind, 10)
+    return Micro(root)
+
+
+@pytest.fixture
+def on_two_ranks(tmp_path: Path) -> Callable[[Callable[[], object]], Any]:
+    """A function that runs a task in two forked processes of one group and returns what the first of them returned."""
+
+    def run(task: Callable[[], object]) -> Any:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = []
+        for rank in range(2):
+            if (pid := os.fork()) == 0:
+                code = 1
+                try:
+                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0")
+                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+                    value = task()
+                    if rank == 0:
+                        torch.save(value, tmp_path / "result.pt")
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            children.append(pid)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+        assert codes == [0, 0]
+        return torch.load(tmp_path / "result.pt", weights_only=True)
+
+    return run

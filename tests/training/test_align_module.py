@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from m2chat.errors import UserError
+from m2chat.schema import Batch
+from m2chat.training.align_module import AlignModule
+
+
+@pytest.fixture(scope="module")
+def module(micro: Any) -> AlignModule:
+    made = micro.module("align", phi=0.5)
+    made.configure_model()
+    return made
+
+
+@pytest.fixture(scope="module")
+def batch(micro: Any) -> Batch:
+    return next(iter(micro.data("align").train_dataloader()))
+
+
+def test_the_loss_of_eq_6(module: AlignModule, batch: Batch) -> None:
+    losses = module.losses(batch)
+    assert set(losses) == {"loss", "loss_ddpm", "loss_align"}
+    assert losses["loss_ddpm"] > 0 and losses["loss_align"] > 0
+    assert losses["loss"] == losses["loss_ddpm"] + 0.5 * losses["loss_align"]
+
+
+def test_frozen_features_may_be_given(module: AlignModule, batch: Batch) -> None:
+    features = module.model.frozen_features(batch, len(batch))
+    assert module.losses(batch, features) == module.losses(batch)
+    zeros = replace(features, states=torch.zeros_like(features.states))
+    assert module.losses(batch, zeros)["loss"] != module.losses(batch)["loss"]
+
+
+def test_noise_belongs_to_seed_step_and_sample(
+    micro: Any, module: AlignModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise, alone = module.draw_noise(batch), module.draw_noise(batch.select([4, 1]))
+    assert noise.noise.shape == (6, *noise.noise.shape[1:]) and noise.timesteps.shape == noise.drop.shape == (6,)
+    assert torch.equal(noise.noise[[4, 1]], alone.noise) and torch.equal(noise.timesteps[[4, 1]], alone.timesteps)
+    assert not torch.equal(noise.noise[0], noise.noise[1])
+    monkeypatch.setattr(module, "seed", 1)
+    assert not torch.equal(module.draw_noise(batch).noise, noise.noise)
+    monkeypatch.undo()
+    monkeypatch.setattr(AlignModule, "global_step", 1)
+    assert not torch.equal(module.draw_noise(batch).noise, noise.noise)
+
+
+def test_ddpm_looks_at_the_first_samples_only(
+    module: AlignModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, first = module.losses(batch), module.losses(batch.select([0, 1]))
+    monkeypatch.setattr(module, "ddpm_samples", 2)
+    some = module.losses(batch)
+    assert torch.allclose(some["loss_ddpm"], first["loss_ddpm"], rtol=1e-4)
+    assert torch.equal(some["loss_align"], whole["loss_align"])
+
+
+def test_dropped_conditions_reach_the_decoder_as_zeros(
+    module: AlignModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradient_of_ddpm() -> float:
+        module.zero_grad()
+        module.losses(batch)["loss_ddpm"].backward()
+        return sum(float(p.grad.abs().sum()) for p in module.model.m3adapter.head.parameters() if p.grad is not None)
+
+    monkeypatch.setattr(module, "drop_condition", 1.0)
+    assert gradient_of_ddpm() == 0
+    monkeypatch.setattr(module, "drop_condition", 0.0)
+    assert gradient_of_ddpm() > 0
+    module.zero_grad()
+
+
+def test_samples_with_a_context_picture_are_refused(module: AlignModule, batch: Batch) -> None:
+    has_context = torch.tensor([False, True] + [False] * 4)
+    with pytest.raises(UserError, match=rf"'{batch.samples[1].id}' has a context picture.*kinds.*caption"):
+        module.losses(replace(batch, has_context=has_context))

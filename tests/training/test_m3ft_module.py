@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from m2chat.errors import UserError
+from m2chat.schema import Batch, Sample
+from m2chat.text import view_of
+from m2chat.training.checkpoints import trainable_state_dict
+from m2chat.training.m3ft_module import M3FTModule
+
+
+@pytest.fixture(scope="module")
+def module(micro: Any) -> M3FTModule:
+    made = micro.module("m3ft", phi=0.5, lambda_text=0.25)
+    made.configure_model()
+    return made
+
+
+@pytest.fixture(scope="module")
+def batch(micro: Any) -> Batch:
+    return next(iter(micro.data("m3ft", batch_size=12).train_dataloader()))
+
+
+def test_the_loss_of_eq_7(module: M3FTModule, batch: Batch) -> None:
+    losses, gate, cosine = module.losses(batch)
+    assert set(losses) == {"loss", "loss_ddpm", "loss_align", "loss_text"}
+    assert all(value > 0 for value in losses.values())
+    total = losses["loss_ddpm"] + 0.5 * losses["loss_align"] + 0.25 * losses["loss_text"]
+    assert torch.allclose(losses["loss"], total)
+    assert gate.shape == cosine.shape == (12,)
+
+
+def test_gradients_reach_everything_that_is_trained(module: M3FTModule, batch: Batch) -> None:
+    assert bool((batch.has_context & batch.has_target).any()) and not bool(batch.has_target.all())
+    module.zero_grad()
+    module.losses(batch)[0]["loss"].backward()
+    for name in ("gate.slope", "image_blocks.0.to_k.weight", "text_blocks.0.to_k.weight", "norm_picture.weight"):
+        gradient = module.model.m3adapter.get_parameter(name).grad
+        assert gradient is not None and float(gradient.abs().sum()) > 0, name
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad and p.grad is not None]
+    assert frozen == []
+    module.zero_grad()
+
+
+def test_the_step_hands_on_gates_where_both_branches_meet(
+    module: M3FTModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    output = module.training_step(batch, 0)
+    count = int((batch.has_context & batch.has_target).sum())
+    assert output["gate"].shape == output["cosine"].shape == (count,)
+    assert bool((output["gate"] < 1).any()) and not output["gate"].requires_grad
+    assert logged.keys() == {"train/loss", "train/loss_ddpm", "train/loss_align", "train/loss_text"}
+
+
+def said(sample: Sample, turn: int, change: Callable[[str], str]) -> Sample:
+    """The sample with other words in one reply."""
+    reply = sample.turns[turn]
+    parts = tuple(change(part) if isinstance(part, str) else part for part in reply.parts)
+    return replace(sample, turns=(*sample.turns[:turn], replace(reply, parts=parts), *sample.turns[turn + 1 :]))
+
+
+def drawn(sample: Sample, turn: int, caption: str) -> Sample:
+    """The sample with another caption of the picture that one reply draws."""
+    target = next(index for index in view_of(sample, turn).targets if index is not None)
+    images = [replace(image, caption=caption) if k == target else image for k, image in enumerate(sample.images)]
+    return replace(sample, images=tuple(images))
+
+
+def test_the_target_follows_the_caption_and_never_the_answer(micro: Any, module: M3FTModule, batch: Batch) -> None:
+    rows = [k for k, has in enumerate((batch.answer_mask.any(1) & batch.has_target).tolist()) if has][:3]
+    pairs = [(batch.samples[k], batch.turns[k]) for k in rows]
+    collate = micro.data("m3ft").collator
+
+    def output(samples: list[Sample]) -> Any:
+        made = collate([(sample, turn, None) for sample, (_, turn) in zip(samples, pairs, strict=True)])
+        with torch.no_grad():
+            return module.model(made, module.draw_noise(made))
+
+    own = output([sample for sample, _ in pairs])
+    answers = output([said(sample, turn, lambda words: words[::-1] + " and more") for sample, turn in pairs])
+    assert torch.equal(answers.e_clip, own.e_clip) and torch.equal(answers.e_pclip, own.e_pclip)
+    assert not torch.equal(answers.condition.h_align, own.condition.h_align)
+    captions = output([drawn(sample, turn, "a large green ring") for sample, turn in pairs])
+    assert not torch.equal(captions.e_clip, own.e_clip) and not torch.equal(captions.e_pclip, own.e_pclip)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stage_2_starts_from_the_newest_stage_1(micro: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folders = {"checkpoint_root": str(tmp_path), "shipped": str(tmp_path / "shipped")}
+    with pytest.raises(UserError, match=r"no checkpoint of stage 'align'.*shipped.*--model\.init_args\.init_from"):
+        micro.module("m3ft", init_from="auto", **folders).configure_model()
+    path = tmp_path / "deep" / "first.ckpt"
+    run = micro.fit("align", tmp_path, 1, save=(1, path))
+    made = micro.module("m3ft", init_from="auto", **folders)
+    made.configure_model()
+    assert made.source == str(path)
+    assert f"Starting from the weights of {path}" in caplog.text
+    parameters = dict(made.model.named_parameters())
+    learned = trainable_state_dict(run.module.model)
+    assert len(learned) > 40
+    assert all(torch.equal(parameters[name], tensor) for name, tensor in learned.items())
+    with pytest.raises(UserError, match=r"there is no checkpoint file nowhere\.ckpt"):
+        micro.module("m3ft", init_from="nowhere.ckpt").configure_model()
