@@ -43,7 +43,7 @@ def _measure_vae(root: Path) -> Facts:
 
     from m2chat.commands.backbones.vae import measure_vae
 
-    vae: Any = AutoencoderKL.from_pretrained(root / "sdxl" / "vae")
+    vae: Any = AutoencoderKL.from_pretrained(root / "sdxl" / "vae", low_cpu_mem_usage=False)
     return measure_vae(vae.float().eval())
 
 

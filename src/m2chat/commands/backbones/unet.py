@@ -111,7 +111,7 @@ def train_unet(
     from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 
     rng = seed_everything(seed)
-    vae: Any = AutoencoderKL.from_pretrained(root / "vae").float().eval()
+    vae: Any = AutoencoderKL.from_pretrained(root / "vae", low_cpu_mem_usage=False).float().eval()
     condition = _Conditioner(root, is_xl)
     scheduler = DDIMScheduler(**_SCHEDULER)
     scheduler.save_pretrained(root / "scheduler")
@@ -193,8 +193,8 @@ def measure_unet(
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(1)
-    vae: Any = AutoencoderKL.from_pretrained(root / "vae").float().eval()
-    unet: Any = UNet2DConditionModel.from_pretrained(root / "unet").float().eval()
+    vae: Any = AutoencoderKL.from_pretrained(root / "vae", low_cpu_mem_usage=False).float().eval()
+    unet: Any = UNet2DConditionModel.from_pretrained(root / "unet", low_cpu_mem_usage=False).float().eval()
     scheduler: Any = DDIMScheduler.from_pretrained(root / "scheduler")
     condition = _Conditioner(root, is_xl)
     rates: dict[str, object] = {"sampling_steps": steps, "guidance": 5.0}
