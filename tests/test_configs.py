@@ -1,0 +1,112 @@
+"""Every YAML in configs/ is read by the real command line; those of the paper's scale say what the paper says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+from m2chat import cli, lightning_cli
+from m2chat.models.config import BackboneConfig
+
+ROOT = Path(__file__).parent.parent
+BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
+RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(BACKBONES))
+PAPER = [path for path in RUNS if path.parent.name == "paper"]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that reads a configuration as the command does, with nothing built: eight GPUs need not be there."""
+    seen: list[Any] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(lightning_cli.M2ChatCLI, "_set_seed", lambda self: None)
+    monkeypatch.setattr(lightning_cli.M2ChatCLI, "instantiate_classes", lambda self: seen.append(self.config))
+    monkeypatch.setattr(lightning_cli.M2ChatCLI, "_run_subcommand", lambda self, subcommand: None)
+
+    def parse(path: Path, *arguments: str) -> Any:
+        subcommand = "fit" if "train" in yaml.safe_load(path.read_text(encoding="utf-8"))["data"] else "test"
+        assert cli.main([subcommand, "--config", name_of(path), *arguments]) == 0
+        return seen.pop()[subcommand]
+
+    return parse
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
+def test_it_parses_and_says_how_it_is_run(parsed: Any, path: Path) -> None:
+    config = parsed(path)
+    subcommand = "fit" if config.data.train else "test"
+    text = path.read_text(encoding="utf-8")
+    assert f"#   lightning {subcommand} --config {name_of(path)}\n" in text
+    if subcommand == "test":
+        assert config.data.max_tokens == config.model.init_args.evaluation.max_tokens
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    twins = [twin for twin in RUNS if twin.name == path.name and twin != path]
+    assert all(any(name_of(twin) in line for line in comments) for twin in twins)
+
+
+@pytest.mark.parametrize("path", BACKBONES, ids=name_of)
+def test_backbones_parse(path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(BackboneConfig, "backbone")
+    config = parser.parse_object({"backbone": yaml.safe_load(path.read_text(encoding="utf-8"))}).backbone
+    assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) >= {"language_model", "adapter", "vision_encoder"}
+    assert config.num_image_tokens == {"micro.yaml": 8, "paper.yaml": 32}[path.name]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=name_of)
+def test_the_paper_runs_on_eight_gpus(parsed: Any, path: Path) -> None:
+    config = parsed(path)
+    backbone, adapter = config.model.init_args.backbone, config.model.init_args.m3adapter
+    assert (config.trainer.accelerator, config.trainer.devices) == ("gpu", 8)
+    assert config.trainer.precision == "bf16-mixed"
+    assert (adapter.width, adapter.heads, backbone.num_image_tokens, config.data.max_tokens) == (1536, 24, 32, 512)
+    assert (backbone.vision_encoder, backbone.channel_order) == ("ViT-L-14-quickgelu:openai", "bgr")
+
+
+@pytest.mark.parametrize(
+    ("stage", "lr", "batch_size", "epochs", "schedule"), [(1, 1e-4, 8, 4, "cosine"), (2, 1e-5, 1, 20, "step")]
+)
+def test_the_recipe_of_the_paper(
+    parsed: Any, stage: int, lr: float, batch_size: int, epochs: int, schedule: str
+) -> None:
+    config = parsed(ROOT / f"configs/paper/stage{stage}.yaml")
+    optim = config.model.init_args.optim
+    assert config.trainer.strategy.class_path.endswith("M2ChatFSDPStrategy")
+    assert (config.data.batch_size, config.trainer.max_epochs, config.data.image_size) == (batch_size, epochs, 256)
+    assert (optim.lr, optim.schedule, optim.weight_decay, list(optim.betas)) == (lr, schedule, 0.05, [0.9, 0.95])
+    assert optim.drop_every_epochs == 5 and config.model.init_args.phi == 1.0
+    weights = {source.name: source.weight for source in config.data.train}
+    assert weights == ({"cc3m": 1.0, "laion": 0.25} if stage == 1 else {"instruct": 4.0, "mmdialog": 7.0})
+    # Generation needs whole weights in every process.
+    assert config.trainer.limit_val_batches == 0
+
+
+@pytest.mark.parametrize("path", [path for path in RUNS if path.name.startswith("eval_")], ids=name_of)
+def test_stage_1_can_be_evaluated_with_the_same_settings(parsed: Any, path: Path) -> None:
+    own, other = parsed(path).model, parsed(path, "--model", "AlignModule").model
+    assert other.class_path.endswith(".AlignModule")
+    for name in ("backbone", "m3adapter", "evaluation"):
+        assert other.init_args[name] == own.init_args[name]
+
+
+def test_the_printed_configuration_is_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fit", "--config", "configs/stage2.yaml", "--seed_everything", "5", "--print_config"])
+    assert end.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["seed_everything"] == 5 and printed["trainer"]["devices"] == 1
+    arguments = printed["model"]["init_args"]
+    assert arguments["evaluation"]["seed"] == 0  # pictures are drawn with the same noise whatever was trained
+    assert arguments["backbone"]["language_model"] == "data/micro/llama"
+    assert "seed" not in arguments and "seed" not in printed["data"]  # they follow that of the run
