@@ -11,7 +11,7 @@ import torch
 
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
-from m2chat.models.image_decoder import ImageDecoder, load_json
+from m2chat.models.image_decoder import ImageDecoder, load_json, require_weights
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import M3Adapter
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
@@ -59,6 +59,7 @@ def load_language(backbone: BackboneConfig) -> tuple[Any, VisualQueryEncoder]:
     from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 
     folder = Path(backbone.language_model)
+    require_weights(folder, "backbone.language_model")
     own = load_json(folder / "config.json", "backbone.language_model")
     official = load_adapter_file(Path(backbone.adapter))
     shape = read_shape(official)
@@ -107,6 +108,7 @@ def load_clip(backbone: BackboneConfig) -> ClipTokens:
 
     name = backbone.vision_encoder
     if Path(name).is_dir():
+        load_json(Path(name) / "open_clip_config.json", "backbone.vision_encoder")
         model: Any = open_clip.create_model(f"local-dir:{name}")
     else:
         architecture, _, tag = name.partition(":")

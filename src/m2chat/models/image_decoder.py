@@ -31,6 +31,22 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
+def require_weights(folder: Path, what: str) -> None:
+    """Makes sure that a folder holds a network as transformers and diffusers save it.
+
+    Their own loaders take a folder that is missing for the name of a model to download, and say so at length.
+
+    Raises:
+        UserError: With the setting, the path and the remedy.
+    """
+    load_json(folder / "config.json", what)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise UserError(
+            f"{what}: {folder} has a config.json but no weights (*.safetensors or *.bin): complete the folder; "
+            "`make backbones` rebuilds the micro ones, and data/README.md says where the real ones come from."
+        )
+
+
 class ImageDecoder(nn.Module):
     """Text encoders, VAE, UNet and scheduler of a diffusers folder, all frozen.
 
@@ -50,6 +66,9 @@ class ImageDecoder(nn.Module):
         root = Path(folder)
         index = load_json(root / "model_index.json", "backbone.image_decoder")
         self.is_xl = "text_encoder_2" in index
+        for part in ("text_encoder", "vae", "unet", *(["text_encoder_2"] if self.is_xl else [])):
+            require_weights(root / part, "backbone.image_decoder")
+        load_json(root / "scheduler" / "scheduler_config.json", "backbone.image_decoder")
         float32: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
         self.text_encoder: Any = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=torch.float32)
         self.text_encoder_2: Any = None
