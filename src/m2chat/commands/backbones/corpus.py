@@ -104,9 +104,9 @@ _DOES = (
     "slides down to", "falls on", "folds into", "shall draw", "came to",
 )  # fmt: skip
 _WHAT = (
-    "bright", "ready", "fine", "true", "true and new", "slowly", "there", "now", "more", "sweet", "in my mind", "for me",
-    "at last", "first", "then", "only this", "anything else", "the same spot", "what I imagine", "the magic", "a place",
-    "welcome", "nothing , thank you", "sure of it", "done", "hello to you", "one more",
+    "bright", "ready", "fine", "true", "true and new", "slowly", "there", "now", "more", "sweet", "in my mind",
+    "for me", "at last", "first", "then", "only this", "anything else", "the same spot", "what I imagine", "the magic",
+    "a place", "welcome", "nothing , thank you", "sure of it", "done", "hello to you", "one more",
 )  # fmt: skip
 
 
@@ -126,27 +126,25 @@ def word_list(words: Sequence[str], rng: random.Random) -> Lesson:
     return Lesson(Request("Repeat the words", (text,)), text)
 
 
-def lesson(scene: Scene, rng: random.Random, words: Sequence[str], pictures: float = 0.6) -> Lesson:
-    """A lesson about a scene.
+def lesson(scene: Scene, rng: random.Random, pictures: float = 0.6, words: Sequence[str] = ()) -> Lesson:
+    """A lesson about a scene, or about words.
 
     Args:
         scene: Of the training split.
         rng: Source of randomness.
-        words: Vocabulary of later conversations.
         pictures: Share of lessons with a picture.
+        words: Vocabulary of later conversations; if given, a third of the other lessons practise it.
     """
     draw = rng.random()
     if draw < pictures:
         return describe(scene, rng)
     draw = (draw - pictures) / (1 - pictures)
-    if draw < 0.2:
+    if words and rng.random() < 0.35:
+        return word_list(words, rng) if rng.random() < 0.6 else sentence(rng)
+    if draw < 0.3:
         return copy(scene, rng)
     if draw < 0.4:
-        return word_list(words, rng)
-    if draw < 0.55:
-        return sentence(rng)
-    if draw < 0.63:
         return fact(rng)
-    if draw < 0.82 and scene.second is None:
+    if draw < 0.7 and scene.second is None:
         return compose(scene, rng)
     return change(scene, rng) or copy(scene, rng)

@@ -102,7 +102,7 @@ def _train_language(root: Path) -> Facts:
 
 
 def _measure_language(root: Path) -> Facts:
-    from m2chat.commands.backbones.llama import load_reader, measure_language
+    from m2chat.commands.backbones.reader import load_reader, measure_language
 
     return measure_language(load_reader(root))
 
