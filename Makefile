@@ -11,7 +11,7 @@ RUN_ARGS ?=
 LOGS ?= lightning_logs
 SEEDS ?= 0 1 2
 
-.PHONY: help install data train seeds test test-slow lint format backbones tensorboard clean
+.PHONY: help install data train seeds test test-slow golden lint format backbones tensorboard clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,18 +36,18 @@ train: install data ## Train stage 1 and stage 2 at micro scale, evaluate, print
 	$(BIN)/lightning test --config configs/eval_mmdialog.yaml $(RUN_ARGS)
 	@$(BIN)/python -m m2chat.evaluation.report --root $(LOGS)
 
-seeds: install data ## Repeat `make train` for the seeds 0, 1, 2 and write mean and spread to docs/results
-	for seed in $(SEEDS); do \
-		$(MAKE) train LOGS=lightning_logs/seed_$$seed RUN_ARGS="--seed_everything=$$seed --trainer.logger=TensorBoardLogger \
-			--trainer.logger.save_dir=. --trainer.logger.name=lightning_logs/seed_$$seed"; \
-	done
-	$(BIN)/python -m m2chat.evaluation.tables lightning_logs docs/results
+seeds: install data ## Everything of docs/results.md for the seeds 0, 1, 2: training, evaluations and controls
+	for seed in $(SEEDS); do LIGHTNING=$(BIN)/lightning scripts/seed.sh $$seed; done
+	$(BIN)/python -m m2chat.evaluation.tables lightning_logs docs/results.md
 
 test: lint ## Check style and types, run the tests
 	$(BIN)/pytest
 
 test-slow: install ## Run the tests that take longer
 	$(BIN)/pytest -m slow
+
+golden: install data ## Write down the losses of the first steps, after a change that means to alter them
+	$(BIN)/python tests/golden/make.py
 
 lint: install ## Check style and types
 	$(BIN)/ruff check .

@@ -20,7 +20,6 @@ class BackboneConfig:
         adapter: LLaMA-Adapter file in the official layout.
         vision_encoder: Folder of an open_clip model, or an open_clip name and ``:`` and its weights' tag.
         image_decoder: Folder of a diffusers SDXL (or SD 1.5) pipeline.
-        refiner: Folder of the SDXL refiner; None leaves it out.
         channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
     """
@@ -29,7 +28,6 @@ class BackboneConfig:
     adapter: str = "data/micro/adapter/BIAS-micro.pth"
     vision_encoder: str = "data/micro/clip"
     image_decoder: str = "data/micro/sdxl"
-    refiner: str | None = None
     channel_order: Literal["rgb", "bgr"] = "rgb"
     num_image_tokens: int = 8
 
