@@ -99,6 +99,20 @@ def _check(reply: list[TokenSegment], fed: list[int], decoding: Decoding) -> Non
     assert fed == whole[: len(fed)] and len(whole) - len(fed) <= 2
 
 
+def test_a_caption_begun_must_become_a_picture() -> None:
+    class Hasty(Babbler):
+        """Always wants to end at once, else to begin a caption."""
+
+        def llama(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
+            logits = torch.zeros(len(input_ids), 1, WORDS + 2)
+            logits[..., [EOS, 5, IC]] = torch.tensor([3.0, 2.0, 4.0])
+            return SimpleNamespace(logits=logits, past_key_values=None)
+
+    model = cast(M2ChatModel, Hasty(0))
+    (reply,) = decode_replies(model, [[1, 3]], torch.zeros(1, 1), SPECIAL, DECODING)
+    assert reply == [TokenSegment([], [5] * 5), TokenSegment([], [5] * 5)]
+
+
 def test_sampling_follows_temperature_and_top_p() -> None:
     from m2chat.models.generation import _choose
 

@@ -55,10 +55,10 @@ def test_a_ragged_batch_equals_each_row_alone(mode: GateMode) -> None:
         torch.testing.assert_close(single.gate[0], together.gate[row], atol=1e-6, rtol=0)
 
 
-def test_only_caption_image_and_mean_answer_count() -> None:
-    adapter, batch = connector().eval(), inputs()
+def test_only_caption_and_image_tokens_are_read() -> None:
+    adapter, batch = connector("constant").eval(), inputs()
     changed = {**batch, "states": batch["states"].clone()}
-    beyond = ~(batch["answer_mask"] | batch["caption_mask"] | batch["image_mask"])
+    beyond = ~(batch["caption_mask"] | batch["image_mask"])
     changed["states"][beyond] = 7.0
     assert torch.equal(adapter(**changed).h_align, adapter(**batch).h_align)
     for name in ("caption_mask", "image_mask"):
@@ -74,6 +74,8 @@ def test_a_row_without_tokens_or_picture_is_finite() -> None:
     batch["f_img"][0] = 0
     condition = adapter(**batch)
     assert condition.h_align.isfinite().all() and condition.h_palign.isfinite().all()
+    elsewhere = adapter(**{**batch, "states": batch["states"].flip(0)})
+    assert torch.equal(elsewhere.h_align[0], condition.h_align[0]), "it looks at nothing, not at everything"
     condition.h_align.square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in adapter.parameters())
     torch.testing.assert_close(
