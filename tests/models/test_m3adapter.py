@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2chat.models.config import GATE_MODES, GateConfig, GateMode, M3AdapterConfig
 from m2chat.models.m3adapter import M3Adapter, fuse
@@ -83,8 +83,23 @@ def test_a_row_without_tokens_or_picture_is_finite() -> None:
     )
 
 
+def speaking(adapter: M3Adapter) -> M3Adapter:
+    """Gives the image branch, which starts silent, something to say."""
+    for block in adapter.image_blocks:
+        for parameter in block.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.3)
+    return adapter
+
+
+def test_the_image_branch_starts_silent() -> None:
+    adapter, batch = connector().eval(), inputs()
+    other = {**batch, "f_img": torch.randn_like(batch["f_img"])}
+    assert torch.equal(adapter(**batch).h_align, adapter(**other).h_align)
+
+
 def test_gradients_reach_gate_and_image_branch() -> None:
-    adapter = connector()
+    adapter = speaking(connector())
     adapter(**inputs()).h_align.square().sum().backward()
     for name, parameter in adapter.named_parameters():
         if not name.startswith("pooled_head"):
@@ -115,7 +130,7 @@ def test_stage_1_is_blind_and_the_gate_reports_one() -> None:
 
 
 def test_the_picture_counts_only_where_there_is_one() -> None:
-    adapter, batch = connector().eval(), inputs()
+    adapter, batch = speaking(connector()).eval(), inputs()
     batch["has_context"][0] = False
     other = {**batch, "f_img": torch.randn_like(batch["f_img"])}
     first, second = adapter(**batch).h_align, adapter(**other).h_align

@@ -36,6 +36,13 @@ class CrossBlock(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
+    def silence(self) -> None:
+        """Makes the block pass its queries on unchanged, until it learns otherwise."""
+        for layer in (self.to_out, self.feed_forward[-1]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         """One round.
 
@@ -106,7 +113,11 @@ class M3Adapter(nn.Module):
         self.norm_states = nn.LayerNorm(llm_width)
         self.norm_picture = nn.LayerNorm(clip_width)
         self.text_blocks = nn.ModuleList(CrossBlock(width, llm_width, config.heads) for _ in range(config.blocks))
-        self.image_blocks = nn.ModuleList(CrossBlock(width, clip_width, config.heads) for _ in range(config.blocks))
+        image_blocks = [CrossBlock(width, clip_width, config.heads) for _ in range(config.blocks)]
+        self.image_blocks = nn.ModuleList(image_blocks)
+        for block in image_blocks:
+            # Stage 2 then starts from what stage 1 has learned instead of from noise mixed into it.
+            block.silence()
         self.gate = Gate(config.gate)
         self.norm_fused = nn.LayerNorm(width)
         self.head = nn.Sequential(

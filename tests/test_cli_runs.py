@@ -1,0 +1,137 @@
+"""The commands of the README with the real configurations, cut to a few steps, and what they say to mistakes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from m2chat import cli
+from m2chat.data.micro_world import ensure_micro_shards
+from m2chat.training.checkpoints import read_checkpoint
+
+ROOT = Path(__file__).parent.parent
+SHORT = ("--data.batch_size=4", "--data.samples_per_epoch=8", "--trainer.max_steps=2", "--trainer.max_epochs=1")
+NO_BAR = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def fit(stage: int, *arguments: str) -> int:
+    config = f"--config=configs/stage{stage}.yaml"
+    return cli.main(["fit", config, *SHORT, *NO_BAR, "--trainer.limit_val_batches=0", *arguments])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the repository's, with a run of each stage in it, and what they printed."""
+    ensure_micro_shards(ROOT / "data/micro/shards")
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("configs", "data"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_the_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+@pytest.fixture(scope="module")
+def first(workplace: Path) -> Path:
+    """The checkpoint of a short stage 1."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        assert fit(1) == 0
+    (path,) = workplace.glob("lightning_logs/*/checkpoints/*.ckpt")
+    return path.relative_to(workplace)
+
+
+def newest(workplace: Path) -> Path:
+    return max(workplace.glob("lightning_logs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_stage_1_writes_a_run(workplace: Path, first: Path) -> None:
+    run = first.parents[1]
+    assert run.parent.name == "lightning_logs"
+    assert (run / "config.yaml").is_file() and list(run.glob("events.out.tfevents.*"))
+    payload = read_checkpoint(first)
+    assert payload["m2chat"]["stage"] == "align" and payload["global_step"] == 2
+
+
+def test_stage_2_starts_from_it_and_is_evaluated(
+    workplace: Path, first: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> str:
+        out, err = capfd.readouterr()
+        text = out + err + caplog.text
+        caplog.clear()
+        return text
+
+    assert fit(2) == 0
+    assert f"Starting from the weights of {first}" in told()
+    second = newest(workplace)
+    assert read_checkpoint(second)["m2chat"]["stage"] == "m3ft"
+
+    few = ("--data.test_samples=4", "--model.init_args.evaluation.steps=2", *NO_BAR)
+    few += ("--model.init_args.evaluation.max_text_tokens=8",)
+    assert cli.main(["test", "--config=configs/eval_mmdialog.yaml", *few]) == 0
+    assert f"Evaluating the weights of {second.relative_to(workplace)}" in told()
+    results = max(workplace.glob("lightning_logs/*/results.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = json.loads(results.read_text(encoding="utf-8"))
+    assert found["protocol"]["stage"] == "m3ft" and found["metrics"]["bleu_1"]["n"] == 4
+
+    assert cli.main(["test", "--config=configs/eval_cc3m.yaml", "--model=AlignModule", *few]) == 0
+    assert f"Evaluating the weights of {first}" in told()
+    assert cli.main(["test", "--config=configs/eval_coco.yaml", f"--ckpt_path={second}", *few]) == 0
+    assert cli.main(["test", "--config=configs/eval_context.yaml", *few]) == 0
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command which must fail, and returns the one line that says why."""
+
+    def run(*arguments: str) -> str:
+        assert cli.main(list(arguments)) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("data.batch_sice", "data.batch_size"),
+        ("model.init_args.lamda_text", "lambda_text"),
+        ("model.init_args.m3adapter.gate.mdoe", "gate.mode"),
+    ],
+)
+def test_a_misspelt_key(refusal: Callable[..., str], wrong: str, right: str) -> None:
+    assert f"{right}'?" in refusal("fit", "--config=configs/stage2.yaml", *SHORT, f"--{wrong}=1")
+
+
+@pytest.mark.parametrize("name", ["language_model", "adapter", "vision_encoder", "image_decoder"])
+def test_a_missing_weight_folder(refusal: Callable[..., str], name: str) -> None:
+    option = f"--model.init_args.backbone.{name}=data/nowhere"
+    message = refusal("fit", "--config=configs/stage1.yaml", *SHORT, *NO_BAR, option)
+    assert name in message and "data/nowhere" in message
+
+
+def test_a_checkpoint_of_the_wrong_stage(refusal: Callable[..., str], first: Path) -> None:
+    wrong = "stage 'align', but stage 'm3ft' is wanted"
+    assert wrong in refusal("fit", "--config=configs/stage2.yaml", f"--ckpt_path={first}")
+    assert wrong in refusal("test", "--config=configs/eval_mmdialog.yaml", f"--ckpt_path={first}")
+    assert "there is no checkpoint file nowhere.ckpt" in refusal(
+        "fit", "--config=configs/stage2.yaml", *SHORT, *NO_BAR, "--model.init_args.init_from=nowhere.ckpt"
+    )
+
+
+def test_an_empty_shard_folder(refusal: Callable[..., str], tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text(f"data: {{train: [{{name: mine, path: {tmp_path}}}]}}\n", encoding="utf-8")
+    message = refusal("fit", "--config=configs/stage1.yaml", f"--config={over}", *NO_BAR)
+    assert str(tmp_path) in message and "without .tar files" in message
