@@ -44,4 +44,8 @@ def micro_model(backbone: BackboneConfig) -> M2ChatModel:
     model = build_m2chat(backbone, M3AdapterConfig(width=48, heads=4)).eval().requires_grad_(False)
     for layer in model.llama.model.layers:  # what pictures do to words must not depend on how long anyone trained
         layer.self_attn.adapter_gate.fill_(1.0)
+    for block in model.m3adapter.image_blocks:  # which starts silent
+        for parameter in block.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.1)
     return model
