@@ -1,6 +1,7 @@
 """M²Chat (Fig. 2): eye, language model, M³Adapter and hand in one module.
 
-Everything is computed in `forward` or in methods that FSDP2 is told of, because its hooks fire only there.
+Training computes everything in `forward`, because FSDP2 gathers sharded weights only there; the other methods serve
+generation, on whole weights.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m2chat.commands.backbones.clip import train_clip
 from m2chat.commands.backbones.fid_net import train_fid_net
-from m2chat.commands.backbones.llama import train_language
+from m2chat.commands.backbones.llama import ROUNDS, train_language
 from m2chat.commands.backbones.manifest import LIMIT, read_manifest, verify_manifest
 from m2chat.commands.backbones.parts import PARTS
 from m2chat.commands.backbones.text_encoders import train_text_encoders
@@ -51,6 +51,6 @@ def test_recipes_repeat_the_steps_that_were_taken() -> None:
     }
     for name, recipe in recipes.items():
         assert inspect.signature(recipe).parameters["steps"].default == parts[name]["steps"], name
-    steps = inspect.signature(train_language).parameters
-    names = {"copy": "copy_steps", "reading": "steps", "adapter": "adapter_steps"}
-    assert parts["language"]["steps"] == {key: steps[name].default for key, name in names.items()}
+    copy_steps = inspect.signature(train_language).parameters["copy_steps"].default
+    reading, adapter, _ = (list(column) for column in zip(*ROUNDS, strict=True))
+    assert parts["language"]["steps"] == {"copy": copy_steps, "reading": reading, "adapter": adapter}
