@@ -52,5 +52,5 @@ def test_recipes_repeat_the_steps_that_were_taken() -> None:
     for name, recipe in recipes.items():
         assert inspect.signature(recipe).parameters["steps"].default == parts[name]["steps"], name
     copy_steps = inspect.signature(train_language).parameters["copy_steps"].default
-    reading, adapter, _ = (list(column) for column in zip(*ROUNDS, strict=True))
+    reading, adapter, *_ = (list(column) for column in zip(*ROUNDS, strict=True))
     assert parts["language"]["steps"] == {"copy": copy_steps, "reading": reading, "adapter": adapter}

@@ -3,7 +3,8 @@
 The base model first learns to copy: without a dense warm-up it never would. Then it reads the mixed corpus, the
 pictures through the adapter's prompts; after that the base is frozen and only what an adapter file holds learns on,
 so that base folder and adapter file come apart as the real ones do. A second round adds the words of conversations:
-a word that a frozen model has never read can hardly be tuned into its mouth.
+a word that a frozen model has never read can hardly be tuned into its mouth. A third adds requests, answered by the
+caption of what they ask for: a real LLaMA knows what "in front of snow" means, and this one must too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2chat.commands.backbones.common import Schedule, adamw, save_half, scene_pool, seed_everything
-from m2chat.commands.backbones.corpus import lesson
+from m2chat.commands.backbones.corpus import Lesson, lesson
 from m2chat.commands.backbones.reader import Reader, load_reader, measure_language, new_reader, picture_pixels
+from m2chat.commands.backbones.requests import request
+from m2chat.data.micro_talk import Maker
 from m2chat.text.layout import alpaca
 
 VOCABULARY = 640
@@ -74,14 +78,14 @@ def _copy_batch(vocabulary: int, batch: int) -> Tensor:
     return torch.cat([torch.ones(batch, 1, dtype=torch.long), once, once], 1)
 
 
-ROUNDS = ((3500, 1200, False), (1500, 700, True))
-"""Steps of reading, steps of the adapter, and whether the words of conversations are practised."""
+ROUNDS = ((3500, 1200, False, 0.0), (1500, 700, True, 0.0), (1000, 400, True, 0.45))
+"""Steps of reading, steps of the adapter, whether the words of conversations are practised, share of requests."""
 
 
 def train_language(
     root: Path,
     copy_steps: int = 1300,
-    rounds: Sequence[tuple[int, int, bool]] = ROUNDS,
+    rounds: Sequence[tuple[int, int, bool, float]] = ROUNDS,
     first_round: int = 0,
     batch: int = 24,
     seed: int = 0,
@@ -107,17 +111,37 @@ def train_language(
     else:
         reader = new_reader(root)
         _learn_to_copy(reader, copy_steps)
-    for reading_steps, adapter_steps, practise in rounds[first_round:]:
-        _read(reader, root, reading_steps, batch, rng, words if practise else ())
-        _tune_adapter(reader, root, adapter_steps, batch, rng, words if practise else ())
+    for number, (reading_steps, adapter_steps, practise, requests) in enumerate(rounds[first_round:], first_round):
+        course = _Course(rng, Maker("train", seed + number), words if practise else (), requests, batch)
+        _read(reader, root, reading_steps, course)
+        _tune_adapter(reader, root, adapter_steps, course)
     steps = {"copy": copy_steps, "reading": [r[0] for r in rounds], "adapter": [r[1] for r in rounds]}
     return {"seed": seed, "steps": steps, **measure_language(reader)}
 
 
+@dataclass
+class _Course:
+    """Where the lessons of a round come from."""
+
+    rng: random.Random
+    maker: Maker
+    words: Sequence[str]
+    requests: float
+    batch: int
+
+    def lessons(self, pictures: float) -> list[Lesson]:
+        """A batch of lessons; `pictures` is the share with a picture among those about scenes, 0 for none at all."""
+        scenes = scene_pool("train", 0.35, self.batch, self.rng)
+        return [
+            request(self.maker)
+            if pictures and self.rng.random() < self.requests
+            else lesson(scene, self.rng, pictures, self.words)
+            for scene in scenes
+        ]
+
+
 def _prepare_tokenizer(root: Path, rng: random.Random, seed: int) -> list[str]:
     """Writes the tokenizer if there is none, and returns the words of conversations."""
-    from m2chat.data.micro_talk import Maker
-
     maker = Maker("train", seed)
     makers = (maker.edit, maker.dialogue, maker.story, maker.instruct)
     talk = [turn.text for i in range(1200) for turn in makers[i % 4]().turns]
@@ -137,9 +161,7 @@ def _learn_to_copy(reader: Reader, steps: int) -> None:
         schedule.step(F.cross_entropy(logits.flatten(0, 1), ids[:, half + 1 :].flatten()))
 
 
-def _read(
-    reader: Reader, root: Path, steps: int, batch: int, rng: random.Random, words: Sequence[str], lr: float = 2e-3
-) -> None:
+def _read(reader: Reader, root: Path, steps: int, course: _Course, lr: float = 2e-3) -> None:
     """The mixed corpus, base and visual path together; biases stay zero, so that the base is a plain LLaMA."""
     if (root / "llama" / "config.json").is_file():
         _restore_base(reader, root / "llama")
@@ -147,14 +169,13 @@ def _read(
     schedule = Schedule("reading", adamw([reader.llama, reader.visual_query], lr), lr, steps)
     for step in schedule:
         text_only = step % 5 == 4  # the base must also work with the prompts off
-        pictures = 0.0 if text_only else 0.7
-        lessons = [lesson(s, rng, pictures, words) for s in scene_pool("train", 0.35, batch, rng)]
-        query = None if text_only else reader.look(lessons, picture_pixels(lessons, rng.randrange(2**31)))
+        lessons = course.lessons(0.0 if text_only else 0.7)
+        query = None if text_only else reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
         schedule.step(reader.loss(lessons, query))
     _save_base(reader, root / "llama")
 
 
-def _tune_adapter(reader: Reader, root: Path, steps: int, batch: int, rng: random.Random, words: Sequence[str]) -> None:
+def _tune_adapter(reader: Reader, root: Path, steps: int, course: _Course) -> None:
     """What an adapter file holds learns on over the frozen base."""
     from m2chat.models.adapter_file import adapter_parameter_names, to_official
 
@@ -162,8 +183,9 @@ def _tune_adapter(reader: Reader, root: Path, steps: int, batch: int, rng: rando
     _train_only(reader, adapter)
     schedule = Schedule("adapter", adamw([reader.llama, reader.visual_query], 1e-3), 1e-3, steps)
     for _ in schedule:
-        lessons = [lesson(s, rng, 0.7, words) for s in scene_pool("train", 0.35, batch, rng)]
-        schedule.step(reader.loss(lessons, reader.look(lessons, picture_pixels(lessons, rng.randrange(2**31)))))
+        lessons = course.lessons(0.7)
+        pixels = picture_pixels(lessons, course.rng.randrange(2**31))
+        schedule.step(reader.loss(lessons, reader.look(lessons, pixels)))
     tensors = {name: named[name].detach().half() for name in sorted(adapter)}
     (root / "adapter").mkdir(exist_ok=True)
     file = {
