@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,66 +19,16 @@ from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
 from m2chat.models.trainable import Stage, set_trainable, trainable_names
-from m2chat.pipeline.replier import Conditioner, DrawSettings, Given, Replier, noise_seed
+from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
 from m2chat.schema import KINDS, Batch, Prediction
 from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.training.checkpoints import find_checkpoint, load_trained, read_checkpoint
+from m2chat.training.config import EvalConfig, OptimConfig
 from m2chat.training.global_batch import weights_of_means
-from m2chat.training.optim import cosine_schedule, parameter_groups, step_schedule
+from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.references import reference_of, with_blank_context
 from m2chat.training.sharding import shard
 from m2chat.training.trained_only import TrainedOnlyModule
-
-
-@dataclass
-class OptimConfig:
-    """AdamW and its learning rate.
-
-    Args:
-        lr: Peak learning rate.
-        weight_decay: On everything but biases, norms and gates.
-        betas: Of AdamW.
-        warmup_steps: Optimiser steps of warm-up.
-        schedule: ``cosine`` to zero over the whole run, or ``step``: times 0.1 every `drop_every_epochs`.
-        drop_every_epochs: Epochs between drops.
-    """
-
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup_steps: int = 0
-    schedule: Literal["cosine", "step"] = "cosine"
-    drop_every_epochs: int = 5
-
-
-@dataclass
-class EvalConfig:
-    """How replies are generated in validation and test.
-
-    Args:
-        given: What is given of the true reply. Caption pairs are always text-to-image.
-        layout: ``auto`` forces the layout in stage 1, which never learned the two tokens, and frees it in stage 2.
-        steps: Denoising steps.
-        guidance: Classifier-free guidance.
-        seed: Of the pictures' noise.
-        max_text_tokens: Longest answer and longest caption.
-        max_tokens: Longest sequence.
-        context: ``blank`` shows an empty picture in place of each context picture.
-        conditioner: ``text_encoder`` draws with the image decoder's own text encoders from the true captions: the
-            decoder alone, for comparison.
-        weights: ``none`` evaluates the model as it is before any training.
-    """
-
-    given: Given = "nothing"
-    layout: Literal["auto", "free", "forced"] = "auto"
-    steps: int = 25
-    guidance: float = 5.0
-    seed: int = 0
-    max_text_tokens: int = 64
-    max_tokens: int = 512
-    context: Literal["true", "blank"] = "true"
-    conditioner: Conditioner = "m3adapter"
-    weights: Literal["auto", "none"] = "auto"
 
 
 class M2ChatModule(TrainedOnlyModule):
@@ -212,8 +162,14 @@ class M2ChatModule(TrainedOnlyModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what the stage trains."""
         config = self.optim
-        groups: Any = parameter_groups(self.model, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        model, lr_language = self.model, config.lr if config.lr_language is None else config.lr_language
+        parts = {
+            "m3adapter": (model.m3adapter, config.lr),
+            "llama": (model.llama, lr_language),
+            "visual_query": (model.visual_query, lr_language),
+        }
+        groups: Any = rated_groups(parts, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=config.betas)
         total = int(self.trainer.estimated_stepping_batches)
         if config.schedule == "cosine":
             warmup = min(config.warmup_steps, max(0, total - 1))

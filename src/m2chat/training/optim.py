@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-_PLAIN_NAMES = frozenset({"bias", "in_proj_bias", "gate"})
+_PLAIN_NAMES = frozenset({"bias", "in_proj_bias", "gate", "adapter_gate", "adapter_new_gate"})
 
 
 class ParameterGroup(TypedDict):
@@ -47,6 +47,26 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGr
         {"name": "no_decay", "params": list(plain), "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+class RatedGroup(ParameterGroup):
+    """Parameters that also share a learning rate."""
+
+    lr: float
+
+
+def rated_groups(parts: Mapping[str, tuple[nn.Module, float]], weight_decay: float) -> list[RatedGroup]:
+    """`parameter_groups` of several modules, each with a learning rate of its own.
+
+    Args:
+        parts: Name to module and peak learning rate; the modules share no parameter.
+        weight_decay: Of the groups that have one.
+    """
+    return [
+        {**group, "name": f"{name}/{group['name']}", "lr": lr}
+        for name, (module, lr) in parts.items()
+        for group in parameter_groups(module, weight_decay)
+    ]
 
 
 def cosine_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.0) -> LambdaLR:

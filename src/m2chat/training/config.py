@@ -1,0 +1,62 @@
+"""Settings of the training modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from m2chat.pipeline.replier import Conditioner, Given
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its learning rate.
+
+    Args:
+        lr: Peak learning rate.
+        lr_language: Peak for LLaMA-Adapter's tensors and the two tokens' rows; None for the same. Biases and norms of
+            a language model 128 wide must move much further than those of one 4096 wide.
+        weight_decay: On everything but biases, norms and gates.
+        betas: Of AdamW.
+        warmup_steps: Optimiser steps of warm-up.
+        schedule: ``cosine`` to zero over the whole run, or ``step``: times 0.1 every `drop_every_epochs`.
+        drop_every_epochs: Epochs between drops.
+    """
+
+    lr: float = 1e-4
+    lr_language: float | None = None
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "step"] = "cosine"
+    drop_every_epochs: int = 5
+
+
+@dataclass
+class EvalConfig:
+    """How replies are generated in validation and test.
+
+    Args:
+        given: What is given of the true reply. Caption pairs are always text-to-image.
+        layout: ``auto`` forces the layout in stage 1, which never learned the two tokens, and frees it in stage 2.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance.
+        seed: Of the pictures' noise.
+        max_text_tokens: Longest answer and longest caption.
+        max_tokens: Longest sequence.
+        context: ``blank`` shows an empty picture in place of each context picture.
+        conditioner: ``text_encoder`` draws with the image decoder's own text encoders from the true captions: the
+            decoder alone, for comparison.
+        weights: ``none`` evaluates the model as it is before any training.
+    """
+
+    given: Given = "nothing"
+    layout: Literal["auto", "free", "forced"] = "auto"
+    steps: int = 25
+    guidance: float = 5.0
+    seed: int = 0
+    max_text_tokens: int = 64
+    max_tokens: int = 512
+    context: Literal["true", "blank"] = "true"
+    conditioner: Conditioner = "m3adapter"
+    weights: Literal["auto", "none"] = "auto"
