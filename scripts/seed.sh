@@ -27,7 +27,9 @@ run test eval_mmdialog eval_mmdialog_stage1 --model AlignModule
 # What the context picture is worth.
 run test eval_context eval_context
 run test eval_context eval_context_blank --model.init_args.evaluation.context blank
-# The same stage 2 without gate and image branch.
-run fit stage2 stage2_gate_off --model.init_args.m3adapter.gate.mode off --model.init_args.checkpoint_root "$out/stage1"
-run test eval_context eval_context_gate_off --model.init_args.m3adapter.gate.mode off \
-  --model.init_args.checkpoint_root "$out/stage2_gate_off"
+# The same stage 2 without gate and image branch; skipped with ABLATION=0.
+if [ "${ABLATION:-1}" = 1 ]; then
+  run fit stage2 stage2_gate_off --model.init_args.m3adapter.gate.mode off --model.init_args.checkpoint_root "$out/stage1"
+  run test eval_context eval_context_gate_off --model.init_args.m3adapter.gate.mode off \
+    --model.init_args.checkpoint_root "$out/stage2_gate_off"
+fi
