@@ -23,14 +23,16 @@ class DiffusionNoise:
     """The random part of L_ddpm, drawn by the caller so that it can be repeated.
 
     Args:
-        timesteps: (n,) for the first n samples of the batch.
-        noise: (n, c, h, w).
-        drop: Samples whose condition is replaced by zeros, (n,) bool.
+        timesteps: (draws * n,): for the first n samples of the batch, then for the same ones again.
+        noise: (draws * n, c, h, w).
+        drop: Where the condition is replaced by zeros, (draws * n,) bool.
+        draws: How often each sample is drawn.
     """
 
     timesteps: Tensor
     noise: Tensor
     drop: Tensor
+    draws: int = 1
 
 
 @dataclass
@@ -161,7 +163,7 @@ class M2ChatModel(nn.Module):
             with_text: Whether the language model is trained and its logits are wanted (stage 2).
             features: Of the frozen networks, for stage 1, instead of computing them.
         """
-        count = len(noise.timesteps)
+        count = len(noise.timesteps) // noise.draws
         logits = labels = None
         if with_text:
             states, f_img = self.read(batch.input_ids, batch.context_pixels)
@@ -176,10 +178,11 @@ class M2ChatModel(nn.Module):
             e_clip, e_pclip = features.e_clip, features.e_pclip
             f_img = self.clip(batch.context_pixels) if use_image else states.new_zeros(len(batch), 1, self.clip.width)
         condition = self.condition(batch, states, f_img, use_image)
-        noisy, target = self.decoder.diffuse(latents, noise.noise, noise.timesteps)
+        chosen = torch.arange(count, device=latents.device).repeat(noise.draws)
+        noisy, target = self.decoder.diffuse(latents[chosen], noise.noise, noise.timesteps)
         keep = (~noise.drop).to(condition.h_align.dtype)[:, None]
-        pooled = None if condition.h_palign is None else condition.h_palign[:count] * keep
+        pooled = None if condition.h_palign is None else condition.h_palign[chosen] * keep
         prediction = self.decoder.predict(
-            noisy, noise.timesteps, condition.h_align[:count] * keep[..., None], pooled, batch.time_ids[:count]
+            noisy, noise.timesteps, condition.h_align[chosen] * keep[..., None], pooled, batch.time_ids[chosen]
         )
         return M2ChatOutput(condition, e_clip, e_pclip, prediction, target, logits, labels)

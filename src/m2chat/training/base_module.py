@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +42,8 @@ class M2ChatModule(TrainedOnlyModule):
         evaluation: How replies are generated.
         phi: Weight of L_align.
         ddpm_samples: Samples of each batch that L_ddpm looks at, the first so many; None for all.
+        ddpm_draws: Timesteps and noises drawn for each of them. A frozen UNet that is small beside the rest gives a
+            steadier gradient for little time.
         drop_condition: Share of samples whose condition is dropped for L_ddpm, 0-1.
         seed: Of the noise of training.
         init_from: Weights to start from: ``none``, ``auto`` or a checkpoint file.
@@ -60,6 +63,7 @@ class M2ChatModule(TrainedOnlyModule):
         evaluation: EvalConfig | None = None,
         phi: float = 1.0,
         ddpm_samples: int | None = None,
+        ddpm_draws: int = 1,
         drop_condition: float = 0.1,
         seed: int = 0,
         init_from: str = "none",
@@ -71,7 +75,8 @@ class M2ChatModule(TrainedOnlyModule):
         self.backbone = backbone or BackboneConfig()
         self.m3adapter = m3adapter or M3AdapterConfig()
         self.optim, self.evaluation = optim or OptimConfig(), evaluation or EvalConfig()
-        self.phi, self.ddpm_samples, self.drop_condition, self.seed = phi, ddpm_samples, drop_condition, seed
+        self.phi, self.ddpm_samples, self.ddpm_draws = phi, ddpm_samples, ddpm_draws
+        self.drop_condition, self.seed = drop_condition, seed
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
         self.shard_frozen = shard_frozen
         self.model: M2ChatModel = None  # type: ignore[assignment]
@@ -135,22 +140,41 @@ class M2ChatModule(TrainedOnlyModule):
             *(side // decoder.vae_factor for side in batch.target_pixels.shape[-2:]),
         )
         steps, noise, drop = [], [], []
-        for sample in batch.samples[:count]:
-            seed = noise_seed(self.seed, f"{self.global_step}/{sample.id}")
+        for draw, sample in product(range(self.ddpm_draws), batch.samples[:count]):
+            seed = noise_seed(self.seed, f"{self.global_step}/{draw}/{sample.id}")
             generator = torch.Generator().manual_seed(seed)
             steps.append(torch.randint(int(decoder.noiser.config.num_train_timesteps), (), generator=generator))
             drop.append(torch.rand((), generator=generator) < self.drop_condition)
             noise.append(torch.randn(shape, generator=generator))
         device = batch.input_ids.device
         return DiffusionNoise(
-            torch.stack(steps).to(device), torch.stack(noise).to(device), torch.stack(drop).to(device)
+            torch.stack(steps).to(device),
+            torch.stack(noise).to(device),
+            torch.stack(drop).to(device),
+            self.ddpm_draws,
         )
 
-    def picture_losses(self, batch: Batch, output: M2ChatOutput) -> tuple[Tensor, Tensor]:
-        """L_ddpm and L_align of a pass: their means over all processes are those over the global batch."""
-        condition, count = output.condition, len(output.prediction)
-        ddpm = ddpm_loss(output.prediction, output.diffusion_target, batch.has_target[:count])
-        align = align_loss(condition.h_align, output.e_clip, condition.h_palign, output.e_pclip, batch.has_target)
+    def picture_losses(
+        self, batch: Batch, output: M2ChatOutput, align_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """L_ddpm and L_align of a pass: their means over all processes are those over the global batch.
+
+        Args:
+            batch: The samples.
+            output: Of the model.
+            align_weights: Of each sample's part in L_align, (B,); None for one.
+        """
+        condition, count = output.condition, len(output.prediction) // self.ddpm_draws
+        drawn = batch.has_target[:count].repeat(self.ddpm_draws)
+        ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn)
+        align = align_loss(
+            condition.h_align,
+            output.e_clip,
+            condition.h_palign,
+            output.e_pclip,
+            batch.has_target,
+            align_weights,
+        )
         weights = weights_of_means(torch.stack([batch.has_target[:count].sum(), batch.has_target.sum()]))
         return ddpm * weights[0], align * weights[1]
 

@@ -18,6 +18,8 @@ class M3FTModule(M2ChatModule):
 
     Args:
         lambda_text: Weight of L_text.
+        align_context: Weight within L_align of samples that have a context picture, 0-1. L_align pulls the condition
+            towards the caption alone, and so away from what only the context picture shows.
         init_from: Stage-1 weights: ``auto`` takes the newest checkpoint on the same backbones, else the shipped.
         kwargs: As for `M2ChatModule`.
     """
@@ -25,14 +27,17 @@ class M3FTModule(M2ChatModule):
     stage = "m3ft"
     init_stage = "align"
 
-    def __init__(self, lambda_text: float = 1.0, init_from: str = "auto", **kwargs: Any) -> None:
+    def __init__(
+        self, lambda_text: float = 1.0, align_context: float = 1.0, init_from: str = "auto", **kwargs: Any
+    ) -> None:
         super().__init__(init_from=init_from, **kwargs)
-        self.lambda_text = lambda_text
+        self.lambda_text, self.align_context = lambda_text, align_context
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The losses of Eq. 7, and the gate and its cosine for the log."""
         output = self.model(batch, self.draw_noise(batch))
-        ddpm, align = self.picture_losses(batch, output)
+        align_weights = torch.where(batch.has_context, self.align_context, 1.0)
+        ddpm, align = self.picture_losses(batch, output, align_weights)
         assert output.logits is not None and output.logit_labels is not None
         weight = weights_of_means(torch.tensor([len(output.logit_labels)], device=output.logit_labels.device))[0]
         text = text_loss(output.logits, output.logit_labels) * weight
