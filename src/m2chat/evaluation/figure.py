@@ -18,12 +18,13 @@ _INK, _SOFT, _PAPER = (30, 30, 30), (130, 130, 130), (255, 255, 255)
 
 
 def conversation_rows(path: Path, count: int, start: int = 0) -> list[dict[str, Any]]:
-    """Replies with a picture, of different conversations, in the order of the file."""
+    """Replies that call for a picture and got one, of different conversations, in the order of the file."""
     rows, seen = [], set()
     for line in path.read_text().splitlines():
         row = json.loads(line)
         conversation = row["id"].split("#")[0]
-        if conversation not in seen and any(segment["image"] for segment in row["generated"]):
+        due = any(segment["image"] for segment in row["reference"])
+        if due and conversation not in seen and any(segment["image"] for segment in row["generated"]):
             seen.add(conversation)
             rows.append(row)
     return rows[start : start + count]
@@ -48,7 +49,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> Image.Image:
         segment = next(item for item in row["generated"] if item["image"])
         pen.text((left, y + 4), "You", _SOFT, small)
         pen.text((left, y + _LINE), row["request"], _INK, font)
-        pen.text((left, y + 3 * _LINE - 2), "M²Chat", _SOFT, small)
+        pen.text((left, y + 3 * _LINE - 2), "M2Chat", _SOFT, small)
         pen.text((left, y + 4 * _LINE - 6), segment["answer"] or "(draws)", _INK, font)
         pen.text((left, y + 5 * _LINE - 4), f"caption: {segment['caption']}", _SOFT, small)
         paste(segment["image"], _WIDTH - _PICTURE - _MARGIN, y)
