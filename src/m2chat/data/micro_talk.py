@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from m2chat.data.micro_words import SMALL_TALK, STORIES
 from m2chat.schema import Image, Kind, Sample, Turn
 from m2chat.world.captions import caption_of, parse_caption, with_article
 from m2chat.world.knowledge import MOODS, THING_OF, TOY_OF
@@ -135,7 +136,7 @@ class Maker:
         return talk
 
     def _chat(self, talk: Talk) -> bool:
-        said, answer = self.rng.choice(_SMALL_TALK)
+        said, answer = self.rng.choice(SMALL_TALK)
         talk.user(said)
         talk.assistant(answer)
         return True
@@ -212,7 +213,7 @@ class Maker:
 
     def _story(self) -> Talk | None:
         scene = self.scene(1)
-        name, opener, frames = self.rng.choice(_STORIES)
+        name, opener, frames = self.rng.choice(STORIES)
         talk = Talk(self)
         hero = caption_of(scene, omit=(name,) if name in _HIDDEN else ())
         if name in ("shape", "colour"):
@@ -275,55 +276,3 @@ class Talk:
         """The finished conversation."""
         meta = {"scenes": [scene.attributes for scene in self.scenes], "omitted": self.omitted}
         return Sample(f"{source}/{number:06d}", kind, source, tuple(self.turns), tuple(self.images), meta)
-
-
-_SMALL_TALK = (
-    ("hello", "Hello , what shall we draw ?"),
-    ("thank you", "You are welcome , anything else ?"),
-    ("how are you ?", "I am fine and ready to draw ."),
-    ("who are you ?", "I am a painter of small things ."),
-)
-
-_STORIES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    (
-        "position",
-        "tell me how it travels :",
-        (
-            ("left", "First it waits on the left ."),
-            ("top", "Then it climbs to the top ."),
-            ("right", "It slides down on the right ."),
-            ("bottom", "At last it rests at the bottom ."),
-        ),
-    ),
-    (
-        "background",
-        "tell me of the evening with",
-        (
-            ("yellow", "The day is bright and yellow ."),
-            ("orange", "Slowly the light turns orange ."),
-            ("purple", "The sky grows purple ."),
-            ("black", "Now the night has come ."),
-        ),
-    ),
-    (
-        "colour",
-        "tell me how it ripens :",
-        (
-            ("green", "In spring it is green ."),
-            ("yellow", "The summer makes it yellow ."),
-            ("orange", "It becomes orange in autumn ."),
-            ("red", "In winter it is red and sweet ."),
-        ),
-    ),
-    (
-        "shape",
-        "tell me of the magic of",
-        (
-            ("circle", "It begins as a circle ."),
-            ("ring", "A spell opens a hole : a ring !"),
-            ("square", "It folds into a square ."),
-            ("triangle", "And it ends as a triangle ."),
-        ),
-    ),
-)
-"""Attribute that changes, opener, and each frame's value and sentence."""

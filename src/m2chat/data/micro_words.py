@@ -1,0 +1,54 @@
+"""Small talk and stories of the micro world, word by word."""
+
+from __future__ import annotations
+
+SMALL_TALK = (
+    ("hello", "Hello , what shall we draw ?"),
+    ("thank you", "You are welcome , anything else ?"),
+    ("how are you ?", "I am fine and ready to draw ."),
+    ("who are you ?", "I am a painter of small things ."),
+)
+
+STORIES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "position",
+        "tell me how it travels :",
+        (
+            ("left", "First it waits on the left ."),
+            ("top", "Then it climbs to the top ."),
+            ("right", "It slides down on the right ."),
+            ("bottom", "At last it rests at the bottom ."),
+        ),
+    ),
+    (
+        "background",
+        "tell me of the evening with",
+        (
+            ("yellow", "The day is bright and yellow ."),
+            ("orange", "Slowly the light turns orange ."),
+            ("purple", "The sky grows purple ."),
+            ("black", "Now the night has come ."),
+        ),
+    ),
+    (
+        "colour",
+        "tell me how it ripens :",
+        (
+            ("green", "In spring it is green ."),
+            ("yellow", "The summer makes it yellow ."),
+            ("orange", "It becomes orange in autumn ."),
+            ("red", "In winter it is red and sweet ."),
+        ),
+    ),
+    (
+        "shape",
+        "tell me of the magic of",
+        (
+            ("circle", "It begins as a circle ."),
+            ("ring", "A spell opens a hole : a ring !"),
+            ("square", "It folds into a square ."),
+            ("triangle", "And it ends as a triangle ."),
+        ),
+    ),
+)
+"""Attribute that changes, opener, and each frame's value and sentence."""
