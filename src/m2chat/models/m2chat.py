@@ -116,10 +116,9 @@ class M2ChatModel(nn.Module):
         visual_query = self.visual_query(f_img).expand(len(input_ids), -1, -1)
         # No mask: padding is on the right and attention is causal, so real tokens never see it.
         layers = self.m3adapter.config.layers
-        output = self.llama.model(
-            input_ids, visual_query=visual_query, output_hidden_states=len(layers) > 1 or layers != (-1,)
-        )
-        if layers == (-1,):
+        only_last = layers == (-1,)
+        output = self.llama.model(input_ids, visual_query=visual_query, output_hidden_states=not only_last)
+        if only_last:
             return output.last_hidden_state, f_img
         return self.m3adapter.mix_layers([output.hidden_states[layer] for layer in layers]), f_img
 

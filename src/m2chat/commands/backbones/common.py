@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from m2chat.pipeline.replier import to_pictures
 from m2chat.world import Scene, render, scenes_of_split
 
 
@@ -39,10 +40,9 @@ def to_pixels(pictures: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_pictures(pixels: Tensor) -> NDArray[np.uint8]:
+def stacked_pictures(pixels: Tensor) -> NDArray[np.uint8]:
     """(B, 3, H, W) in [-1, 1] to (B, H, W, 3) of 0-255."""
-    grey = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
-    return np.asarray(grey.permute(0, 2, 3, 1).cpu().numpy())
+    return np.stack(to_pictures(pixels))
 
 
 def adamw(modules: Iterable[nn.Module], lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:

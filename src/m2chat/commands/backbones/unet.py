@@ -22,7 +22,7 @@ from m2chat.commands.backbones.common import (
     save_half,
     scene_pool,
     seed_everything,
-    to_pictures,
+    stacked_pictures,
     to_pixels,
 )
 from m2chat.evaluation.judge import judge
@@ -212,7 +212,7 @@ def measure_unet(
             output = unet(torch.cat([latents, latents]), timestep, both, added_cond_kwargs=added).sample
             negative, positive = output.chunk(2)
             latents = scheduler.step(negative + 5.0 * (positive - negative), timestep, latents).prev_sample
-        pictures = to_pictures(vae.decode(latents / vae.config.scaling_factor).sample)
+        pictures = stacked_pictures(vae.decode(latents / vae.config.scaling_factor).sample)
         right = [verdict.all_right(scene.attributes) for verdict, scene in zip(judge(pictures), scenes, strict=True)]
         rates[f"all_right_{name}"] = round(sum(right) / len(right), 4)
     return rates

@@ -15,7 +15,7 @@ from m2chat.commands.backbones.common import (
     save_half,
     scene_pool,
     seed_everything,
-    to_pictures,
+    stacked_pictures,
     to_pixels,
 )
 from m2chat.evaluation.judge import judge
@@ -83,6 +83,6 @@ def measure_vae(vae: nn.Module, split: str = "test") -> dict[str, object]:
     pixels = to_pixels(draw(scenes, 1))
     output = torch.cat([vae.decode(vae.encode(c).latent_dist.mean).sample for c in pixels.split(128)])  # type: ignore[operator]
     error = ((output.clamp(-1, 1) - pixels) / 2).square().mean((1, 2, 3))
-    verdicts = judge(to_pictures(output))
+    verdicts = judge(stacked_pictures(output))
     right = [verdict.scene == scene for verdict, scene in zip(verdicts, scenes, strict=True)]
     return {"psnr_db": round(float((-10 * error.log10()).mean()), 2), "all_right": sum(right) / len(right)}
