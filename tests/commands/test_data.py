@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from m2chat.commands import main
-from m2chat.commands.data import inspect
+from m2chat.commands.data.inspect import inspect
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.data.sources import caption_sample

@@ -1,31 +1,17 @@
-"""`m2chat data`: generates the micro data set, and tells what shards hold."""
+"""`m2chat data inspect`: tells what shards hold."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("data", help="generate the micro data set; look into shards")
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    micro = actions.add_parser("micro", help="generate the micro data set, unless it is there already")
-    micro.add_argument("--root", type=Path, default=Path("data/micro/shards"), help="where to (default: %(default)s)")
-    micro.set_defaults(run=run_micro)
-    inspect = actions.add_parser("inspect", help="read every sample of some shards and count them")
-    inspect.add_argument("path", help="a .tar shard, a folder of them, or a pattern")
-    inspect.set_defaults(run=run_inspect)
-
-
-def run_micro(options: argparse.Namespace) -> None:
-    """Generates the micro data set."""
-    from m2chat.data.micro_world import ensure_micro_shards
-
-    ensure_micro_shards(options.root)
-    print(f"The micro data set is in {options.root}")
+def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the action."""
+    parser = actions.add_parser("inspect", help="read every sample of some shards and count them")
+    parser.add_argument("path", help="a .tar shard, a folder of them, or a pattern")
+    parser.set_defaults(run=run)
 
 
 @dataclass
@@ -75,7 +61,7 @@ def inspect(path: str) -> Contents:
     return found
 
 
-def run_inspect(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Prints the counts."""
     found = inspect(options.path)
     good, bad = found.kinds.total(), found.bad.total()

@@ -1,0 +1,15 @@
+"""`m2chat data`: everything about shards, a module an action."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command with its actions."""
+    from m2chat.commands.data import inspect, micro
+
+    parser = commands.add_parser("data", help="generate the micro data set; look into shards")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for module in (micro, inspect):
+        module.add(actions)
