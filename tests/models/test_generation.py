@@ -36,7 +36,7 @@ class Babbler:
         logits = torch.randn(len(input_ids), 1, WORDS + 2, generator=self.generator)
         logits[..., [EOS, IC, IMG]] += 0.7
         logits[..., [PAD, 1]] = -torch.inf
-        return SimpleNamespace(logits=logits, past_key_values=None)
+        return SimpleNamespace(logits=logits, cache=None)
 
 
 def babble(seed: int, decoding: Decoding, rows: int = 3) -> tuple[list[list[TokenSegment]], list[list[int]]]:
@@ -106,7 +106,7 @@ def test_a_caption_begun_must_become_a_picture() -> None:
         def llama(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
             logits = torch.zeros(len(input_ids), 1, WORDS + 2)
             logits[..., [EOS, 5, IC]] = torch.tensor([3.0, 2.0, 4.0])
-            return SimpleNamespace(logits=logits, past_key_values=None)
+            return SimpleNamespace(logits=logits, cache=None)
 
     model = cast(M2ChatModel, Hasty(0))
     (reply,) = decode_replies(model, [[1, 3]], torch.zeros(1, 1), SPECIAL, DECODING)

@@ -140,11 +140,11 @@ def test_cached_decoding_equals_a_whole_pass() -> None:
             step = model(
                 ids[:, position : position + 1],
                 visual_query=seen,
-                past_key_values=step.past_key_values,
+                cache=step.cache,
                 use_cache=True,
             )
             logits.append(step.logits)
-    assert step.past_key_values.get_seq_length() == ids.shape[1], "prompts never enter the cache"
+    assert step.cache.get_seq_length() == ids.shape[1], "prompts never enter the cache"
     torch.testing.assert_close(torch.cat(logits, 1), whole, atol=1e-5, rtol=1e-5)
 
 

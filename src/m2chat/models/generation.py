@@ -167,12 +167,12 @@ def decode_replies(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             visual_query=visual_query,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
+        cache = output.cache
         logits = output.logits[:, -1].float()
         chosen = [
             reply.take(_choose(reply.allowed(row), decoding, generator))

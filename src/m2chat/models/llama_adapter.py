@@ -124,7 +124,7 @@ class AdapterLlamaAttention(LlamaAttention):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         visual_query: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -134,7 +134,7 @@ class AdapterLlamaAttention(LlamaAttention):
             hidden_states: (B, T, D).
             position_embeddings: Cosines and sines of the rotation.
             attention_mask: As transformers prepares it.
-            past_key_values: Cache; the prompts never enter it.
+            cache: Cache; the prompts never enter it.
             visual_query: (B, K, D), added to every layer's prompts; None switches the prompts off.
             kwargs: For the attention implementation.
         """
@@ -144,8 +144,8 @@ class AdapterLlamaAttention(LlamaAttention):
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         assert position_embeddings is not None
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(
             self,
@@ -252,7 +252,7 @@ class AdapterLlamaForCausalLM(LlamaForCausalLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         visual_query: Tensor | None = None,
@@ -267,7 +267,7 @@ class AdapterLlamaForCausalLM(LlamaForCausalLM):
             input_ids: (B, T).
             attention_mask: True at real tokens, (B, T).
             position_ids: (B, T).
-            past_key_values: Cache.
+            cache: Cache.
             inputs_embeds: Instead of `input_ids`, (B, T, D).
             use_cache: Whether to return a cache.
             visual_query: (B, K, D); None switches the prompts off.
@@ -278,7 +278,7 @@ class AdapterLlamaForCausalLM(LlamaForCausalLM):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             visual_query=visual_query,
