@@ -29,12 +29,14 @@ class Image:
         caption: What it shows; empty if nobody has said.
         original_size: Height and width before any resizing, for SDXL's size conditioning.
         crop: Top and left of the crop that was taken, in pixels of the resized picture.
+        caption_by: Who captioned it: ``alt-text``, ``human``, ``turn``, ``model:<name>``, ...; empty if unknown.
     """
 
     pixels: NDArray[np.uint8]
     caption: str = ""
     original_size: tuple[int, int] = (0, 0)
     crop: tuple[int, int] = (0, 0)
+    caption_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Sample:
         turns: In the order in which they were said.
         images: Pictures that the turns point to.
         meta: Whatever else the shard knew; never read by the model.
+        license: Under which terms it may be used; empty if unknown.
     """
 
     id: str
@@ -83,6 +86,7 @@ class Sample:
     turns: tuple[Turn, ...]
     images: tuple[Image, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    license: str = ""
 
 
 @dataclass(frozen=True)

@@ -170,3 +170,12 @@ def test_hostile_tars_give_their_good_samples(samples_folder: Path, tmp_path: Pa
         "badjpeg": 5, "badjson": 5, "badutf": 6, "bomb": 5, "dotkey": 6, "dup": 6, "garb": 0, "inter": 4, "nojpg": 5,
         "sym": 6, "trav": 8, "trunc": 2, "upper": 7, "zero": 0,
     }  # fmt: skip
+
+
+def test_webdataset_reads_our_shards(tmp_path: Path, make_dialogue: Callable[[int], Sample]) -> None:
+    from webdataset import WebDataset
+
+    (path,) = write_shards([make_dialogue(0), make_dialogue(1)], tmp_path)
+    read = list(WebDataset(str(path), shardshuffle=False))
+    assert [item["__key__"] for item in read] == ["000000000", "000000001"]
+    assert json.loads(read[0]["json"])["schema"] == "m2c/1" and read[0]["img1.png"][:4] == b"\x89PNG"

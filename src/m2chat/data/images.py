@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,34 @@ def _flatten(image: PILImage) -> PILImage:
     return image.convert("RGB")
 
 
+@contextmanager
+def opened(data: bytes) -> Iterator[PILImage]:
+    """A picture whose pixels are not decoded yet; whatever goes wrong until it is closed is a `BadImage`.
+
+    Args:
+        data: A file of one of `FORMATS`.
+
+    Raises:
+        BadImage: If the format is another, the picture is empty, broken or larger than `MAX_PIXELS`.
+    """
+    from PIL import Image
+
+    if not data:
+        raise BadImage("empty picture file")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"picture of more than {MAX_PIXELS // 10**6} million pixels")
+            if not width * height:
+                raise BadImage("picture without pixels")
+            yield image
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError and more on broken files.
+        raise BadImage(f"undecodable picture ({type(error).__name__})") from error
+
+
 def load_image(data: bytes) -> NDArray[np.uint8]:
     """Decodes a picture; upright by its EXIF orientation, the first frame if it moves.
 
@@ -56,22 +85,10 @@ def load_image(data: bytes) -> NDArray[np.uint8]:
     Raises:
         BadImage: If the format is another, the picture is empty, broken or larger than `MAX_PIXELS`.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    if not data:
-        raise BadImage("empty picture file")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(f"picture of more than {MAX_PIXELS // 10**6} million pixels")
-            if not width * height:
-                raise BadImage("picture without pixels")
-            return np.array(_flatten(ImageOps.exif_transpose(image)), dtype=np.uint8)
-    except BadImage:
-        raise
-    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError and more on broken files.
-        raise BadImage(f"undecodable picture ({type(error).__name__})") from error
+    with opened(data) as image:
+        return np.array(_flatten(ImageOps.exif_transpose(image)), dtype=np.uint8)
 
 
 def save_png(pixels: NDArray[np.uint8]) -> bytes:

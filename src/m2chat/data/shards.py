@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.data.sources import BadSample, outline, to_members
+from m2chat.data.tars import write_tar
 from m2chat.errors import UserError
 from m2chat.schema import Sample
 
@@ -209,20 +210,12 @@ def write_groups(
     Returns:
         The shards.
     """
-    from webdataset import TarWriter
-
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     rest = iter(groups)
     while chunk := list(islice(rest, per_shard)):
         path = folder / f"{prefix}-{len(paths):06d}.tar"
-        part = path.with_name(path.name + ".part")
-        with open(part, "wb") as file, TarWriter(file, encoder=False, user="", group="", mtime=0.0) as writer:
-            for key, members in chunk:
-                if "." in key:
-                    raise ValueError(f"key {key!r}: a key ends at its first dot, so it must not hold one")
-                writer.write({"__key__": key, **members})
-        os.replace(part, path)
+        write_tar(path, chunk)
         paths.append(path)
     return paths
 

@@ -1,19 +1,21 @@
 """What the files of one shard member group mean: ``m2c/1`` samples, and img2dataset's as they lie on disk.
 
-An ``m2c/1`` sample is a ``.json`` and its pictures ``img0.png``, ``img1.jpg``, ... (see `to_members`).
+An ``m2c/1`` sample is a ``.json`` (see `Record`) and its pictures ``img0.png``, ``img1.jpg``, ...
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from m2chat.data.images import BadImage, load_image, save_png
-from m2chat.schema import KINDS, Image, Kind, Role, Sample, Turn
+from m2chat.data.record import SCHEMA, ImagePart, ImageRecord, Record, TextPart, TurnRecord
+from m2chat.schema import Image, Kind, Sample, Turn
 from m2chat.text.view import replies_of
 
-SCHEMA = "m2c/1"
 PICTURES = ("jpg", "png", "jpeg", "webp")
 """Members that hold img2dataset's picture, the first that exists is taken."""
 MAX_TEXT = 4 * 2**20
@@ -47,50 +49,37 @@ def _json_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
     return record
 
 
-def _turn(record: Mapping[str, Any], pictures: int) -> Turn:
-    role: Role = {"user": "user", "assistant": "assistant"}[record["role"]]  # type: ignore[assignment]
-    parts: list[str | int] = []
-    for part in record["content"]:
-        if part["type"] == "text":
-            parts.append(_text(part["text"]))
-        else:
-            parts.append(_index(part["image"], pictures))
-    context = record.get("context")
-    return Turn(
-        role, tuple(parts), bool(record.get("loss", True)), None if context is None else _index(context, pictures)
-    )
+def _checked(record: Mapping[str, Any]) -> Record:
+    from pydantic import ValidationError
 
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"a text is {type(value).__name__}")
-    return value
-
-
-def _index(value: Any, pictures: int) -> int:
-    if type(value) is not int or not 0 <= value < pictures:
-        raise ValueError(f"picture {value!r} of {pictures}")
-    return value
-
-
-def _skeleton(record: Mapping[str, Any], key: str, source: str) -> Sample:
-    """An ``m2c/1`` sample without its pictures."""
     try:
-        kind: Kind = record["kind"]
-        if kind not in KINDS:
-            raise ValueError(f"kind {kind!r}")
-        turns = tuple(_turn(turn, len(record["images"])) for turn in record["turns"])
-        name = _text(record.get("source") or source)
-        sample = Sample(
-            _text(record.get("id") or f"{name}/{key}"), kind, name, turns, (), dict(record.get("meta") or {})
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Record.model_validate(record)
+    except ValidationError as error:
         raise BadSample(f"json is not {SCHEMA}") from error
+
+
+def _skeleton(record: Record, key: str, source: str) -> Sample:
+    """An ``m2c/1`` sample without its pictures."""
+    name = record.source or source
+    sample = Sample(
+        record.id or f"{name}/{key}",
+        record.kind,
+        name,
+        tuple(_turn(turn) for turn in record.turns),
+        (),
+        record.meta or {},
+        record.license or "",
+    )
     if not replies_of(sample):
         raise BadSample("no reply to learn from")
-    if turns[0].role != "user":
+    if sample.turns[0].role != "user":
         raise BadSample("the first turn is not the user's")
     return sample
+
+
+def _turn(record: TurnRecord) -> Turn:
+    parts = tuple(part.text if isinstance(part, TextPart) else part.image for part in record.content)
+    return Turn(record.role, parts, record.loss, record.context)
 
 
 def outline(members: Mapping[str, bytes]) -> tuple[Kind, list[int]]:
@@ -108,7 +97,7 @@ def outline(members: Mapping[str, bytes]) -> tuple[Kind, list[int]]:
     record = _json_of(members)
     if record is None or record.get("schema") != SCHEMA:
         return "caption", [1]
-    sample = _skeleton(record, "", "")
+    sample = _skeleton(_checked(record), "", "")
     return sample.kind, replies_of(sample)
 
 
@@ -126,27 +115,22 @@ def sample_of(members: Mapping[str, bytes], key: str, source: str) -> Sample:
     record = _json_of(members)
     try:
         if record is not None and record.get("schema") == SCHEMA:
-            return _m2c(record, members, key, source)
+            return _m2c(_checked(record), members, key, source)
         return _img2dataset(record or {}, members, key, source)
     except BadImage as error:
         raise BadSample(error.reason) from error
 
 
-def _m2c(record: Mapping[str, Any], members: Mapping[str, bytes], key: str, source: str) -> Sample:
+def _m2c(record: Record, members: Mapping[str, bytes], key: str, source: str) -> Sample:
     sample = _skeleton(record, key, source)
     images = []
-    for entry in record["images"]:
-        try:
-            member, caption = _text(entry["member"]), _text(entry.get("caption") or "")
-            top, left = (int(number) for number in entry.get("crop") or (0, 0))
-            size = _original_size(entry)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadSample(f"json is not {SCHEMA}") from error
-        if member not in members:
+    for entry in record.images:
+        if entry.member not in members:
             raise BadSample("picture missing")
-        pixels = load_image(members[member])
-        images.append(Image(pixels, caption, size or pixels.shape[:2], (top, left)))
-    return Sample(sample.id, sample.kind, sample.source, sample.turns, tuple(images), sample.meta)
+        pixels = load_image(members[entry.member])
+        size = entry.original_size or pixels.shape[:2]
+        images.append(Image(pixels, entry.caption or "", size, entry.crop or (0, 0), entry.caption_by or ""))
+    return replace(sample, images=tuple(images))
 
 
 def _img2dataset(record: Mapping[str, Any], members: Mapping[str, bytes], key: str, source: str) -> Sample:
@@ -154,17 +138,46 @@ def _img2dataset(record: Mapping[str, Any], members: Mapping[str, bytes], key: s
     picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
     if picture is None:
         raise BadSample("no picture")
+    caption, size = pair_facts(members, record)
+    pixels = load_image(picture)
+    return caption_sample(f"{source}/{key}", source, Image(pixels, caption, size or pixels.shape[:2]), record)
+
+
+def pair_facts(members: Mapping[str, bytes], record: Mapping[str, Any]) -> tuple[str, tuple[int, int] | None]:
+    """What img2dataset says of a picture.
+
+    Args:
+        members: The sample's files; only ``txt`` is read.
+        record: Its JSON.
+
+    Returns:
+        The caption, and height and width before any resizing, None where nobody has noted them.
+
+    Raises:
+        BadSample: If there is no caption, or the size is no number.
+    """
     # The text file repeats the JSON's caption; bytes that are no UTF-8 spoil a letter, not the sample.
     words = members["txt"][:MAX_TEXT].decode("utf-8", errors="replace") if "txt" in members else record.get("caption")
-    caption = " ".join(words.replace("\0", " ").split()) if isinstance(words, str) else ""
+    caption = one_line(words)
     if not caption:
         raise BadSample("no caption")
-    pixels = load_image(picture)
     try:
-        size = _original_size(record) or pixels.shape[:2]
-    except (TypeError, ValueError) as error:
+        height, width = (int(record.get(f"original_{side}") or 0) for side in ("height", "width"))
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadSample("original size is not a number") from error
-    return caption_sample(f"{source}/{key}", source, Image(pixels, caption, size), record)
+    return caption, (height, width) if height > 0 and width > 0 else None
+
+
+def one_line(words: Any) -> str:
+    """Words with single spaces and nothing that no file can hold; empty if it is no text at all."""
+    return " ".join(printable(words).split())
+
+
+def printable(words: Any) -> str:
+    """Words without NUL and without halves of surrogate pairs; empty if it is no text at all."""
+    if not isinstance(words, str):
+        return ""
+    return words.replace("\0", " ").encode(errors="replace").decode().strip()
 
 
 def caption_sample(name: str, source: str, image: Image, meta: Mapping[str, Any]) -> Sample:
@@ -176,14 +189,12 @@ def caption_sample(name: str, source: str, image: Image, meta: Mapping[str, Any]
         image: The picture with its caption.
         meta: Whatever else is known.
     """
-    turns = (Turn("user", (f"Draw {image.caption}",)), Turn("assistant", (0,)))
-    return Sample(name, "caption", source, turns, (image,), dict(meta))
+    return Sample(name, "caption", source, caption_turns(f"Draw {image.caption}"), (image,), dict(meta))
 
 
-def _original_size(record: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width before any resizing, None where nobody has noted them."""
-    height, width = (int(record.get(f"original_{side}") or 0) for side in ("height", "width"))
-    return (height, width) if height > 0 and width > 0 else None
+def caption_turns(request: str) -> tuple[Turn, Turn]:
+    """A request in words, and the picture alone as the reply."""
+    return Turn("user", (request,)), Turn("assistant", (0,))
 
 
 def to_members(sample: Sample) -> dict[str, bytes]:
@@ -193,38 +204,44 @@ def to_members(sample: Sample) -> dict[str, bytes]:
         Suffix to bytes: ``json`` and one lossless ``img<k>.png`` a picture.
     """
     members = {f"img{index}.png": save_png(image.pixels) for index, image in enumerate(sample.images)}
-    record = {
-        "schema": SCHEMA,
-        "kind": sample.kind,
-        "id": sample.id,
-        "source": sample.source,
-        "images": [_image_record(index, image) for index, image in enumerate(sample.images)],
-        "turns": [_turn_record(turn) for turn in sample.turns],
-        "meta": dict(sample.meta),
-    }
-    members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    images = [
+        _image_record(f"img{index}.png", image, members[f"img{index}.png"]) for index, image in enumerate(sample.images)
+    ]
+    members["json"] = to_record(sample, images).to_json()
     return members
 
 
-def _image_record(index: int, image: Image) -> dict[str, Any]:
+def to_record(sample: Sample, images: Sequence[ImageRecord]) -> Record:
+    """The JSON's content of a sample whose pictures are already files."""
+    return Record(
+        schema=SCHEMA,
+        kind=sample.kind,
+        id=sample.id,
+        source=sample.source,
+        license=sample.license or None,
+        images=tuple(images),
+        turns=tuple(_turn_record(turn) for turn in sample.turns),
+        meta=dict(sample.meta),
+    )
+
+
+def _image_record(member: str, image: Image, data: bytes) -> ImageRecord:
     height, width = image.pixels.shape[:2]
     # (0, 0) means that nobody has noted it: then it is the picture's own.
     original_height, original_width = image.original_size if all(image.original_size) else (height, width)
-    return {
-        "member": f"img{index}.png",
-        "width": width,
-        "height": height,
-        "original_width": original_width,
-        "original_height": original_height,
-        "crop": list(image.crop),
-        "caption": image.caption,
-    }
+    return ImageRecord(
+        member=member,
+        width=width,
+        height=height,
+        original_width=original_width,
+        original_height=original_height,
+        crop=image.crop,
+        caption=image.caption,
+        caption_by=image.caption_by or None,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
 
 
-def _turn_record(turn: Turn) -> dict[str, Any]:
-    content: Sequence[dict[str, Any]] = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
-        for part in turn.parts
-    ]
-    record: dict[str, Any] = {"role": turn.role, "content": content, "loss": turn.loss}
-    return record if turn.context is None else {**record, "context": turn.context}
+def _turn_record(turn: Turn) -> TurnRecord:
+    content = tuple(TextPart(text=part) if isinstance(part, str) else ImagePart(image=part) for part in turn.parts)
+    return TurnRecord(role=turn.role, content=content, loss=turn.loss, context=turn.context)
