@@ -70,11 +70,20 @@ def _skeleton(record: Record, key: str, source: str) -> Sample:
         record.meta or {},
         record.license or "",
     )
+    require_reply(sample)
+    return sample
+
+
+def require_reply(sample: Sample) -> None:
+    """What every conversation must have to be of any use.
+
+    Raises:
+        BadSample: If nothing can be learned from it, or it is not the user who begins.
+    """
     if not replies_of(sample):
         raise BadSample("no reply to learn from")
     if sample.turns[0].role != "user":
         raise BadSample("the first turn is not the user's")
-    return sample
 
 
 def _turn(record: TurnRecord) -> Turn:

@@ -1,0 +1,210 @@
+"""From drafts to shards: a shard is a unit of work, done by any process in any order, always with the same bytes.
+
+A run that was killed goes on where it was: a shard appears only when it is complete, and what is complete is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
+from multiprocessing.connection import wait as wait_for
+from typing import Any
+
+from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture, Reject
+from m2chat.data.converters.pictures import Stored, stored
+from m2chat.data.converters.progress import Receipt, begin, finish, receipt_of, sha256_of
+from m2chat.data.converters.registry import FORMATS, load
+from m2chat.data.images import BadImage
+from m2chat.data.record import ImageRecord
+from m2chat.data.sources import MAX_TEXT, BadSample, require_reply, to_record
+from m2chat.data.tars import write_tar
+from m2chat.schema import Sample
+
+
+def convert(job: Job) -> dict[str, Any]:
+    """Converts, or goes on converting.
+
+    Args:
+        job: What to convert, and where to.
+
+    Returns:
+        The content of ``index.json``: shards with their SHA-256, samples by kind, rejects by reason.
+
+    Raises:
+        UserError: If the raw data are not there, or the target folder holds something else.
+    """
+    done = begin(job)
+    if done is not None:
+        return done
+    form = FORMATS[job.format]
+    drafts = form.drafts()(job)
+    units = _run(job, islice(drafts, job.limit) if job.limit else drafts)
+    return finish(job, units, load(form.lists)(job) if form.lists else ())
+
+
+def _units(drafts: Drafts, size: int) -> Iterator[list[Draft | Reject]]:
+    """Cuts the stream into pieces of as many drafts as a shard has; rejects in between come along."""
+    unit: list[Draft | Reject] = []
+    count = 0
+    for item in drafts:
+        if count == size:
+            yield unit
+            unit, count = [], 0
+        unit.append(item)
+        count += isinstance(item, Draft)
+    if unit:
+        yield unit
+
+
+def _run(job: Job, drafts: Drafts) -> int:
+    """Makes every shard that is not there yet; returns how many units there are."""
+    from tqdm import tqdm
+
+    units = 0
+    with tqdm(desc=job.name, unit=" samples", disable=None) as bar, _Workers(job.workers) as workers:
+        for number, unit in enumerate(_units(drafts, job.per_shard)):
+            units += 1
+            if receipt_of(job, number) is None:
+                for count in workers.submit(job, number, unit):
+                    bar.update(count)
+            else:
+                bar.update(len(unit))
+        for count in workers.rest():
+            bar.update(count)
+    return units
+
+
+class _Workers:
+    """Processes that make shards, or this process if one is enough.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._limit = 2 * count  # Every process has work, and the drafts that wait stay few.
+        self._pending: set[Future[int]] = set()
+        self._pool = None
+        if count > 1:
+            # A new interpreter each: it is smaller than a copy of this one, and shares no locks or files with it.
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_die_with_parent)
+
+    def submit(self, job: Job, number: int, unit: list[Draft | Reject]) -> Iterator[int]:
+        """Hands over a unit; yields the sizes of those that are done meanwhile."""
+        if self._pool is None:
+            yield make_shard(job, number, unit)
+            return
+        while len(self._pending) >= self._limit:
+            yield from self._finished()
+        self._pending.add(self._pool.submit(make_shard, job, number, unit))
+
+    def rest(self) -> Iterator[int]:
+        """Waits for all that was handed over; yields the sizes."""
+        while self._pending:
+            yield from self._finished()
+
+    def _finished(self) -> Iterator[int]:
+        finished, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
+        for future in finished:
+            yield future.result()
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """Ends this process when its parent is gone: a killed run must not go on writing beside its successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()
+
+
+def make_shard(job: Job, number: int, unit: list[Draft | Reject]) -> int:
+    """Writes one shard and its receipt.
+
+    Args:
+        job: The conversion.
+        number: Of the shard.
+        unit: What goes into it.
+
+    Returns:
+        Number of records.
+    """
+    rejects: list[tuple[str, str]] = []
+    kinds: Counter[str] = Counter()
+    pictures, uncaptioned = 0, 0
+
+    def groups() -> Iterator[tuple[str, dict[str, bytes]]]:
+        nonlocal pictures, uncaptioned
+        place = 0
+        for item in unit:
+            if isinstance(item, Reject):
+                rejects.append((item.id, item.reason))
+                continue
+            key = f"{number * job.per_shard + place:09d}"
+            place += 1
+            try:
+                members = _members(job, item)
+            except (BadImage, BadSample) as error:
+                rejects.append((item.id, error.reason))
+                continue
+            kinds[item.kind] += 1
+            pictures += len(item.pictures)
+            uncaptioned += sum(not picture.caption for picture in item.pictures)
+            yield key, members
+
+    path = job.dst / f"{job.name}-{number:06d}.tar"
+    if write_tar(path, groups()):
+        name, length, digest = path.name, path.stat().st_size, sha256_of(path)
+    else:
+        path.unlink()
+        name, length, digest = "", 0, ""
+    Receipt(number, name, length, digest, dict(kinds), pictures, uncaptioned, rejects).save(job.work)
+    return len(unit)
+
+
+def _members(job: Job, draft: Draft) -> dict[str, bytes]:
+    """The files of a sample, which the reader would take too."""
+    sample = Sample(
+        f"{job.name}/{draft.id}", draft.kind, job.name, draft.turns, (), draft.meta, draft.license or job.license
+    )
+    require_reply(sample)
+    members: dict[str, bytes] = {}
+    images = []
+    for index, picture in enumerate(draft.pictures):
+        if picture.original_size is not None and min(picture.original_size) < job.min_side:
+            raise BadImage(f"picture of less than {job.min_side} pixels a side")
+        file = stored(picture.read(), job.min_side)
+        images.append(_image_record(f"img{index}.{file.suffix}", picture, file))
+        members[images[-1].member] = file.data
+    members["json"] = to_record(sample, images).to_json()
+    if len(members["json"]) > MAX_TEXT:
+        raise BadSample("json too large")
+    return members
+
+
+def _image_record(member: str, picture: Picture, file: Stored) -> ImageRecord:
+    (height, width), original = file.size, picture.original_size or file.size
+    return ImageRecord(
+        member=member,
+        width=width,
+        height=height,
+        original_width=original[1],
+        original_height=original[0],
+        caption=picture.caption,
+        caption_by=picture.caption_by or None,
+        sha256=hashlib.sha256(file.data).hexdigest(),
+        media_key=picture.media_key or None,
+    )

@@ -1,0 +1,62 @@
+"""Shards of img2dataset: the same pairs in our schema, with what it failed to download among the rejects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture, Reject
+from m2chat.data.converters.phrases import caption_draft
+from m2chat.data.shards import Entry, find_shards, open_shard
+from m2chat.data.sources import PICTURES, BadSample, pair_facts
+
+
+def drafts(job: Job) -> Drafts:
+    """A caption pair for every key."""
+    for path in find_shards(job.src, "SRC"):
+        shard = open_shard(path)
+        with path.open("rb") as file:
+            for entry in shard.entries:
+                small = {}
+                for suffix, offset, size in entry.members:
+                    if suffix in ("json", "txt"):
+                        file.seek(offset)
+                        small[suffix] = file.read(size)
+                yield _pair(job, path, entry, small)
+        yield from _failures(path)
+
+
+def _pair(job: Job, path: Path, entry: Entry, small: dict[str, bytes]) -> Draft | Reject:
+    places = {suffix: (offset, size) for suffix, offset, size in entry.members}
+    place = next((places[suffix] for suffix in PICTURES if suffix in places), None)
+    if place is None:
+        return Reject(entry.key, "no picture")
+    try:
+        record = json.loads(small.get("json", b"{}"))
+        if not isinstance(record, dict):
+            raise BadSample("json is not an object")
+        caption, size = pair_facts(small, record)
+    except BadSample as error:
+        return Reject(entry.key, error.reason)
+    except (ValueError, RecursionError):
+        return Reject(entry.key, "broken json")
+    # img2dataset has turned nothing and kept no orientation: its pixels are what there is.
+    picture = Picture(str(path), *place, caption=caption, caption_by="alt-text", original_size=size)
+    known = {key: value for key, value in record.items() if key not in ("caption", "sha256", "status", "error_message")}
+    return caption_draft(entry.key, picture, job.form, known)
+
+
+def _failures(path: Path) -> Iterator[Reject]:
+    """The rows of the table beside a shard that have no picture."""
+    table = path.with_suffix(".parquet")
+    if not table.is_file():
+        return
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(table) as file:
+        if {"key", "status"} <= set(file.schema_arrow.names):
+            for batch in file.iter_batches(1000, columns=["key", "status"]):
+                for row in batch.to_pylist():
+                    if row["status"] != "success":
+                        yield Reject(str(row["key"]), str(row["status"]).replace("_", " "))

@@ -1,0 +1,76 @@
+"""From a picture file that nobody vouches for to one that a shard may hold: as it is if nothing is wrong with it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from m2chat.data.images import BadImage, load_image, opened, save_png
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+_SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_ORIENTATION = 0x0112
+_QUALITY = 95
+"""Of a JPEG that had to be written again; its colours keep their full resolution."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture as it goes into the shard.
+
+    Args:
+        suffix: Of its file.
+        data: The file.
+        size: Height and width, upright.
+    """
+
+    suffix: str
+    data: bytes
+    size: tuple[int, int]
+
+
+def stored(data: bytes, min_side: int = 1) -> Stored:
+    """Checks a picture down to its last byte, and repairs it if needed.
+
+    RGB files that stand upright keep their bytes. Everything else (grey, CMYK, palettes, 16 bits, transparency, EXIF
+    orientation, moving pictures) becomes plain RGB: JPEG stays JPEG, the rest PNG, which loses nothing.
+
+    Args:
+        data: A file.
+        min_side: Least width and height, in pixels.
+
+    Raises:
+        BadImage: If it is empty, broken, of an unknown format, too large or too small.
+    """
+    with opened(data) as image:
+        width, height = image.size
+        if min(width, height) < min_side:
+            raise BadImage(f"picture of less than {min_side} pixels a side")
+        lossy = image.format in ("JPEG", "MPO")
+        if _is_plain(image):
+            # An eighth of a JPEG's size costs a fraction of time and memory, and still needs every byte of the file.
+            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+            image.load()
+            return Stored(_SUFFIXES[str(image.format)], data, (height, width))
+    pixels = load_image(data)
+    size = (pixels.shape[0], pixels.shape[1])
+    if not lossy:
+        return Stored("png", save_png(pixels), size)
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=_QUALITY, subsampling=0)
+    return Stored("jpg", buffer.getvalue(), size)
+
+
+def _is_plain(image: PILImage) -> bool:
+    return (
+        image.format in _SUFFIXES
+        and image.mode == "RGB"
+        and not image.has_transparency_data
+        and not getattr(image, "is_animated", False)
+        and image.getexif().get(_ORIENTATION, 1) == 1
+    )
