@@ -107,20 +107,26 @@ def begin(job: Job) -> dict[str, Any] | None:
         return found
     begun = job.work / "settings.json"
     now = {"settings": settings_of(job), "raw": _raw_of(job)}
-    if any(job.work.glob("[0-9]*.json")):  # A run that ended before its first shard binds nobody.
-        if not begun.is_file() or json.loads(begun.read_text(encoding="utf-8")) != json.loads(json.dumps(now)):
+    if not begun.is_file():
+        if job.dst.is_dir() and any(path.name != job.work.name for path in job.dst.iterdir()):
+            raise UserError(f"DST: {job.dst} is not empty: {remedy}")
+    elif any(job.dst.glob("*.tar")) or any(job.work.glob("[0-9]*.json")):  # A run without a result binds nobody.
+        if json.loads(begun.read_text(encoding="utf-8")) != json.loads(json.dumps(now)):
             raise UserError(
                 f"DST: {job.dst} holds a half done conversion with other settings or of raw data that have changed "
                 f"since: {remedy}"
             )
-    elif job.dst.is_dir() and any(path.name != job.work.name for path in job.dst.iterdir()):
-        raise UserError(f"DST: {job.dst} is not empty: {remedy}")
     job.work.mkdir(parents=True, exist_ok=True)
+    _sweep(job)
+    write_whole(begun, [json.dumps(now)])
+    return None
+
+
+def _sweep(job: Job) -> None:
+    """Removes what killed processes have begun to write."""
     for folder in (job.dst, job.work):
         for part in folder.glob("*.part"):
             part.unlink(missing_ok=True)
-    write_whole(begun, [json.dumps(now)])
-    return None
 
 
 def receipt_of(job: Job, unit: int) -> Receipt | None:
@@ -176,6 +182,7 @@ def finish(job: Job, units: int, lists: Iterable[tuple[str, Iterable[Any]]]) -> 
         "rejects": dict(sorted(reasons.items())),
         "shards": shards,
     }
+    _sweep(job)
     write_index(job.dst, index)
     shutil.rmtree(job.work)
     return index

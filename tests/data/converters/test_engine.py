@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2chat.data.converters import engine
+from m2chat.data.converters.engine import convert
+from m2chat.data.converters.phrases import REQUESTS, caption_draft
+from m2chat.errors import UserError
+
+COMMAND = "import sys; from m2chat.commands import main; sys.exit(main())"
+
+
+def fill(raw: Any, count: int, side: int = 48) -> None:
+    """Our own folder: every seventh picture is missing, every fifth has no caption."""
+    rows = []
+    for number in range(count):
+        if number % 7:
+            raw.put(f"{number}.jpg", raw.as_bytes(raw.photo(number, side, side)))
+        rows.append({"file_name": f"{number}.jpg", "caption": f"picture {number}" if number % 5 else ""})
+    raw.put_lines("metadata.jsonl", rows)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file of a folder with the hash of its bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".idx.json")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_index_tells_the_truth(raw: Any, run: Callable[..., Any]) -> None:
+    fill(raw, 40)
+    done = run("folder", name="mine", per_shard=10)
+    found = contents(done.folder)
+    assert [shard["sha256"] for shard in done.index["shards"]] == [
+        found[f"mine-{i:06d}.tar"] for i in range(len(done.index["shards"]))
+    ]
+    assert sum(shard["samples"] for shard in done.index["shards"]) == len(done.samples) == done.index["pictures"]
+    assert done.index["rejects"] == dict(Counter(done.rejects.values())) == {"no caption": 8, "picture missing": 4}
+    assert json.loads((done.folder / "index.json").read_text()) == done.index
+    first = done.records[0]["images"][0]
+    assert first["sha256"] == hashlib.sha256(done.members[0]["img0.jpg"]).hexdigest()
+
+
+def test_bytes_depend_on_the_raw_data_alone(raw: Any, job: Callable[..., Any]) -> None:
+    fill(raw, 40)
+    for name, workers in (("a", 1), ("b", 3)):
+        convert(job("folder", dst=raw.path / name, per_shard=6, workers=workers))
+    assert contents(raw.path / "a") == contents(raw.path / "b")
+
+
+def test_a_shard_of_rejects_alone_does_not_exist(raw: Any, run: Callable[..., Any]) -> None:
+    fill(raw, 9)
+    for number in range(1, 5):
+        (raw.path / f"{number}.jpg").write_bytes(b"")
+    done = run("folder", per_shard=4)
+    assert [shard["file"] for shard in done.index["shards"]] == ["own-000001.tar"]
+    assert done.index["rejects"]["empty picture file"] == 4
+
+
+def test_complete_is_complete(raw: Any, job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(raw, 10)
+    index = convert(job("folder"))
+    monkeypatch.setattr(engine, "make_shard", None)
+    assert convert(job("folder", workers=2)) == index
+    with pytest.raises(UserError, match="other settings"):
+        convert(job("folder", form="instruct"))
+    (job("folder").dst / "own-000000.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"own-000000\.tar is not as"):
+        convert(job("folder"))
+
+
+def test_a_failed_run_goes_on_but_not_with_other_data(
+    raw: Any, job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(raw, 40)
+    convert(job("folder", dst=raw.path / "whole", per_shard=5))
+    make, made = engine.make_shard, []
+
+    def failing(*arguments: Any) -> int:
+        if len(made) == 3:
+            raise OSError(28, "No space left on device")
+        made.append(arguments[1])
+        return make(*arguments)
+
+    monkeypatch.setattr(engine, "make_shard", failing)
+    with pytest.raises(OSError, match="No space"):
+        convert(job("folder", per_shard=5))
+    assert not (job("folder").dst / "index.json").exists()
+    with pytest.raises(UserError, match="half done conversion"):
+        convert(job("folder", per_shard=6))
+    made.clear()
+    monkeypatch.setattr(engine, "make_shard", lambda *a: (made.append(a[1]), make(*a))[1])
+    convert(job("folder", per_shard=5))
+    assert made[0] == 3  # the first three are there
+    assert contents(job("folder").dst) == contents(raw.path / "whole")
+
+
+def test_somebody_elses_folder_is_left_alone(raw: Any, job: Callable[..., Any]) -> None:
+    fill(raw, 10)
+    (job("folder").dst).mkdir()
+    (job("folder").dst / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        convert(job("folder"))
+
+
+def test_a_wrong_call_binds_nobody(raw: Any, job: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"metadata\.jsonl"):
+        convert(job("folder"))
+    fill(raw, 10)
+    assert convert(job("folder", form="instruct"))["kinds"] == {"instruct": 7}
+
+
+def test_limit(raw: Any, run: Callable[..., Any]) -> None:
+    fill(raw, 40)
+    done = run("folder", limit=6)
+    assert len(done.samples) + len(done.rejects) == 6
+
+
+def test_requests_are_many_and_depend_on_the_id_alone() -> None:
+    from m2chat.data.converters.drafts import Picture
+
+    assert len(set(REQUESTS)) >= 7 and all(words.count("{}") == 1 for words in REQUESTS)
+    asked = [caption_draft(str(i), Picture("", caption="a {dog}"), "instruct").turns[0].text for i in range(400)]
+    counts = Counter(words.replace("a {dog}", "{}") for words in asked)
+    assert set(counts) == set(REQUESTS) and min(counts.values()) > 20
+    assert asked == [
+        caption_draft(str(i), Picture("", caption="a {dog}"), "instruct").turns[0].text for i in range(400)
+    ]
+
+
+def killed(arguments: list[str], after: float) -> bool:
+    """Runs the command and kills it, workers left to themselves; False if it was done before."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments], env=environment(), stdout=subprocess.DEVNULL
+    )
+    try:
+        assert process.wait(after) == 0
+        return False
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "src"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_killed_at_ten_random_points_it_gives_the_same_bytes(raw: Any, tmp_path: Path) -> None:
+    fill(raw, 700, side=200)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = ["data", "convert", "folder", str(raw.path), "DST", "--per-shard", "10", "--workers", "2"]
+    start = time.monotonic()
+    assert not killed([*arguments[:4], str(whole), *arguments[5:]], 120)
+    whole_time = time.monotonic() - start
+    rng, kills, seen = random.Random(0), 0, set()
+    while kills < 10:
+        if not killed([*arguments[:4], str(parts), *arguments[5:]], rng.uniform(0.05, whole_time)):
+            assert contents(parts) == contents(whole)
+            for path in sorted(parts.rglob("*"), reverse=True):  # done before its kill: once more from the start
+                path.unlink() if path.is_file() else path.rmdir()
+            continue
+        kills += 1
+        seen.add(len(list(parts.glob("*.tar"))))
+        assert not (parts / "index.json").exists() or contents(parts).keys() >= contents(whole).keys()
+    assert not killed([*arguments[:4], str(parts), *arguments[5:]], 120)
+    assert len(seen) > 2  # they were killed at different points
+    assert contents(parts) == contents(whole)
