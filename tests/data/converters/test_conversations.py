@@ -29,7 +29,7 @@ def talk(number: int, *rounds: dict[str, Any]) -> dict[str, Any]:
 
 
 TALKS = [
-    talk(0, turn("Happy day &amp; love :camera_with_flash: at 10:30", media(KEY)), turn(media(NEGATIVE), "Nice <|img|>")),
+    talk(0, turn("Happy &amp; love :camera_with_flash: at 10:30", media(KEY)), turn(media(NEGATIVE), "Nice <|img|>")),
     talk(1, turn("alone")),
     talk(2, turn("hi"), turn("look", media("404"))),
     talk(3, turn("hi"), turn("")),
@@ -56,7 +56,7 @@ def test_mmdialog(raw: Any, run: Callable[..., Any], form: str) -> None:
     assert done.rejects == FAULTS and [s.id for s in done.samples] == ["mmdialog/0", "mmdialog/4"]
     sample = done.samples[0]
     assert sample.turns == (
-        Turn("user", ("Happy day & love 📸 at 10:30", 0)),
+        Turn("user", ("Happy & love 📸 at 10:30", 0)),
         Turn("assistant", (1, "Nice <|img|>")),
     )
     assert done.samples[1].turns[1].text == "don't forget our )."

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any
@@ -43,8 +44,8 @@ def convert(job: Job) -> dict[str, Any]:
     if done is not None:
         return done
     form = FORMATS[job.format]
-    drafts = form.drafts()(job)
-    units = _run(job, islice(drafts, job.limit) if job.limit else drafts)
+    with closing(form.drafts()(job)) as drafts:
+        units = _run(job, islice(drafts, job.limit) if job.limit else drafts)
     return finish(job, units, load(form.lists)(job) if form.lists else ())
 
 

@@ -39,11 +39,14 @@ def records(path: Path) -> Iterator[Any]:
         UserError: If the file is missing or not JSON.
     """
     with _open(path) as file:
-        head = file.readline()
-        while head.isspace():
-            head = file.readline()
-        second = file.readline().lstrip()
-    if head.lstrip()[:1] == b"[":
+        start = file.read(1024).lstrip()[:1]
+        file.seek(0)
+        # A list may stand in one line, of any length: only what is no list is read by lines.
+        head = second = b""
+        if start != b"[":
+            head = next((line for line in file if not line.isspace()), b"")
+            second = file.readline().lstrip()
+    if start == b"[":
         yield from items(path)
     elif _parse(head) is not None or second[:1] == b"{":
         yield from lines(path)
