@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from m2chat.data.sources import outline
+from m2chat.schema import KINDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -23,3 +27,13 @@ def test_files_of_the_architecture_exist() -> None:
     named = re.findall(r"`(\w+/\w+\.py)`", text)
     assert len(named) > 10
     assert [name for name in named if not (ROOT / "src" / "m2chat" / name).is_file()] == []
+
+
+def test_samples_of_the_formats_are_samples() -> None:
+    text = (ROOT / "docs" / "data_formats.md").read_text(encoding="utf-8") + (ROOT / "data" / "README.md").read_text()
+    kinds = [
+        outline({"json": block.encode()})[0]
+        for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+        if json.loads(block)["schema"] == "m2c/1"
+    ]
+    assert set(kinds) == set(KINDS)

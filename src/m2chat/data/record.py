@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 from m2chat.schema import Kind, Role
 
 SCHEMA: Literal["m2c/1"] = "m2c/1"
+BY_TURN = "turn"
+"""Who captioned a picture for want of anybody better: the words said beside it."""
 
 
 class _Part(BaseModel):
@@ -89,6 +91,11 @@ class ImageRecord(_Part):
     caption_by: str | None = None
     sha256: str | None = None
     media_key: str | None = None
+
+    @property
+    def is_captioned(self) -> bool:
+        """Whether it has a caption that deserves the name."""
+        return bool(self.caption) and self.caption_by != BY_TURN
 
     @property
     def original_size(self) -> tuple[int, int] | None:

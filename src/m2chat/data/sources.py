@@ -34,6 +34,16 @@ class BadSample(ValueError):
         self.reason = reason
 
 
+def read_record(members: Mapping[str, bytes]) -> Record | None:
+    """The JSON of an ``m2c/1`` sample; None if it is of another kind, such as img2dataset's.
+
+    Raises:
+        BadSample: If it is broken.
+    """
+    record = _json_of(members)
+    return None if record is None or record.get("schema") != SCHEMA else _checked(record)
+
+
 def _json_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
     data = members.get("json")
     if data is None:
@@ -103,10 +113,10 @@ def outline(members: Mapping[str, bytes]) -> tuple[Kind, list[int]]:
     Raises:
         BadSample: If the JSON is broken.
     """
-    record = _json_of(members)
-    if record is None or record.get("schema") != SCHEMA:
+    record = read_record(members)
+    if record is None:
         return "caption", [1]
-    sample = _skeleton(_checked(record), "", "")
+    sample = _skeleton(record, "", "")
     return sample.kind, replies_of(sample)
 
 
@@ -121,11 +131,11 @@ def sample_of(members: Mapping[str, bytes], key: str, source: str) -> Sample:
     Raises:
         BadSample: If it is broken or incomplete.
     """
-    record = _json_of(members)
+    record = read_record(members)
     try:
-        if record is not None and record.get("schema") == SCHEMA:
-            return _m2c(_checked(record), members, key, source)
-        return _img2dataset(record or {}, members, key, source)
+        if record is not None:
+            return _m2c(record, members, key, source)
+        return _img2dataset(_json_of(members) or {}, members, key, source)
     except BadImage as error:
         raise BadSample(error.reason) from error
 

@@ -7,9 +7,9 @@ import argparse
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command with its actions."""
-    from m2chat.commands.data import convert, inspect, micro
+    from m2chat.commands.data import caption, convert, inspect, micro
 
     parser = commands.add_parser("data", help="convert data to shards, look into them; generate the micro data set")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    for module in (micro, convert, inspect):
+    for module in (micro, convert, caption, inspect):
         module.add(actions)

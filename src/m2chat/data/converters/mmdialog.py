@@ -13,6 +13,7 @@ from typing import Any
 from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture, Reject, existing, inside
 from m2chat.data.converters.jsonfiles import items, records
 from m2chat.data.converters.lookup import Captions
+from m2chat.data.record import BY_TURN
 from m2chat.data.sources import one_line
 from m2chat.errors import UserError
 from m2chat.schema import Role, Turn
@@ -74,7 +75,7 @@ def _dialogue(job: Job, beside: Path, captions: Captions, name: str, rounds: Seq
                     if not caption:
                         caption, by = captions.of(str(key))
                     if not caption and job.text_as_caption:
-                        caption, by = words, "turn"
+                        caption, by = words, BY_TURN
                     # A key is a signed number of 64 bits: it stays text, and "-5.jpg" is a file like any other.
                     path = inside(folder, f"{key}.jpg")
                     pictures.append(

@@ -11,6 +11,7 @@ from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture, Reject, e
 from m2chat.data.converters.jsonfiles import items, pairs
 from m2chat.data.converters.lookup import Captions, Lookup
 from m2chat.data.converters.phrases import OPENERS, pick
+from m2chat.data.record import BY_TURN
 from m2chat.data.sources import one_line
 from m2chat.schema import Turn
 
@@ -68,7 +69,7 @@ def _story(job: Job, name: str, parts: Sequence[tuple[str, Picture]]) -> Draft |
         if not words:
             return Reject(name, "story with an empty sentence")
         if not picture.caption and job.text_as_caption:
-            picture = Picture(picture.path, caption=words, caption_by="turn", media_key=picture.media_key)
+            picture = Picture(picture.path, caption=words, caption_by=BY_TURN, media_key=picture.media_key)
         turns.append(Turn("assistant", (words, index)))
         pictures.append(picture)
     return Draft(name, "story", tuple(turns), tuple(pictures))
