@@ -73,11 +73,12 @@ def opened(data: bytes) -> Iterator[PILImage]:
         raise BadImage(f"undecodable picture ({type(error).__name__})") from error
 
 
-def load_image(data: bytes) -> NDArray[np.uint8]:
+def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]:
     """Decodes a picture; upright by its EXIF orientation, the first frame if it moves.
 
     Args:
         data: A file of one of `FORMATS`.
+        halve_above: A JPEG of more pixels is decoded at half its width and height; None never does.
 
     Returns:
         RGB, (H, W, 3), 0-255.
@@ -88,6 +89,9 @@ def load_image(data: bytes) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     with opened(data) as image:
+        width, height = image.size
+        if halve_above is not None and width * height > halve_above:
+            image.draft(None, (width // 2, height // 2))
         return np.array(_flatten(ImageOps.exif_transpose(image)), dtype=np.uint8)
 
 

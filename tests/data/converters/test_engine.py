@@ -140,42 +140,35 @@ def test_requests_are_many_and_depend_on_the_id_alone() -> None:
     ]
 
 
-def killed(arguments: list[str], after: float) -> bool:
-    """Runs the command and kills it, workers left to themselves; False if it was done before."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments], env=environment(), stdout=subprocess.DEVNULL
+def start(raw: Any, folder: Path) -> subprocess.Popen[bytes]:
+    arguments = ["data", "convert", "folder", str(raw.path), str(folder), "--per-shard", "10", "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    try:
-        assert process.wait(after) == 0
-        return False
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return True
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "src"), "OMP_NUM_THREADS": "1"}
+def shards(folder: Path) -> int:
+    return len(list(folder.glob("*.tar")))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_killed_at_ten_random_points_it_gives_the_same_bytes(raw: Any, tmp_path: Path) -> None:
     fill(raw, 700, side=200)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    arguments = ["data", "convert", "folder", str(raw.path), "DST", "--per-shard", "10", "--workers", "2"]
-    start = time.monotonic()
-    assert not killed([*arguments[:4], str(whole), *arguments[5:]], 120)
-    whole_time = time.monotonic() - start
-    rng, kills, seen = random.Random(0), 0, set()
-    while kills < 10:
-        if not killed([*arguments[:4], str(parts), *arguments[5:]], rng.uniform(0.05, whole_time)):
-            assert contents(parts) == contents(whole)
-            for path in sorted(parts.rglob("*"), reverse=True):  # done before its kill: once more from the start
-                path.unlink() if path.is_file() else path.rmdir()
-            continue
-        kills += 1
-        seen.add(len(list(parts.glob("*.tar"))))
-        assert not (parts / "index.json").exists() or contents(parts).keys() >= contents(whole).keys()
-    assert not killed([*arguments[:4], str(parts), *arguments[5:]], 120)
-    assert len(seen) > 2  # they were killed at different points
+    assert start(raw, whole).wait(120) == 0
+    rng = random.Random(0)
+    for wanted in sorted(rng.sample(range(shards(whole) - 8), 10)):
+        process = start(raw, parts)
+        end = time.monotonic() + 60
+        while shards(parts) < wanted and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.02))  # in the middle of whatever it does then
+        process.kill()  # its workers are left to themselves
+        assert process.wait() == -signal.SIGKILL
+        assert not (parts / "index.json").exists() and shards(parts) >= wanted
+    assert start(raw, parts).wait(120) == 0
     assert contents(parts) == contents(whole)

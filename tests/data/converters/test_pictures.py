@@ -61,6 +61,13 @@ def test_a_turned_photo_stands_upright(raw: Any) -> None:
         assert image.size == (40, 48) and 0x0112 not in image.getexif()
 
 
+def test_a_very_large_photo_is_halved_if_it_has_to_be_turned(raw: Any) -> None:
+    large = raw.photo(width=6000, height=3001)
+    plain, repaired = stored(raw.as_bytes(large)), stored(raw.as_bytes(large, exif=turned().tobytes()))
+    assert plain.size == plain.original_size == (3001, 6000)
+    assert (repaired.size, repaired.original_size) == ((3000, 1501), (6000, 3001))
+
+
 def test_of_a_moving_picture_the_first_frame_is_kept(raw: Any) -> None:
     first, second = raw.photo(1), raw.photo(2)
     moving = raw.as_bytes(first, "WEBP", save_all=True, append_images=[second], lossless=True)

@@ -197,7 +197,7 @@ def _members(job: Job, draft: Draft) -> dict[str, bytes]:
 
 
 def _image_record(member: str, picture: Picture, file: Stored) -> ImageRecord:
-    (height, width), original = file.size, picture.original_size or file.size
+    (height, width), original = file.size, picture.original_size or file.original_size
     return ImageRecord(
         member=member,
         width=width,

@@ -15,6 +15,8 @@ _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112
 _QUALITY = 95
 """Of a JPEG that had to be written again; its colours keep their full resolution."""
+_HALVE_ABOVE = 16_000_000
+"""A JPEG that has to be written again is halved above this many pixels: turning one of 60 million would take 900 MB."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Stored:
         suffix: Of its file.
         data: The file.
         size: Height and width, upright.
+        original_size: Before it was halved, likewise.
     """
 
     suffix: str
     data: bytes
     size: tuple[int, int]
+    original_size: tuple[int, int]
 
 
 def stored(data: bytes, min_side: int = 1) -> Stored:
@@ -50,20 +54,22 @@ def stored(data: bytes, min_side: int = 1) -> Stored:
         if min(width, height) < min_side:
             raise BadImage(f"picture of less than {min_side} pixels a side")
         lossy = image.format in ("JPEG", "MPO")
+        lies = image.getexif().get(_ORIENTATION, 1) >= 5  # on its side
         if _is_plain(image):
             # An eighth of a JPEG's size costs a fraction of time and memory, and still needs every byte of the file.
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
             image.load()
-            return Stored(_SUFFIXES[str(image.format)], data, (height, width))
-    pixels = load_image(data)
+            return Stored(_SUFFIXES[str(image.format)], data, (height, width), (height, width))
+    pixels = load_image(data, _HALVE_ABOVE)
     size = (pixels.shape[0], pixels.shape[1])
+    upright = (width, height) if lies else (height, width)
     if not lossy:
-        return Stored("png", save_png(pixels), size)
+        return Stored("png", save_png(pixels), size, upright)
     from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=_QUALITY, subsampling=0)
-    return Stored("jpg", buffer.getvalue(), size)
+    return Stored("jpg", buffer.getvalue(), size, upright)
 
 
 def _is_plain(image: PILImage) -> bool:
