@@ -89,19 +89,6 @@ def _prints(source: SourceConfig, setting: str) -> Iterator[tuple[Path, Prints]]
         yield path, prints
 
 
-def known_prints(path: str | Path, setting: str) -> set[int]:
-    """All prints of some shards.
-
-    Args:
-        path: A ``.tar`` shard, a folder of them, or a pattern.
-        setting: Name of the setting, for the error.
-
-    Raises:
-        UserError: If there are no shards.
-    """
-    return {hashed for shard in find_shards(path, setting) for hashed in prints_of_shard(shard).hashes.tolist()}
-
-
 def _announce(sources: Iterable[SourceConfig]) -> None:
     shards = {path for source in sources for path in find_shards(source.path) if not are_kept(path)}
     size = sum(path.stat().st_size for path in shards)

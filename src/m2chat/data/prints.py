@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2chat.data.shards import Shard, open_shard
+from m2chat.data.shards import Shard, find_shards, open_shard
 from m2chat.data.sources import PICTURES, SCHEMA, BadSample
 
 WHAT = ("id", "picture", "conversation", "id and words")
@@ -160,6 +160,19 @@ def prints_of_shard(path: Path) -> Prints:
             _write_whole(place, buffer.getvalue())
             break
     return prints
+
+
+def known_prints(path: str | Path, setting: str) -> set[int]:
+    """All prints of some shards.
+
+    Args:
+        path: A ``.tar`` shard, a folder of them, or a pattern.
+        setting: Name of the setting, for the error.
+
+    Raises:
+        UserError: If there are no shards.
+    """
+    return {hashed for shard in find_shards(path, setting) for hashed in prints_of_shard(shard).hashes.tolist()}
 
 
 def are_kept(path: Path) -> bool:
