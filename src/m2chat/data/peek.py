@@ -14,6 +14,8 @@ from m2chat.schema import Sample
 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "gif")
 """Last parts of the suffixes of pictures."""
+UNKNOWN_SIZE = (1, 1)
+"""Original size of a picture in `peek`'s samples where nobody has noted it."""
 
 
 def is_picture(suffix: str) -> bool:
@@ -48,4 +50,4 @@ def size_of(data: bytes) -> tuple[int, int] | None:
 
 @cache
 def _dot() -> bytes:
-    return save_png(np.zeros((1, 1, 3), np.uint8))
+    return save_png(np.zeros((*UNKNOWN_SIZE, 3), np.uint8))

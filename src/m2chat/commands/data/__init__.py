@@ -7,9 +7,9 @@ import argparse
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command with its actions."""
-    from m2chat.commands.data import inspect, micro, subset, validate
+    from m2chat.commands.data import inspect, micro, stats, subset, validate
 
     parser = commands.add_parser("data", help="generate the micro data set; look into shards, check and choose")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    for module in (micro, inspect, validate, subset):
+    for module in (micro, inspect, validate, stats, subset):
         module.add(actions)
