@@ -72,6 +72,7 @@ def names_of(batch: Batch) -> list[str]:
 def data_of(shards: Path, backbones: Path, **options: Any) -> M2ChatDataModule:
     sources = [SourceConfig("captions", str(shards / "captions"), 2.0), SourceConfig("talk", str(shards / "talk"))]
     options = {"train": sources, "samples_per_epoch": 18, "batch_size": 4, "max_tokens": 300, **options}
+    options.setdefault("check_leaks", False)  # most of these tests are about the order, on very few samples
     folder = str(backbones)
     return M2ChatDataModule(
         language_model=folder, vision_encoder=folder, image_decoder=folder, num_image_tokens=4, image_size=8, **options
@@ -193,6 +194,16 @@ def test_ranks_take_their_share(shards: Path, backbones: Path, monkeypatch: pyte
 def test_seen_data_is_no_validation(shards: Path, backbones: Path) -> None:
     with pytest.raises(UserError, match="train and val share 4 shards"):
         data_of(shards, backbones, val=[SourceConfig("v", str(shards / "cap*" / "*.tar"))]).train_dataloader()
+
+
+def test_seen_samples_are_no_validation_either(shards: Path, backbones: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.tar"
+    copy.write_bytes((shards / "talk" / "talk-000000.tar").read_bytes())
+    data = data_of(shards, backbones, val=[SourceConfig("v", str(copy))], check_leaks=True)
+    with pytest.raises(UserError, match=r"train and val share 5 sample\(s\)"):
+        data.prepare_data()
+    data.check_leaks = False
+    data.prepare_data()
 
 
 def test_the_micro_world_is_made_on_first_use(

@@ -36,6 +36,14 @@ def test_a_picture_that_was_not_drawn_is_left_out(make_prediction: Callable[...,
     assert judged.oracle == [False]
 
 
+def test_pictures_from_outside_the_micro_world_are_left_out() -> None:
+    photo = np.zeros((40, 70, 3), np.uint8)
+    reply = Reply((Segment("", "my cat on the sofa"), Segment("", caption_of(SCENE))), (photo, photo))
+    generated = Reply(reply.segments, (render(SCENE), render(SCENE)))
+    judged = judge_targets(targets_of(Prediction("x", "caption", "own", "", reply, generated)))
+    assert (judged.all_right, judged.scene_right, judged.oracle) == ([True], [], [])
+
+
 def test_each_of_several_pictures_has_its_own_scene() -> None:
     other = SCENE.with_attribute("colour", "green")
     segments = (Segment("first", caption_of(SCENE)), Segment("and then"), Segment("last", caption_of(other)))

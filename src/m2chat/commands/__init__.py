@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the command's own name; None means those of the process.
 
     Returns:
-        Exit code: 0, or 2 for a mistake of the user's.
+        Exit code: 0, 2 for a mistake of the user's, or what the command says.
 
     Raises:
         SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        options.run(options)
+        return int(options.run(options) or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0

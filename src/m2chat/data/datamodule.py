@@ -17,6 +17,7 @@ from lightning import LightningDataModule  # noqa: E402
 
 from m2chat.data.collate import CaptionTokens, Collator, VisionInput  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
+from m2chat.data.leak import refuse_leaks  # noqa: E402
 from m2chat.data.shards import find_shards  # noqa: E402
 from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
 from m2chat.errors import UserError  # noqa: E402
@@ -82,6 +83,7 @@ class M2ChatDataModule(LightningDataModule):
         seed: Of the order, and of which reply of a conversation is learned.
         val_samples: Replies to validate on, spread evenly over the sources; all by default.
         test_samples: The same for testing.
+        check_leaks: Whether to refuse samples to validate or test on that also occur in training.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class M2ChatDataModule(LightningDataModule):
         seed: int = 0,
         val_samples: int | None = None,
         test_samples: int | None = None,
+        check_leaks: bool = True,
     ) -> None:
         super().__init__()
         self.configs = {"train": train or [], "val": val or [], "test": test or []}
@@ -110,6 +113,7 @@ class M2ChatDataModule(LightningDataModule):
         self.samples_per_epoch, self.num_workers, self.seed = samples_per_epoch, num_workers, seed
         self.num_image_tokens, self.max_tokens, self.image_size = num_image_tokens, max_tokens, image_size
         self.limits = {"val": val_samples, "test": test_samples}
+        self.check_leaks = check_leaks
         self.allow_zero_length_dataloader_with_multiple_devices = True  # Few replies, many ranks: some get none.
         self._stream: ShardStream | None = None
         self._batches_done_before = 0
@@ -117,7 +121,7 @@ class M2ChatDataModule(LightningDataModule):
         self._collator: Collator | None = None
 
     def prepare_data(self) -> None:
-        """Generates the micro world's shards on first use."""
+        """Generates the micro world's shards on first use; refuses data that are both trained and evaluated on."""
         for config in (config for configs in self.configs.values() for config in configs):
             parts = Path(config.path).parts
             for end in range(len(_MICRO), len(parts) + 1):
@@ -125,6 +129,9 @@ class M2ChatDataModule(LightningDataModule):
                     from m2chat.data.micro_world import ensure_micro_shards
 
                     ensure_micro_shards(Path(*parts[:end]))
+        if self.check_leaks:
+            self._refuse_overlap()
+            refuse_leaks(self.configs["train"], {split: self.configs[split] for split in ("val", "test")})
 
     @property
     def collator(self) -> Collator:

@@ -10,6 +10,10 @@ import numpy as np
 from m2chat.evaluation.judge import judge
 from m2chat.evaluation.targets import Target
 from m2chat.world import parse_caption
+from m2chat.world.render import IMAGE_SIZE
+
+_MICRO = (IMAGE_SIZE, IMAGE_SIZE, 3)
+"""Shape of the micro world's pictures; the judge reads no others."""
 
 
 @dataclass
@@ -34,10 +38,14 @@ class Judged:
 
 
 def judge_targets(targets: Sequence[Target]) -> Judged:
-    """Judges the generated and the true pictures of a reply; those that were not drawn are left out."""
+    """Judges the generated and the true pictures of a reply; those that were not drawn are left out.
+
+    So are targets from outside the micro world, whose captions name nothing that the judge could look for.
+    """
     judged = Judged()
+    targets = [target for target in targets if target.scene is not None or parse_caption(target.caption)]
     drawn = [(target, target.generated) for target in targets if target.generated is not None]
-    known = [(target, target.truth) for target in targets if target.truth is not None]
+    known = [(target, target.truth) for target in targets if target.truth is not None and target.truth.shape == _MICRO]
     pictures = [picture for _, picture in (*drawn, *known)]
     verdicts = judge(np.stack(pictures)) if pictures else []
     for (target, _), verdict in zip(drawn, verdicts[: len(drawn)], strict=True):

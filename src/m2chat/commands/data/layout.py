@@ -1,0 +1,75 @@
+"""Which tokenizer and lengths a command measures with: those of a training run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2chat.errors import UserError
+
+if TYPE_CHECKING:
+    from m2chat.text import Layout
+
+DEFAULTS: dict[str, Any] = {"language_model": "data/micro/llama", "num_image_tokens": 8, "max_tokens": 192}
+"""Those of the data module, which would take seconds to import."""
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    group = parser.add_argument_group("tokens", "as a training run counts them; the micro scale's by default")
+    group.add_argument("--config", type=Path, metavar="FILE", help="a run's configuration, such as configs/stage2.yaml")
+    group.add_argument("--tokenizer", metavar="FOLDER", help="folder with LLaMA's tokenizer.model")
+    group.add_argument("--image-tokens", type=int, metavar="N", help="tokens of a picture")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="longest sequence")
+
+
+def layout_of(options: argparse.Namespace) -> Layout:
+    """The layout that the options ask for: theirs, else the configuration's, else the micro scale's.
+
+    Raises:
+        UserError: If the configuration or the tokenizer cannot be read.
+    """
+    from m2chat.text import Layout, M2ChatTokenizer
+
+    settings = {**DEFAULTS, **(_of_config(options.config) if options.config else {})}
+    told = {
+        "language_model": options.tokenizer,
+        "num_image_tokens": options.image_tokens,
+        "max_tokens": options.max_tokens,
+    }
+    settings.update({name: value for name, value in told.items() if value is not None})
+    return Layout(M2ChatTokenizer(settings["language_model"]), settings["num_image_tokens"], settings["max_tokens"])
+
+
+def _of_config(path: Path) -> dict[str, Any]:
+    """What a run's configuration says; the backbone decides where both it and the data do, as in training."""
+    whole = _read(path)
+    data = _section(whole, "data", path)
+    model = _section(_section(whole, "model", path), "init_args", path)
+    backbone = model.get("backbone") or {}
+    if isinstance(backbone, str):  # a file, named from where the configuration lies
+        path = path.parent / backbone
+        backbone = _read(path)
+    found = {**data, **_section({"backbone": backbone}, "backbone", path)}
+    return {name: found[name] for name in DEFAULTS if found.get(name) is not None}
+
+
+def _section(record: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    section = record.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"--config: `{name}` of {path} is {type(section).__name__}, not a table of settings")
+    return section
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--config: cannot read {path} ({error}): give a file such as configs/stage1.yaml") from error
+    if not isinstance(record, dict):
+        raise UserError(f"--config: {path} holds no settings: give a file such as configs/stage1.yaml")
+    return record
