@@ -4,18 +4,19 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from m2chat.data import prints
-from m2chat.data.dataset import SourceConfig
+from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.images import save_png
 from m2chat.data.leak import refuse_leaks
 from m2chat.data.micro_world import ensure_micro_shards
 from m2chat.data.prints import prints_of_shard
-from m2chat.data.shards import write_groups, write_shards
+from m2chat.data.shards import open_shard, write_groups, write_shards
 from m2chat.errors import UserError
 from m2chat.schema import Image, Sample, Turn
 
@@ -33,12 +34,16 @@ def talk(name: str, *said: str, seed: int, source: str = "talk") -> Sample:
     return Sample(name, "dialogue", source, (*turns, reply), (Image(picture(seed), "a dog"),))
 
 
+def open_source(path: Path, **options: Any) -> Source:
+    return Source(SourceConfig("cc", str(path), **options))
+
+
 @pytest.fixture
 def check(tmp_path: Path) -> Callable[[Iterable[Sample], Iterable[Sample]], None]:
     def run(train: Iterable[Sample], val: Iterable[Sample]) -> None:
         for name, samples in (("train", train), ("val", val)):
             write_shards(samples, tmp_path / name)
-        refuse_leaks([SourceConfig("t", str(tmp_path / "train"))], {"val": [SourceConfig("v", str(tmp_path / "val"))]})
+        refuse_leaks([open_source(tmp_path / "train")], {"val": [open_source(tmp_path / "val")]})
 
     return run
 
@@ -88,7 +93,7 @@ def test_caption_pairs_are_compared_too(tmp_path: Path) -> None:
     write_groups([files("000", 0, "a dog"), files("001", 1, "a cat")], tmp_path / "train", "cc", 9)
     write_groups([files("000", 2, "a cow")], tmp_path / "val", "cc", 9)
     write_groups([files("000", 3, "a dog")], tmp_path / "test", "cc", 9)
-    source = {name: [SourceConfig("cc", str(tmp_path / name))] for name in ("train", "val", "test")}
+    source = {name: [open_source(tmp_path / name)] for name in ("train", "val", "test")}
     refuse_leaks(source["train"], {"val": source["val"]})
     with pytest.raises(UserError, match=r"test sample '000' .* has the id and words of train sample '000'"):
         refuse_leaks(source["train"], {"val": source["val"], "test": source["test"]})
@@ -98,27 +103,27 @@ def test_what_is_not_used_does_not_count(tmp_path: Path) -> None:
     sample = talk("talk/a", "hello", seed=0)
     write_shards([sample, replace(sample, id="talk/e", kind="edit", images=(Image(picture(9)),))], tmp_path / "train")
     write_shards([sample], tmp_path / "val")
-    held_out = {"val": [SourceConfig("v", str(tmp_path / "val"))]}
-    refuse_leaks([SourceConfig("t", str(tmp_path / "train"), kinds=["edit"])], held_out)
-    refuse_leaks([SourceConfig("t", str(tmp_path / "train"), weight=0)], held_out)
+    held_out = {"val": [open_source(tmp_path / "val")]}
+    refuse_leaks([open_source(tmp_path / "train", kinds=["edit"])], held_out)
+    refuse_leaks([open_source(tmp_path / "train", weight=0)], held_out)
     refuse_leaks([], held_out)
     with pytest.raises(UserError, match="share 1 sample"):
-        refuse_leaks([SourceConfig("t", str(tmp_path / "train"))], held_out)
+        refuse_leaks([open_source(tmp_path / "train")], held_out)
 
 
 def test_prints_are_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = write_shards([talk("talk/a", "hello", seed=0)], tmp_path)
-    first = prints_of_shard(path)
+    first = prints_of_shard(open_shard(path))
     with monkeypatch.context() as patch:
         patch.setattr(prints, "_scan", lambda shard: pytest.fail("read again"))
-        assert np.array_equal(prints_of_shard(path).hashes, first.hashes)
+        assert np.array_equal(prints_of_shard(open_shard(path)).hashes, first.hashes)
     write_shards([talk("talk/b", "hello", seed=1)], tmp_path)
     os.utime(path, (1, 1))
-    assert not np.isin(prints_of_shard(path).hashes, first.hashes).any()
+    assert not np.isin(prints_of_shard(open_shard(path)).hashes, first.hashes).any()
     beside = path.with_name(f"{path.name}.prints.npz")
     for damage in (b"", b"PK\x03\x04", beside.read_bytes()[:200]):
         beside.write_bytes(damage)
-        assert len(prints_of_shard(path).hashes) == 3
+        assert len(prints_of_shard(open_shard(path)).hashes) == 3
 
 
 def test_prints_go_into_the_cache_where_the_shards_cannot_be_written(
@@ -127,9 +132,9 @@ def test_prints_go_into_the_cache_where_the_shards_cannot_be_written(
     (path,) = write_shards([talk("talk/a", "hello", seed=0)], tmp_path / "shards")
     path.with_name(f"{path.name}.prints.npz").mkdir()  # a folder of that name: nothing can be written there
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    prints_of_shard(path)
+    prints_of_shard(open_shard(path))
     (kept,) = (tmp_path / "cache" / "m2chat" / "prints").iterdir()
-    assert kept.suffix == ".npz" and prints.are_kept(path)
+    assert kept.suffix == ".npz" and prints.are_kept(open_shard(path))
     assert sorted(item.name for item in path.parent.iterdir() if item.suffix == ".part") == []
 
 
@@ -137,8 +142,8 @@ def test_prints_go_into_the_cache_where_the_shards_cannot_be_written(
 def test_the_shipped_configurations_have_no_leak(config: str) -> None:
     ensure_micro_shards(ROOT / "data/micro/shards")
     data = yaml.safe_load((ROOT / "configs" / f"{config}.yaml").read_text())["data"]
-    sources = {
-        split: [SourceConfig(**{**source, "path": str(ROOT / source["path"])}) for source in data[split]]
+    train, val = (
+        [Source(SourceConfig(**{**row, "path": str(ROOT / row["path"])})) for row in data[split]]
         for split in ("train", "val")
-    }
-    refuse_leaks(sources["train"], {"val": sources["val"]})
+    )
+    refuse_leaks(train, {"val": val})

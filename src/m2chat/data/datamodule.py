@@ -129,9 +129,9 @@ class M2ChatDataModule(LightningDataModule):
                     from m2chat.data.micro_world import ensure_micro_shards
 
                     ensure_micro_shards(Path(*parts[:end]))
-        if self.check_leaks:
+        if self.check_leaks and self.configs["train"]:
             self._refuse_overlap()
-            refuse_leaks(self.configs["train"], {split: self.configs[split] for split in ("val", "test")})
+            refuse_leaks(self._open("train"), {split: self._open(split) for split in ("val", "test")})
 
     @property
     def collator(self) -> Collator:

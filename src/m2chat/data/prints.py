@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2chat.data.shards import Shard, find_shards, open_shard
+from m2chat.data.shards import Shard
 from m2chat.data.sources import PICTURES, SCHEMA, BadSample
 
 WHAT = ("id", "picture", "conversation", "id and words")
@@ -138,23 +138,18 @@ def without_pictures(shard: Shard) -> Shard:
     return Shard(shard.path, entries, shard.skipped)
 
 
-def prints_of_shard(path: Path) -> Prints:
-    """The prints of a shard: those that were kept if they still fit, else new ones.
-
-    Args:
-        path: The tar.
-    """
-    stat = path.stat()
-    stamp = np.array([_VERSION, stat.st_size, stat.st_mtime_ns])
-    for place in _places(path):
+def prints_of_shard(shard: Shard) -> Prints:
+    """The prints of a shard: those that were kept if they still fit, else new ones."""
+    stamp = _stamp(shard)
+    for place in _places(shard):
         # Whatever is wrong with a file, another one is made.
         with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(place) as kept:
             if np.array_equal(kept["stamp"], stamp):
                 return Prints(kept["hashes"], kept["what"], kept["sample"])
-    prints = _scan(open_shard(path))
+    prints = _scan(shard)
     buffer = io.BytesIO()
     np.savez(buffer, stamp=stamp, hashes=prints.hashes, what=prints.what, sample=prints.sample)
-    for place in _places(path):
+    for place in _places(shard):
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(place, buffer.getvalue())
@@ -162,22 +157,16 @@ def prints_of_shard(path: Path) -> Prints:
     return prints
 
 
-def known_prints(path: str | Path, setting: str) -> set[int]:
-    """All prints of some shards.
-
-    Args:
-        path: A ``.tar`` shard, a folder of them, or a pattern.
-        setting: Name of the setting, for the error.
-
-    Raises:
-        UserError: If there are no shards.
-    """
-    return {hashed for shard in find_shards(path, setting) for hashed in prints_of_shard(shard).hashes.tolist()}
-
-
-def are_kept(path: Path) -> bool:
+def are_kept(shard: Shard) -> bool:
     """Whether prints of a shard lie somewhere, without a look at whether they still fit."""
-    return any(place.is_file() for place in _places(path))
+    return any(place.is_file() for place in _places(shard))
+
+
+def _stamp(shard: Shard) -> NDArray[np.uint64]:
+    """What changes with a shard's content: when it was written, and where its files lie."""
+    local = Path(shard.path)
+    written = local.stat().st_mtime_ns if local.is_file() else 0
+    return np.array([_VERSION, written, digest("entries", repr(shard.entries))], np.uint64)
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -190,10 +179,13 @@ def _write_whole(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _places(path: Path) -> tuple[Path, Path]:
+def _places(shard: Shard) -> list[Path]:
     """Where the prints of a shard may lie: beside it, or in the user's cache."""
+    local = Path(shard.path)
+    beside = [local.with_name(f"{local.name}.prints.npz")] if local.is_file() else []
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2chat" / "prints"
-    return path.with_name(f"{path.name}.prints.npz"), cache / f"{digest('path', str(path.resolve())):016x}.npz"
+    name = str(local.resolve()) if beside else shard.path
+    return [*beside, cache / f"{digest('path', name):016x}.npz"]
 
 
 def _scan(shard: Shard) -> Prints:

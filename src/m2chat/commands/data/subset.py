@@ -65,8 +65,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a setting or a folder does not fit.
     """
-    from m2chat.data.prints import known_prints
-
     if options.count is None and options.share is None and options.without is None:
         raise UserError("nothing to choose by: give --count N, --share F or --without SHARDS")
     share = 1.0 if options.share is None else options.share
@@ -75,8 +73,7 @@ def run(options: argparse.Namespace) -> None:
     for name, value in (("count", options.count), ("per-shard", options.per_shard)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be above 0")
-    known = known_prints(options.without, "--without") if options.without else frozenset()
-    choice = Choice(options.count, share, options.seed, known)
+    choice = Choice(options.count, share, options.seed, _prints(options.without) if options.without else frozenset())
     shards = subset(options.source, options.target, choice, options.per_shard)
     print(f"{options.target}: {choice.kinds.total()} samples in {shards} shards, listed in index.json")
     for title, counts in (("chosen", choice.kinds), ("left out", choice.left_out)):
@@ -124,6 +121,15 @@ def subset(source: str, target: Path, choice: Choice, per_shard: int = 1000) -> 
     return len(written)
 
 
+def _prints(path: str) -> set[int]:
+    """All prints of the shards to leave out."""
+    from m2chat.data.prints import prints_of_shard
+    from m2chat.data.shards import find_shards, open_shard
+
+    shards = (open_shard(place) for place in find_shards(path, "--without"))
+    return {hashed for shard in shards for hashed in prints_of_shard(shard).hashes.tolist()}
+
+
 def _chosen(shards: list[Shard], choice: Choice) -> list[tuple[int, int]]:
     """Shard and place of the samples to keep, in their order."""
     import numpy as np
@@ -145,7 +151,7 @@ def _draws(shard: Shard, choice: Choice) -> Iterator[tuple[int, int]]:
 
     known: set[int] = set()
     if choice.known:
-        prints = prints_of_shard(Path(shard.path))
+        prints = prints_of_shard(shard)
         known = set(prints.sample[np.isin(prints.hashes, np.fromiter(choice.known, np.uint64))].tolist())
     words = without_pictures(shard)
     for index, entry in enumerate(shard.entries):
