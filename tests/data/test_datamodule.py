@@ -195,9 +195,7 @@ def test_seen_data_is_no_validation(shards: Path, backbones: Path) -> None:
         data_of(shards, backbones, val=[SourceConfig("v", str(shards / "cap*" / "*.tar"))]).train_dataloader()
 
 
-def test_the_micro_world_is_made_on_first_use(
-    shards: Path, backbones: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_micro_world_is_made_on_first_use(shards: Path, backbones: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Path] = []
     stand_in = types.ModuleType("m2chat.data.micro_world")
     stand_in.ensure_micro_shards = made.append  # type: ignore[attr-defined]

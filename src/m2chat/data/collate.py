@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from m2chat.data.augment import Augmentation, Look
 from m2chat.data.images import normalised, resize_crop, to_unit_range
 from m2chat.data.stream import Item
 from m2chat.errors import UserError
@@ -120,12 +121,14 @@ class Collator:
         captions: Tokenizes the target captions.
         vision: What the vision encoder wants to see.
         image_size: Side of the target pictures, in pixels.
+        augmentation: What is left to chance in the target pictures of training.
     """
 
     layout: Layout
     captions: CaptionTokens
     vision: VisionInput
     image_size: int
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __call__(self, items: Sequence[Item | tuple[Sample, int, int | None]]) -> Batch:
         """The batch of some replies.
@@ -137,7 +140,7 @@ class Collator:
         Returns:
             The tensors, on the CPU.
         """
-        rows = [self._row(item[0], item[1], item[2]) for item in items]
+        rows = [self._row(item[0], item[1], item[2], getattr(item, "lot", "")) for item in items]
         captions, captions_2 = self.captions([row.pop("caption_text") for row in rows])
         cut_tokens = [row.pop("cut_tokens") for row in rows]
         longest = max(len(row["input_ids"]) for row in rows)
@@ -159,14 +162,15 @@ class Collator:
             cut_tokens=cut_tokens,
         )
 
-    def _row(self, sample: Sample, turn: int, target: int | None) -> dict[str, Any]:
+    def _row(self, sample: Sample, turn: int, target: int | None, lot: str) -> dict[str, Any]:
         """One row of each field, token lists not yet padded."""
         view = view_of(sample, turn)
         if target is None:
             target = next((k for k, picture in enumerate(view.targets) if picture is not None), 0)
         encoded = self.layout.encode(view.request, view.reply, target)
         drawn = view.targets[target]
-        pixels, time_ids = self._target(None if drawn is None else sample.images[drawn])
+        look = self.augmentation.look(sample, lot)
+        pixels, time_ids = self._target(None if drawn is None else sample.images[drawn], look)
         return {
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
@@ -188,14 +192,17 @@ class Collator:
             return torch.zeros(3, self.vision.size, self.vision.size)
         return normalised(resize_crop(image.pixels, self.vision.size)[0], self.vision.mean, self.vision.std)
 
-    def _target(self, image: Image | None) -> tuple[Tensor, Tensor]:
+    def _target(self, image: Image | None, look: Look) -> tuple[Tensor, Tensor]:
         """(3, H, W) in [-1, 1], and SDXL's micro-conditioning (6,); zeros without a picture."""
         side = self.image_size
         if image is None:
             return torch.zeros(3, side, side), torch.zeros(6)
-        pixels, (top, left) = resize_crop(image.pixels, side)
+        pixels, (top, left) = resize_crop(image.pixels, side, look.at)
+        height, width = image.pixels.shape[:2]
+        scale = side / min(height, width)
+        if look.mirrored:
+            pixels, left = pixels[:, ::-1], round(width * scale) - side - left
         # A crop that was taken before is scaled with the picture, and ours comes on top.
-        scale = side / min(image.pixels.shape[:2])
         top, left = top + round(image.crop[0] * scale), left + round(image.crop[1] * scale)
-        original = image.original_size if all(image.original_size) else image.pixels.shape[:2]
+        original = image.original_size if all(image.original_size) else (height, width)
         return to_unit_range(pixels), torch.tensor([*original, top, left, side, side], dtype=torch.float32)
