@@ -141,25 +141,18 @@ def resize_crop(
     return square, (round(top * size / side), round(left * size / side))
 
 
-def to_unit_range(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """A picture of (H, W, 3), 0-255, as the image decoder wants it: (3, H, W), float, in [-1, 1]."""
-    import torch
-
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div_(127.5).sub_(1)
+def to_unit_range_(pixels: torch.Tensor) -> torch.Tensor:
+    """Brings a picture, (3, H, W), 0-255, float, to what the image decoder wants, in place: [-1, 1]."""
+    return pixels.div_(127.5).sub_(1)
 
 
-def normalised(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """A picture as the vision encoder wants it.
+def normalise_(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Brings a picture, (3, H, W), 0-255, float, to what the vision encoder wants, in place.
 
     Args:
-        pixels: RGB, (H, W, 3), 0-255.
+        pixels: Changed.
         mean: Of each channel, in [0, 1].
         std: Of each channel, in [0, 1].
-
-    Returns:
-        (3, H, W), float.
     """
-    import torch
-
-    scaled = (pixels.astype(np.float32) / 255 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return torch.from_numpy(scaled).permute(2, 0, 1)
+    means, stds = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
+    return pixels.div_(255).sub_(means).div_(stds)
