@@ -5,7 +5,7 @@ Shapes: B batch, T text tokens, Q queries of the image decoder's text condition.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -154,14 +154,18 @@ class Batch:
             changed[item.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
         return replace(self, **changed)
 
+    def pin_memory(self) -> Batch:
+        """The same batch with its tensors in pinned memory; the data loader calls it."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on another device."""
-        moved = {
-            item.name: getattr(self, item.name).to(device, non_blocking=non_blocking)
-            for item in fields(self)
-            if hasattr(getattr(self, item.name), "to")
-        }
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if hasattr(value, "to")}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

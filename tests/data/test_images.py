@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m2chat.data.images import BadImage, load_image, normalised, resize_crop, save_png, to_unit_range
+from m2chat.data.images import BadImage, load_image, normalise_, resize_crop, save_png, to_unit_range_
 
 
 def as_bytes(image: Image.Image, form: str, **options: object) -> bytes:
@@ -82,10 +82,10 @@ def test_resize_crop() -> None:
 
 
 def test_ranges() -> None:
-    pixels = np.array([[[0, 128, 255]]], np.uint8)
-    torch.testing.assert_close(to_unit_range(pixels).flatten(), torch.tensor([-1.0, 128 / 127.5 - 1, 1.0]))
-    shown = normalised(pixels, (0.5, 0.5, 0.0), (0.5, 0.5, 2.0))
-    assert shown.shape == (3, 1, 1)
+    pixels = torch.tensor([0.0, 128.0, 255.0])[:, None, None]
+    torch.testing.assert_close(to_unit_range_(pixels.clone()).flatten(), torch.tensor([-1.0, 128 / 127.5 - 1, 1.0]))
+    shown = normalise_(pixels, (0.5, 0.5, 0.0), (0.5, 0.5, 2.0))
+    assert shown.shape == (3, 1, 1) and shown is pixels
     torch.testing.assert_close(shown.flatten(), torch.tensor([-1.0, 128 / 127.5 - 1, 0.5]))
 
 

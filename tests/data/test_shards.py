@@ -130,6 +130,17 @@ def test_a_turn_cannot_point_to_a_picture_that_is_not_there(
         sample_of({**members, "json": json.dumps(record).encode()}, "key", "source")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_webdataset_reads_our_shards_too(shards: Path) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
+    for name in ("captions", "talk"):
+        source = Source(SourceConfig(name, str(shards / name)))
+        paths = [shard.path for shard in source.shards]
+        theirs = list(webdataset.WebDataset(paths, shardshuffle=False))
+        ours = [(entry.key, shard.members(k)) for shard in source.shards for k, entry in enumerate(shard.entries)]
+        assert [(row["__key__"], {k: v for k, v in row.items() if k[:2] != "__"}) for row in theirs] == ours
+
+
 @pytest.mark.fixtures
 def test_img2dataset_shards_are_read_in_place(samples_folder: Path, tmp_path: Path) -> None:
     tars = [(tmp_path / path.name, path) for path in find_shards(samples_folder / "img2dataset_shards")]

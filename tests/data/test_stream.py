@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import pickle
 from collections import Counter
 from itertools import chain
@@ -154,26 +153,6 @@ def _pixels(seed: int):  # noqa: ANN202
     import numpy as np
 
     return np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
-
-
-def test_bad_samples_are_replaced_counted_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    stream = ShardStream(spoilt(tmp_path, 4, 36), 5)
-    with caplog.at_level(logging.WARNING):
-        names = [name for batch in stream for item in batch for name in [item.sample.id]]
-    assert len(names) == 40 and set(names) == {f"x/{i:05d}" for i in range(4, 40)}
-    (reason,) = stream.counts
-    assert reason.startswith("undecodable") and stream.counts[reason] >= 4
-    assert len(caplog.records) == 1
-
-
-def test_evaluation_leaves_bad_samples_out(tmp_path: Path) -> None:
-    stream = EvalStream(spoilt(tmp_path, 5, 5), 5)
-    assert [len(batch) for batch in stream] == [5] and stream.counts.total() == 5
-
-
-def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"samples are bad, more than 5%: .* x undecodable"):
-        list(ShardStream(spoilt(tmp_path, 40, 360), 8))
 
 
 def test_weights_of_zero_leave_a_source_out(shards: Path) -> None:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from m2chat.data.images import normalised, resize_crop, to_unit_range
+from m2chat.data.augment import Augmentation, Look
+from m2chat.data.images import normalise_, resize_crop, to_unit_range_
 from m2chat.data.stream import Item
 from m2chat.errors import UserError
 from m2chat.schema import Batch, Image, Sample
 from m2chat.text import Layout, view_of
-from m2chat.text.layout import IGNORE
+from m2chat.text.layout import IGNORE, Encoded
 
+_TOKENS = (
+    ("input_ids", "input_ids"), ("labels", "labels"), ("answer_mask", "answer"), ("caption_mask", "caption"),
+    ("image_mask", "image"),
+)  # fmt: skip
+"""Fields of a batch that have one entry a token, and what they are called in an encoded sequence."""
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -111,6 +119,16 @@ class CaptionTokens:
         return type(self), (self.folder,)
 
 
+class _Row(NamedTuple):
+    """What a batch needs of one reply, nothing yet a tensor; pictures of the right size, RGB, 0-255."""
+
+    encoded: Encoded
+    context: NDArray[np.uint8] | None
+    target: NDArray[np.uint8] | None
+    time_ids: list[int]
+    caption: str
+
+
 @dataclass(frozen=True)
 class Collator:
     """Makes batches; it can be sent to worker processes.
@@ -120,12 +138,14 @@ class Collator:
         captions: Tokenizes the target captions.
         vision: What the vision encoder wants to see.
         image_size: Side of the target pictures, in pixels.
+        augmentation: What is left to chance in the target pictures of training.
     """
 
     layout: Layout
     captions: CaptionTokens
     vision: VisionInput
     image_size: int
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __call__(self, items: Sequence[Item | tuple[Sample, int, int | None]]) -> Batch:
         """The batch of some replies.
@@ -137,65 +157,69 @@ class Collator:
         Returns:
             The tensors, on the CPU.
         """
-        rows = [self._row(item[0], item[1], item[2]) for item in items]
-        captions, captions_2 = self.captions([row.pop("caption_text") for row in rows])
-        cut_tokens = [row.pop("cut_tokens") for row in rows]
-        longest = max(len(row["input_ids"]) for row in rows)
-        padding = {"input_ids": self.layout.tokenizer.pad_id, "labels": IGNORE}
-        tensors: dict[str, Any] = {}
-        for name in rows[0]:
-            column = [row[name] for row in rows]
-            if isinstance(column[0], list):
-                fill = padding.get(name, False)
-                column = [torch.tensor(values + [fill] * (longest - len(values))) for values in column]
-            tensors[name] = torch.stack(column)
+        rows = [self._row(item[0], item[1], item[2], getattr(item, "lot", "")) for item in items]
+        tokens = {name: self._padded(name, [getattr(row.encoded, source) for row in rows]) for name, source in _TOKENS}
+        captions, captions_2 = self.captions([row.caption for row in rows])
+        lengths = torch.tensor([len(row.encoded) for row in rows])
         return Batch(
-            **tensors,
-            attention_mask=torch.tensor([[k < len(row["input_ids"]) for k in range(longest)] for row in rows]),
+            **tokens,
+            attention_mask=torch.arange(int(lengths.max())) < lengths[:, None],
+            context_pixels=_stacked([row.context for row in rows], self.vision.size, self._normalise),
+            has_context=torch.tensor([row.context is not None for row in rows]),
+            target_pixels=_stacked([row.target for row in rows], self.image_size, to_unit_range_),
+            has_target=torch.tensor([row.target is not None for row in rows]),
+            time_ids=torch.tensor([row.time_ids for row in rows], dtype=torch.float32),
             caption_ids=captions,
             caption_ids_2=captions_2,
             samples=[item[0] for item in items],
             turns=[item[1] for item in items],
-            cut_tokens=cut_tokens,
+            cut_tokens=[row.encoded.cut_tokens for row in rows],
         )
 
-    def _row(self, sample: Sample, turn: int, target: int | None) -> dict[str, Any]:
-        """One row of each field, token lists not yet padded."""
+    def _padded(self, name: str, column: Sequence[list[Any]]) -> Tensor:
+        """Token lists of different lengths as one tensor, (B, T)."""
+        fill = {"input_ids": self.layout.tokenizer.pad_id, "labels": IGNORE}.get(name, False)
+        table = np.full((len(column), max(map(len, column))), fill)
+        for row, values in enumerate(column):
+            table[row, : len(values)] = values
+        return torch.from_numpy(table)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return normalise_(pixels, self.vision.mean, self.vision.std)
+
+    def _row(self, sample: Sample, turn: int, target: int | None, lot: str) -> _Row:
+        """One row of the batch, nothing yet a tensor."""
         view = view_of(sample, turn)
         if target is None:
             target = next((k for k, picture in enumerate(view.targets) if picture is not None), 0)
         encoded = self.layout.encode(view.request, view.reply, target)
+        context = None
+        if view.context is not None:
+            context = resize_crop(sample.images[view.context].pixels, self.vision.size)[0]
         drawn = view.targets[target]
-        pixels, time_ids = self._target(None if drawn is None else sample.images[drawn])
-        return {
-            "input_ids": encoded.input_ids,
-            "labels": encoded.labels,
-            "answer_mask": encoded.answer,
-            "caption_mask": encoded.caption,
-            "image_mask": encoded.image,
-            "context_pixels": self._context(None if view.context is None else sample.images[view.context]),
-            "has_context": torch.tensor(view.context is not None),
-            "target_pixels": pixels,
-            "has_target": torch.tensor(drawn is not None),
-            "time_ids": time_ids,
-            "caption_text": view.reply[target].caption or "",
-            "cut_tokens": encoded.cut_tokens,
-        }
+        look = self.augmentation.look(sample, lot)
+        pixels, time_ids = (None, [0] * 6) if drawn is None else self._target(sample.images[drawn], look)
+        return _Row(encoded, context, pixels, time_ids, view.reply[target].caption or "")
 
-    def _context(self, image: Image | None) -> Tensor:
-        """(3, S, S), normalised for the vision encoder; zeros without a picture."""
-        if image is None:
-            return torch.zeros(3, self.vision.size, self.vision.size)
-        return normalised(resize_crop(image.pixels, self.vision.size)[0], self.vision.mean, self.vision.std)
-
-    def _target(self, image: Image | None) -> tuple[Tensor, Tensor]:
-        """(3, H, W) in [-1, 1], and SDXL's micro-conditioning (6,); zeros without a picture."""
+    def _target(self, image: Image, look: Look) -> tuple[NDArray[np.uint8], list[int]]:
+        """The square to draw, and SDXL's micro-conditioning: six numbers."""
         side = self.image_size
-        if image is None:
-            return torch.zeros(3, side, side), torch.zeros(6)
-        pixels, (top, left) = resize_crop(image.pixels, side)
+        pixels, (top, left) = resize_crop(image.pixels, side, look.at)
+        height, width = image.pixels.shape[:2]
+        scale = side / min(height, width)
+        if look.mirrored:
+            pixels, left = pixels[:, ::-1].copy(), round(width * scale) - side - left
         # A crop that was taken before is scaled with the picture, and ours comes on top.
-        scale = side / min(image.pixels.shape[:2])
         top, left = top + round(image.crop[0] * scale), left + round(image.crop[1] * scale)
-        original = image.original_size if all(image.original_size) else image.pixels.shape[:2]
-        return to_unit_range(pixels), torch.tensor([*original, top, left, side, side], dtype=torch.float32)
+        original = image.original_size if all(image.original_size) else (height, width)
+        return pixels, [*original, top, left, side, side]
+
+
+def _stacked(squares: Sequence[NDArray[np.uint8] | None], size: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Pictures as one tensor, (B, 3, S, S), each written once to where it stays; zeros where there is none."""
+    # NumPy's zeros are not touched before they are written to: a batch without context pictures costs nothing.
+    batch = torch.from_numpy(np.zeros((len(squares), 3, size, size), np.float32))
+    for row, square in zip(batch, squares, strict=True):
+        if square is not None:
+            change(row.copy_(torch.from_numpy(square).permute(2, 0, 1)))
+    return batch

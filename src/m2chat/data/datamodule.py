@@ -3,64 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 
 from m2chat._compat import ensure_torchvision
 
 ensure_torchvision()
 from lightning import LightningDataModule  # noqa: E402
 
+from m2chat.data.augment import Augmentation  # noqa: E402
 from m2chat.data.collate import CaptionTokens, Collator, VisionInput  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
 from m2chat.data.leak import refuse_leaks  # noqa: E402
+from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
+from m2chat.data.remote import CACHE  # noqa: E402
 from m2chat.data.shards import find_shards  # noqa: E402
 from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
 from m2chat.errors import UserError  # noqa: E402
-from m2chat.schema import Batch  # noqa: E402
 from m2chat.text import Layout, M2ChatTokenizer  # noqa: E402
 
 log = logging.getLogger(__name__)
 
 _MICRO = ("data", "micro", "shards")
-
-
-class StreamLoader:
-    """Batches of a stream, from its place on; each iteration starts fresh worker processes, if any.
-
-    Args:
-        stream: What to read.
-        collator: Makes the batches.
-        num_workers: Worker processes.
-        seek: Called before each iteration to bring the stream to its place.
-    """
-
-    def __init__(
-        self,
-        stream: ShardStream | EvalStream,
-        collator: Collator,
-        num_workers: int,
-        seek: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.stream, self.collator, self.num_workers, self._seek = stream, collator, num_workers, seek
-
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    def __iter__(self) -> Iterator[Batch]:
-        self._seek()
-        return iter(DataLoader(self.stream, batch_size=None, collate_fn=self.collator, num_workers=self.num_workers))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module keeps the place. Lightning takes the method as the sign of exact resuming."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do, see `state_dict`."""
+_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
 class M2ChatDataModule(LightningDataModule):
@@ -84,6 +52,14 @@ class M2ChatDataModule(LightningDataModule):
         val_samples: Replies to validate on, spread evenly over the sources; all by default.
         test_samples: The same for testing.
         check_leaks: Whether to refuse samples to validate or test on that also occur in training.
+        random_crop: Whether training takes the square of a target picture from anywhere; evaluation takes the middle.
+            What is cut off is told to SDXL either way.
+        flip: Probability with which training mirrors a target picture, where nothing tells left from right.
+        length_bucketing: Batches among which training brings sequences of like length together, so that less is
+            padded; 100 is a good value for conversations, 0 leaves the order as it is.
+        prefetch_factor: Batches that each reading process prepares ahead. With a GPU they wait in pinned memory.
+        max_bad_share: Share of bad samples above which the run stops; judged from 200 samples on.
+        cache_dir: Where indices of remote or read-only shards and the output of ``pipe:`` are kept.
     """
 
     def __init__(
@@ -105,8 +81,20 @@ class M2ChatDataModule(LightningDataModule):
         val_samples: int | None = None,
         test_samples: int | None = None,
         check_leaks: bool = True,
+        random_crop: bool = False,
+        flip: float = 0.0,
+        length_bucketing: int = 0,
+        prefetch_factor: int = 2,
+        max_bad_share: float = 0.05,
+        cache_dir: str = CACHE,
     ) -> None:
         super().__init__()
+        for name, value in (("flip", flip), ("max_bad_share", max_bad_share)):
+            if not 0 <= value <= 1:
+                raise UserError(f"data.{name}={value} is no share: choose from 0 to 1")
+        for name, count, least in (("length_bucketing", length_bucketing, 0), ("prefetch_factor", prefetch_factor, 1)):
+            if count < least:
+                raise UserError(f"data.{name}={count} batches: give {least} or more")
         self.configs = {"train": train or [], "val": val or [], "test": test or []}
         self.language_model, self.vision_encoder, self.image_decoder = language_model, vision_encoder, image_decoder
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -114,6 +102,11 @@ class M2ChatDataModule(LightningDataModule):
         self.num_image_tokens, self.max_tokens, self.image_size = num_image_tokens, max_tokens, image_size
         self.limits = {"val": val_samples, "test": test_samples}
         self.check_leaks = check_leaks
+        self.augmentation = Augmentation(random_crop, flip)
+        self.length_bucketing, self.prefetch_factor = length_bucketing, prefetch_factor
+        self.max_bad_share, self.cache_dir = max_bad_share, cache_dir
+        self.skips = {split: Skips(max_bad_share) for split in self.configs}
+        """What was left out of each split."""
         self.allow_zero_length_dataloader_with_multiple_devices = True  # Few replies, many ranks: some get none.
         self._stream: ShardStream | None = None
         self._batches_done_before = 0
@@ -121,7 +114,7 @@ class M2ChatDataModule(LightningDataModule):
         self._collator: Collator | None = None
 
     def prepare_data(self) -> None:
-        """Generates the micro world's shards on first use; refuses data that are both trained and evaluated on."""
+        """Generates the micro world's shards on first use, indexes what has no index yet, and refuses leaks."""
         for config in (config for configs in self.configs.values() for config in configs):
             parts = Path(config.path).parts
             for end in range(len(_MICRO), len(parts) + 1):
@@ -129,6 +122,9 @@ class M2ChatDataModule(LightningDataModule):
                     from m2chat.data.micro_world import ensure_micro_shards
 
                     ensure_micro_shards(Path(*parts[:end]))
+        function = self.trainer.state.fn if self.trainer else None
+        for split in _SPLITS.get(function.value, ()) if function else ():
+            self._open(split)
         if self.check_leaks and self.configs["train"]:
             self._refuse_overlap()
             refuse_leaks(self._open("train"), {split: self._open(split) for split in ("val", "test")})
@@ -139,25 +135,28 @@ class M2ChatDataModule(LightningDataModule):
         if self._collator is None:
             layout = Layout(M2ChatTokenizer(self.language_model), self.num_image_tokens, self.max_tokens)
             vision = VisionInput.of(self.vision_encoder)
-            self._collator = Collator(layout, CaptionTokens(self.image_decoder), vision, self.image_size)
+            captions = CaptionTokens(self.image_decoder)
+            self._collator = Collator(layout, captions, vision, self.image_size, self.augmentation)
         return self._collator
 
     def train_dataloader(self) -> StreamLoader:
         """Training batches; every iteration is an epoch, or the rest of one after resuming."""
         self._refuse_overlap()
         sources = self._open("train")
-        self._stream = ShardStream(sources, self.batch_size, self.seed, self.samples_per_epoch, *_rank_of_ranks())
+        self._stream = ShardStream(
+            sources, self.batch_size, self.seed, self.samples_per_epoch, *_rank_of_ranks(), self.length_bucketing
+        )
         for name in ("seed", "manifest"):
             if self._resumed and self._resumed[name] != getattr(self._stream, name):
                 log.warning(
                     "the checkpoint was trained with another %s of the data (%s, now %s): the order of the samples is "
                     "a new one, so the rest of this epoch may repeat or miss some",
-                    "seed" if name == "seed" else "set of shards or weights",
+                    "seed" if name == "seed" else "set of shards, weights or length_bucketing",
                     self._resumed[name],
                     getattr(self._stream, name),
                 )
         self._seek()
-        return StreamLoader(self._stream, self.collator, self.num_workers, self._seek)
+        return self._loader("train", self._stream, self._seek)
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
         """Every reply to validate on, once."""
@@ -193,10 +192,12 @@ class M2ChatDataModule(LightningDataModule):
         epoch = int(progress.processed) if progress else 0
         place = self._resumed
         if place and place["samples_seen"] >= self._stream.size:  # `samples_per_epoch` has become smaller.
-            place = {"epoch": place["epoch"] + 1, "samples_seen": 0, "batches_seen": 0}
+            place = {**place, "epoch": place["epoch"] + 1, "samples_seen": 0, "batches_seen": 0, "before": None}
         # Lightning may still count the epoch that the checkpoint has finished.
         if place and place["epoch"] >= epoch:
-            self._stream.start_at(place["epoch"], place["samples_seen"], place["batches_seen"])
+            # Checkpoints of former versions know neither of the last two.
+            further = place.get("before"), place.get("group")
+            self._stream.start_at(place["epoch"], place["samples_seen"], place["batches_seen"], *further)
         else:
             self._stream.start_at(epoch)
 
@@ -206,19 +207,34 @@ class M2ChatDataModule(LightningDataModule):
         return int(progress.processed) if progress else 0
 
     def _open(self, split: str) -> list[Source]:
-        return [Source(config, split) for config in self.configs[split]]
+        skips = self.skips[split] = Skips(self.max_bad_share)
+        sources = []
+        for config in self.configs[split]:
+            sources.append(Source(config, split, self.cache_dir, max(1, self.num_workers)))
+            skips.add(sources[-1])
+        return sources
 
     def _eval_loader(self, split: str) -> StreamLoader | list[Any]:
         sources = self._open(split)
         if not sources:
             return []
-        stream = EvalStream(sources, self.eval_batch_size, self.limits[split], *_rank_of_ranks())
-        return StreamLoader(stream, self.collator, self.num_workers)
+        return self._loader(split, EvalStream(sources, self.eval_batch_size, self.limits[split], *_rank_of_ranks()))
+
+    def _loader(
+        self, split: str, stream: ShardStream | EvalStream, seek: Callable[[], None] = lambda: None
+    ) -> StreamLoader:
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        skips = self.skips[split]
+        return StreamLoader(stream, self.collator, skips, self.num_workers, self.prefetch_factor, pin, seek)
 
     def _refuse_overlap(self) -> None:
         """Raises if a shard is trained on and validated on."""
         shards = {
-            split: {path.resolve() for config in self.configs[split] for path in find_shards(config.path, split)}
+            split: {
+                str(place.resolve() if isinstance(place, Path) else place)
+                for config in self.configs[split]
+                for place in find_shards(config.path, split, allow_pipe=config.allow_pipe, cache=self.cache_dir)
+            }
             for split in ("train", "val")
         }
         if both := sorted(shards["train"] & shards["val"]):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
-from m2chat.data.shards import UNKNOWN, Shard, find_shards, open_shard
+from m2chat.data.index import open_shards
+from m2chat.data.remote import CACHE
+from m2chat.data.shards import find_shards
 from m2chat.data.sources import sample_of
 from m2chat.errors import UserError
 from m2chat.schema import KINDS, Sample
@@ -18,41 +21,56 @@ class SourceConfig:
 
     Args:
         name: What it is called in logs and results.
-        path: A ``.tar`` shard, a folder of them, or a pattern.
+        path: A ``.tar`` shard, a folder of them, or a pattern; local, or ``http(s)://``, ``s3://`` and the like.
         weight: Its share of training, relative to the other sources; 0 leaves it out.
         kinds: Kinds of sample to keep (``caption``, ``instruct``, ``dialogue``, ``edit``, ``story``); all by default.
+        allow_pipe: Whether a path ``pipe:COMMAND`` may run its command.
     """
 
     name: str
     path: str
     weight: float = 1.0
     kinds: list[str] | None = None
+    allow_pipe: bool = False
 
 
 class Source:
-    """An opened data set.
+    """An opened data set: its good samples. The bad ones are counted, and never have a place in any order.
 
     Args:
         config: What to read.
         setting: Name of the setting, for errors.
+        cache: Where what cannot stand beside the shards is kept.
+        threads: How many shards are read at once, where there is no index yet.
 
     Raises:
-        UserError: If there are no shards or no sample is left, or a kind does not exist.
+        UserError: If there are no shards or no good sample is left, or a kind does not exist.
     """
 
-    def __init__(self, config: SourceConfig, setting: str = "source") -> None:
+    def __init__(self, config: SourceConfig, setting: str = "source", cache: str = CACHE, threads: int = 1) -> None:
         if unknown := set(config.kinds or ()) - set(KINDS):
             raise UserError(f"{setting} {config.name!r}: kinds={sorted(unknown)}: choose from {', '.join(KINDS)}")
         self.config, self.name = config, config.name
-        self.shards: list[Shard] = [
-            open_shard(path) for path in find_shards(config.path, f"{setting} {config.name!r}: path")
+        named = f"{setting} {config.name!r}: path"
+        places = find_shards(config.path, named, allow_pipe=config.allow_pipe, cache=cache)
+        self.shards = open_shards(places, cache, threads)
+        entries = [entry for shard in self.shards for entry in shard.entries]
+        self.samples = len(entries)
+        self.faults = Counter(entry.fault for entry in entries if entry.fault)
+        """Bad samples by reason."""
+        self.files_left_out: Counter[str] = sum((Counter(shard.skipped) for shard in self.shards), Counter())
+        """Files that belong to no sample, by reason."""
+        wanted = set(config.kinds or KINDS)
+        self.kept = [
+            [i for i, entry in enumerate(shard.entries) if not entry.fault and entry.kind in wanted]
+            for shard in self.shards
         ]
-        wanted = {*(config.kinds or KINDS), UNKNOWN}  # What cannot be told is kept, and counted when it is read.
-        self.kept = [[i for i, entry in enumerate(shard.entries) if entry.kind in wanted] for shard in self.shards]
         if not len(self):
             kinds = f" of the kinds {config.kinds}" if config.kinds else ""
+            bad = ", ".join(f"{count} x {why}" for why, count in (self.faults + self.files_left_out).most_common())
             raise UserError(
-                f"{setting} {config.name!r}: path={config.path!r} holds no sample{kinds}: see `m2chat data`"
+                f"{setting} {config.name!r}: path={config.path!r} holds no sample{kinds}"
+                f"{f' (left out: {bad})' if bad else ''}: see `m2chat data`"
             )
 
     def __len__(self) -> int:
@@ -62,11 +80,17 @@ class Source:
         """One sample, by its shard and its place among the kept ones.
 
         Raises:
-            BadSample: If it is broken.
+            BadSample: If it has become bad since it was indexed.
+            OSError: If it cannot be read.
         """
         place = self.kept[shard][index]
         opened = self.shards[shard]
         return sample_of(opened.members(place), opened.entries[place].key, self.name)
+
+    def lengths(self, shard: int, index: int) -> dict[int, int]:
+        """Turn and length, in bytes of text, of each reply of a sample; nothing is read for it."""
+        entry = self.shards[shard].entries[self.kept[shard][index]]
+        return dict(zip(entry.replies, entry.lengths, strict=True))
 
     def replies(self) -> Iterator[tuple[int, int, int]]:
         """Every reply of every sample in order: shard, index among the kept ones, turn."""
@@ -78,5 +102,5 @@ class Source:
     @property
     def manifest(self) -> str:
         """What the order depends on: names and sizes of the shards."""
-        shards = [f"{Path(s.path).name}:{len(kept)}" for s, kept in zip(self.shards, self.kept, strict=True)]
+        shards = [f"{PurePosixPath(s.path).name}:{len(kept)}" for s, kept in zip(self.shards, self.kept, strict=True)]
         return f"{self.name}*{self.config.weight}[{','.join(shards)}]"

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from m2chat.data.images import BadImage, load_image
+from m2chat.data.index import MAX_MEMBER, SUFFIXES
 from m2chat.data.manifest import NAME, Listed, read_manifest, sha256_of
 from m2chat.data.peek import is_picture, peek
 from m2chat.data.prints import identity, record_of
-from m2chat.data.shards import MAX_MEMBER, SUFFIXES, find_shards
-from m2chat.data.sources import PICTURES, SCHEMA, BadSample
+from m2chat.data.record import SCHEMA
+from m2chat.data.shards import local_shards
+from m2chat.data.sources import PICTURES, BadSample
 from m2chat.errors import UserError
 
 _BLOCK = 512
@@ -81,7 +83,7 @@ def check(path: str | Path) -> Report:
     Raises:
         UserError: If there are no shards.
     """
-    shards = find_shards(path, "PATH")
+    shards = local_shards(path, "PATH")
     report = Report(shards=len(shards))
     listed: dict[Path, dict[str, Listed] | None] = {}
     for folder in dict.fromkeys(shard.parent for shard in shards):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -108,3 +109,44 @@ def batches_of(start: int, stop: int, batch_size: int, rank: int, ranks: int, *,
     first = start + whole * step + rank * share + min(rank, extra)
     last = range(first, first + share + (rank < extra))
     return [*found, last] if last else found
+
+
+def positions_used(start: int, stop: int, batch_size: int, ranks: int) -> int:
+    """Behind the last position that all ranks together use if they get batches of one size, see `batches_of`."""
+    left = stop - start
+    return stop - (left % (batch_size * ranks)) % ranks
+
+
+class Buckets:
+    """An order in which the positions of a batch have sequences of like length, so that little is padded.
+
+    The positions of a window are sorted by length and cut into groups, one a batch of all ranks; the groups are
+    shuffled. Whatever is left over behind the last whole group but one keeps its place: up to ``ranks - 1`` of the
+    last positions of an epoch may be left to the next, and those must be the last of the order too.
+
+    Args:
+        size: Positions of an epoch.
+        window: Groups of a window.
+        group: Positions of a group.
+        length: Of the sequence at a position.
+        seed: Of the order of the groups, in words.
+    """
+
+    def __init__(self, size: int, window: int, group: int, length: Callable[[int], int], seed: str) -> None:
+        self._sorted = max(0, size // group - 1) * group
+        self._window, self._group, self._length, self._seed = window * group, group, length, seed
+        self._at, self._order = -1, list[int]()
+
+    def __call__(self, place: int) -> int:
+        """The position that stands at a place of the order."""
+        if place >= self._sorted:
+            return place
+        window, offset = divmod(place, self._window)
+        if window != self._at:
+            start = window * self._window
+            positions = range(start, min(start + self._window, self._sorted))
+            ordered = sorted(positions, key=lambda position: (self._length(position), position))
+            groups = [ordered[k : k + self._group] for k in range(0, len(ordered), self._group)]
+            random.Random(f"{self._seed}/{window}").shuffle(groups)
+            self._at, self._order = window, [position for group in groups for position in group]
+        return self._order[offset]

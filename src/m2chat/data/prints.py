@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2chat.data.record import SCHEMA
 from m2chat.data.shards import Shard
-from m2chat.data.sources import PICTURES, SCHEMA, BadSample
+from m2chat.data.sources import PICTURES, BadSample
 
 WHAT = ("id", "picture", "conversation", "id and words")
 """What a print is of; `Prints.what` holds indices into it."""

@@ -16,18 +16,14 @@ from typing import Any, NamedTuple
 from torch.utils.data import IterableDataset, get_worker_info
 
 from m2chat.data.dataset import Source
-from m2chat.data.order import Mixture, Shuffle, batches_of
+from m2chat.data.order import Buckets, Mixture, Shuffle, batches_of, positions_used
 from m2chat.data.sources import BadSample
 from m2chat.errors import UserError
 from m2chat.schema import Sample
-from m2chat.text.view import replies_of, segments_of
+from m2chat.text.view import segments_of
 
 log = logging.getLogger(__name__)
 
-BAD_SHARE = 0.05
-"""Share of bad samples above which reading stops: then something is wrong with the data set, not with a file."""
-_FEWEST = 200
-_LOG_EVERY = 1000
 _TRIES = 100
 
 
@@ -39,12 +35,16 @@ class Item(NamedTuple):
         turn: Index of the reply in its turns.
         target: Segment of the reply whose picture is drawn; None means the first that has one.
         position: Of the item in its epoch, the same for any number of ranks and workers.
+        lot: What any further choice about it depends on; empty where nothing is left to chance.
+        missed: Source and reason of each sample that could not be read in its place.
     """
 
     sample: Sample
     turn: int
     target: int | None = None
     position: int = 0
+    lot: str = ""
+    missed: tuple[tuple[str, str], ...] = ()
 
 
 class _Stream(IterableDataset[list[Item]]):
@@ -65,8 +65,6 @@ class _Stream(IterableDataset[list[Item]]):
         self.sources, self.batch_size, self.size = list(sources), batch_size, size
         self.rank, self.ranks = rank, ranks
         self.start = 0
-        self.counts: Counter[str] = Counter()
-        self.read = 0
 
     def _batches(self) -> list[range]:
         return batches_of(self.start, self.size, self.batch_size, self.rank, self.ranks, even=self.even)
@@ -78,46 +76,43 @@ class _Stream(IterableDataset[list[Item]]):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         # Whole batches a worker: the loader takes them from the workers in turn, which restores their order.
-        for positions in self._batches()[first::step]:
-            items = [item for position in positions if (item := self.item(position)) is not None]
+        for places in self._batches()[first::step]:
+            missed: list[tuple[str, str]] = []
+            items = [item for place in places if (item := self.item(self.position(place), missed)) is not None]
             if items:
-                yield items
+                yield [items[0]._replace(missed=tuple(missed)), *items[1:]]
 
-    def item(self, position: int) -> Item | None:
-        """What stands at a position, None if it is broken and nothing may stand in for it."""
+    def position(self, place: int) -> int:
+        """The position at a place of the order in which they are used."""
+        return place
+
+    def item(self, position: int, missed: list[tuple[str, str]]) -> Item | None:
+        """What stands at a position, None if it cannot be read and nothing may stand in for it.
+
+        Args:
+            position: In the epoch.
+            missed: Gets source and reason of each sample that could not be read.
+        """
         raise NotImplementedError
 
-    def _read(self, source: Source, shard: int, index: int) -> Sample | None:
-        """A sample, or None and a count of the reason."""
-        self.read += 1
+    def _read(self, source: Source, shard: int, index: int, missed: list[tuple[str, str]]) -> Sample | None:
+        """A sample, or None if what was good when it was indexed cannot be read any more."""
         try:
             return source.read(shard, index)
         except (BadSample, OSError) as error:
             reason = error.reason if isinstance(error, BadSample) else f"unreadable file ({type(error).__name__})"
-        self.counts[reason] += 1
-        if self.counts[reason] % _LOG_EVERY == 1:
-            entry = source.shards[shard].entries[source.kept[shard][index]]
-            log.warning(
-                "skipped sample %s of %s: %s (%d so far)",
-                entry.key,
-                source.shards[shard].path,
-                reason,
-                self.counts[reason],
-            )
-        if self.read >= _FEWEST and self.counts.total() > BAD_SHARE * self.read:
-            reasons = ", ".join(f"{count} x {why}" for why, count in self.counts.most_common())
-            raise UserError(
-                f"{self.counts.total()} of {self.read} samples are bad, more than {BAD_SHARE:.0%}: {reasons}. "
-                f"Check the shards of {', '.join(item.config.path for item in self.sources)}"
-            )
+        missed.append((source.name, reason))
         return None
 
 
 class ShardStream(_Stream):
     """Training: a weighted mixture without end, cut into epochs.
 
-    Epoch e goes on where epoch e-1 ended, so that a source is seen once in full before any of it is seen again.
-    A bad sample is replaced by the next good one of its source.
+    An epoch goes on where the one before it ended, so that a source is seen once in full before any of it is seen
+    again. Up to ``ranks - 1`` positions at the end of an epoch, too few to give each rank one, are left to the next.
+
+    Bad samples have no place in the order. If a sample has become unreadable since it was indexed, the next good one
+    of its source stands in for it, a repetition: nobody could know of it without asking all other ranks.
 
     Args:
         sources: What to read; those of weight 0 are left out.
@@ -126,6 +121,7 @@ class ShardStream(_Stream):
         samples_per_epoch: Positions of an epoch, over all ranks; all samples of the sources by default.
         rank: Which rank this is.
         ranks: How many there are.
+        bucket_window: Batches among which sequences of like length are brought together; 0 leaves the order as it is.
 
     Raises:
         UserError: If no source has a weight above 0, or an epoch has not one sample for each rank.
@@ -141,6 +137,7 @@ class ShardStream(_Stream):
         samples_per_epoch: int | None = None,
         rank: int = 0,
         ranks: int = 1,
+        bucket_window: int = 0,
     ) -> None:
         used = [source for source in sources if source.config.weight > 0]
         if not used:
@@ -150,21 +147,45 @@ class ShardStream(_Stream):
         if size < ranks:
             raise UserError(f"samples_per_epoch={size} is less than one sample for each of {ranks} ranks: raise it")
         super().__init__(used, batch_size, size, rank, ranks)
-        self.seed = seed
-        self.epoch, self.batches_before = 0, 0
+        self.seed, self.bucket_window = seed, bucket_window
+        self.epoch, self.batches_before, self.before = 0, 0, 0
         self._mixture = Mixture([source.config.weight for source in used])
         self._orders = [Shuffle([len(kept) for kept in source.kept], seed, source.name) for source in used]
-        self.manifest = hashlib.sha256("\n".join(source.manifest for source in used).encode()).hexdigest()[:16]
+        order = "\n".join(source.manifest for source in used) + (f"\nbuckets:{bucket_window}" if bucket_window else "")
+        self.manifest = hashlib.sha256(order.encode()).hexdigest()[:16]
+        self.start_at(0)
 
-    def start_at(self, epoch: int, samples_seen: int = 0, batches_seen: int = 0) -> None:
+    def start_at(
+        self,
+        epoch: int,
+        samples_seen: int = 0,
+        batches_seen: int = 0,
+        before: int | None = None,
+        group: int | None = None,
+    ) -> None:
         """Goes to a place.
 
         Args:
             epoch: From 0.
             samples_seen: Positions of it that all ranks together have used.
             batches_seen: Batches in which they did; they count in the length, as Lightning wants it.
+            before: Positions used before the epoch; by default as many as this number of ranks uses.
+            group: Samples of a batch of all ranks with which the epoch was begun; by default as now.
         """
-        self.epoch, self.start, self.batches_before = epoch, samples_seen, batches_seen
+        if before is None:
+            steps = epoch - self.epoch
+            whole = positions_used(0, self.size, self.batch_size, self.ranks)
+            before = self.before if not steps else self._end() + (steps - 1) * whole if steps > 0 else epoch * whole
+        self.epoch, self.before = epoch, before
+        self.start, self.batches_before = samples_seen, batches_seen
+        self.group = group or self.batch_size * self.ranks
+        self._buckets = None
+        if self.bucket_window:
+            self._buckets = Buckets(self.size, self.bucket_window, self.group, self._length, f"{self.seed}/{epoch}")
+
+    def _end(self) -> int:
+        """Positions used up to the end of this epoch."""
+        return self.before + positions_used(self.start, self.size, self.batch_size, self.ranks)
 
     def __len__(self) -> int:
         """Batches of the epoch, those before the place where it was resumed included."""
@@ -178,33 +199,55 @@ class ShardStream(_Stream):
         """
         samples = self.start + (batches_seen - self.batches_before) * self.batch_size * self.ranks
         place = {"epoch": self.epoch, "samples_seen": min(samples, self.size), "batches_seen": batches_seen}
+        place |= {"before": self.before, "group": self.group}
         if batches_seen >= len(self):
+            group = self.batch_size * self.ranks
             place = {"epoch": self.epoch + 1, "samples_seen": 0, "batches_seen": 0}
+            place |= {"before": self._end(), "group": group}
         return {**place, "seed": self.seed, "manifest": self.manifest}
 
-    def item(self, position: int) -> Item | None:
+    def position(self, place: int) -> int:
+        """The position at a place of the order in which they are used."""
+        return place if self._buckets is None else self._buckets(place)
+
+    def item(self, position: int, missed: list[tuple[str, str]]) -> Item:
         """The reply at a position of the epoch."""
-        which, draw = self._mixture(self.epoch * self.size + position)
-        source = self.sources[which]
+        source, which, draw = self._draw(position)
         for offset in range(_TRIES):
-            sample = self._read(source, *self._orders[which](draw + offset))
+            sample = self._read(source, *self._orders[which](draw + offset), missed)
             if sample is not None:
-                return self._choose(sample, position)
+                return self._choose(sample, source.lengths(*self._orders[which](draw + offset)), position)
+        reasons = ", ".join(f"{count} x {why}" for (_, why), count in Counter(missed).most_common())
         raise UserError(
-            f"source {source.name!r}: {_TRIES} bad samples in a row ({dict(self.counts)}): check {source.config.path}"
+            f"source {source.name!r}: {_TRIES} unreadable samples in a row ({reasons}): check {source.config.path}"
         )
 
-    def _choose(self, sample: Sample, position: int) -> Item:
+    def _draw(self, position: int) -> tuple[Source, int, int]:
+        """Source of a position, its number, and how often it was drawn before."""
+        which, draw = self._mixture(self.before + position)
+        return self.sources[which], which, draw
+
+    def _rng(self, position: int) -> random.Random:
+        return random.Random(f"{self.seed}/{self.epoch}/{position}")
+
+    def _choose(self, sample: Sample, replies: dict[int, int], position: int) -> Item:
         """One reply of a conversation and one of its pictures, by lot."""
-        rng = random.Random(f"{self.seed}/{self.epoch}/{position}")
-        turn = rng.choice(replies_of(sample))
+        rng = self._rng(position)
+        turn = rng.choice([*replies])
         _, pictures = segments_of(sample.turns[turn], sample)
         drawn = [segment for segment, picture in enumerate(pictures) if picture is not None]
-        return Item(sample, turn, rng.choice(drawn) if drawn else None, position)
+        lot = f"{self.seed}/{self.epoch}/{position}/look"
+        return Item(sample, turn, rng.choice(drawn) if drawn else None, position, lot)
+
+    def _length(self, position: int) -> int:
+        """Of the sequence at a position: the same lot as in `_choose` decides, but nothing is read."""
+        source, which, draw = self._draw(position)
+        lengths = source.lengths(*self._orders[which](draw))
+        return lengths[self._rng(position).choice([*lengths])]
 
 
 class EvalStream(_Stream):
-    """Evaluation: every reply of every sample once and in order, on whichever rank; bad samples are left out.
+    """Evaluation: every reply of every good sample once and in order, on whichever rank.
 
     Args:
         sources: What to read.
@@ -222,8 +265,8 @@ class EvalStream(_Stream):
         self._views = [views[k * len(views) // size] for k in range(size)]
         super().__init__(sources, batch_size, size, rank, ranks)
 
-    def item(self, position: int) -> Item | None:
-        """The reply at a position, None if its sample is broken."""
+    def item(self, position: int, missed: list[tuple[str, str]]) -> Item | None:
+        """The reply at a position, None if its sample has become unreadable."""
         number, shard, index, turn = self._views[position]
-        sample = self._read(self.sources[number], shard, index)
+        sample = self._read(self.sources[number], shard, index, missed)
         return None if sample is None else Item(sample, turn, None, position)

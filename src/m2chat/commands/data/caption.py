@@ -68,10 +68,12 @@ class Captioner:
         """Greedy captions of pictures, RGB (H, W, 3) of 0-255."""
         import torch
 
-        from m2chat.data.images import normalised, resize_crop
+        from m2chat.data.images import normalise_, resize_crop
 
-        size, mean, std = self.vision.size, self.vision.mean, self.vision.std
-        shown = torch.stack([normalised(resize_crop(pixels, size)[0], mean, std) for pixels in pictures])
+        squares = [torch.from_numpy(resize_crop(pixels, self.vision.size)[0]) for pixels in pictures]
+        shown = torch.stack(
+            [normalise_(square.permute(2, 0, 1).float(), self.vision.mean, self.vision.std) for square in squares]
+        )
         with torch.no_grad():
             output = self.llama.generate(
                 torch.tensor([self.prompt] * len(pictures), device=self.device),
@@ -136,12 +138,12 @@ def run(options: argparse.Namespace) -> None:
         UserError: If there are no shards, or they would be written onto themselves.
     """
     from m2chat.data.converters.progress import write_index
-    from m2chat.data.shards import find_shards, open_shard
+    from m2chat.data.shards import local_shards, open_shard
     from m2chat.data.tars import write_tar
     from m2chat.errors import UserError
     from m2chat.models.config import BackboneConfig
 
-    paths = find_shards(options.shards, "SHARDS")
+    paths = local_shards(options.shards, "SHARDS")
     if any(path.parent.resolve() == options.dst.resolve() for path in paths):
         raise UserError(f"DST: {options.dst} holds the shards themselves: choose another folder")
     backbone = BackboneConfig(

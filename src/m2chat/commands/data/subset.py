@@ -147,7 +147,8 @@ def _draws(shard: Shard, choice: Choice) -> Iterator[tuple[int, int]]:
     import numpy as np
 
     from m2chat.data.prints import digest, identity, prints_of_shard, record_of, without_pictures
-    from m2chat.data.sources import PICTURES, SCHEMA, BadSample, outline
+    from m2chat.data.record import SCHEMA
+    from m2chat.data.sources import PICTURES, BadSample, outline
 
     known: set[int] = set()
     if choice.known:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture, Reject
 from m2chat.data.converters.phrases import caption_draft
-from m2chat.data.shards import Entry, find_shards, open_shard
+from m2chat.data.shards import Entry, local_shards, open_shard
 from m2chat.data.sources import PICTURES, BadSample, pair_facts
 
 
 def drafts(job: Job) -> Drafts:
     """A caption pair for every key."""
-    for path in find_shards(job.src, "SRC"):
+    for path in local_shards(job.src, "SRC"):
         shard = open_shard(path)
         with path.open("rb") as file:
             for entry in shard.entries:

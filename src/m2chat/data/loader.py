@@ -1,0 +1,143 @@
+"""From a stream to batches: worker processes, pinned memory, and counts of what was left out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from m2chat.data.collate import Collator
+from m2chat.data.dataset import Source
+from m2chat.data.stream import EvalStream, Item, ShardStream
+from m2chat.errors import UserError
+from m2chat.schema import Batch
+
+log = logging.getLogger(__name__)
+
+_FEWEST = 200
+"""Samples from which on a share of bad ones tells something about a data set."""
+_LOG_EVERY = 1000
+_NO_LOSS = ("link or device", "unknown suffix", "duplicate")
+"""Files that lie in a tar without being part of a sample: left out, but no sample is lost with them."""
+
+
+class Skips:
+    """What was left out, by source and reason.
+
+    Args:
+        limit: Share of bad samples above which the run stops: then something is wrong with a data set, not with a
+            file.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.indexed: Counter[tuple[str, str]] = Counter()
+        """Found when the shards were indexed: the same on every rank."""
+        self.missed: Counter[tuple[str, str]] = Counter()
+        """Could not be read by this rank, although they were good when the shards were indexed."""
+        self._samples, self._read = 0, 0
+
+    def add(self, source: Source) -> None:
+        """Takes in what is known of a source.
+
+        Raises:
+            UserError: If too many samples of all sources so far are bad.
+        """
+        self._samples += source.samples
+        for reason, count in (source.faults + source.files_left_out).items():
+            self.indexed[source.name, reason] += count
+        lost = Counter({key: count for key, count in self.indexed.items() if key[1] not in _NO_LOSS})
+        self._judge(lost, self._samples)
+
+    def note(self, missed: Iterable[tuple[str, str]], read: int) -> None:
+        """Takes in what was found while reading a batch.
+
+        Raises:
+            UserError: If too many samples cannot be read.
+        """
+        self._read += read
+        for key in missed:
+            self.missed[key] += 1
+            if self.missed[key] % _LOG_EVERY == 1:
+                log.warning("%s: a sample was skipped: %s (%d so far)", *key, self.missed[key])
+        self._judge(self.missed, self._read + self.missed.total())
+
+    def _judge(self, bad: Counter[tuple[str, str]], samples: int) -> None:
+        if samples >= _FEWEST and bad.total() > self.limit * samples:
+            reasons = ", ".join(f"{name}: {count} x {why}" for (name, why), count in bad.most_common())
+            raise UserError(
+                f"{bad.total()} of {samples} samples are bad, more than max_bad_share={self.limit:.0%}: {reasons}. "
+                "Repair the shards (`m2chat data inspect PATH` looks at one), or raise data.max_bad_share"
+            )
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """A batch, and what was missed for it: a worker process tells it with the batch."""
+
+    collator: Collator
+
+    def __call__(self, items: Sequence[Item]) -> tuple[Batch, list[tuple[str, str]]]:
+        return self.collator(items), [key for item in items for key in item.missed]
+
+
+class StreamLoader:
+    """Batches of a stream, from its place on.
+
+    Each iteration starts fresh worker processes, if any: they inherit the place of the stream, and at some 0.1 s an
+    epoch need not be persistent.
+
+    Args:
+        stream: What to read.
+        collator: Makes the batches.
+        skips: Counts what could not be read.
+        num_workers: Worker processes.
+        prefetch_factor: Batches that each of them prepares ahead.
+        pin_memory: Whether the batches go into pinned memory, from where a GPU fetches them while it computes.
+        seek: Called before each iteration to bring the stream to its place.
+    """
+
+    def __init__(
+        self,
+        stream: ShardStream | EvalStream,
+        collator: Collator,
+        skips: Skips,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        pin_memory: bool = False,
+        seek: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.stream, self.collator, self.skips = stream, collator, skips
+        self.num_workers, self.prefetch_factor, self.pin_memory = num_workers, prefetch_factor, pin_memory
+        self._seek = seek
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._seek()  # Now, not with the first batch: Lightning's counters move in between.
+        loader: DataLoader[Any] = DataLoader(
+            self.stream,
+            batch_size=None,
+            collate_fn=_Collate(self.collator),
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor if self.num_workers else None,
+            pin_memory=self.pin_memory,
+        )
+        return self._counted(iter(loader))
+
+    def _counted(self, batches: Iterator[tuple[Batch, list[tuple[str, str]]]]) -> Iterator[Batch]:
+        for batch, missed in batches:
+            self.skips.note(missed, len(batch))
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module keeps the place. Lightning takes the method as the sign of exact resuming."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do, see `state_dict`."""

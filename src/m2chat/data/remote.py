@@ -1,0 +1,176 @@
+"""Shards that lie elsewhere: ``http(s)://``, ``s3://`` and whatever else fsspec knows, and what a command prints."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from urllib.parse import urlsplit
+
+from m2chat.errors import UserError
+
+PIPE = "pipe:"
+CACHE = "~/.cache/m2chat"
+"""Default folder for what cannot lie beside the shards: indices of remote and read-only ones, output of pipes."""
+_TRIES, _PAUSE = 3, 1.0
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, order=True)
+class Url:
+    """Where a remote shard lies; it has the few attributes of a path that shards need.
+
+    Args:
+        address: With its protocol, such as ``s3://bucket/cc3m/00000.tar``.
+    """
+
+    address: str
+
+    @property
+    def name(self) -> str:
+        """The last part, without a query."""
+        return urlsplit(self.address).path.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return self.name.removesuffix(".tar")
+
+    def __str__(self) -> str:
+        return self.address
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is for fsspec or a ``pipe:``, and not of this machine's file system."""
+    return "://" in path or path.startswith(PIPE)
+
+
+def find_remote(path: str, setting: str) -> list[Url]:
+    """The tars that a remote path names, sorted; whether a single one exists is seen when it is opened.
+
+    Args:
+        path: A tar, a folder of them where the server lists folders, or a pattern with ``*`` and ``[]``.
+        setting: Name of the setting, for errors.
+
+    Raises:
+        UserError: If the protocol is unknown, its package is missing, or nothing is found.
+    """
+    system, place = _system(path, setting)
+    if "*" not in path and "[" not in path and Url(path).name.endswith(".tar"):
+        return [Url(path)]
+    try:
+        found = _patiently(lambda: system.glob(place if "*" in path or "[" in path else f"{place.rstrip('/')}/*.tar"))
+    except OSError as error:
+        raise UserError(f"{setting}={path!r} cannot be listed ({error}): name the shards one by one") from error
+    shards = sorted(Url(system.unstrip_protocol(name)) for name in found if name.endswith(".tar"))
+    if not shards:
+        raise UserError(f"{setting}={path!r} names no .tar: give one, a folder that can be listed or a pattern")
+    return shards
+
+
+def fetch(command: str, folder: Path, setting: str, *, allowed: bool) -> Path:
+    """What a command prints, kept in a file, so that its samples can be read in any order; it runs once only.
+
+    Args:
+        command: With its ``pipe:``.
+        folder: Where to keep it.
+        setting: Name of the setting, for errors.
+        allowed: Whether the configuration allows it by name.
+
+    Raises:
+        UserError: If it is not allowed, or fails.
+    """
+    if not allowed:
+        raise UserError(
+            f"{setting}={command!r} would run a command, which a path must not do unasked: use an http://, s3:// or "
+            "local path, or give that source `allow_pipe: true` if you wrote the command yourself"
+        )
+    target = folder / "pipes" / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.tar"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            done = subprocess.run(command.removeprefix(PIPE), shell=True, stdout=file, stderr=subprocess.PIPE)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()[-500:]
+            raise UserError(f"{setting}={command!r} ended with {done.returncode}: {said or 'it said nothing'}")
+        os.replace(name, target)
+    finally:
+        with suppress(FileNotFoundError):  # It has its name by now.
+            os.unlink(name)
+    return target
+
+
+def stamp(url: Url, setting: str) -> dict[str, Any]:
+    """What changes when a remote file does: its size and whatever the server tells of its version.
+
+    Raises:
+        UserError: If it does not exist or cannot be reached.
+    """
+    system, place = _system(url.address, setting)
+    try:
+        info = _patiently(lambda: system.info(place))
+    except OSError as error:
+        raise UserError(f"{setting}={url.address!r} cannot be reached: {error}") from error
+    changed = next((info[key] for key in ("ETag", "LastModified", "mtime", "created") if info.get(key)), "")
+    return {"bytes": info.get("size"), "changed": str(changed)}
+
+
+def opened(url: Url) -> IO[bytes]:
+    """The file, to read from its start to its end.
+
+    Raises:
+        UserError: If the server cannot give parts of a file.
+    """
+    system, place = _system(url.address, "path")
+    file: IO[bytes] = _patiently(lambda: system.open(place, "rb", block_size=2**22, cache_type="blockcache"))
+    if not file.seekable():
+        raise UserError(f"{url}: the server gives whole files only, and samples are read one by one: copy the shard")
+    return file
+
+
+def read_range(url: Url, start: int, stop: int) -> bytes:
+    """Bytes of a file.
+
+    Raises:
+        OSError: If it fails several times in a row.
+    """
+    system, place = _system(url.address, "path")
+    data: bytes = _patiently(lambda: system.cat_file(place, start=start, end=stop))
+    # A server may ignore the range and send everything.
+    return data if len(data) <= stop - start else data[start:stop]
+
+
+def _system(address: str, setting: str) -> tuple[Any, str]:
+    # Never kept: an instance must not travel into another process, and fsspec caches them itself.
+    from fsspec.core import url_to_fs
+
+    try:
+        system, place = url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{setting}={address!r}: {error}") from error
+    return system, place
+
+
+def _patiently(action: Callable[[], _T]) -> _T:
+    """Does it again after a pause if it fails, but not if the file does not exist."""
+    for attempt in range(_TRIES):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # Every file system has errors of its own.
+            if attempt == _TRIES - 1:
+                raise OSError(f"{type(error).__name__}: {error}") from error
+        time.sleep(_PAUSE * 2**attempt)
+    raise AssertionError("unreachable")
