@@ -17,16 +17,16 @@ run() { # run SUBCOMMAND CONFIG NAME [ARGUMENT ...]
 run fit stage1 stage1
 run fit stage2 stage2
 run test eval_mmdialog eval_mmdialog
-run test eval_cc3m eval_cc3m
-run test eval_coco eval_coco
-# The image decoder alone, from its own text encoders; and the adapter before any training.
-run test eval_cc3m eval_cc3m_decoder --model.init_args.evaluation.conditioner text_encoder
-run test eval_cc3m eval_cc3m_untrained --model.init_args.evaluation.weights none
 # Stage 1 under the forced layout, which it needs: it never learned the two tokens.
 run test eval_mmdialog eval_mmdialog_stage1 --model AlignModule
 # What the context picture is worth.
 run test eval_context eval_context
 run test eval_context eval_context_blank --model.init_args.evaluation.context blank
+run test eval_cc3m eval_cc3m
+# The image decoder alone, from its own text encoders; and the adapter before any training.
+run test eval_cc3m eval_cc3m_decoder --model.init_args.evaluation.conditioner text_encoder
+run test eval_cc3m eval_cc3m_untrained --model.init_args.evaluation.weights none
+run test eval_coco eval_coco
 # The same stage 2 without gate and image branch; skipped with ABLATION=0.
 if [ "${ABLATION:-1}" = 1 ]; then
   run fit stage2 stage2_gate_off --model.init_args.m3adapter.gate.mode off --model.init_args.checkpoint_root "$out/stage1"

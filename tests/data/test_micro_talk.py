@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from m2chat.commands.backbones.corpus import lesson
+from m2chat.commands.backbones.requests import request
 from m2chat.data.micro_talk import Maker
 from m2chat.evaluation.judge import judge
 from m2chat.schema import Kind, Sample
@@ -110,6 +111,8 @@ def test_answers_of_stage_2_do_not_occur_in_pretraining(train: dict[Kind, list[S
     rng = random.Random(0)
     pool = scenes_of_split("train", 1) + scenes_of_split("train", 2)
     learned = {lesson(rng.choice(pool), rng).answer for _ in range(20_000)}
+    maker = Maker("train", 3)
+    learned |= {request(maker).answer for _ in range(3000)}
     assert len(answers) > 80 and len(learned) > 5000
     assert not {template(text) for text in answers} & {template(text) for text in learned}
     assert not any(answer in text for answer in answers for text in learned)

@@ -149,10 +149,13 @@ def test_fusion_is_equation_3() -> None:
 def test_several_layers_are_mixed() -> None:
     adapter = connector(layers=(-1, 2, 1))
     states = [torch.randn(2, 3, D) * scale for scale in (1, 10, 100)]
-    mixed = adapter.mix_layers(states)
+    mixed = adapter.mix_layers(torch.stack(states))
     normal = [torch.nn.functional.layer_norm(state, (D,)) for state in states]
     torch.testing.assert_close(mixed, sum(normal) / 3)
-    assert connector().layer_weights is None and connector().mix_layers(states[:1]) is states[0]
+    assert connector().layer_weights is None and connector().mix_layers(states[0]) is states[0]
+    batch = inputs()
+    adapter(**{**batch, "states": torch.stack([batch["states"]] * 3)}).h_align.square().sum().backward()
+    assert adapter.layer_weights is not None and adapter.layer_weights.grad is not None
 
 
 def test_size_at_paper_scale() -> None:

@@ -127,8 +127,8 @@ def test_the_picture_reaches_the_condition_by_both_ways(
 ) -> None:
     batch = collator([items["edit"]])
     other = replace(batch, context_pixels=batch.context_pixels.flip(2))
-    states, f_img = micro_model.read(batch.input_ids, batch.context_pixels)
-    states_2, f_img_2 = micro_model.read(other.input_ids, other.context_pixels)
+    states, f_img, _ = micro_model.read(batch.input_ids, batch.context_pixels)
+    states_2, f_img_2, _ = micro_model.read(other.input_ids, other.context_pixels)
     both = micro_model.condition(batch, states, f_img).h_align
     for changed in ((states_2, f_img), (states, f_img_2)):
         assert (micro_model.condition(batch, *changed).h_align - both).abs().max() > 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,6 +38,18 @@ def predictions_of(outputs: Any) -> list[Prediction]:
             f"return (or None), not {type(outputs).__name__}"
         )
     return outputs
+
+
+class Network(Protocol):
+    """An encoder or extractor: on a device while it is used, freed afterwards."""
+
+    def to(self, device: torch.device) -> None:
+        """Chooses where to compute."""
+        ...
+
+    def release(self) -> None:
+        """Frees the weights; the next use loads them again."""
+        ...
 
 
 class EvaluationCallback(Callback):
@@ -104,6 +116,8 @@ class MetricCallback(EvaluationCallback, ABC):
 
     key: str
     """Names the callback's findings in the store."""
+    network: Network | None = None
+    """What it measures with, if it measures with a network."""
 
     @abstractmethod
     def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -122,15 +136,10 @@ class MetricCallback(EvaluationCallback, ABC):
         """How it measures, for ``results.json``."""
         return {}
 
-    def to(self, device: torch.device) -> None:
-        """Moves its networks."""
-
-    def release(self) -> None:
-        """Frees its networks."""
-
     def begin(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         """Empties the store; every callback does so before the first batch."""
-        self.to(module.device)
+        if self.network is not None:
+            self.network.to(module.device)
         store_of(trainer).start()
 
     def see(self, trainer: Trainer, predictions: list[Prediction], stage: Stage) -> None:
@@ -166,8 +175,9 @@ class MetricCallback(EvaluationCallback, ABC):
         return results
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Frees the networks."""
-        self.release()
+        """Frees the network."""
+        if self.network is not None:
+            self.network.release()
 
 
 def flat(rows: Sequence[Row], name: str) -> list[Any]:

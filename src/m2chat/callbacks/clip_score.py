@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from m2chat.callbacks.base import MetricCallback, count, flat
 from m2chat.evaluation.statistics import Estimate, estimate
@@ -31,15 +30,7 @@ class CLIPScore(MetricCallback):
     key = "clip_score"
 
     def __init__(self, encoder: TextImageEncoder | None = None) -> None:
-        self.encoder = encoder or OpenClipEncoder()
-
-    def to(self, device: torch.device) -> None:
-        """Moves the encoder."""
-        self.encoder.to(device)
-
-    def release(self) -> None:
-        """Frees the encoder."""
-        self.encoder.release()
+        self.network = self.encoder = encoder or OpenClipEncoder()
 
     def protocol(self) -> dict[str, Any]:
         """Which encoder."""

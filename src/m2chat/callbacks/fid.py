@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from m2chat.callbacks.base import MetricCallback, flat
@@ -29,15 +28,7 @@ class FID(MetricCallback):
     key = "fid"
 
     def __init__(self, extractor: FeatureExtractor | None = None) -> None:
-        self.extractor = extractor or MicroExtractor()
-
-    def to(self, device: torch.device) -> None:
-        """Moves the extractor."""
-        self.extractor.to(device)
-
-    def release(self) -> None:
-        """Frees the extractor."""
-        self.extractor.release()
+        self.network = self.extractor = extractor or MicroExtractor()
 
     def protocol(self) -> dict[str, Any]:
         """Which extractor."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from m2chat.data.micro_words import SMALL_TALK, STORIES
+from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES
 from m2chat.schema import Image, Kind, Sample, Turn
 from m2chat.world.captions import caption_of, parse_caption, with_article
 from m2chat.world.knowledge import MOODS, THING_OF, TOY_OF
@@ -196,13 +196,8 @@ class Maker:
     def _ask(self, talk: Talk) -> bool:
         """A question about the newest picture."""
         seen = talk.scenes[-1].attributes
-        said, answer = self.rng.choice(
-            (
-                ("which colour does it have ?", f"It looks {seen['colour']} to me ."),
-                ("what do you call that shape ?", f"I would call it {with_article(seen['shape'])} ."),
-                ("what lies behind it ?", f"There is only {seen['background']} behind it ."),
-            )
-        )
+        name, said, answer = self.rng.choice(QUESTIONS)
+        answer = answer.format(with_article(seen[name]) if name == "shape" else seen[name])
         talk.user(said)
         talk.assistant(answer)
         return True

@@ -1,4 +1,4 @@
-"""Small talk and stories of the micro world, word by word."""
+"""Small talk, questions and stories of the micro world, word by word."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ SMALL_TALK = (
     ("how are you ?", "I am fine and ready to draw ."),
     ("who are you ?", "I am a painter of small things ."),
 )
+
+QUESTIONS = (
+    ("colour", "which colour does it have ?", "It looks {} to me ."),
+    ("shape", "what do you call that shape ?", "I would call it {} ."),
+    ("background", "what lies behind it ?", "There is only {} behind it ."),
+)
+"""Attribute that is asked for, question, and the answer with a place for its value."""
 
 STORIES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (

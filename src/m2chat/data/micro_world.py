@@ -20,7 +20,7 @@ from m2chat.world.captions import alt_text, caption_of, paraphrases
 from m2chat.world.render import render
 from m2chat.world.scene import Split
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the generated data change, so that old shards are made anew."""
 SEED = 0
 
@@ -34,6 +34,8 @@ _TALKS: dict[str, tuple[Kind, dict[Split, int]]] = {
     "edit": ("edit", {"train": 3000, "val": 50, "test": 200}),
     "story": ("story", {"train": 800, "val": 15, "test": 40}),
 }
+_PARAPHRASED = 0.3
+"""Share of the CC3M-like training captions that are put in another way than the exact one."""
 _COCO: dict[Split, int] = {"train": 200, "val": 100, "test": 400}
 
 
@@ -43,6 +45,8 @@ def _pairs(name: str, split: Split, count: int) -> Iterator[tuple[str, dict[str,
     for index in range(count):
         scene = maker.scene(1 if maker.rng.random() < 0.5 else 2)
         caption = alt_text(scene) if name == "laion" else caption_of(scene)
+        if name == "cc3m" and split == "train" and maker.rng.random() < _PARAPHRASED:
+            caption = maker.rng.choice(paraphrases(scene))
         pixels = render(scene, maker.noise)
         height, width = pixels.shape[:2]
         key = f"{index:09d}"

@@ -51,7 +51,9 @@ class OpenClipEncoder:
         batch_size: Texts or pictures in one forward pass.
     """
 
-    def __init__(self, model: str = "data/micro/clip", pretrained: str | None = None, batch_size: int = 64) -> None:
+    def __init__(
+        self, model: str = "data/micro/metric_clip", pretrained: str | None = None, batch_size: int = 64
+    ) -> None:
         self.model = model
         self.pretrained = pretrained
         self.batch_size = batch_size
@@ -92,7 +94,8 @@ class OpenClipEncoder:
         elif self.model not in open_clip.list_models():
             raise UserError(
                 f"encoder model={self.model!r} is neither a folder with an open_clip_config.json nor an architecture "
-                "that open_clip knows; `make backbones` builds data/micro/clip, open_clip.list_models() lists names"
+                "that open_clip knows; `make backbones` builds data/micro/metric_clip, and open_clip.list_models() "
+                "lists names"
             )
         elif self.pretrained is None:
             raise UserError(

@@ -40,7 +40,7 @@ class FrozenFeatures:
     """What the frozen networks say of a batch; may be computed once and kept.
 
     Args:
-        states: Of the language model, (B, T, D).
+        states: Of the language model, as `M2ChatModel.read` returns them.
         e_clip: (B, Q, C).
         e_pclip: (B, P).
         latents: (n, c, h, w).
@@ -101,7 +101,7 @@ class M2ChatModel(nn.Module):
         self.m3adapter = m3adapter
         self.decoder = decoder
 
-    def read(self, input_ids: Tensor, context_pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, input_ids: Tensor, context_pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The language model's states of whole sequences.
 
         Args:
@@ -110,7 +110,8 @@ class M2ChatModel(nn.Module):
                 that all sequences share, (1, 3, S, S).
 
         Returns:
-            States that the M³Adapter reads (B, T, D), and f_img (B or 1, I, W).
+            States that the M³Adapter reads, (B, T, D), or (L, B, T, D) if it reads several layers; f_img
+            (B or 1, I, W); and the states that the next token is told from, (B, T, D).
         """
         f_img = self.clip(context_pixels)
         visual_query = self.visual_query(f_img).expand(len(input_ids), -1, -1)
@@ -118,9 +119,11 @@ class M2ChatModel(nn.Module):
         layers = self.m3adapter.config.layers
         only_last = layers == (-1,)
         output = self.llama.model(input_ids, visual_query=visual_query, output_hidden_states=not only_last)
+        last = output.last_hidden_state
         if only_last:
-            return output.last_hidden_state, f_img
-        return self.m3adapter.mix_layers([output.hidden_states[layer] for layer in layers]), f_img
+            return last, f_img, last
+        chosen = [output.hidden_states[layer] for layer in layers]
+        return torch.stack(chosen) if len(chosen) > 1 else chosen[0], f_img, last
 
     def condition(self, batch: Batch, states: Tensor, f_img: Tensor, use_image: bool = True) -> Condition:
         """The condition of the batch's pictures: the same in training and in generation."""
@@ -130,7 +133,7 @@ class M2ChatModel(nn.Module):
 
     def look_and_condition(self, batch: Batch, use_image: bool = True) -> Condition:
         """`read` and `condition`, for generation."""
-        states, f_img = self.read(batch.input_ids, batch.context_pixels)
+        states, f_img, _ = self.read(batch.input_ids, batch.context_pixels)
         return self.condition(batch, states, f_img, use_image)
 
     @torch.no_grad()
@@ -141,7 +144,7 @@ class M2ChatModel(nn.Module):
             batch: Raw inputs without context pictures, so that the empty one is looked at once for all.
             samples: n, how many of the first samples get latents.
         """
-        states, _ = self.read(batch.input_ids, batch.context_pixels[:1])
+        states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1])
         e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
         return FrozenFeatures(states, e_clip, e_pclip, self.decoder.encode_pixels(batch.target_pixels[:samples]))
 
@@ -165,17 +168,17 @@ class M2ChatModel(nn.Module):
         count = len(noise.timesteps) // noise.draws
         logits = labels = None
         if with_text:
-            states, f_img = self.read(batch.input_ids, batch.context_pixels)
+            states, f_img, last = self.read(batch.input_ids, batch.context_pixels)
             scored = batch.labels[:, 1:] >= 0
             # Most positions are not scored, and at 7B the vocabulary's logits are the largest tensor of all.
-            logits, labels = self.llama.lm_head(states[:, :-1][scored]), batch.labels[:, 1:][scored]
+            logits, labels = self.llama.lm_head(last[:, :-1][scored]), batch.labels[:, 1:][scored]
             e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
             latents = self.decoder.encode_pixels(batch.target_pixels[:count])
         else:
             features = features or self.frozen_features(batch, count)
             states, latents = features.states, features.latents
             e_clip, e_pclip = features.e_clip, features.e_pclip
-            f_img = self.clip(batch.context_pixels) if use_image else states.new_zeros(len(batch), 1, self.clip.width)
+            f_img = states.new_zeros(len(batch), 1, self.clip.width)  # stage 1 looks at no context picture
         condition = self.condition(batch, states, f_img, use_image)
         chosen = torch.arange(count, device=latents.device).repeat(noise.draws)
         noisy, target = self.decoder.diffuse(latents[chosen], noise.noise, noise.timesteps)

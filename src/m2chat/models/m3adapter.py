@@ -135,13 +135,12 @@ class M3Adapter(nn.Module):
         """The parts that stage 1 leaves alone: without context pictures only weight decay would move them."""
         return [self.norm_picture, self.image_blocks, self.gate]
 
-    def mix_layers(self, states: list[Tensor]) -> Tensor:
-        """One state sequence from those of the chosen layers, (B, T, D)."""
+    def mix_layers(self, states: Tensor) -> Tensor:
+        """One sequence of states, (B, T, D), from those of the chosen layers, (L, B, T, D) if there are several."""
         if self.layer_weights is None:
-            return states[0]
-        weights = self.layer_weights.softmax(0)
-        normal = [F.layer_norm(state, state.shape[-1:]) for state in states]  # layers differ in scale by far
-        return torch.stack([weight * state for weight, state in zip(weights, normal, strict=True)]).sum(0)
+            return states
+        normal = F.layer_norm(states, states.shape[-1:])  # layers differ in scale by far
+        return torch.einsum("l,lbtd->btd", self.layer_weights.softmax(0).to(normal.dtype), normal)
 
     def forward(
         self,
@@ -156,7 +155,7 @@ class M3Adapter(nn.Module):
         """The condition of each sample's picture.
 
         Args:
-            states: Of the language model, (B, T, D).
+            states: Of the language model, (B, T, D), or (L, B, T, D) of several layers.
             answer_mask: (B, T).
             caption_mask: (B, T).
             image_mask: (B, T).
@@ -164,6 +163,8 @@ class M3Adapter(nn.Module):
             has_context: Whether there is one, (B,).
             use_image: Whether the image branch takes part; stage 1 trains without it.
         """
+        # Mixed here and not where the frozen states come from, so that stage 1 trains the weights too.
+        states = self.mix_layers(states)
         batch = states.shape[0]
         source, mask = self.norm_states(states), caption_mask | image_mask
         semantic = self.queries.expand(batch, -1, -1)

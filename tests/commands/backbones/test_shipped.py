@@ -9,6 +9,7 @@ from m2chat.commands.backbones.clip import train_clip
 from m2chat.commands.backbones.fid_net import train_fid_net
 from m2chat.commands.backbones.llama import ROUNDS, train_language
 from m2chat.commands.backbones.manifest import LIMIT, read_manifest, verify_manifest
+from m2chat.commands.backbones.metric_clip import train_metric_clip
 from m2chat.commands.backbones.parts import PARTS
 from m2chat.commands.backbones.text_encoders import train_text_encoders
 from m2chat.commands.backbones.unet import train_unet
@@ -22,6 +23,8 @@ FLOORS = {
     ("unet", "all_right_two_objects"): 0.88,
     ("clip", "image_to_text_r1_of_500"): 0.75,
     ("clip", "text_to_image_r1_of_500"): 0.75,
+    ("metric_clip", "image_to_text_r1_of_500"): 0.75,
+    ("metric_clip", "text_to_image_r1_of_500"): 0.75,
     ("language", "copies_exactly"): 0.97,
     ("language", "describes_colour_and_shape"): 0.85,
 }
@@ -47,6 +50,7 @@ def test_recipes_repeat_the_steps_that_were_taken() -> None:
         "text_encoders": train_text_encoders,
         "unet": train_unet,
         "clip": train_clip,
+        "metric_clip": train_metric_clip,
         "fid": train_fid_net,
     }
     for name, recipe in recipes.items():

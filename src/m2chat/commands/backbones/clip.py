@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _CONFIG = {
 }
 
 
-def _text(scene: Scene, rng: random.Random) -> str:
+def text_beside(scene: Scene, rng: random.Random) -> str:
     """What the web says beside a picture: mostly a caption, sometimes only what it is like."""
     draw_ = rng.random()
     if scene.second is not None or draw_ < 0.8:
@@ -54,8 +55,25 @@ def normalise(pixels: Tensor) -> Tensor:
     return ((pixels + 1) / 2 - mean) / std
 
 
-def train_clip(folder: Path, steps: int = 1200, batch: int = 128, seed: int = 0) -> dict[str, object]:
-    """Trains and saves the CLIP model.
+def train_clip(
+    folder: Path,
+    steps: int = 1200,
+    batch: int = 128,
+    seed: int = 0,
+    text_of: Callable[[Scene, random.Random], str] = text_beside,
+    context_length: int = CONTEXT_LENGTH,
+    words: Sequence[str] = (),
+) -> dict[str, object]:
+    """Trains and saves a CLIP model.
+
+    Args:
+        folder: Where to.
+        steps: Number of steps.
+        batch: Pairs a step.
+        seed: Of everything random.
+        text_of: The text that stands beside a picture.
+        context_length: Tokens of a text with its start and end.
+        words: That become one token each, besides those of captions.
 
     Returns:
         Seed, steps and the retrieval quality on held-out scenes.
@@ -64,8 +82,9 @@ def train_clip(folder: Path, steps: int = 1200, batch: int = 128, seed: int = 0)
     from safetensors.torch import save_file
 
     rng = seed_everything(seed)
-    train_clip_tokenizer(folder)
+    train_clip_tokenizer(folder, context_length=context_length, words=words)
     config = json.loads(json.dumps(_CONFIG))
+    config["model_cfg"]["text_cfg"]["context_length"] = context_length
     config["model_cfg"]["text_cfg"]["vocab_size"] = len(
         json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     )
@@ -74,10 +93,10 @@ def train_clip(folder: Path, steps: int = 1200, batch: int = 128, seed: int = 0)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     scenes = scene_pool("train", 0.5, 16000, rng)
     pixels = normalise(to_pixels(draw(scenes, seed)))
-    schedule = Schedule("clip", adamw([model], 1e-3, 0.05), 1e-3, steps)
+    schedule = Schedule(folder.name, adamw([model], 1e-3, 0.05), 1e-3, steps)
     for _ in schedule:
         chosen = torch.randperm(len(scenes))[:batch]
-        texts = [_text(scenes[i], rng) for i in chosen.tolist()]
+        texts = [text_of(scenes[i], rng) for i in chosen.tolist()]
         image, text, scale = model(pixels[chosen], tokenize(texts))
         logits = scale * image @ text.T
         # The same text may stand beside two pictures of a batch: then both are right.

@@ -3,8 +3,8 @@
 The base model first learns to copy: without a dense warm-up it never would. Then it reads the mixed corpus, the
 pictures through the adapter's prompts; after that the base is frozen and only what an adapter file holds learns on,
 so that base folder and adapter file come apart as the real ones do. A second round adds the words of conversations:
-a word that a frozen model has never read can hardly be tuned into its mouth. A third adds requests, answered by the
-caption of what they ask for: a real LLaMA knows what "in front of snow" means, and this one must too.
+a word that a frozen model has never read can hardly be tuned into its mouth. A third makes it converse in words of its
+own, and write the caption of what is asked for when it is told to: a real LLaMA knows what "in front of snow" means.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _copy_batch(vocabulary: int, batch: int) -> Tensor:
     return torch.cat([torch.ones(batch, 1, dtype=torch.long), once, once], 1)
 
 
-ROUNDS = ((3500, 1200, False, 0.0), (1500, 700, True, 0.0), (1000, 400, True, 0.45))
+ROUNDS = ((3500, 1200, False, 0.0), (1500, 700, True, 0.0), (1400, 500, True, 0.5))
 """Steps of reading, steps of the adapter, whether the words of conversations are practised, share of requests."""
 
 

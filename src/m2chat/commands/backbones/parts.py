@@ -85,14 +85,20 @@ def _train_clip(root: Path) -> Facts:
     return train_clip(root / "clip")
 
 
-def _measure_clip(root: Path) -> Facts:
+def _measure_clip(folder: Path) -> Facts:
     import open_clip
 
     from m2chat.commands.backbones.clip import measure_clip
 
-    place = f"local-dir:{root / 'clip'}"
+    place = f"local-dir:{folder}"
     model: Any = open_clip.create_model(place)
     return measure_clip(model.float().eval(), open_clip.get_tokenizer(place))
+
+
+def _train_metric_clip(root: Path) -> Facts:
+    from m2chat.commands.backbones.metric_clip import train_metric_clip
+
+    return train_metric_clip(root / "metric_clip")
 
 
 def _train_language(root: Path) -> Facts:
@@ -127,7 +133,8 @@ PARTS: dict[str, Part] = {
     "vae": Part(("sdxl/vae",), _train_vae, measure=_measure_vae),
     # The heads that read the attributes off the states are thrown away, and with them the means to measure again.
     "text_encoders": Part(_SDXL_TEXT, _train_text_encoders),
-    "clip": Part(("clip",), _train_clip, measure=_measure_clip),
+    "clip": Part(("clip",), _train_clip, measure=lambda root: _measure_clip(root / "clip")),
+    "metric_clip": Part(("metric_clip",), _train_metric_clip, measure=lambda root: _measure_clip(root / "metric_clip")),
     "unet": Part(
         ("sdxl/unet", "sdxl/scheduler", "sdxl/model_index.json"), _train_unet, ("vae", "text_encoders"), _measure_unet
     ),

@@ -1,30 +1,99 @@
-"""Lessons from conversations whose replies are silent: what a request means, never how it is answered."""
+"""Lessons from conversations of the micro world: what a request means, and how a model talks that cannot draw.
+
+The assistant's own words are taken out of every conversation and others put in their place, so that stage 2 still has
+its replies to teach. What a request asks for is told as a caption only where the Input ends with `ASK`: a base model
+knows what "in front of snow" means, but of itself it does not answer a wish with a caption.
+"""
 
 from __future__ import annotations
 
+import random
+import re
 from dataclasses import replace
 
 from m2chat.commands.backbones.corpus import Lesson
 from m2chat.data.micro_talk import Maker
+from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES
 from m2chat.schema import Sample
-from m2chat.text.view import replies_of, view_of
-from m2chat.world import Scene
+from m2chat.text.view import View, replies_of, view_of
+from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene
+from m2chat.world.captions import with_article
+from m2chat.world.knowledge import TOY_OF
 
+ASK = "Write the caption"
+"""Last line of the Input where a caption is wanted."""
 
-def silent(sample: Sample) -> Sample:
-    """The conversation without any word of the assistant's: its pictures remain."""
-    turns = tuple(
-        turn if turn.role == "user" else replace(turn, parts=tuple(p for p in turn.parts if isinstance(p, int)))
-        for turn in sample.turns
+_KEY = re.compile(rf"\b({'|'.join((*TOY_OF.values(), *SHAPES, *SIZES, *POSITIONS, *COLOURS))})\b")
+"""What a reply may take up: a toy before anything else, since it stands first where there is one."""
+_TAKES_UP = (
+    "I would like to see the {} too .",
+    "You like the {} , sure .",
+    "The {} comes first to my mind .",
+    "So it is {} that you shall have .",
+    "I imagine the {} there .",
+    "There was one more {} in my dream .",
+)
+_SMALL = dict(
+    zip(
+        [said for said, _ in SMALL_TALK],
+        ("You are welcome here .", "It was nothing .", "It was a sweet day , thank you .", "A place of words , only ."),
+        strict=True,
     )
-    return replace(sample, turns=turns)
+)
+_SEEN = {
+    "colour": "Its colour is {} .",
+    "shape": "The shape of it is {} .",
+    "background": "The background is {} .",
+}
+_STORY = ("Your story begins there .", "What comes then ?", "It was a bright night , then it was day .")
+
+
+def _context(sample: Sample, view: View) -> Scene | None:
+    return None if view.context is None else Scene.from_attributes(sample.meta["scenes"][view.context])
+
+
+def own_words(said: str, scene: Scene | None, rng: random.Random) -> str:
+    """What the base model answers to something said, of its own accord and in text alone.
+
+    Args:
+        said: By the user.
+        scene: What the context picture shows.
+        rng: Chooses among several ways to say it.
+    """
+    if said in _SMALL:
+        return _SMALL[said]
+    for name, question, _ in QUESTIONS:
+        if said == question and scene is not None:
+            value = scene.attributes[name]
+            return _SEEN[name].format(with_article(value) if name == "shape" else value)
+    if any(said.startswith(opener) for _, opener, _ in STORIES):
+        return rng.choice(_STORY)
+    found = _KEY.findall(said)
+    toys = [word for word in found if word in TOY_OF.values()]
+    return rng.choice(_TAKES_UP).format((toys or found)[0])
+
+
+def in_own_words(sample: Sample, rng: random.Random) -> Sample:
+    """The conversation with the base model's own words in place of the assistant's; its pictures remain."""
+    turns = list(sample.turns)
+    for index in replies_of(sample):
+        view = view_of(sample, index)
+        words = own_words(view.request.instruction, _context(sample, view), rng)
+        pictures = (part for part in turns[index].parts if isinstance(part, int))
+        turns[index] = replace(turns[index], parts=(words, *pictures))
+    return replace(sample, turns=tuple(turns))
 
 
 def request(maker: Maker) -> Lesson:
-    """A request of a conversation, with what came before it, and the caption of the picture that it asks for."""
-    kind = maker.rng.choice(("instruct", "edit", "edit", "dialogue", "dialogue", "dialogue", "story"))
-    sample = silent(getattr(maker, kind)().sample(kind, kind, 0))
-    drawn = [turn for turn in replies_of(sample) if sample.turns[turn].pictures]
-    view = view_of(sample, maker.rng.choice(drawn))
-    context = None if view.context is None else Scene.from_attributes(sample.meta["scenes"][view.context])
-    return Lesson(view.request, view.reply[0].caption or "", context)
+    """A reply to a conversation: half of the time in own words, else the caption of the picture asked for."""
+    rng = maker.rng
+    kind = rng.choice(("instruct", "edit", "edit", "dialogue", "dialogue", "dialogue", "story"))
+    sample = in_own_words(getattr(maker, kind)().sample(kind, kind, 0), rng)
+    talks = rng.random() < 0.5
+    chosen = [turn for turn in replies_of(sample) if talks or sample.turns[turn].pictures]
+    view = view_of(sample, rng.choice(chosen))
+    context = _context(sample, view)
+    if talks:
+        return Lesson(view.request, view.reply[0].answer, context)
+    asked = replace(view.request, history=(*view.request.history, ASK))
+    return Lesson(asked, view.reply[0].caption or "", context)

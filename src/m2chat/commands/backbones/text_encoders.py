@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,26 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 
 
-def train_clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> None:
-    """Writes a `CLIPTokenizer` folder: byte-level BPE whose merges make each word of the world one token."""
+def train_clip_tokenizer(
+    folder: Path,
+    pad_token: str = "<|endoftext|>",
+    context_length: int = CONTEXT_LENGTH,
+    words: Sequence[str] = (),
+) -> None:
+    """Writes a `CLIPTokenizer` folder: byte-level BPE whose merges make each word of the world one token.
+
+    Args:
+        folder: Where to.
+        pad_token: What fills a text up.
+        context_length: Longest text in tokens.
+        words: That become one token each, besides those of captions.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     scenes = itertools.chain(scenes_of_split("train", 1)[:1500], scenes_of_split("train", 2)[:1500])
     texts = [text for scene in scenes for text in (alt_text(scene), *paraphrases(scene))]
-    texts += [*COLOUR_OF, *SHAPE_OF, *MOODS, "something like the"] * 50
+    texts += [*COLOUR_OF, *SHAPE_OF, *MOODS, "something like the", *words] * 50
     # The trainer sees bytes as printable characters, as CLIP's vocabulary writes them.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -54,7 +66,7 @@ def train_clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> None
     pieces += dict.fromkeys(left + right for left, right in merges)
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=CONTEXT_LENGTH)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=context_length)
     tokenizer.save_pretrained(folder)
 
 
