@@ -164,10 +164,12 @@ def are_kept(shard: Shard) -> bool:
 
 
 def _stamp(shard: Shard) -> NDArray[np.uint64]:
-    """What changes with a shard's content: when it was written, and where its files lie."""
+    """What changes with a shard's content: size and time of the file, else where its samples lie."""
     local = Path(shard.path)
-    written = local.stat().st_mtime_ns if local.is_file() else 0
-    return np.array([_VERSION, written, digest("entries", repr(shard.entries))], np.uint64)
+    if not local.is_file():
+        return np.array([_VERSION, digest("entries", repr(shard.entries))], np.uint64)
+    stat = local.stat()
+    return np.array([_VERSION, stat.st_size, stat.st_mtime_ns], np.uint64)
 
 
 def _write_whole(path: Path, data: bytes) -> None:

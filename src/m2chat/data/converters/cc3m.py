@@ -23,8 +23,10 @@ def drafts(job: Job) -> Drafts:
                 yield Reject(name, "row without two columns")
             elif not caption:
                 yield Reject(name, "no caption")
+            elif (picture := downloads.find(row, url, caption)) is None:
+                yield Reject(name, "picture missing")
             else:
-                yield caption_draft(name, downloads.find(row, url, caption), job.form, {"url": url})
+                yield caption_draft(name, picture, job.form, {"url": url})
 
 
 def _rows(job: Job) -> Iterator[tuple[int, str, str | None]]:

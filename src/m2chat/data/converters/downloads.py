@@ -33,13 +33,13 @@ class Downloads(Lookup):
         self.folder = existing(job.images, "--images", "it is the folder of the downloaded pictures")
         super().__init__(job.work / "downloads.sqlite", _found(self.folder))
 
-    def find(self, row: int, url: str, caption: str) -> Picture:
-        """The picture of a row of the list; one that cannot be read if it was not downloaded."""
+    def find(self, row: int, url: str, caption: str) -> Picture | None:
+        """The picture of a row of the list, None if it was not downloaded."""
         if "://" not in url:
             return Picture(inside(self.folder, url), caption=caption, caption_by="alt-text", media_key=url)
         found = self.get(f"url {url}") or self.get(f"row {row}")
         if found is None:
-            return Picture("", caption=caption, caption_by="alt-text", media_key=url)
+            return None
         path, offset, length, height, width = found
         size = (height, width) if height and width else None
         return Picture(path, offset, length, caption, "alt-text", url, size)

@@ -17,9 +17,9 @@ from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture, Reject
+from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture
 from m2chat.data.converters.pictures import Stored, stored
-from m2chat.data.converters.progress import Receipt, begin, finish, receipt_of, sha256_of
+from m2chat.data.converters.progress import EARLY, Receipt, begin, finish, receipt_of, reject_line, sha256_of
 from m2chat.data.converters.registry import FORMATS, load
 from m2chat.data.images import BadImage
 from m2chat.data.record import ImageRecord
@@ -44,38 +44,36 @@ def convert(job: Job) -> dict[str, Any]:
     if done is not None:
         return done
     form = FORMATS[job.format]
-    with closing(form.drafts()(job)) as drafts:
-        units = _run(job, islice(drafts, job.limit) if job.limit else drafts)
-    return finish(job, units, load(form.lists)(job) if form.lists else ())
+    reasons: Counter[str] = Counter()
+    with closing(form.drafts()(job)) as items:
+        units = _run(job, _sorted_out(job, islice(items, job.limit) if job.limit else items, reasons))
+    return finish(job, units, reasons, load(form.lists)(job) if form.lists else ())
 
 
-def _units(drafts: Drafts, size: int) -> Iterator[list[Draft | Reject]]:
-    """Cuts the stream into pieces of as many drafts as a shard has; rejects in between come along."""
-    unit: list[Draft | Reject] = []
-    count = 0
-    for item in drafts:
-        if count == size:
-            yield unit
-            unit, count = [], 0
-        unit.append(item)
-        count += isinstance(item, Draft)
-    if unit:
-        yield unit
+def _sorted_out(job: Job, items: Drafts, reasons: Counter[str]) -> Iterator[Draft]:
+    """The drafts; rejects are written down and counted, and never wait in memory, be they millions."""
+    with open(job.work / EARLY, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        for item in items:
+            if isinstance(item, Draft):
+                yield item
+            else:
+                reasons[item.reason] += 1
+                file.write(reject_line(item.id, item.reason))
 
 
-def _run(job: Job, drafts: Drafts) -> int:
+def _run(job: Job, drafts: Iterator[Draft]) -> int:
     """Makes every shard that is not there yet; returns how many units there are."""
     from tqdm import tqdm
 
     units = 0
     with tqdm(desc=job.name, unit=" samples", disable=None) as bar, _Workers(job.workers) as workers:
-        for number, unit in enumerate(_units(drafts, job.per_shard)):
-            units += 1
-            if receipt_of(job, number) is None:
-                for count in workers.submit(job, number, unit):
+        while unit := list(islice(drafts, job.per_shard)):
+            if receipt_of(job, units) is None:
+                for count in workers.submit(job, units, unit):
                     bar.update(count)
             else:
                 bar.update(len(unit))
+            units += 1
         for count in workers.rest():
             bar.update(count)
     return units
@@ -97,7 +95,7 @@ class _Workers:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_die_with_parent)
 
-    def submit(self, job: Job, number: int, unit: list[Draft | Reject]) -> Iterator[int]:
+    def submit(self, job: Job, number: int, unit: list[Draft]) -> Iterator[int]:
         """Hands over a unit; yields the sizes of those that are done meanwhile."""
         if self._pool is None:
             yield make_shard(job, number, unit)
@@ -132,7 +130,7 @@ def _die_with_parent() -> None:
         threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()
 
 
-def make_shard(job: Job, number: int, unit: list[Draft | Reject]) -> int:
+def make_shard(job: Job, number: int, unit: list[Draft]) -> int:
     """Writes one shard and its receipt.
 
     Args:
@@ -141,7 +139,7 @@ def make_shard(job: Job, number: int, unit: list[Draft | Reject]) -> int:
         unit: What goes into it.
 
     Returns:
-        Number of records.
+        Number of drafts.
     """
     rejects: list[tuple[str, str]] = []
     kinds: Counter[str] = Counter()
@@ -149,22 +147,16 @@ def make_shard(job: Job, number: int, unit: list[Draft | Reject]) -> int:
 
     def groups() -> Iterator[tuple[str, dict[str, bytes]]]:
         nonlocal pictures, uncaptioned
-        place = 0
-        for item in unit:
-            if isinstance(item, Reject):
-                rejects.append((item.id, item.reason))
-                continue
-            key = f"{number * job.per_shard + place:09d}"
-            place += 1
+        for place, draft in enumerate(unit):
             try:
-                members = _members(job, item)
+                members = _members(job, draft)
             except (BadImage, BadSample) as error:
-                rejects.append((item.id, error.reason))
+                rejects.append((draft.id, error.reason))
                 continue
-            kinds[item.kind] += 1
-            pictures += len(item.pictures)
-            uncaptioned += sum(not picture.caption for picture in item.pictures)
-            yield key, members
+            kinds[draft.kind] += 1
+            pictures += len(draft.pictures)
+            uncaptioned += sum(not picture.caption for picture in draft.pictures)
+            yield f"{number * job.per_shard + place:09d}", members
 
     path = job.dst / f"{job.name}-{number:06d}.tar"
     if write_tar(path, groups()):

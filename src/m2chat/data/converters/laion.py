@@ -52,7 +52,10 @@ def _pair(job: Job, downloads: Downloads, number: int, row: dict[str, Any]) -> D
         return Reject(name, "no caption" if url else "no url")
     if job.min_aesthetic is not None and not row.get("aesthetic", -math.inf) >= job.min_aesthetic:
         return Reject(name, f"aesthetic score below {job.min_aesthetic:g}")
-    return caption_draft(name, downloads.find(number, url, caption), job.form, {"url": url, **row})
+    picture = downloads.find(number, url, caption)
+    if picture is None:
+        return Reject(name, "picture missing")
+    return caption_draft(name, picture, job.form, {"url": url, **row})
 
 
 def _rows(path: Path, needs_score: bool) -> Iterator[dict[str, Any]]:

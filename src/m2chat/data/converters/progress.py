@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from m2chat.errors import UserError
 
 INDEX = "index.json"
 REJECTS = "rejects.jsonl"
+EARLY = "early-rejects.jsonl"
+"""Rejects of the converter itself, who looks at no picture; written anew by each run, and first in `REJECTS`."""
 _RUN_ONLY = ("dst", "workers")
 _PATHS = ("src", "images", "captions")
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A finished unit of work: a shard, unless every record of it was rejected.
+    """A finished unit of work: a shard, unless every draft of it was rejected.
 
     Args:
         unit: Number of the unit.
@@ -34,7 +37,7 @@ class Receipt:
         kinds: Samples by kind.
         pictures: Number of pictures.
         uncaptioned: Pictures without a caption.
-        rejects: Id and reason of each record that did not become a sample.
+        rejects: Id and reason of each draft that did not become a sample.
     """
 
     unit: int
@@ -139,12 +142,13 @@ def receipt_of(job: Job, unit: int) -> Receipt | None:
     return receipt if not receipt.file or (shard.is_file() and shard.stat().st_size == receipt.bytes) else None
 
 
-def finish(job: Job, units: int, lists: Iterable[tuple[str, Iterable[Any]]]) -> dict[str, Any]:
+def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str, Iterable[Any]]]) -> dict[str, Any]:
     """Writes ``rejects.jsonl``, side files and ``index.json``; the last of them says that all is complete.
 
     Args:
         job: The conversion.
         units: How many there are.
+        early: Rejects of `EARLY`, by reason.
         lists: Names and rows of side files, written as JSON lines.
 
     Returns:
@@ -157,12 +161,13 @@ def finish(job: Job, units: int, lists: Iterable[tuple[str, Iterable[Any]]]) -> 
             assert receipt is not None, f"unit {unit} of {job.dst} is gone"
             yield receipt
 
-    rows = ({"id": name, "reason": reason} for receipt in receipts() for name, reason in receipt.rejects)
-    write_whole(job.dst / REJECTS, _json_lines(rows))
+    late = (reject_line(*reject) for receipt in receipts() for reject in receipt.rejects)
+    with open(job.work / EARLY, encoding="utf-8") as file:
+        write_whole(job.dst / REJECTS, chain(file, late))
     for name, entries in lists:
         write_whole(job.dst / name, _json_lines(entries))
     kinds: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
+    reasons = early.copy()
     shards, pictures, uncaptioned = [], 0, 0
     for receipt in receipts():
         kinds.update(receipt.kinds)
@@ -206,6 +211,11 @@ def read_index(path: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or not isinstance(index.get("shards"), list):
         raise UserError(f"{path} is no index of shards: choose another folder")
     return index
+
+
+def reject_line(name: str, reason: str) -> str:
+    """A line of ``rejects.jsonl``."""
+    return json.dumps({"id": name, "reason": reason}, ensure_ascii=False) + "\n"
 
 
 def _json_lines(rows: Iterable[Any]) -> Iterator[str]:
