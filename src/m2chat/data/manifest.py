@@ -64,10 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Listed] | None:
         return None
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["shards"]
-        shards = [
-            Listed(str(row.get("name") or row["file"]), int(row["samples"]), int(row["bytes"]), str(row["sha256"]))
-            for row in rows
-        ]
+        shards = [Listed(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["sha256"])) for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no list of shards with name, samples, bytes and sha256 ({type(error).__name__}): make it anew "

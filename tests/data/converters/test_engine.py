@@ -65,7 +65,7 @@ def test_a_shard_of_rejects_alone_does_not_exist(raw: Any, run: Callable[..., An
     for number in range(1, 5):
         (raw.path / f"{number}.jpg").write_bytes(b"")
     done = run("folder", per_shard=4)
-    assert [shard["file"] for shard in done.index["shards"]] == ["own-000001.tar"]
+    assert [shard["name"] for shard in done.index["shards"]] == ["own-000001.tar"]
     assert done.index["rejects"]["empty picture file"] == 4
 
 

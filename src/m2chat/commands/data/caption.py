@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _index(folder: Path, names: list[str], writer: str, bad: Counter[str]) -> dict[str, Any]:
-    from m2chat.data.converters.progress import sha256_of
+    from m2chat.data.manifest import sha256_of
     from m2chat.data.record import SCHEMA
     from m2chat.data.shards import open_shard
 
@@ -174,7 +174,7 @@ def _index(folder: Path, names: list[str], writer: str, bad: Counter[str]) -> di
         entries = open_shard(path).entries
         kinds.update(entry.kind for entry in entries)
         pictures += sum(suffix not in ("json", "txt") for entry in entries for suffix, _, _ in entry.members)
-        shards.append({"file": name, "samples": len(entries), "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+        shards.append({"name": name, "samples": len(entries), "bytes": path.stat().st_size, "sha256": sha256_of(path)})
     return {
         "schema": SCHEMA,
         "settings": {"captions": writer},

@@ -19,9 +19,10 @@ from typing import Any
 
 from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture
 from m2chat.data.converters.pictures import Stored, stored
-from m2chat.data.converters.progress import EARLY, Receipt, begin, finish, receipt_of, reject_line, sha256_of
+from m2chat.data.converters.progress import EARLY, Receipt, begin, finish, receipt_of, reject_line
 from m2chat.data.converters.registry import FORMATS, load
 from m2chat.data.images import BadImage
+from m2chat.data.manifest import sha256_of
 from m2chat.data.record import ImageRecord
 from m2chat.data.sources import MAX_TEXT, BadSample, require_reply, to_record
 from m2chat.data.tars import write_tar

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -62,12 +61,6 @@ def write_whole(path: Path, texts: Iterable[str]) -> None:
     os.replace(part, path)
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def settings_of(job: Job) -> dict[str, Any]:
     """What decides the bytes of the shards, without the paths, which differ between machines."""
     chosen = {key: value for key, value in asdict(job).items() if key not in (*_RUN_ONLY, *_PATHS)}
@@ -103,7 +96,7 @@ def begin(job: Job) -> dict[str, Any] | None:
                 f"DST: {job.dst} holds a conversion with other settings ({found.get('settings')}): {remedy}"
             )
         for shard in found["shards"]:
-            path = job.dst / shard["file"]
+            path = job.dst / shard["name"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise UserError(f"DST: {path} is not as {index} says: {remedy}")
         shutil.rmtree(job.work, ignore_errors=True)
@@ -176,7 +169,7 @@ def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str,
         uncaptioned += receipt.uncaptioned
         if receipt.file:
             count = sum(receipt.kinds.values())
-            shards.append({"file": receipt.file, "samples": count, "bytes": receipt.bytes, "sha256": receipt.sha256})
+            shards.append({"name": receipt.file, "samples": count, "bytes": receipt.bytes, "sha256": receipt.sha256})
     index = {
         "schema": SCHEMA,
         "settings": settings_of(job),
