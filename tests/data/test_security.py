@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -87,12 +89,13 @@ def test_links_show_nothing_of_the_outside(tmp_path: Path) -> None:
 
 def test_an_index_that_lies_reads_nothing_else(tmp_path: Path) -> None:
     """Whoever can write the index beside a tar can at most spoil samples."""
-    import json
-
     tar_with(tmp_path / "a.tar", [("a.png", PNG), ("a.txt", b"good")])
     read_all(tmp_path / "a.tar")
     beside = tmp_path / "a.tar.idx.json"
-    record = json.loads(beside.read_text())
-    record["entries"][0][3] = [["txt", 10**9, 100], ["png", 0, 10]]
-    beside.write_text(json.dumps(record))
+    head, line = beside.read_text().splitlines()
+    row = json.loads(line)
+    row[3] = [["txt", 10**9, 100], ["png", 0, 10]]
+    lines = json.dumps(row) + "\n"
+    record = json.loads(head) | {"digest": hashlib.sha256(lines.encode()).hexdigest()}
+    beside.write_text(json.dumps(record) + "\n" + lines)
     assert read_all(tmp_path / "a.tar") == []

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m2chat.data.index import open_shards
 from m2chat.data.remote import CACHE
 from m2chat.data.shards import find_shards
@@ -54,17 +57,22 @@ class Source:
         named = f"{setting} {config.name!r}: path"
         places = find_shards(config.path, named, allow_pipe=config.allow_pipe, cache=cache)
         self.shards = open_shards(places, cache, threads)
-        entries = [entry for shard in self.shards for entry in shard.entries]
-        self.samples = len(entries)
-        self.faults = Counter(entry.fault for entry in entries if entry.fault)
-        """Bad samples by reason."""
         self.files_left_out: Counter[str] = sum((Counter(shard.skipped) for shard in self.shards), Counter())
         """Files that belong to no sample, by reason."""
+        self.samples, self.faults = 0, Counter[str]()
+        """All samples, and the bad ones by reason."""
+        self.kept: list[NDArray[np.int32]] = []
+        """Of each shard, the places of the good samples of the kinds that are wanted."""
         wanted = set(config.kinds or KINDS)
-        self.kept = [
-            [i for i, entry in enumerate(shard.entries) if not entry.fault and entry.kind in wanted]
-            for shard in self.shards
-        ]
+        for shard in self.shards:
+            kept = []
+            for place, entry in enumerate(shard.entries):
+                if entry.fault:
+                    self.faults[entry.fault] += 1
+                elif entry.kind in wanted:
+                    kept.append(place)
+            self.samples += len(shard.entries)
+            self.kept.append(np.array(kept, dtype=np.int32))
         if not len(self):
             kinds = f" of the kinds {config.kinds}" if config.kinds else ""
             bad = ", ".join(f"{count} x {why}" for why, count in (self.faults + self.files_left_out).most_common())
@@ -83,20 +91,20 @@ class Source:
             BadSample: If it has become bad since it was indexed.
             OSError: If it cannot be read.
         """
-        place = self.kept[shard][index]
+        place = int(self.kept[shard][index])
         opened = self.shards[shard]
         return sample_of(opened.members(place), opened.entries[place].key, self.name)
 
     def lengths(self, shard: int, index: int) -> dict[int, int]:
         """Turn and length, in bytes of text, of each reply of a sample; nothing is read for it."""
-        entry = self.shards[shard].entries[self.kept[shard][index]]
+        entry = self.shards[shard].entries[int(self.kept[shard][index])]
         return dict(zip(entry.replies, entry.lengths, strict=True))
 
     def replies(self) -> Iterator[tuple[int, int, int]]:
         """Every reply of every sample in order: shard, index among the kept ones, turn."""
         for number, shard in enumerate(self.shards):
             for index, place in enumerate(self.kept[number]):
-                for turn in shard.entries[place].replies:
+                for turn in shard.entries[int(place)].replies:
                     yield number, index, turn
 
     @property

@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
+from m2chat.data.entries import Entries, Entry
 from m2chat.data.remote import CACHE, Url, opened, read_range, stamp
 from m2chat.data.sources import BadSample, outline, sample_of
 from m2chat.schema import Kind, Sample
@@ -36,30 +37,9 @@ MAX_MEMBER = 64 * 2**20
 UNKNOWN = "unknown"
 """Kind of a sample whose JSON is broken."""
 _TOO_LARGE = f"file of more than {MAX_MEMBER // 2**20} MiB"
-_VERSION = 2
+_VERSION = 3
 _PICTURE = 64
 """What a picture of the reply adds to the length of a sequence, in bytes of text."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One sample of a shard.
-
-    Args:
-        key: Its name: letters, digits, ``_`` and ``-``.
-        kind: What it teaches; ``unknown`` if its JSON is broken.
-        replies: Indices of the turns that can be learned from or evaluated.
-        members: Suffix, offset and size in bytes of each file.
-        lengths: Of the sequence of each reply, in bytes of text: which are alike is known without a tokenizer.
-        fault: Why it cannot be used; empty if it can.
-    """
-
-    key: str
-    kind: str
-    replies: list[int]
-    members: list[tuple[str, int, int]]
-    lengths: list[int] = field(default_factory=list)
-    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,7 @@ class Shard:
     """
 
     path: str
-    entries: list[Entry]
+    entries: Entries
     skipped: dict[str, int] = field(default_factory=dict)
 
     def members(self, index: int) -> dict[str, bytes]:
@@ -137,25 +117,21 @@ def open_shard(place: Path | Url, cache: str | Path = CACHE) -> Shard:
     )
     for home in homes:
         with suppress(OSError, ValueError, KeyError, TypeError):  # Whatever is wrong with it, a new one is made.
-            saved = json.loads(home.read_text())
-            if saved["stamp"] == now:
-                return Shard(str(place), [_entry(row) for row in saved["entries"]], saved["skipped"])
+            head, _, lines = home.read_bytes().partition(b"\n")
+            saved = json.loads(head)
+            if saved["stamp"] == now and saved["digest"] == hashlib.sha256(lines).hexdigest():
+                return Shard(str(place), Entries(lines), saved["skipped"])
     shard = _index(place)
     faults = Counter(shard.skipped) + Counter(entry.fault for entry in shard.entries if entry.fault)
     if faults:
         log.warning("%s: left out %s", place, ", ".join(f"{n} x {reason}" for reason, n in faults.most_common()))
-    record = {"stamp": now, "skipped": shard.skipped, "entries": [astuple(entry) for entry in shard.entries]}
+    lines = shard.entries.lines
+    record = {"stamp": now, "skipped": shard.skipped, "digest": hashlib.sha256(lines).hexdigest()}
     for home in homes:
         with suppress(OSError):  # Where nothing can be written, the index lives in memory only.
-            _write_whole(home, json.dumps(record, separators=(",", ":")).encode())
+            _write_whole(home, json.dumps(record).encode() + b"\n" + lines)
             break
     return shard
-
-
-def _entry(row: Sequence[Any]) -> Entry:
-    key, kind, replies, members, lengths, fault = row
-    places = [(str(suffix), int(offset), int(size)) for suffix, offset, size in members]
-    return Entry(str(key), str(kind), [int(turn) for turn in replies], places, [int(n) for n in lengths], str(fault))
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -191,7 +167,7 @@ def _index(place: Path | Url) -> Shard:
                 entries.append(_look(file, re.sub(r"[^\w-]+", "_", key).strip("_") or "_", list(members.values())))
     except OSError as error:
         skipped[f"unreadable shard ({type(error).__name__})"] += 1
-    return Shard(str(place), entries, dict(skipped))
+    return Shard(str(place), Entries.of(entries), dict(skipped))
 
 
 def _look(file: IO[bytes], key: str, places: list[tuple[str, int, int]]) -> Entry:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2chat.data.entries import Entries
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import Shard
 from m2chat.data.sources import PICTURES, BadSample
@@ -136,7 +137,7 @@ def without_pictures(shard: Shard) -> Shard:
         replace(entry, members=[member for member in entry.members if member[0] in ("json", "txt")])
         for entry in shard.entries
     ]
-    return Shard(shard.path, entries, shard.skipped)
+    return Shard(shard.path, Entries.of(entries), shard.skipped)
 
 
 def prints_of_shard(shard: Shard) -> Prints:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from m2chat.data.index import UNKNOWN, Entry, Shard, open_shard, open_shards
+from m2chat.data.entries import Entry
+from m2chat.data.index import UNKNOWN, Shard, open_shard, open_shards
 from m2chat.data.remote import CACHE, PIPE, Url, fetch, find_remote, is_remote
 from m2chat.data.sources import to_members
 from m2chat.data.tars import write_tar
