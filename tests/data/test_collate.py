@@ -75,6 +75,13 @@ def test_typed_special_tokens_stay_plain(collator: Collator, make_dialogue: Call
     assert (plain == long).int().argmax() > 5, "a typed end token must not end the caption"
 
 
+def test_captions_are_tokenised_as_transformers_does(collator: Collator) -> None:
+    words = ["", "a cat", "<|endoftext|> a", "a long one " * 20, "caf\u00e9 \U0001f431"]
+    for found, tokenizer in zip(collator.captions(words), collator.captions._tokenizers(), strict=True):
+        theirs = tokenizer(words, padding="max_length", truncation=True, split_special_tokens=True, return_tensors="pt")
+        assert torch.equal(found, theirs["input_ids"])
+
+
 def test_it_travels_to_workers(collator: Collator, make_dialogue: Callable[[int], Sample]) -> None:
     again = pickle.loads(pickle.dumps(collator))
     items = [(make_dialogue(0), 3, 0)]

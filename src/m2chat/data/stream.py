@@ -214,9 +214,10 @@ class ShardStream(_Stream):
         """The reply at a position of the epoch."""
         source, which, draw = self._draw(position)
         for offset in range(_TRIES):
-            sample = self._read(source, *self._orders[which](draw + offset), missed)
+            place = self._orders[which](draw + offset)
+            sample = self._read(source, *place, missed)
             if sample is not None:
-                return self._choose(sample, source.lengths(*self._orders[which](draw + offset)), position)
+                return self._choose(sample, [*source.lengths(*place)], position)
         reasons = ", ".join(f"{count} x {why}" for (_, why), count in Counter(missed).most_common())
         raise UserError(
             f"source {source.name!r}: {_TRIES} unreadable samples in a row ({reasons}): check {source.config.path}"
@@ -230,10 +231,10 @@ class ShardStream(_Stream):
     def _rng(self, position: int) -> random.Random:
         return random.Random(f"{self.seed}/{self.epoch}/{position}")
 
-    def _choose(self, sample: Sample, replies: dict[int, int], position: int) -> Item:
+    def _choose(self, sample: Sample, replies: list[int], position: int) -> Item:
         """One reply of a conversation and one of its pictures, by lot."""
         rng = self._rng(position)
-        turn = rng.choice([*replies])
+        turn = rng.choice(replies)
         _, pictures = segments_of(sample.turns[turn], sample)
         drawn = [segment for segment, picture in enumerate(pictures) if picture is not None]
         lot = f"{self.seed}/{self.epoch}/{position}/look"
