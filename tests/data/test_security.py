@@ -87,14 +87,15 @@ def test_links_show_nothing_of_the_outside(tmp_path: Path) -> None:
     assert "password" not in (tmp_path / "a.tar.idx.json").read_text()
 
 
-def test_an_index_that_lies_reads_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("places", [[["txt", 10**9, 100]], [["txt", 0, 5], ["png", 10**13, 5]], [["png", 0, 10**12]]])
+def test_an_index_that_lies_reads_nothing_else(tmp_path: Path, places: list[list[object]]) -> None:
     """Whoever can write the index beside a tar can at most spoil samples."""
     tar_with(tmp_path / "a.tar", [("a.png", PNG), ("a.txt", b"good")])
     read_all(tmp_path / "a.tar")
     beside = tmp_path / "a.tar.idx.json"
     head, line = beside.read_text().splitlines()
     row = json.loads(line)
-    row[3] = [["txt", 10**9, 100], ["png", 0, 10]]
+    row[3] = places
     lines = json.dumps(row) + "\n"
     record = json.loads(head) | {"digest": hashlib.sha256(lines.encode()).hexdigest()}
     beside.write_text(json.dumps(record) + "\n" + lines)

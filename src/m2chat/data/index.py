@@ -36,6 +36,7 @@ MAX_MEMBER = 64 * 2**20
 """Longest file that is read, in bytes."""
 UNKNOWN = "unknown"
 """Kind of a sample whose JSON is broken."""
+_MAX_SPAN = 4 * MAX_MEMBER
 _TOO_LARGE = f"file of more than {MAX_MEMBER // 2**20} MiB"
 _VERSION = 3
 _PICTURE = 64
@@ -64,15 +65,11 @@ class Shard:
             OSError: If it cannot be read.
         """
         places = self.entries[index].members
-        if any(size > MAX_MEMBER for _, _, size in places):
-            raise BadSample(_TOO_LARGE)
-        # The files of a sample are neighbours, so one request brings them all.
-        start = min((offset for _, offset, _ in places), default=0)
-        stop = max((offset + size for _, offset, size in places), default=0)
+        start, stop = _span(places)
         if "://" in self.path:
             data = read_range(Url(self.path), start, stop)
         else:
-            with open(self.path, "rb") as file:
+            with open(self.path, "rb", buffering=0) as file:  # One read; a buffer would only cost.
                 file.seek(start)
                 data = file.read(stop - start)
         if len(data) != stop - start:
@@ -175,8 +172,7 @@ def _look(file: IO[bytes], key: str, places: list[tuple[str, int, int]]) -> Entr
     kind: Kind | str = UNKNOWN
     replies, lengths = [1], []
     try:
-        if any(size > MAX_MEMBER for _, _, size in places):
-            raise BadSample(_TOO_LARGE)
+        _span(places)
         members = {}
         for suffix, offset, size in places:
             file.seek(offset)
@@ -187,6 +183,19 @@ def _look(file: IO[bytes], key: str, places: list[tuple[str, int, int]]) -> Entr
     except BadSample as error:
         return Entry(key, kind, replies, places, [0] * len(replies), error.reason)
     return Entry(key, kind, replies, places, lengths)
+
+
+def _span(places: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
+    """Where the files of a sample begin and end: they are neighbours, so one request brings them all.
+
+    Raises:
+        BadSample: If a file is too large, or they lie too far apart.
+    """
+    start = min((offset for _, offset, _ in places), default=0)
+    stop = max((offset + size for _, offset, size in places), default=0)
+    if any(size > MAX_MEMBER for _, _, size in places) or stop - start > _MAX_SPAN:
+        raise BadSample(_TOO_LARGE)
+    return start, stop
 
 
 def _length(sample: Sample, turn: int) -> int:
