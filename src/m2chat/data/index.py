@@ -126,12 +126,12 @@ def open_shard(place: Path | Url, cache: str | Path = CACHE) -> Shard:
     record = {"stamp": now, "skipped": shard.skipped, "digest": hashlib.sha256(lines).hexdigest()}
     for home in homes:
         with suppress(OSError):  # Where nothing can be written, the index lives in memory only.
-            _write_whole(home, json.dumps(record).encode() + b"\n" + lines)
+            write_whole(home, json.dumps(record).encode() + b"\n" + lines)
             break
     return shard
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that nobody ever sees a part of it, several ranks at once included."""
     if path.parent.name == "index":
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2chat.data.index import write_whole
 from m2chat.errors import UserError
 
 NAME = "index.json"
@@ -48,9 +48,7 @@ def write_manifest(folder: Path, shards: Iterable[Listed], kinds: Mapping[str, i
         more: Whatever else should be known of the data set.
     """
     record = {"shards": [vars(shard) for shard in shards], "kinds": dict(sorted(kinds.items())), **more}
-    part = folder / f"{NAME}.{os.getpid()}.part"
-    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, folder / NAME)
+    write_whole(folder / NAME, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Listed] | None:

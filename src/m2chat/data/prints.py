@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2chat.data.entries import Entries
+from m2chat.data.index import write_whole
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import Shard
 from m2chat.data.sources import PICTURES, BadSample
@@ -154,7 +155,7 @@ def prints_of_shard(shard: Shard) -> Prints:
     for place in _places(shard):
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(place, buffer.getvalue())
+            write_whole(place, buffer.getvalue())
             break
     return prints
 
@@ -171,16 +172,6 @@ def _stamp(shard: Shard) -> NDArray[np.uint64]:
         return np.array([_VERSION, digest("entries", repr(shard.entries))], np.uint64)
     stat = local.stat()
     return np.array([_VERSION, stat.st_size, stat.st_mtime_ns], np.uint64)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that nobody ever sees a part of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _places(shard: Shard) -> list[Path]:

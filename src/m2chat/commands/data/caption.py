@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from m2chat.data.shards import Shard
     from m2chat.models.config import BackboneConfig
 
-INSTRUCTION = "Generate caption of this image"
-"""What LLaMA-Adapter learned to answer with a caption."""
-
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the action."""
@@ -50,6 +47,7 @@ class Captioner:
         from m2chat._compat import ensure_torchvision
 
         ensure_torchvision()
+        from m2chat.commands.backbones.corpus import DESCRIBE
         from m2chat.data.collate import VisionInput
         from m2chat.models.build import load_clip, load_language
         from m2chat.text import Layout, M2ChatTokenizer, Request
@@ -60,7 +58,7 @@ class Captioner:
         self.vision = VisionInput.of(backbone.vision_encoder)
         self.tokenizer = M2ChatTokenizer(backbone.language_model)
         room = int(llama.config.max_position_embeddings)
-        self.prompt, _ = Layout(self.tokenizer, 0, room).prompt(Request(INSTRUCTION), room)
+        self.prompt, _ = Layout(self.tokenizer, 0, room).prompt(Request(DESCRIBE), room)
         self.device = device
         self.name = f"model:{Path(backbone.adapter).stem}"
 
