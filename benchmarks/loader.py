@@ -38,12 +38,13 @@ from m2chat._compat import ensure_torchvision  # noqa: E402
 ensure_torchvision()
 
 from m2chat.data import images  # noqa: E402
-from m2chat.data.collate import CaptionTokens, Collator, VisionInput  # noqa: E402
+from m2chat.data.collate import Collator  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
+from m2chat.data.images import VisionInput  # noqa: E402
 from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
 from m2chat.data.shards import write_groups  # noqa: E402
 from m2chat.data.stream import ShardStream  # noqa: E402
-from m2chat.text import Layout, M2ChatTokenizer  # noqa: E402
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
 
 MICRO = ROOT / "data" / "micro"
 SIZES = {"480x640": (480, 640), "256x256": (256, 256)}

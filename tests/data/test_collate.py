@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2chat.data.collate import CaptionTokens, Collator, VisionInput
+from m2chat.data.collate import Collator
+from m2chat.data.images import VisionInput
 from m2chat.data.sources import caption_sample
 from m2chat.errors import UserError
 from m2chat.schema import Image, Sample
-from m2chat.text import Layout, M2ChatTokenizer
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 
 
 @pytest.fixture(scope="module")

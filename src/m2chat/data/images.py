@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from m2chat.errors import UserError
 
 try:
     import simplejpeg
@@ -24,6 +29,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded, in pixels: a compressed file of some kB can claim any size."""
 _ORIENTATION = 0x0112
+_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class BadImage(ValueError):
@@ -176,3 +183,48 @@ def normalise_(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]
     """
     means, stds = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
     return pixels.div_(255).sub_(means).div_(stds)
+
+
+@dataclass(frozen=True)
+class VisionInput:
+    """What the vision encoder wants to see.
+
+    Args:
+        size: Side of the square picture, in pixels.
+        mean: Of each channel, in [0, 1].
+        std: Of each channel, in [0, 1].
+    """
+
+    size: int = 224
+    mean: tuple[float, ...] = _OPENAI_MEAN
+    std: tuple[float, ...] = _OPENAI_STD
+
+    @classmethod
+    def of(cls, vision_encoder: str) -> VisionInput:
+        """Reads it from an encoder.
+
+        Args:
+            vision_encoder: A folder with ``open_clip_config.json``, or a name that open_clip knows; ``:`` and its
+                weights' tag may follow, and are of no matter here.
+
+        Raises:
+            UserError: If it is neither.
+        """
+        path = Path(vision_encoder) / "open_clip_config.json"
+        if path.is_file():
+            config = json.loads(path.read_text())
+            shown = config.get("preprocess_cfg", {})
+            mean, std = shown.get("mean", _OPENAI_MEAN), shown.get("std", _OPENAI_STD)
+            return cls(int(config["model_cfg"]["vision_cfg"]["image_size"]), tuple(mean), tuple(std))
+        from m2chat._compat import ensure_torchvision
+
+        ensure_torchvision()
+        import open_clip
+
+        architecture = vision_encoder.partition(":")[0]
+        if architecture not in open_clip.list_models():
+            raise UserError(
+                f"vision_encoder={vision_encoder!r} is neither a folder with open_clip_config.json nor a model of "
+                "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu:openai'"
+            )
+        return cls(int(open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)))

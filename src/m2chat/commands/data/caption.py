@@ -48,7 +48,7 @@ class Captioner:
 
         ensure_torchvision()
         from m2chat.commands.backbones.corpus import DESCRIBE
-        from m2chat.data.collate import VisionInput
+        from m2chat.data.images import VisionInput
         from m2chat.models.build import load_clip, load_language
         from m2chat.text import Layout, M2ChatTokenizer, Request
 
