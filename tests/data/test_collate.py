@@ -46,6 +46,21 @@ def test_shapes_masks_and_padding(collator: Collator, make_dialogue: Callable[[i
     assert batch.turns == [1, 3, 1] and batch.samples[2] is pair and batch.cut_tokens == [0, 0, 0]
 
 
+def test_batches_travel_as_bytes_and_get_ready_once(collator: Collator, make_dialogue: Callable[[int], Sample]) -> None:
+    pair = caption_sample("p/1", "p", make_dialogue(1).images[0], {})
+    items = [(make_dialogue(0), 1, None), (pair, 1, None), (make_dialogue(0), 3, 0)]
+    compact = collator.compact(items)
+    assert compact.context_pixels.dtype == compact.target_pixels.dtype == torch.uint8
+    assert compact.has_context.tolist() == [True, False, True] and compact.has_target.tolist() == [False, True, True]
+    ready = compact.ready()
+    assert ready.ready() is ready and torch.equal(ready.target_pixels, collator(items).target_pixels)
+    assert not ready.context_pixels[1].any() and not ready.target_pixels[0].any()
+    torch.testing.assert_close(ready.target_pixels[1:], compact.target_pixels[1:] / 127.5 - 1)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (collator.vision.mean, collator.vision.std))
+    torch.testing.assert_close(ready.context_pixels[::2], (compact.context_pixels[::2] / 255 - mean) / std)
+    assert torch.equal(compact.select([2]).ready().context_pixels, ready.context_pixels[2:])
+
+
 def test_pictures_are_those_of_the_view(collator: Collator, make_dialogue: Callable[[int], Sample]) -> None:
     talk = make_dialogue(0)
     batch = collator([(talk, 3, 0)])

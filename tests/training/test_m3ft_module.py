@@ -24,7 +24,7 @@ def module(micro: Any) -> M3FTModule:
 
 @pytest.fixture(scope="module")
 def batch(micro: Any) -> Batch:
-    return next(iter(micro.data("m3ft", batch_size=12).train_dataloader()))
+    return next(iter(micro.data("m3ft", batch_size=12).train_dataloader())).ready()
 
 
 def test_the_loss_of_eq_7(module: M3FTModule, batch: Batch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m2chat.data.augment import Augmentation, Look
-from m2chat.data.images import VisionInput, normalise_, resize_crop, to_unit_range_
+from m2chat.data.images import VisionInput, resize_crop
 from m2chat.data.stream import Item
 from m2chat.schema import Batch, Image, Sample
 from m2chat.text import CaptionTokens, Layout, view_of
@@ -54,14 +54,18 @@ class Collator:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __call__(self, items: Sequence[Item | tuple[Sample, int, int | None]]) -> Batch:
-        """The batch of some replies.
+        """The batch of some replies, ready for the networks; see `compact`."""
+        return self.compact(items).ready()
+
+    def compact(self, items: Sequence[Item | tuple[Sample, int, int | None]]) -> Batch:
+        """The batch of some replies, as it travels from reader to network.
 
         Args:
             items: Sample, index of the reply in its turns, and segment of the reply whose picture is the target
                 (None: the first that has one).
 
         Returns:
-            The tensors, on the CPU.
+            The tensors, on the CPU; pictures of uint8, see `Batch.ready`.
         """
         rows = [self._row(item[0], item[1], item[2], getattr(item, "lot", "")) for item in items]
         tokens = {name: self._padded(name, [getattr(row.encoded, source) for row in rows]) for name, source in _TOKENS}
@@ -70,9 +74,9 @@ class Collator:
         return Batch(
             **tokens,
             attention_mask=torch.arange(int(lengths.max())) < lengths[:, None],
-            context_pixels=_stacked([row.context for row in rows], self.vision.size, self._normalise),
+            context_pixels=_stacked([row.context for row in rows], self.vision.size),
             has_context=torch.tensor([row.context is not None for row in rows]),
-            target_pixels=_stacked([row.target for row in rows], self.image_size, to_unit_range_),
+            target_pixels=_stacked([row.target for row in rows], self.image_size),
             has_target=torch.tensor([row.target is not None for row in rows]),
             time_ids=torch.tensor([row.time_ids for row in rows], dtype=torch.float32),
             caption_ids=captions,
@@ -80,6 +84,7 @@ class Collator:
             samples=[item[0] for item in items],
             turns=[item[1] for item in items],
             cut_tokens=[row.encoded.cut_tokens for row in rows],
+            eye=(self.vision.mean, self.vision.std),
         )
 
     def _padded(self, name: str, column: Sequence[list[Any]]) -> Tensor:
@@ -89,9 +94,6 @@ class Collator:
         for row, values in enumerate(column):
             table[row, : len(values)] = values
         return torch.from_numpy(table)
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        return normalise_(pixels, self.vision.mean, self.vision.std)
 
     def _row(self, sample: Sample, turn: int, target: int | None, lot: str) -> _Row:
         """One row of the batch, nothing yet a tensor."""
@@ -121,11 +123,11 @@ class Collator:
         return pixels, [*original, top, left, side, side]
 
 
-def _stacked(squares: Sequence[NDArray[np.uint8] | None], size: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Pictures as one tensor, (B, 3, S, S), each written once to where it stays; zeros where there is none."""
+def _stacked(squares: Sequence[NDArray[np.uint8] | None], size: int) -> Tensor:
+    """Pictures as one tensor, (B, 3, S, S), 0-255, each written once to where it stays; zeros where there is none."""
     # NumPy's zeros are not touched before they are written to: a batch without context pictures costs nothing.
-    batch = torch.from_numpy(np.zeros((len(squares), 3, size, size), np.float32))
+    batch = np.zeros((len(squares), 3, size, size), np.uint8)
     for row, square in zip(batch, squares, strict=True):
         if square is not None:
-            change(row.copy_(torch.from_numpy(square).permute(2, 0, 1).contiguous()))
-    return batch
+            row[:] = square.transpose(2, 0, 1)
+    return torch.from_numpy(batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,23 +166,6 @@ def resize_crop(
         planes = torch.from_numpy(square).permute(2, 0, 1)[None]  # (1, 3, H, W)
         square = interpolate(planes, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
     return square, (round(top * size / side), round(left * size / side))
-
-
-def to_unit_range_(pixels: torch.Tensor) -> torch.Tensor:
-    """Brings a picture, (3, H, W), 0-255, float, to what the image decoder wants, in place: [-1, 1]."""
-    return pixels.div_(127.5).sub_(1)
-
-
-def normalise_(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Brings a picture, (3, H, W), 0-255, float, to what the vision encoder wants, in place.
-
-    Args:
-        pixels: Changed.
-        mean: Of each channel, in [0, 1].
-        std: Of each channel, in [0, 1].
-    """
-    means, stds = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
-    return pixels.div_(255).sub_(means).div_(stds)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,16 +31,29 @@ class CaptionTokens:
                 f"image_decoder={str(image_decoder)!r} has no folder `tokenizer`: give a folder as diffusers saves it"
             )
         self._loaded: list[Any] = []
+        self._alike = False
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens for the first and the second text encoder, (B, Q) each; zeros where there is no second."""
-        ids = [self._encode(tokenizer, captions) for tokenizer in self._tokenizers()]
-        return ids[0], ids[1] if len(ids) > 1 else torch.zeros_like(ids[0])
+        first, *second = self._tokenizers()
+        rows = self._encode(first, captions)
+        ids = self._filled(first, rows)
+        if not second:
+            return ids, torch.zeros_like(ids)
+        return ids, self._filled(second[0], rows if self._alike else self._encode(second[0], captions))
 
     @staticmethod
-    def _encode(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    def _encode(tokenizer: Any, captions: Sequence[str]) -> list[list[int]]:
         # Below transformers' own call, which costs a third more: these are small, and there are many.
-        return torch.tensor([row.ids for row in tokenizer.backend_tokenizer.encode_batch_fast(list(captions))])
+        return [row.ids for row in tokenizer.backend_tokenizer.encode_batch_fast(list(captions))]
+
+    @staticmethod
+    def _filled(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Tokens of different lengths as one tensor, (B, Q)."""
+        table = np.full((len(rows), tokenizer.model_max_length), tokenizer.pad_token_id)
+        for line, row in zip(table, rows, strict=True):
+            line[: len(row)] = row
+        return torch.from_numpy(table)
 
     def _tokenizers(self) -> list[Any]:
         if not self._loaded:
@@ -47,12 +62,21 @@ class CaptionTokens:
             folders = [self.folder / name for name in ("tokenizer", "tokenizer_2")]
             self._loaded = [CLIPTokenizer.from_pretrained(folder) for folder in folders if folder.is_dir()]
             for tokenizer in self._loaded:
-                backend, length = tokenizer.backend_tokenizer, tokenizer.model_max_length
-                backend.enable_truncation(length)
-                backend.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+                backend = tokenizer.backend_tokenizer
+                backend.enable_truncation(tokenizer.model_max_length)
+                backend.no_padding()
                 # A caption that spells `<|endoftext|>` must stay words, or the encoder would pool in its middle.
                 backend.encode_special_tokens = True
+            # SDXL's two differ only in what they fill up with: then the words are looked up once.
+            self._alike = len({_vocabulary(tokenizer) for tokenizer in self._loaded}) == 1
         return self._loaded
 
     def __reduce__(self) -> tuple[type[CaptionTokens], tuple[Path]]:
         return type(self), (self.folder,)
+
+
+def _vocabulary(tokenizer: Any) -> str:
+    """All that decides about the tokens of plain words: special tokens do not, since none is ever read from text."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+    return json.dumps(content)

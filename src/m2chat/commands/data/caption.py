@@ -64,18 +64,19 @@ class Captioner:
 
     def captions(self, pictures: Sequence[NDArray[Any]]) -> list[str]:
         """Greedy captions of pictures, RGB (H, W, 3) of 0-255."""
+        import numpy as np
         import torch
 
-        from m2chat.data.images import normalise_, resize_crop
+        from m2chat.data.images import resize_crop
+        from m2chat.schema import normalised
 
-        squares = [torch.from_numpy(resize_crop(pixels, self.vision.size)[0]) for pixels in pictures]
-        shown = torch.stack(
-            [normalise_(square.permute(2, 0, 1).float(), self.vision.mean, self.vision.std) for square in squares]
-        )
+        squares = np.stack([resize_crop(pixels, self.vision.size)[0] for pixels in pictures])
+        seen = torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous().to(self.device)
+        shown = normalised(seen, self.vision.mean, self.vision.std)
         with torch.no_grad():
             output = self.llama.generate(
                 torch.tensor([self.prompt] * len(pictures), device=self.device),
-                visual_query=self.visual_query(self.clip(shown.to(self.device))),
+                visual_query=self.visual_query(self.clip(shown)),
                 max_new_tokens=64,
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_id,
