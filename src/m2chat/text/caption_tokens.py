@@ -44,8 +44,10 @@ class CaptionTokens:
 
     @staticmethod
     def _encode(tokenizer: Any, captions: Sequence[str]) -> list[list[int]]:
-        # Below transformers' own call, which costs a third more: these are small, and there are many.
-        return [row.ids for row in tokenizer.backend_tokenizer.encode_batch_fast(list(captions))]
+        # Below transformers' own call, which costs a third more; and one by one, since a batch would be spread over
+        # threads, which costs more than so few words, and which a forked worker process must not do.
+        encode = tokenizer.backend_tokenizer.encode
+        return [encode(caption).ids for caption in captions]
 
     @staticmethod
     def _filled(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
