@@ -124,8 +124,8 @@ def normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 class Batch:
     """What a model is trained and evaluated on. Fields that are tensors share the first dimension B.
 
-    A loader makes batches with pictures of uint8, 0-255, a quarter of the memory to copy; `ready` makes floats of them
-    on the device where they are used, with the numbers that the arguments below promise.
+    A loader makes batches with pictures of uint8, 0-255: a quarter of the bytes travel. `to` brings a batch to the
+    networks' device and `ready` makes of its pictures what the arguments below promise; Lightning calls `to` always.
 
     Args:
         input_ids: Prompt and response, right-padded, (B, T).
@@ -145,7 +145,8 @@ class Batch:
         samples: The conversations themselves, for evaluation and logs.
         turns: Index of the reply within each sample's turns.
         cut_tokens: Prompt tokens that did not fit, one count a sample.
-        eye: Mean and deviation of each channel, in [0, 1], by which `ready` normalises `context_pixels`.
+        eye: Mean and deviation of each channel, in [0, 1], by which `ready` normalises `context_pixels`; None if
+            the batch has no context picture.
     """
 
     input_ids: torch.Tensor
@@ -164,7 +165,7 @@ class Batch:
     samples: list[Sample] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     cut_tokens: list[int] = field(default_factory=list)
-    eye: tuple[tuple[float, ...], tuple[float, ...]] = ((0.5,) * 3, (0.5,) * 3)
+    eye: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -174,7 +175,7 @@ class Batch:
         changed: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if not isinstance(value, tuple):
+            if item.name != "eye":
                 changed[item.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
         return replace(self, **changed)
 
@@ -182,9 +183,12 @@ class Batch:
         """The same batch with its pictures as floats, as the networks want them; itself if they already are."""
         if self.target_pixels.is_floating_point():
             return self
-        context, target = normalised(self.context_pixels, *self.eye), in_unit_range(self.target_pixels)
-        for pixels, there in ((context, self.has_context), (target, self.has_target)):
-            pixels.masked_fill_(~there[:, None, None, None], 0)  # where there is no picture, zero stays zero
+        # Where there is no picture, zero stays zero.
+        target = in_unit_range(self.target_pixels).masked_fill_(~self.has_target[:, None, None, None], 0)
+        if self.eye is None:
+            context = target.new_zeros(self.context_pixels.shape)
+        else:
+            context = normalised(self.context_pixels, *self.eye).masked_fill_(~self.has_context[:, None, None, None], 0)
         return replace(self, context_pixels=context, target_pixels=target)
 
     def pin_memory(self) -> Batch:
@@ -192,8 +196,8 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with its tensors on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same batch on another device, `ready` there."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking)).ready()
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -53,6 +53,8 @@ def test_batches_travel_as_bytes_and_get_ready_once(collator: Collator, make_dia
     assert compact.context_pixels.dtype == compact.target_pixels.dtype == torch.uint8
     assert compact.has_context.tolist() == [True, False, True] and compact.has_target.tolist() == [False, True, True]
     ready = compact.ready()
+    assert torch.equal(compact.to("cpu").context_pixels, ready.context_pixels)
+    assert not collator.compact(items[1:2]).ready().context_pixels.any(), "nothing is seen where nothing is shown"
     assert ready.ready() is ready and torch.equal(ready.target_pixels, collator(items).target_pixels)
     assert not ready.context_pixels[1].any() and not ready.target_pixels[0].any()
     torch.testing.assert_close(ready.target_pixels[1:], compact.target_pixels[1:] / 127.5 - 1)

@@ -21,7 +21,6 @@ except ImportError:  # It is optional: `pip install 'm2chat[fast]'`.
     simplejpeg = None
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image as PILImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")

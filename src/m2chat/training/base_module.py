@@ -128,10 +128,6 @@ class M2ChatModule(TrainedOnlyModule):
 
     # Training
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Pictures become floats where the networks are, not where they are read: a quarter of the bytes travel."""
-        return batch.ready()
-
     def draw_noise(self, batch: Batch) -> DiffusionNoise:
         """Timesteps, noise and dropped conditions: a function of seed, step and sample only.
 

@@ -189,7 +189,9 @@ def _done_before(folder: Path, writer: str, paths: Sequence[Path]) -> dict[str, 
     if note.is_file():
         before: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
         if {key: before.get(key) for key in now} != now:
-            raise UserError(f"DST: {folder} holds captions of other shards, or by another model than {writer}: {remedy}")
+            raise UserError(
+                f"DST: {folder} holds captions of other shards, or by another model than {writer}: {remedy}"
+            )
         return before
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"DST: {folder} is not empty: {remedy}")
