@@ -59,7 +59,7 @@ def _flatten(image: PILImage) -> PILImage:
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _in_bands(image: PILImage, factor: int) -> NDArray[np.uint8]:
@@ -152,12 +152,11 @@ def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]
         width, height = image.size
         if halve_above is not None and width * height > halve_above:
             image.draft(None, (width // 2, height // 2))
-        elif image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) == 1:
-            pixels = decode_jpeg(data)
-            if pixels is not None:
-                return pixels
+        upright = image.getexif().get(_ORIENTATION, 1) == 1
+        if halve_above is None and upright and image.format == "JPEG" and (pixels := decode_jpeg(data)) is not None:
+            return pixels
         if image.format in ("JPEG", "MPO") or width * height <= _BAND:
-            return np.array(_flatten(ImageOps.exif_transpose(image)), dtype=np.uint8)
+            return np.array(_flatten(image if upright else ImageOps.exif_transpose(image)), dtype=np.uint8)
         return _in_bands(image, 2 if halve_above is not None and width * height > halve_above else 1)
 
 
