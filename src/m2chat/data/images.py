@@ -76,7 +76,7 @@ def _in_bands(image: PILImage, factor: int) -> NDArray[np.uint8]:
     rows = factor * max(1, _BAND // (8 * width))
     for top in range(0, height, rows):
         band = _flatten(image.crop((0, top, width, min(top + rows, height)))).reduce(factor)
-        whole[top // factor :][: band.height] = band
+        whole[top // factor :][: band.height] = np.asarray(band)
     orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation == 1:
         return whole
