@@ -6,7 +6,8 @@ To run again, from the folder of the project (some five minutes of one core):
 
 It writes ``benchmarks/results/loader.json``. Pictures are noise with the spectrum of photographs (1/f), JPEG quality
 85. Our side does everything that training needs (read, decode, crop, resize to 256 pixels, tokenise for three encoders,
-make a batch of tensors); webdataset's only reads and decodes (``decode("pil")``), at the pictures' own size.
+make a batch of tensors, its pictures as bytes, or where it says so also as floats, which is the device's work);
+webdataset's only reads and decodes (``decode("pil")``), at the pictures' own size.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from m2chat._compat import ensure_torchvision  # noqa: E402
 ensure_torchvision()
 
 from m2chat.data import images  # noqa: E402
-from m2chat.data.collate import CaptionTokens, Collator, VisionInput  # noqa: E402
+from m2chat.data.collate import Collator  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
+from m2chat.data.images import VisionInput  # noqa: E402
 from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
 from m2chat.data.shards import write_groups  # noqa: E402
 from m2chat.data.stream import ShardStream  # noqa: E402
-from m2chat.text import Layout, M2ChatTokenizer  # noqa: E402
+from m2chat.schema import Batch  # noqa: E402
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
 
 MICRO = ROOT / "data" / "micro"
 SIZES = {"480x640": (480, 640), "256x256": (256, 256)}
@@ -91,7 +94,7 @@ def check(loader: StreamLoader, shard: Path) -> None:
 
     theirs = {row["__key__"]: row for row in webdataset.WebDataset([str(shard)], shardshuffle=False).decode("pil")}
     seen = set()
-    for batch in loader:
+    for batch in map(Batch.ready, loader):
         for k, sample in enumerate(batch.samples):
             row = theirs[key := sample.id.partition("/")[2]]
             assert row["txt"] == sample.images[0].caption and bool(batch.has_target[k])
@@ -118,6 +121,9 @@ def beside_webdataset(folder: Path) -> dict[str, Any]:
         def ours(loader: StreamLoader = loader) -> int:
             return sum(len(batch) for batch in loader)
 
+        def ready(loader: StreamLoader = loader) -> int:
+            return sum(len(batch.ready()) for batch in loader)
+
         def theirs(shard: Path = shard) -> int:
             return sum(1 for _ in webdataset.WebDataset([str(shard)], shardshuffle=False).decode("pil"))
 
@@ -127,6 +133,7 @@ def beside_webdataset(folder: Path) -> dict[str, Any]:
             images.simplejpeg = module
             check(loader, shard)
             found[f"{name}, {decoder}"] = compare(ours, theirs)
+        found[f"{name}, simplejpeg, as floats"] = compare(ready, theirs)
     return found
 
 
@@ -173,7 +180,7 @@ def in_a_step(folder: Path, workers: int = 0, steps: int = 5) -> dict[str, Any]:
         language_model=parts[0], vision_encoder=parts[2], image_decoder=parts[3], batch_size=64, samples_per_epoch=6400,
         num_workers=workers,
     )  # fmt: skip
-    resident = next(iter(data.train_dataloader()))
+    resident = next(iter(data.train_dataloader())).ready()
     assert len(resident) == 64
 
     class Resident:

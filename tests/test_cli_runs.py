@@ -10,7 +10,7 @@ import pytest
 
 from m2chat import cli
 from m2chat.data.micro_world import ensure_micro_shards
-from m2chat.training.checkpoints import read_checkpoint
+from m2chat.models.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--data.batch_size=4", "--data.samples_per_epoch=8", "--trainer.max_steps=2", "--trainer.max_epochs=1")

@@ -23,8 +23,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.errors import TrainingDivergedError, UserError
+from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
 from m2chat.training.atomic_io import AtomicCheckpointIO
-from m2chat.training.checkpoints import HEADER, check_header, read_checkpoint
 
 LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
 """Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""

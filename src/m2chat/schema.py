@@ -5,7 +5,7 @@ Shapes: B batch, T text tokens, Q queries of the image decoder's text condition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,9 +102,30 @@ class Segment:
     caption: str | None = None
 
 
+def in_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures of 0-255, (..., 3, H, W), as the image decoder wants them: floats in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Pictures of 0-255 as the vision encoder wants them: floats.
+
+    Args:
+        pixels: uint8, (..., 3, H, W).
+        mean: Of each channel, in [0, 1].
+        std: Of each channel, in [0, 1].
+    """
+    floats = pixels.float()
+    means, stds = (floats.new_tensor(values)[:, None, None] for values in (mean, std))
+    return floats.div_(255).sub_(means).div_(stds)
+
+
 @dataclass
 class Batch:
     """What a model is trained and evaluated on. Fields that are tensors share the first dimension B.
+
+    A loader makes batches with pictures of uint8, 0-255: a quarter of the bytes travel. `to` brings a batch to the
+    networks' device and `ready` makes of its pictures what the arguments below promise; Lightning calls `to` always.
 
     Args:
         input_ids: Prompt and response, right-padded, (B, T).
@@ -124,6 +145,8 @@ class Batch:
         samples: The conversations themselves, for evaluation and logs.
         turns: Index of the reply within each sample's turns.
         cut_tokens: Prompt tokens that did not fit, one count a sample.
+        eye: Mean and deviation of each channel, in [0, 1], by which `ready` normalises `context_pixels`; None if
+            the batch has no context picture.
     """
 
     input_ids: torch.Tensor
@@ -142,6 +165,7 @@ class Batch:
     samples: list[Sample] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     cut_tokens: list[int] = field(default_factory=list)
+    eye: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -151,16 +175,29 @@ class Batch:
         changed: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            changed[item.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
+            if item.name != "eye":
+                changed[item.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
         return replace(self, **changed)
+
+    def ready(self) -> Batch:
+        """The same batch with its pictures as floats, as the networks want them; itself if they already are."""
+        if self.target_pixels.is_floating_point():
+            return self
+        # Where there is no picture, zero stays zero.
+        target = in_unit_range(self.target_pixels).masked_fill_(~self.has_target[:, None, None, None], 0)
+        if self.eye is None:
+            context = target.new_zeros(self.context_pixels.shape)
+        else:
+            context = normalised(self.context_pixels, *self.eye).masked_fill_(~self.has_context[:, None, None, None], 0)
+        return replace(self, context_pixels=context, target_pixels=target)
 
     def pin_memory(self) -> Batch:
         """The same batch with its tensors in pinned memory; the data loader calls it."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with its tensors on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same batch on another device, `ready` there."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking)).ready()
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -131,3 +131,14 @@ def test_missing_captions_are_written(tmp_path: Path, capsys: pytest.CaptureFixt
     index = json.loads((tmp_path / "second" / "index.json").read_text())
     assert index["samples"] == 2 and index["settings"] == {"captions": "model:BIAS-micro"}
     assert main(["data", "caption", first, first, *backbone]) == 2
+
+    # What is there is kept if it is of the same shards, and never taken for captions of others.
+    (tmp_path / "second" / "index.json").unlink()
+    assert main(["data", "caption", first, second, *backbone]) == 0
+    assert json.loads((tmp_path / "second" / "index.json").read_text()) == index
+    shard = find_shards(first)[0]
+    shard.write_bytes(shard.read_bytes() + bytes(512))
+    assert main(["data", "caption", first, second, *backbone]) == 2
+    assert "captions of other shards" in capsys.readouterr().err
+    assert main(["data", "caption", second, first, *backbone]) == 2
+    assert "is not empty" in capsys.readouterr().err

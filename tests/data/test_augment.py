@@ -9,12 +9,12 @@ from PIL import Image as PIL
 
 from m2chat.data import images
 from m2chat.data.augment import Augmentation, Look, may_be_mirrored
-from m2chat.data.collate import CaptionTokens, Collator, VisionInput
-from m2chat.data.images import load_image, resize_crop
+from m2chat.data.collate import Collator
+from m2chat.data.images import VisionInput, load_image, resize_crop
 from m2chat.data.sources import caption_sample
 from m2chat.data.stream import Item
 from m2chat.schema import Image, Sample, Turn
-from m2chat.text import Layout, M2ChatTokenizer
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 
 
 def pixels(height: int, width: int) -> np.ndarray:

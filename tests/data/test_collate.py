@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2chat.data.collate import CaptionTokens, Collator, VisionInput
+from m2chat.data.collate import Collator
+from m2chat.data.images import VisionInput
 from m2chat.data.sources import caption_sample
 from m2chat.errors import UserError
 from m2chat.schema import Image, Sample
-from m2chat.text import Layout, M2ChatTokenizer
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,23 @@ def test_shapes_masks_and_padding(collator: Collator, make_dialogue: Callable[[i
     assert decode(batch.input_ids[1][batch.caption_mask[1]].tolist()) == "a cat"
     assert decode(batch.input_ids[1][batch.answer_mask[1]].tolist()) == "here it is"
     assert batch.turns == [1, 3, 1] and batch.samples[2] is pair and batch.cut_tokens == [0, 0, 0]
+
+
+def test_batches_travel_as_bytes_and_get_ready_once(collator: Collator, make_dialogue: Callable[[int], Sample]) -> None:
+    pair = caption_sample("p/1", "p", make_dialogue(1).images[0], {})
+    items = [(make_dialogue(0), 1, None), (pair, 1, None), (make_dialogue(0), 3, 0)]
+    compact = collator.compact(items)
+    assert compact.context_pixels.dtype == compact.target_pixels.dtype == torch.uint8
+    assert compact.has_context.tolist() == [True, False, True] and compact.has_target.tolist() == [False, True, True]
+    ready = compact.ready()
+    assert torch.equal(compact.to("cpu").context_pixels, ready.context_pixels)
+    assert not collator.compact(items[1:2]).ready().context_pixels.any(), "nothing is seen where nothing is shown"
+    assert ready.ready() is ready and torch.equal(ready.target_pixels, collator(items).target_pixels)
+    assert not ready.context_pixels[1].any() and not ready.target_pixels[0].any()
+    torch.testing.assert_close(ready.target_pixels[1:], compact.target_pixels[1:] / 127.5 - 1)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (collator.vision.mean, collator.vision.std))
+    torch.testing.assert_close(ready.context_pixels[::2], (compact.context_pixels[::2] / 255 - mean) / std)
+    assert torch.equal(compact.select([2]).ready().context_pixels, ready.context_pixels[2:])
 
 
 def test_pictures_are_those_of_the_view(collator: Collator, make_dialogue: Callable[[int], Sample]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from m2chat.data.images import BadImage, load_image, normalise_, resize_crop, save_png, to_unit_range_
+from m2chat.data import images
+from m2chat.data.images import BadImage, load_image, resize_crop, save_png
 
 
 def as_bytes(image: Image.Image, form: str, **options: object) -> bytes:
@@ -81,12 +81,19 @@ def test_resize_crop() -> None:
     assert resize_crop(np.zeros((3000, 1, 3), np.uint8), 64)[0].shape == (64, 64, 3)
 
 
-def test_ranges() -> None:
-    pixels = torch.tensor([0.0, 128.0, 255.0])[:, None, None]
-    torch.testing.assert_close(to_unit_range_(pixels.clone()).flatten(), torch.tensor([-1.0, 128 / 127.5 - 1, 1.0]))
-    shown = normalise_(pixels, (0.5, 0.5, 0.0), (0.5, 0.5, 2.0))
-    assert shown.shape == (3, 1, 1) and shown is pixels
-    torch.testing.assert_close(shown.flatten(), torch.tensor([-1.0, 128 / 127.5 - 1, 0.5]))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
+def test_large_pictures_are_the_same_in_bands(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 21, 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = as_bytes(picture if mode == "I;16" else picture.convert(mode), "PNG", exif=exif)
+    whole = load_image(data)
+    assert whole.shape == (21, 37, 3)
+    monkeypatch.setattr(images, "_BAND", 500)
+    np.testing.assert_array_equal(load_image(data), whole)
+    half = load_image(data, halve_above=700)
+    assert half.shape == (11, 19, 3) and abs(half.mean() - whole.mean()) < 3
 
 
 @pytest.mark.fixtures

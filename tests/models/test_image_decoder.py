@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2chat.data.collate import CaptionTokens
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.text import CaptionTokens
 from m2chat.world import render, scenes_of_split
 
 CAPTIONS = ["a large red circle on the left on a blue background", "a ring"]

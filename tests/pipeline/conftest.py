@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from m2chat.data.collate import CaptionTokens, Collator, VisionInput
+from m2chat.data.collate import Collator
+from m2chat.data.images import VisionInput
 from m2chat.data.micro_talk import Maker
 from m2chat.data.sources import caption_sample
 from m2chat.models.config import BackboneConfig
@@ -15,7 +16,7 @@ from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.pipeline import DrawSettings, Replier
 from m2chat.schema import Batch, Sample, Turn
-from m2chat.text import Layout, M2ChatTokenizer
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 from m2chat.text.view import replies_of
 
 Item = tuple[Sample, int, int | None]

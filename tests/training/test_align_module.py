@@ -20,7 +20,7 @@ def module(micro: Any) -> AlignModule:
 
 @pytest.fixture(scope="module")
 def batch(micro: Any) -> Batch:
-    return next(iter(micro.data("align").train_dataloader()))
+    return next(iter(micro.data("align").train_dataloader())).ready()
 
 
 def test_the_loss_of_eq_6(module: AlignModule, batch: Batch) -> None:

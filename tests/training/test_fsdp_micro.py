@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from m2chat.training.checkpoints import read_checkpoint
+from m2chat.models.checkpoints import read_checkpoint
 from m2chat.training.strategy import M2ChatFSDPStrategy
 
 STEPS = 5  # epochs have 4

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from m2chat.errors import UserError
+from m2chat.models.checkpoints import trainable_state_dict
 from m2chat.schema import Batch, Sample
 from m2chat.text import view_of
-from m2chat.training.checkpoints import trainable_state_dict
 from m2chat.training.m3ft_module import M3FTModule
 
 
@@ -24,7 +24,7 @@ def module(micro: Any) -> M3FTModule:
 
 @pytest.fixture(scope="module")
 def batch(micro: Any) -> Batch:
-    return next(iter(micro.data("m3ft", batch_size=12).train_dataloader()))
+    return next(iter(micro.data("m3ft", batch_size=12).train_dataloader())).ready()
 
 
 def test_the_loss_of_eq_7(module: M3FTModule, batch: Batch) -> None:

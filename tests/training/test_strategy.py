@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from m2chat.training.checkpoints import read_checkpoint
+from m2chat.models.checkpoints import read_checkpoint
 from m2chat.training.strategy import M2ChatFSDPStrategy
 from m2chat.training.trained_only import TrainedOnlyModule
 

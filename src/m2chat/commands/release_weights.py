@@ -42,8 +42,8 @@ def release_weights(stage: str, checkpoint: Path, out: Path) -> int:
 
     ensure_torchvision()
     from m2chat.errors import UserError
+    from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
     from m2chat.training.atomic_io import AtomicCheckpointIO
-    from m2chat.training.checkpoints import HEADER, check_header, read_checkpoint
 
     payload = read_checkpoint(checkpoint)
     check_header(payload[HEADER], str(checkpoint), stage, None)

@@ -15,15 +15,16 @@ ensure_torchvision()
 from lightning import LightningDataModule  # noqa: E402
 
 from m2chat.data.augment import Augmentation  # noqa: E402
-from m2chat.data.collate import CaptionTokens, Collator, VisionInput  # noqa: E402
+from m2chat.data.collate import Collator  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
+from m2chat.data.images import VisionInput  # noqa: E402
 from m2chat.data.leak import refuse_leaks  # noqa: E402
 from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
 from m2chat.data.remote import CACHE  # noqa: E402
 from m2chat.data.shards import find_shards  # noqa: E402
 from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
 from m2chat.errors import UserError  # noqa: E402
-from m2chat.text import Layout, M2ChatTokenizer  # noqa: E402
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
 
 log = logging.getLogger(__name__)
 

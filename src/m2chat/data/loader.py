@@ -82,7 +82,7 @@ class _Collate:
     collator: Collator
 
     def __call__(self, items: Sequence[Item]) -> tuple[Batch, list[tuple[str, str]]]:
-        return self.collator(items), [key for item in items for key in item.missed]
+        return self.collator.compact(items), [key for item in items for key in item.missed]
 
 
 class StreamLoader:

@@ -40,8 +40,11 @@ def read_record(members: Mapping[str, bytes]) -> Record | None:
     Raises:
         BadSample: If it is broken.
     """
-    record = _json_of(members)
-    return None if record is None or record.get("schema") != SCHEMA else _checked(record)
+    return _record_of(_json_of(members))
+
+
+def _record_of(content: Mapping[str, Any] | None) -> Record | None:
+    return None if content is None or content.get("schema") != SCHEMA else _checked(content)
 
 
 def _json_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
@@ -131,11 +134,12 @@ def sample_of(members: Mapping[str, bytes], key: str, source: str) -> Sample:
     Raises:
         BadSample: If it is broken or incomplete.
     """
-    record = read_record(members)
+    content = _json_of(members)
+    record = _record_of(content)
     try:
         if record is not None:
             return _m2c(record, members, key, source)
-        return _img2dataset(_json_of(members) or {}, members, key, source)
+        return _img2dataset(content or {}, members, key, source)
     except BadImage as error:
         raise BadSample(error.reason) from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from m2chat.errors import UserError
 from m2chat.schema import Segment
@@ -168,7 +169,7 @@ class Layout:
         answers = [encode(segment.answer) if segment.answer else [] for segment in reply]
         captions = [None if segment.caption is None else encode(segment.caption) for segment in reply]
         fixed = 1 + sum(1 + self.num_image_tokens for c in captions if c is not None)
-        reply_cut = self._cut_reply(answers, captions, self.max_tokens - fixed - self._least_prompt())
+        reply_cut = self._cut_reply(answers, captions, self.max_tokens - fixed - self._least_prompt)
         used = fixed + sum(map(len, answers)) + sum(len(c) for c in captions if c is not None)
         prompt, cut = self.prompt(request, self.max_tokens - used)
         return Fitted(prompt, answers, captions, cut + reply_cut)
@@ -203,7 +204,9 @@ class Layout:
         encoded.add([tokens.eos_id], loss=True)
         return encoded
 
+    @cached_property
     def _least_prompt(self) -> int:
+        """Tokens of a prompt that asks nothing."""
         return 1 + len(self.tokenizer.encode(alpaca("")))
 
     @staticmethod

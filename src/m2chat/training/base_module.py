@@ -16,6 +16,7 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.losses import align_loss, ddpm_loss
 from m2chat.models.build import build_m2chat, fingerprint
+from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkpoint
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
@@ -23,7 +24,6 @@ from m2chat.models.trainable import Stage, set_trainable, trainable_names
 from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
 from m2chat.schema import KINDS, Batch, Prediction
 from m2chat.text import Layout, M2ChatTokenizer
-from m2chat.training.checkpoints import find_checkpoint, load_trained, read_checkpoint
 from m2chat.training.config import EvalConfig, OptimConfig
 from m2chat.training.global_batch import weights_of_means
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.optim import Optimizer
 
 from m2chat.errors import UserError
-from m2chat.training.checkpoints import check_names, plain_name, trainable_names
+from m2chat.models.checkpoints import check_names, plain_name, trainable_names
 
 
 class M2ChatFSDPStrategy(ModelParallelStrategy):

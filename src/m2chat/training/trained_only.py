@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from lightning import LightningModule
 
-from m2chat.training.checkpoints import (
+from m2chat.models.checkpoints import (
     HEADER,
     VERSION,
     Header,

@@ -74,11 +74,11 @@ def test_of_a_moving_picture_the_first_frame_is_kept(raw: Any) -> None:
     np.testing.assert_array_equal(load_image(stored(moving).data), np.asarray(first))
 
 
-def bomb() -> bytes:
+def bomb(side: int = 9000) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
@@ -90,7 +90,8 @@ def test_what_cannot_be_used_says_why(raw: Any) -> None:
         (b"<html>gone</html>", "undecodable"),
         (whole[: len(whole) // 2], "undecodable"),
         (png[: len(png) // 2], "undecodable"),
-        (bomb(), "million pixels"),
+        (bomb(), "more than 64 million pixels"),
+        (bomb(7500), "PNG of more than 48 million pixels"),
         (raw.as_bytes(raw.photo(width=31)), "less than 32 pixels a side"),
         (raw.as_bytes(raw.photo(), "BMP"), "undecodable"),
     ):

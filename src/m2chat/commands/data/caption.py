@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
     from m2chat.data.shards import Shard
     from m2chat.models.config import BackboneConfig
+
+
+_NOTE = "captioned.json"
+"""What the captions in a folder are of, and which shards are done: with these a run that was killed goes on."""
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,6 +40,11 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
+def writer_of(backbone: BackboneConfig) -> str:
+    """How a model is named as the origin of its captions."""
+    return f"model:{Path(backbone.adapter).stem}"
+
+
 class Captioner:
     """Says what pictures show.
 
@@ -48,7 +58,7 @@ class Captioner:
 
         ensure_torchvision()
         from m2chat.commands.backbones.corpus import DESCRIBE
-        from m2chat.data.collate import VisionInput
+        from m2chat.data.images import VisionInput
         from m2chat.models.build import load_clip, load_language
         from m2chat.text import Layout, M2ChatTokenizer, Request
 
@@ -60,22 +70,23 @@ class Captioner:
         room = int(llama.config.max_position_embeddings)
         self.prompt, _ = Layout(self.tokenizer, 0, room).prompt(Request(DESCRIBE), room)
         self.device = device
-        self.name = f"model:{Path(backbone.adapter).stem}"
+        self.name = writer_of(backbone)
 
     def captions(self, pictures: Sequence[NDArray[Any]]) -> list[str]:
         """Greedy captions of pictures, RGB (H, W, 3) of 0-255."""
+        import numpy as np
         import torch
 
-        from m2chat.data.images import normalise_, resize_crop
+        from m2chat.data.images import resize_crop
+        from m2chat.schema import normalised
 
-        squares = [torch.from_numpy(resize_crop(pixels, self.vision.size)[0]) for pixels in pictures]
-        shown = torch.stack(
-            [normalise_(square.permute(2, 0, 1).float(), self.vision.mean, self.vision.std) for square in squares]
-        )
+        squares = np.stack([resize_crop(pixels, self.vision.size)[0] for pixels in pictures])
+        seen = torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous().to(self.device)
+        shown = normalised(seen, self.vision.mean, self.vision.std)
         with torch.no_grad():
             output = self.llama.generate(
                 torch.tensor([self.prompt] * len(pictures), device=self.device),
-                visual_query=self.visual_query(self.clip(shown.to(self.device))),
+                visual_query=self.visual_query(self.clip(shown)),
                 max_new_tokens=64,
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_id,
@@ -135,7 +146,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If there are no shards, or they would be written onto themselves.
     """
-    from m2chat.data.converters.progress import write_index
+    from m2chat.data.converters.progress import write_index, write_whole
     from m2chat.data.shards import local_shards, open_shard
     from m2chat.data.tars import write_tar
     from m2chat.errors import UserError
@@ -147,17 +158,46 @@ def run(options: argparse.Namespace) -> None:
     backbone = BackboneConfig(
         options.language_model, options.adapter, options.vision_encoder, channel_order=options.channel_order
     )
-    options.dst.mkdir(parents=True, exist_ok=True)
+    done = _done_before(options.dst, writer_of(backbone), paths)
     captioner = Captioner(backbone, options.device)
-    bad: Counter[str] = Counter()
     for path in paths:
-        if not (options.dst / path.name).is_file():
+        if path.name not in done["done"] or not (options.dst / path.name).is_file():
+            bad: Counter[str] = Counter()
             write_tar(options.dst / path.name, captioned(open_shard(path), captioner, options.batch_size, bad))
+            done["done"][path.name] = bad
+            write_whole(options.dst / _NOTE, [json.dumps(done, indent=1), "\n"])
+    bad = sum((Counter(done["done"][path.name]) for path in paths), Counter())
     index = _index(options.dst, [path.name for path in paths], captioner.name, bad)
     write_index(options.dst, index)
     print(f"{options.dst}: {len(paths)} shards, {index['samples']} samples with {index['pictures']} pictures")
     for reason, count in bad.most_common():
         print(f"  left out: {count:8} x {reason}")
+
+
+def _done_before(folder: Path, writer: str, paths: Sequence[Path]) -> dict[str, Any]:
+    """What a former run has done, as noted in the target folder; the note is made if there is none.
+
+    Raises:
+        UserError: If the folder holds captions of other shards or another writer, or something else.
+    """
+    from m2chat.data.converters.progress import write_whole
+    from m2chat.errors import UserError
+
+    remedy = "choose another folder, or delete this one to start anew"
+    now: dict[str, Any] = {"captions": writer, "of": {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}}
+    note = folder / _NOTE
+    if note.is_file():
+        before: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        if {key: before.get(key) for key in now} != now:
+            raise UserError(
+                f"DST: {folder} holds captions of other shards, or by another model than {writer}: {remedy}"
+            )
+        return before
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"DST: {folder} is not empty: {remedy}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(note, [json.dumps(now | {"done": {}}, indent=1), "\n"])
+    return now | {"done": {}}
 
 
 def _index(folder: Path, names: list[str], writer: str, bad: Counter[str]) -> dict[str, Any]:

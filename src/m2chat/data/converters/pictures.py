@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from m2chat.data.images import BadImage, load_image, opened, save_png
+from m2chat.data.images import MAX_PIXELS, BadImage, load_image, opened, save_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -16,7 +16,9 @@ _ORIENTATION = 0x0112
 _QUALITY = 95
 """Of a JPEG that had to be written again; its colours keep their full resolution."""
 _HALVE_ABOVE = 16_000_000
-"""A JPEG that has to be written again is halved above this many pixels: turning one of 60 million would take 900 MB."""
+"""What has to be written again is halved above this many pixels: turning a JPEG of 60 million would take 900 MB."""
+_MOST = {"PNG": 48_000_000, "GIF": 48_000_000, "WEBP": 16_000_000}
+"""Largest picture of a format that cannot be decoded at a smaller size: what fits into 300 MB of memory."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def stored(data: bytes, min_side: int = 1) -> Stored:
         width, height = image.size
         if min(width, height) < min_side:
             raise BadImage(f"picture of less than {min_side} pixels a side")
+        if width * height > _MOST.get(str(image.format), MAX_PIXELS):
+            raise BadImage(f"{image.format} of more than {_MOST[str(image.format)] // 10**6} million pixels")
         lossy = image.format in ("JPEG", "MPO")
         lies = image.getexif().get(_ORIENTATION, 1) >= 5  # on its side
         if _is_plain(image):
@@ -60,6 +64,7 @@ def stored(data: bytes, min_side: int = 1) -> Stored:
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
             image.load()
             return Stored(_SUFFIXES[str(image.format)], data, (height, width), (height, width))
+    del image  # A look at a PNG's EXIF has decoded it: it must not stay beside its second copy.
     pixels = load_image(data, _HALVE_ABOVE)
     size = (pixels.shape[0], pixels.shape[1])
     upright = (width, height) if lies else (height, width)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from m2chat.errors import UserError
-from m2chat.training.checkpoints import (
+from m2chat.models.checkpoints import (
     HEADER,
     Header,
     find_checkpoint,
