@@ -3,8 +3,9 @@
 from m2chat.pipeline.events import Drawn, Event, Finished, Notice, Progress, Words
 from m2chat.pipeline.outputs import ImagePart, PipelineOutput
 from m2chat.pipeline.pipeline import M2ChatPipeline
+from m2chat.pipeline.plan import SessionSettings
 from m2chat.pipeline.replier import DrawSettings, Replier
-from m2chat.pipeline.session import Session, SessionSettings
+from m2chat.pipeline.session import Session
 
 __all__ = [
     "DrawSettings",

@@ -158,7 +158,6 @@ class M2ChatPipeline:
     def __call__(self, prompt: str, image: Any = None, **kwargs: Any) -> PipelineOutput: ...
     @overload
     def __call__(self, prompt: Sequence[str], image: Any = None, **kwargs: Any) -> list[PipelineOutput]: ...
-    @torch.no_grad()
     def __call__(  # type: ignore[misc]
         self,
         prompt: str | Sequence[str],

@@ -16,12 +16,12 @@ from m2chat.errors import UserError
 from m2chat.pipeline.events import Draft, Event, Finished
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of
-from m2chat.pipeline.plan import Plan, SessionSettings, as_turn, pictures_in
+from m2chat.pipeline.plan import ImageMode, Plan, SessionSettings, as_turn, pictures_in
 from m2chat.pipeline.replier import DrawSettings
 from m2chat.schema import Image, Sample, Turn
 
 if TYPE_CHECKING:
-    from m2chat.pipeline.pipeline import ImageMode, M2ChatPipeline
+    from m2chat.pipeline.pipeline import M2ChatPipeline
 
 _PICTURE = re.compile(r"\bpicture (\d{1,4})\b", re.IGNORECASE)
 """How a user speaks of an earlier picture: by its number."""
@@ -225,7 +225,7 @@ class Session:
                     break
                 draft.add(event)
                 yield event
-        except GeneratorExit:
+        except (GeneratorExit, KeyboardInterrupt):
             self._keep(plan, draft, stopped=True)
             raise
         yield self._keep(plan, draft, stopped=not finished)

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.errors import UserError
 from m2chat.pipeline.pipeline import M2ChatPipeline
-from m2chat.pipeline.session import Session, SessionSettings
+from m2chat.pipeline.plan import SessionSettings
+from m2chat.pipeline.session import Session
 from m2chat.schema import Image, Turn
 
 _LOG = logging.getLogger(__name__)
