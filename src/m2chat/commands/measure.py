@@ -81,8 +81,8 @@ def run(options: argparse.Namespace) -> None:
     talks = Talks(load_pipeline(options), options.seed, options.steps, options.batch_size, options.captions == "model")
     findings = Findings()
     samples = {kind: talks.make(kind, round(share * options.count)) for kind, share in MIX.items()}
-    measure_replies(talks, [sample for own in samples.values() for sample in own], findings)
-    measure_edits(talks, samples["edit"], findings)
+    edits = measure_replies(talks, [sample for own in samples.values() for sample in own], findings)
+    measure_edits(talks, samples["edit"], edits, findings)
     measure_stories(talks, samples["story"], findings)
     measure_wishes(talks, options.wishes, findings)
     _set_bars(findings)

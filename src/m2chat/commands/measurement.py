@@ -65,9 +65,12 @@ class Talks:
             samples[i] = replace(samples[i], images=tuple(images))
         return samples
 
-    def reply(self, asked: Sequence[tuple[Sample, int]], image: ImageMode = "auto") -> list[Reply]:
+    def reply(
+        self, asked: Sequence[tuple[Sample, int]], image: ImageMode = "auto", steps: int | None = None
+    ) -> list[Reply]:
         """Replies to turns of conversations, in the words and pictures of the model."""
-        replier = self.pipe.replier(image, 1, self._draw())
+        draw = self._draw()
+        replier = self.pipe.replier(image, 1, draw if steps is None else replace(draw, steps=steps))
         replies: list[Reply] = []
         for start in range(0, len(asked), self.size):
             part = asked[start : start + self.size]
@@ -94,10 +97,17 @@ def _drawn(reply: Reply) -> Picture | None:
     return next(iter(reply.pictures), None)
 
 
-def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
-    """Whether a picture comes where one is due, and no other; and whether those of the replies are right."""
+def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings) -> dict[str, Reply]:
+    """Whether a picture comes where one is due, and no other; and whether those of the replies are right.
+
+    Returns:
+        The replies to edits, by the sample's id.
+    """
     asked = [(sample, turn) for sample in samples for turn in replies_of(sample)]
-    replies = talks.reply(asked)
+    # Of stories only the decision counts here, and their frames are drawn again when they are told.
+    drawn = [place for place in asked if place[0].kind != "story"]
+    undrawn = [place for place in asked if place[0].kind == "story"]
+    replies, asked = talks.reply(drawn) + talks.reply(undrawn, steps=1), drawn + undrawn
     due: list[tuple[tuple[Sample, int], Picture | None, str]] = []
     for (sample, turn), reply in zip(asked, replies, strict=True):
         view = view_of(sample, turn)
@@ -115,13 +125,14 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
     findings.add("right: pictures of replies", right([picture for _, picture, _ in due], wanted))
     alone = talks.decoder_alone([place for place, _, _ in due], [caption for _, _, caption in due])
     findings.add("decoder right: pictures of replies", right(list(alone), wanted))
+    return {sample.id: reply for (sample, _), reply in zip(asked, replies, strict=True) if sample.kind == "edit"}
 
 
-def measure_edits(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
+def measure_edits(talks: Talks, samples: Sequence[Sample], edits: dict[str, Reply], findings: Findings) -> None:
     """Whether the named attribute changes and the others stay; and whether the reply follows another first picture."""
     asked = [(sample, 1) for sample in samples]
     after = [dict(sample.meta["scenes"][1]) for sample in samples]
-    replies = talks.reply(asked)
+    replies = [edits[sample.id] for sample in samples]
     findings.add("right: edits", right([_drawn(reply) for reply in replies], after))
     # The decoder gets the whole scene in words: what is to be kept must be told to it.
     whole = [caption_of(Scene.from_attributes(scene)) for scene in after]
