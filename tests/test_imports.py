@@ -26,7 +26,7 @@ OURS: dict[str, set[str]] = {
     "training": {"models", "losses", "text", "pipeline"},  # validation generates replies, and replies are words
     "callbacks": {"metrics", "evaluation"},
     "pipeline": {"text", "models", "data.images"},  # what the eye sees is prepared as in training
-    "app": {"pipeline"},
+    "app": {"pipeline", "data.images"},
 }
 LOWEST = {"_compat", "errors", "schema", "world"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,16 @@ def test_the_callback_sees_and_changes_latents_and_can_interrupt(pipe: M2ChatPip
     (plain,) = pipe(ASK, generator=seeded(), **options).images
     assert [step for step, _ in seen] == [0, 1] and seen[0][1] > seen[1][1]
     assert np.asarray(blank).std() < np.asarray(plain).std()
+
+
+def test_the_progress_bar_counts_denoising_steps(pipe: M2ChatPipeline) -> None:
+    shown = io.StringIO()
+    pipe.set_progress_bar_config(file=shown)
+    try:
+        pipe(ASK, image_mode="force", **SHORT)
+    finally:
+        pipe.set_progress_bar_config(disable=True)
+    assert "2/2" in shown.getvalue()
 
 
 def test_schedulers_can_be_swapped(pipe: M2ChatPipeline) -> None:

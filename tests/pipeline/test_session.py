@@ -55,6 +55,8 @@ def test_a_reply_comes_as_events_and_is_remembered(session: Session) -> None:
     assert events.index(steps[0]) > max(events.index(e) for e in events if isinstance(e, Words) and e.segment == 0)
     assert [turn.role for turn in session.turns] == ["user", "assistant"]
     assert np.array_equal(session.images[0].pixels, drawn[0].picture) and session.images[0].caption == told
+    (asked, _), (role, parts) = session.messages()[0], session.messages()[1]
+    assert (asked, role) == ("user", "assistant") and session.images[0] in parts
     assert session.notes[1]["seed"] == 3 and session.notes[1]["gate"] == [e.gate for e in drawn]
 
 

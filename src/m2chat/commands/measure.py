@@ -6,10 +6,12 @@ import argparse
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m2chat.commands.common import add_model_options, load_pipeline
-from m2chat.schema import Kind
+
+if TYPE_CHECKING:
+    from m2chat.schema import Kind
 
 MIX: dict[Kind, float] = {"instruct": 0.25, "dialogue": 0.35, "edit": 0.25, "story": 0.15}
 """Kinds of conversation and their shares."""

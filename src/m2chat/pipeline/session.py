@@ -18,7 +18,7 @@ from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of
 from m2chat.pipeline.plan import ImageMode, Plan, SessionSettings, as_turn, pictures_in
 from m2chat.pipeline.replier import DrawSettings
-from m2chat.schema import Image, Sample, Turn
+from m2chat.schema import Image, Role, Sample, Turn
 
 if TYPE_CHECKING:
     from m2chat.pipeline.pipeline import M2ChatPipeline
@@ -145,6 +145,13 @@ class Session:
         self._stop.set()
 
     # The conversation
+
+    def messages(self) -> list[tuple[Role, list[str | Image]]]:
+        """Who said and showed what: texts and pictures of every turn in their order."""
+        return [
+            (turn.role, [self.images[part] if isinstance(part, int) else part for part in turn.parts])
+            for turn in self.turns
+        ]
 
     def undo(self) -> str:
         """Forgets the user's last turn and what came of it.

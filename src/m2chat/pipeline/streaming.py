@@ -42,7 +42,7 @@ class StreamingReplier(Replier):
             prompts, (cut,), told = self._told([view], given)
             replies = iter([[[*told[0], TokenSegment()]]])
         if cut:
-            yield Notice(f"The conversation is too long: its oldest turns are left out ({cut} tokens).", cut)
+            yield Notice(f"What did not fit is left out, the oldest turns first ({cut} tokens).", cut)
         said: dict[tuple[int, str], str] = {}
         done = 0
         segments: list[TokenSegment] = []
