@@ -99,8 +99,8 @@ def beside_transformers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
 
     def our_tokens() -> list[list[int]]:
         segments: list[Any] = []
-        for segments in stream_replies(model, prompts, pixels, replier.special, Decoding(num_image_tokens=8)):
-            # A second segment stands behind the first picture's slots; its words are no part of the comparison.
+        # One slot a picture: a second segment stands behind it at once, and what follows is no part of the comparison.
+        for segments in stream_replies(model, prompts, pixels, replier.special, Decoding(num_image_tokens=1)):
             if all(len(own) > 1 for own in segments):
                 break
         return [[*own[0].answer, tokens.ic_id, *(own[0].caption or [])] for own in segments]

@@ -72,6 +72,18 @@ class TokenSegment:
     caption: list[int] | None = None
 
 
+_NO_PICTURE, _MAY_DRAW, _IN_CAPTION = range(3)
+
+
+def _rules(special: SpecialTokens, vocabulary: int, device: torch.device) -> Tensor:
+    """What is added to the logits: -inf at the tokens that must not come, a row a rule, (3, V)."""
+    rules = torch.zeros(3, vocabulary)
+    rules[_NO_PICTURE, [special.ic, special.img]] = -torch.inf
+    rules[_MAY_DRAW, special.img] = -torch.inf
+    rules[_IN_CAPTION, [special.ic, special.eos]] = -torch.inf
+    return rules.to(device)
+
+
 class _Reply:
     """One reply while it is being decoded: what may come next, and what has come."""
 
@@ -86,17 +98,15 @@ class _Reply:
         """How many have been begun."""
         return sum(segment.caption is not None for segment in self.segments)
 
-    def allowed(self, logits: Tensor) -> Tensor:
-        """Logits with what must not come set to -inf."""
-        special, segment = self.special, self.segments[-1]
-        barred = [special.ic, special.img]
+    @property
+    def rule(self) -> int:
+        """Which row of `_rules` says what may come next."""
         if self.decoding.layout == "free":
-            if segment.caption is None:
-                full = self.pictures >= self.decoding.max_pictures
-                barred = [special.img, special.ic] if full else [special.img]
-            else:
-                barred = [special.ic, special.eos]
-        return logits.index_fill(0, torch.tensor(barred, device=logits.device), -torch.inf)
+            if self.segments[-1].caption is not None:
+                return _IN_CAPTION
+            if self.pictures < self.decoding.max_pictures:
+                return _MAY_DRAW
+        return _NO_PICTURE
 
     def take(self, token: int) -> int:
         """Accepts the model's choice and returns what really follows."""
@@ -163,7 +173,7 @@ def stream_replies(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     visual_query = model.visual_query(model.clip(context_pixels))
     replies = [_Reply(special, decoding) for _ in prompts]
-    cache = None
+    cache = rules = None
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     while True:
         output = model.llama(
@@ -177,10 +187,10 @@ def stream_replies(
         )
         cache = output.cache
         logits = output.logits[:, -1].float()
-        rows = [
-            [reply.take(_choose(reply.allowed(row), decoding, generator))]
-            for reply, row in zip(replies, logits, strict=True)
-        ]
+        rules = _rules(special, logits.shape[-1], device) if rules is None else rules
+        allowed = logits + rules[[reply.rule for reply in replies]]
+        choices = _choose(allowed, decoding, generator)
+        rows = [[reply.take(choice)] for reply, choice in zip(replies, choices, strict=True)]
         # What follows by force needs no pass of its own: as many slots go in together as all replies have left.
         sure = min((reply.slots for reply in replies if not reply.done), default=0)
         for reply, row in zip(replies, rows, strict=True):
@@ -213,10 +223,10 @@ def decode_replies(
     return [finished(own) for own in segments]
 
 
-def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> int:
-    """The likeliest token, or one sampled from the top share of the likelihood."""
+def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> list[int]:
+    """Of each row, (B, V), the likeliest token, or one sampled from the top share of the likelihood."""
     if decoding.temperature <= 0:
-        return int(logits.argmax())
+        return logits.argmax(-1).tolist()
     likelihood, order = (logits / decoding.temperature).softmax(-1).sort(descending=True)
     kept = likelihood.masked_fill(likelihood.cumsum(-1) - likelihood > decoding.top_p, 0)
-    return int(order[torch.multinomial(kept, 1, generator=generator)])
+    return order.gather(-1, torch.multinomial(kept, 1, generator=generator))[:, 0].tolist()
