@@ -78,7 +78,7 @@ def test_turn_two_depends_on_the_picture_of_turn_one(session: Session, shown: ND
     first = session.edit("turn it into a ring", images=[shown])
     assert session.images[0].caption_by == "model" and session.images[0].caption
     session.undo()
-    other = session.edit("turn it into a ring", images=[shown[::-1, ::-1]])
+    other = session.edit("turn it into a ring", images=[shown[..., ::-1]])
     assert np.abs(np.asarray(first.images[0]).astype(int) - np.asarray(other.images[0])).max() > 10
 
 

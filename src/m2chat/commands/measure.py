@@ -77,7 +77,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measures, prints a table, writes the file."""
-    from m2chat.commands.measurement import Talks, measure_edits, measure_replies, measure_stories, measure_wishes
+    from m2chat.commands.measurement import (
+        Talks,
+        measure_descriptions,
+        measure_edits,
+        measure_replies,
+        measure_stories,
+        measure_wishes,
+    )
     from m2chat.evaluation.report import aligned
 
     talks = Talks(load_pipeline(options), options.seed, options.steps, options.batch_size, options.captions == "model")
@@ -85,6 +92,7 @@ def run(options: argparse.Namespace) -> None:
     samples = {kind: talks.make(kind, round(share * options.count)) for kind, share in MIX.items()}
     edits = measure_replies(talks, [sample for own in samples.values() for sample in own], findings)
     measure_edits(talks, samples["edit"], edits, findings)
+    measure_descriptions(talks, samples["edit"], findings)
     measure_stories(talks, samples["story"], findings)
     measure_wishes(talks, options.wishes, findings)
     _set_bars(findings)

@@ -151,6 +151,14 @@ def measure_edits(talks: Talks, samples: Sequence[Sample], edits: dict[str, Repl
     )
 
 
+def measure_descriptions(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
+    """What the model says of the pictures that users show, attribute by attribute."""
+    for sample, said in zip(samples, talks.pipe.caption([own.images[0].pixels for own in samples]), strict=True):
+        told = parse_caption(said)
+        for name, value in sample.meta["scenes"][0].items():
+            findings.add(f"described: {name.removesuffix('_2')}", [told.get(name) == value])
+
+
 def _replaced(maker: Maker, sample: Sample) -> Scene | None:
     """Another scene in place of the first picture: the same, before another ground; None where the edit is that."""
     before, after = (dict(scene) for scene in sample.meta["scenes"])

@@ -144,7 +144,7 @@ class _Reply:
         return self.special.img
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream_replies(
     model: M2ChatModel,
     prompts: Sequence[Sequence[int]],

@@ -192,7 +192,7 @@ class ImageDecoder(nn.Module):
         output: Tensor = self.unet(noisy, timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def denoise(
         self,
         h_align: Tensor,
