@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from m2chat import cli
+from m2chat import cli, commands
 from m2chat.data.micro_world import ensure_micro_shards
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_the_readme_has_commands() -> None:
-    assert len(COMMANDS) >= 8 and {command.split()[0] for command in COMMANDS} <= {"make", "lightning", "tensorboard"}
+    assert len(COMMANDS) >= 8 and {command.split()[0] for command in COMMANDS} <= {
+        "make", "lightning", "tensorboard", "m2chat"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,6 +49,11 @@ def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         script = Path(sys.executable).with_name(program)
         subprocess.run([str(script), "--help"], check=True, capture_output=True, timeout=120)
         assert arguments[0] == "--logdir"
+        return
+    if program == "m2chat":
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+        assert commands.main([*arguments, "--steps", "2"]) == 0
         return
     ensure_micro_shards(ROOT / "data/micro/shards")
     for name in ("configs", "data"):

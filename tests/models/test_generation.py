@@ -94,9 +94,34 @@ def _check(reply: list[TokenSegment], fed: list[int], decoding: Decoding) -> Non
     for segment in reply:
         for text in (segment.answer, segment.caption or []):
             assert len(text) <= decoding.max_text_tokens and not {IC, IMG, EOS, PAD} & set(text)
-    # What the model was fed is the reply's layout; the last tokens need not be fed, as nothing follows them.
+    # What the model was fed is the reply's layout; what nothing follows need not be: the last slots, `</s>`.
     whole = [*laid_out(reply, decoding.num_image_tokens), EOS]
-    assert fed == whole[: len(fed)] and len(whole) - len(fed) <= 2
+    assert fed == whole[: len(fed)] and len(whole) - len(fed) <= 1 + decoding.num_image_tokens
+
+
+def test_the_fewest_and_the_most_pictures_are_kept() -> None:
+    for seed in range(30):
+        replies, _ = babble(seed, replace(DECODING, min_pictures=2))
+        assert all(sum(segment.caption is not None for segment in reply) == 2 for reply in replies)
+        replies, _ = babble(seed, replace(DECODING, max_pictures=0))
+        assert all(segment.caption is None for reply in replies for segment in reply)
+
+
+def test_the_slots_of_a_picture_go_in_together() -> None:
+    class Painter(Babbler):
+        """Says a word, begins a caption, draws, and ends."""
+
+        def llama(self, input_ids: Tensor, **kwargs: Any) -> SimpleNamespace:
+            self.heard.append(input_ids)
+            said = [5, IC, 6, IMG, EOS][len(self.heard) - 1]
+            logits = torch.zeros(len(input_ids), 1, WORDS + 2)
+            logits[..., said] = 1
+            return SimpleNamespace(logits=logits, cache=None)
+
+    model = Painter(0)
+    (reply,) = decode_replies(cast(M2ChatModel, model), [[1, 3]], torch.zeros(1, 1), SPECIAL, DECODING)
+    assert reply == [TokenSegment([5], [6])]
+    assert [part.tolist() for part in model.heard] == [[[1, 3]], [[5]], [[IC]], [[6]], [[IMG] * 3]]
 
 
 def test_a_caption_begun_must_become_a_picture() -> None:
@@ -119,9 +144,9 @@ def test_sampling_follows_temperature_and_top_p() -> None:
     logits = torch.tensor([2.0, 1.0, 0.5, -1.0])
     generator = torch.Generator().manual_seed(0)
     hot = Decoding(temperature=1.0, top_p=0.7)
-    drawn = [_choose(logits, hot, generator) for _ in range(400)]
+    drawn = _choose(logits.expand(400, -1), hot, generator)
     assert set(drawn) == {0, 1}, "0.61 and 0.22 of the likelihood: the third begins beyond 0.7"
     share = logits[:2].softmax(0)[0].item()
     assert drawn.count(0) / 400 == pytest.approx(share, abs=0.07)
-    assert {_choose(logits, Decoding(), None) for _ in range(5)} == {0}
-    assert {_choose(logits, replace(hot, top_p=0.0), generator) for _ in range(20)} == {0}
+    assert set(_choose(logits.expand(5, -1), Decoding(), None)) == {0}
+    assert set(_choose(logits.expand(20, -1), replace(hot, top_p=0.0), generator)) == {0}

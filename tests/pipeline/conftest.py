@@ -14,7 +14,7 @@ from m2chat.data.sources import caption_sample
 from m2chat.models.config import BackboneConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
-from m2chat.pipeline import DrawSettings, Replier
+from m2chat.pipeline import DrawSettings, M2ChatPipeline, Replier
 from m2chat.schema import Batch, Sample, Turn
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 from m2chat.text.view import replies_of
@@ -74,3 +74,11 @@ def no_noise(batch: Batch) -> DiffusionNoise:
 @pytest.fixture(scope="session")
 def noise() -> object:
     return no_noise
+
+
+@pytest.fixture(scope="session")
+def pipe() -> M2ChatPipeline:
+    """The shipped micro weights; only for tests that change nothing."""
+    pipe = M2ChatPipeline.from_pretrained()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

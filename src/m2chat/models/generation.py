@@ -1,11 +1,12 @@
 """Interleaved decoding: text until ``<|img|>``, its slots by force, and on until ``</s>``.
 
-Works on token numbers only; `m2chat.pipeline` turns them into words and pictures.
+Works on token numbers only; `m2chat.pipeline` turns them into words and pictures. `stream_replies` is the one loop:
+who wants whole replies runs it to its end, who wants to show or stop them looks at every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,7 +44,8 @@ class Decoding:
             ``</s>``, then one picture, for a model that has not learned the two tokens.
         num_image_tokens: N.
         max_text_tokens: Longest answer and longest caption.
-        max_pictures: Most pictures of a reply.
+        max_pictures: Most pictures of a reply; 0 for text alone.
+        min_pictures: Fewest: where the model would end before, it must begin another picture.
         temperature: 0 takes the likeliest token.
         top_p: Share of the likelihood to sample from, if the temperature is above 0.
     """
@@ -52,6 +54,7 @@ class Decoding:
     num_image_tokens: int = 8
     max_text_tokens: int = 64
     max_pictures: int = 4
+    min_pictures: int = 0
     temperature: float = 0.0
     top_p: float = 0.75
 
@@ -69,6 +72,18 @@ class TokenSegment:
     caption: list[int] | None = None
 
 
+_NO_PICTURE, _MAY_DRAW, _IN_CAPTION = range(3)
+
+
+def _rules(special: SpecialTokens, vocabulary: int, device: torch.device) -> Tensor:
+    """What is added to the logits: -inf at the tokens that must not come, a row a rule, (3, V)."""
+    rules = torch.zeros(3, vocabulary)
+    rules[_NO_PICTURE, [special.ic, special.img]] = -torch.inf
+    rules[_MAY_DRAW, special.img] = -torch.inf
+    rules[_IN_CAPTION, [special.ic, special.eos]] = -torch.inf
+    return rules.to(device)
+
+
 class _Reply:
     """One reply while it is being decoded: what may come next, and what has come."""
 
@@ -78,17 +93,20 @@ class _Reply:
         self.slots = 0
         self.done = False
 
-    def allowed(self, logits: Tensor) -> Tensor:
-        """Logits with what must not come set to -inf."""
-        special, segment = self.special, self.segments[-1]
-        barred = [special.ic, special.img]
+    @property
+    def pictures(self) -> int:
+        """How many have been begun."""
+        return sum(segment.caption is not None for segment in self.segments)
+
+    @property
+    def rule(self) -> int:
+        """Which row of `_rules` says what may come next."""
         if self.decoding.layout == "free":
-            if segment.caption is None:
-                full = sum(s.caption is not None for s in self.segments) >= self.decoding.max_pictures
-                barred = [special.img, special.ic] if full else [special.img]
-            else:
-                barred = [special.ic, special.eos]
-        return logits.index_fill(0, torch.tensor(barred, device=logits.device), -torch.inf)
+            if self.segments[-1].caption is not None:
+                return _IN_CAPTION
+            if self.pictures < self.decoding.max_pictures:
+                return _MAY_DRAW
+        return _NO_PICTURE
 
     def take(self, token: int) -> int:
         """Accepts the model's choice and returns what really follows."""
@@ -106,7 +124,7 @@ class _Reply:
         text = segment.answer if segment.caption is None else segment.caption
         over = len(text) >= self.decoding.max_text_tokens
         if segment.caption is None:
-            forced = self.decoding.layout == "forced"
+            forced = self.decoding.layout == "forced" or self.pictures < self.decoding.min_pictures
             if token == special.ic or (forced and (over or token == special.eos)):
                 segment.caption = []
                 return special.ic
@@ -125,22 +143,16 @@ class _Reply:
             self.segments.append(TokenSegment())
         return self.special.img
 
-    def result(self) -> list[TokenSegment]:
-        """The segments, without an empty one behind the last picture."""
-        last = self.segments[-1]
-        empty = len(self.segments) > 1 and not last.answer and last.caption is None
-        return self.segments[:-1] if empty else self.segments
 
-
-@torch.no_grad()
-def decode_replies(
+@torch.inference_mode()
+def stream_replies(
     model: M2ChatModel,
     prompts: Sequence[Sequence[int]],
     context_pixels: Tensor,
     special: SpecialTokens,
     decoding: Decoding,
     generator: torch.Generator | None = None,
-) -> list[list[TokenSegment]]:
+) -> Iterator[list[list[TokenSegment]]]:
     """Decodes the replies to several prompts together; each is what it would be alone.
 
     Args:
@@ -151,8 +163,9 @@ def decode_replies(
         decoding: How.
         generator: Of the sampling, if the temperature is above 0.
 
-    Returns:
-        The segments of each reply.
+    Yields:
+        After every pass of the language model the segments of each reply so far. They are the same lists each time
+        and grow; behind a picture whose slots are filled stands a new segment, which may stay empty.
     """
     device = context_pixels.device
     longest = max(map(len, prompts))
@@ -160,7 +173,7 @@ def decode_replies(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     visual_query = model.visual_query(model.clip(context_pixels))
     replies = [_Reply(special, decoding) for _ in prompts]
-    cache = None
+    cache = rules = None
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     while True:
         output = model.llama(
@@ -174,21 +187,46 @@ def decode_replies(
         )
         cache = output.cache
         logits = output.logits[:, -1].float()
-        chosen = [
-            reply.take(_choose(reply.allowed(row), decoding, generator))
-            for reply, row in zip(replies, logits, strict=True)
-        ]
+        rules = _rules(special, logits.shape[-1], device) if rules is None else rules
+        allowed = logits + rules[[reply.rule for reply in replies]]
+        choices = _choose(allowed, decoding, generator)
+        rows = [[reply.take(choice)] for reply, choice in zip(replies, choices, strict=True)]
+        # What follows by force needs no pass of its own: as many slots go in together as all replies have left.
+        sure = min((reply.slots for reply in replies if not reply.done), default=0)
+        for reply, row in zip(replies, rows, strict=True):
+            row += [reply.take(special.img) for _ in range(sure)]
+        yield [reply.segments for reply in replies]
         if all(reply.done for reply in replies):
-            return [reply.result() for reply in replies]
-        ids = torch.tensor(chosen, device=device)[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        positions = positions[:, -1:] + 1
+            return
+        ids = torch.tensor(rows, device=device)
+        mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
+        positions = positions[:, -1:] + torch.arange(1, ids.shape[1] + 1, device=device)
 
 
-def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> int:
-    """The likeliest token, or one sampled from the top share of the likelihood."""
+def finished(segments: list[TokenSegment]) -> list[TokenSegment]:
+    """The segments of a whole reply, without an empty one behind the last picture."""
+    last = segments[-1]
+    empty = len(segments) > 1 and not last.answer and last.caption is None
+    return segments[:-1] if empty else segments
+
+
+def decode_replies(
+    model: M2ChatModel,
+    prompts: Sequence[Sequence[int]],
+    context_pixels: Tensor,
+    special: SpecialTokens,
+    decoding: Decoding,
+    generator: torch.Generator | None = None,
+) -> list[list[TokenSegment]]:
+    """The segments of whole replies; arguments as for `stream_replies`."""
+    *_, segments = stream_replies(model, prompts, context_pixels, special, decoding, generator)
+    return [finished(own) for own in segments]
+
+
+def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> list[int]:
+    """Of each row, (B, V), the likeliest token, or one sampled from the top share of the likelihood."""
     if decoding.temperature <= 0:
-        return int(logits.argmax())
+        return logits.argmax(-1).tolist()
     likelihood, order = (logits / decoding.temperature).softmax(-1).sort(descending=True)
     kept = likelihood.masked_fill(likelihood.cumsum(-1) - likelihood > decoding.top_p, 0)
-    return int(order[torch.multinomial(kept, 1, generator=generator)])
+    return order.gather(-1, torch.multinomial(kept, 1, generator=generator))[:, 0].tolist()

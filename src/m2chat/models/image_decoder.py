@@ -5,8 +5,10 @@ Shapes: B batch, Q tokens of a caption, C and P widths of the sequence and the p
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,29 @@ def require_weights(folder: Path, what: str) -> None:
             f"{what}: {folder} has a config.json but no weights (*.safetensors or *.bin): complete the folder; "
             "`make backbones` rebuilds the micro ones, and data/README.md says where the real ones come from."
         )
+
+
+@dataclass
+class Denoising:
+    """Where the drawing of some pictures stands after a step.
+
+    Args:
+        step: Steps done, from 1.
+        steps: Steps in all.
+        timestep: Of the noise schedule.
+        latents: (B, c, h, w); whoever replaces them changes what the next step starts from.
+        estimate: What the pictures would become, as far as the scheduler tells, (B, c, h, w).
+    """
+
+    step: int
+    steps: int
+    timestep: int
+    latents: Tensor
+    estimate: Tensor
+
+
+OnStep = Callable[[Denoising], bool | None]
+"""Called after every denoising step; may replace `Denoising.latents`; true ends the drawing where it stands."""
 
 
 class ImageDecoder(nn.Module):
@@ -167,7 +192,64 @@ class ImageDecoder(nn.Module):
         output: Tensor = self.unet(noisy, timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
-    @torch.no_grad()
+    @torch.inference_mode()
+    def denoise(
+        self,
+        h_align: Tensor,
+        h_palign: Tensor | None,
+        time_ids: Tensor,
+        seeds: Sequence[int],
+        steps: int = 25,
+        guidance: float = 5.0,
+    ) -> Iterator[Denoising]:
+        """The one denoising loop of the project, a step at a time.
+
+        Args:
+            h_align: (B, Q, C).
+            h_palign: (B, P).
+            time_ids: (B, 6); their last two are the pictures' height and width.
+            seeds: Of each picture's noise, so that a picture does not depend on its batch.
+            steps: Denoising steps.
+            guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained. 1 or
+                less leaves it out.
+
+        Yields:
+            The state after every step.
+        """
+        height, width = (int(size) // self.vae_factor for size in time_ids[0, 4:])
+        shape = (int(self.unet.config.in_channels), height, width)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = [torch.randn(shape, generator=generator) for generator in generators]
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # one of its own: it remembers steps
+        scheduler.set_timesteps(steps, device=h_align.device)
+        latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
+        guided = guidance > 1
+        text, pooled, ids = h_align, h_palign, time_ids.to(h_align)
+        if guided:
+            text = torch.cat([torch.zeros_like(text), text])
+            pooled = None if pooled is None else torch.cat([torch.zeros_like(pooled), pooled])
+            ids = torch.cat([ids, ids])
+        # Schedulers that add noise on the way draw it from the same generators.
+        random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        for number, timestep in enumerate(scheduler.timesteps, 1):
+            scaled = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+            predicted = self.predict(scaled, timestep, text, pooled, ids)
+            if guided:
+                negative, positive = predicted.chunk(2)
+                predicted = negative + guidance * (positive - negative)
+            output = scheduler.step(predicted, timestep, latents, **random)
+            estimate = getattr(output, "pred_original_sample", None)
+            # Some schedulers step more than once for a step that was asked for.
+            state = Denoising(
+                number,
+                len(scheduler.timesteps),
+                int(timestep),
+                output.prev_sample,
+                output.prev_sample if estimate is None else estimate,
+            )
+            yield state
+            latents = state.latents
+
     def sample(
         self,
         h_align: Tensor,
@@ -176,31 +258,26 @@ class ImageDecoder(nn.Module):
         seeds: Sequence[int],
         steps: int = 25,
         guidance: float = 5.0,
+        on_step: OnStep | None = None,
     ) -> Tensor:
-        """Draws pictures; the one denoising loop of the project.
+        """Draws pictures; arguments as for `denoise`.
 
         Args:
             h_align: (B, Q, C).
             h_palign: (B, P).
-            time_ids: (B, 6); their last two are the pictures' height and width.
-            seeds: Of each picture's noise, so that a picture does not depend on its batch.
+            time_ids: (B, 6).
+            seeds: Of each picture's noise.
             steps: Denoising steps.
-            guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained.
+            guidance: Weight of classifier-free guidance.
+            on_step: Looks at every step.
 
         Returns:
             (B, 3, H, W) in [-1, 1].
         """
-        height, width = (int(size) // self.vae_factor for size in time_ids[0, 4:])
-        shape = (int(self.unet.config.in_channels), height, width)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps, device=h_align.device)
-        latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
-        text = torch.cat([torch.zeros_like(h_align), h_align])
-        pooled = None if h_palign is None else torch.cat([torch.zeros_like(h_palign), h_palign])
-        ids = torch.cat([time_ids, time_ids]).to(h_align)
-        for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-            negative, positive = self.predict(scaled, timestep, text, pooled, ids).chunk(2)
-            latents = scheduler.step(negative + guidance * (positive - negative), timestep, latents).prev_sample
+        latents = h_align
+        for state in self.denoise(h_align, h_palign, time_ids, seeds, steps, guidance):
+            ended = on_step is not None and on_step(state)
+            latents = state.latents
+            if ended:
+                break
         return self.decode_latents(latents)

@@ -53,8 +53,7 @@ class CrossBlock(nn.Module):
                 entry looks at nothing and gets zeros.
         """
         query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.to_q(self.norm_query(x)), self.to_k(source), self.to_v(source))
+            self._split(part) for part in (self.to_q(self.norm_query(x)), self.to_k(source), self.to_v(source))
         )
         if mask is None:
             attended = F.scaled_dot_product_attention(query, key, value)
@@ -66,6 +65,20 @@ class CrossBlock(nn.Module):
         x = x + self.to_out(attended.transpose(1, 2).flatten(2))
         x = x + self.feed_forward(self.norm_out(x))
         return x
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Into heads: (B, S, A) to (B, heads, S, A / heads)."""
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
+
+    def attention(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """Where `forward` looks, to be looked at: its attention weights, (B, heads, Q, S); arguments as there."""
+        query, key = self._split(self.to_q(self.norm_query(x))), self._split(self.to_k(source))
+        scores = query @ key.transpose(-1, -2) / key.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        weights: Tensor = scores.softmax(-1).nan_to_num()
+        return weights
 
 
 @dataclass
@@ -182,6 +195,32 @@ class M3Adapter(nn.Module):
         fused = self.norm_fused(fused)
         pooled = self.pooled_head(fused.mean(1)) if self.pooled_head is not None else None
         return Condition(self.head(fused), pooled, gate, cosine)
+
+
+@torch.no_grad()
+def attention_maps(adapter: M3Adapter, states: Tensor, mask: Tensor, f_img: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the queries look, mean over blocks and heads.
+
+    Args:
+        adapter: Whose queries.
+        states: Of the language model, as `M3Adapter.forward` takes them.
+        mask: True at caption and image tokens, (B, T).
+        f_img: CLIP tokens of the context picture, (B, I, W).
+
+    Returns:
+        Weights over the language model's tokens, (B, Q, T), and over the picture's, (B, Q, I); rows sum to 1.
+    """
+    source = adapter.norm_states(adapter.mix_layers(states))
+    picture = adapter.norm_picture(f_img.to(adapter.norm_picture.weight.dtype))
+    found = []
+    for blocks, seen, allowed in ((adapter.text_blocks, source, mask), (adapter.image_blocks, picture, None)):
+        x, maps = adapter.queries.expand(len(seen), -1, -1), []
+        for block in blocks:
+            assert isinstance(block, CrossBlock)
+            maps.append(block.attention(x, seen, allowed).mean(1))
+            x = block(x, seen, allowed)
+        found.append(torch.stack(maps).mean(0))
+    return found[0], found[1]
 
 
 def fuse(picture: Tensor, semantic: Tensor, gate: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From conversations to replies: the one function by which evaluation and chat generate."""
+"""From conversations to replies: the one place where evaluation and chat generate, whole or an event at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, decode_replies
+from m2chat.models.generation import (
+    Decoding,
+    SpecialTokens,
+    TokenSegment,
+    decode_replies,
+)
+from m2chat.models.image_decoder import OnStep
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.m3adapter import Condition
 from m2chat.schema import Batch, Reply, Segment
 from m2chat.text import Layout, View, view_of
 
@@ -34,12 +41,14 @@ class DrawSettings:
         guidance: Weight of classifier-free guidance.
         seed: Together with a picture's name it decides its noise.
         size: Side of the pictures in pixels.
+        preview_every: While a reply is streamed, denoising steps between two looks at a picture; 0 for none.
     """
 
     steps: int = 25
     guidance: float = 5.0
     seed: int = 0
     size: int = 32
+    preview_every: int = 0
 
 
 def noise_seed(seed: int, name: str) -> int:
@@ -75,20 +84,33 @@ class Replier:
         self.special = SpecialTokens(tokens.ic_id, tokens.img_id, tokens.eos_id, tokens.pad_id)
 
     @torch.no_grad()
-    def reply(self, batch: Batch, given: Given = "nothing") -> tuple[list[Reply], list[dict[str, Any]]]:
+    def reply(
+        self,
+        batch: Batch,
+        given: Given = "nothing",
+        seeds: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[list[Reply], list[dict[str, Any]]]:
         """Replies to the conversations of a batch.
 
         Args:
             batch: Its `samples`, `turns`, context pictures and, where something is given, the true replies count.
             given: What is given of the true reply.
+            seeds: Of each conversation's pictures; None takes the settings' one for all.
+            on_step: Looks at every denoising step.
+            generator: Of the words, if the temperature is above 0.
 
         Returns:
             The replies, and beside each what happened: ``gate`` and ``cosine`` of each picture, ``cut_tokens``.
         """
         views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
-        prompts, cut, tokens = self._decoded(views, batch) if given == "nothing" else self._told(views, given)
-        names = [f"{sample.id}#{turn}" for sample, turn in zip(batch.samples, batch.turns, strict=True)]
-        pictures, gates = self._draw(prompts, tokens, batch, names)
+        if given == "nothing":
+            prompts, cut = self._prompts(views)
+            tokens = decode_replies(self.model, prompts, batch.context_pixels, self.special, self.decoding, generator)
+        else:
+            prompts, cut, tokens = self._told(views, given)
+        pictures, gates = self._draw(prompts, tokens, batch, seeds or [self.draw.seed] * len(batch.samples), on_step)
         replies, notes = [], []
         for index, segments in enumerate(tokens):
             own = [self._segment(segment) for segment in segments]
@@ -111,13 +133,11 @@ class Replier:
         decode = self.layout.tokenizer.decode
         return Segment(decode(segment.answer), None if segment.caption is None else decode(segment.caption))
 
-    def _decoded(self, views: list[View], batch: Batch) -> tuple[list[list[int]], list[int], list[list[TokenSegment]]]:
-        """Prompts, how much of each did not fit, and what the model says to them."""
+    def _prompts(self, views: list[View]) -> tuple[list[list[int]], list[int]]:
+        """Prompts with room for a reply, and how much of each did not fit."""
         room = self.layout.max_tokens - self._response_room()
         fitted = [self.layout.prompt(view.request, room) for view in views]
-        prompts = [ids for ids, _ in fitted]
-        replies = decode_replies(self.model, prompts, batch.context_pixels, self.special, self.decoding)
-        return prompts, [cut for _, cut in fitted], replies
+        return [ids for ids, _ in fitted], [cut for _, cut in fitted]
 
     def _told(self, views: list[View], given: Given) -> tuple[list[list[int]], list[int], list[list[TokenSegment]]]:
         """The same with the true replies, or their captions alone, fitted exactly as in training."""
@@ -133,27 +153,65 @@ class Replier:
         return prompts, cut, replies
 
     def _draw(
-        self, prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch, names: Sequence[str]
+        self,
+        prompts: list[list[int]],
+        replies: list[list[TokenSegment]],
+        batch: Batch,
+        seeds: Sequence[int],
+        on_step: OnStep | None,
     ) -> tuple[dict[tuple[int, int], NDArray[np.uint8]], dict[tuple[int, int], tuple[float, float]]]:
         """Every picture of every reply in one go, by reply and segment; and gate and cosine of each."""
         places = [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]
         if not places:
             return {}, {}
+        condition = self._condition(places, prompts, replies, batch)
+        pixels = self.paint(condition, self._seeds(places, batch, seeds), on_step)
+        gates = zip(condition.gate.tolist(), condition.cosine.tolist(), strict=True)
+        return dict(zip(places, pixels, strict=True)), dict(zip(places, gates, strict=True))
+
+    def _condition(
+        self, places: list[tuple[int, int]], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
+    ) -> Condition:
+        """What the image decoder is told of each picture."""
         condition = self.model.look_and_condition(self._pictures_batch(places, prompts, replies, batch), self.use_image)
         if self.conditioner == "text_encoder":
             condition.h_align, condition.h_palign = self._encoded_captions(places, batch)
+        return condition
+
+    @staticmethod
+    def _seeds(places: list[tuple[int, int]], batch: Batch, seeds: Sequence[int]) -> list[int]:
+        """Of each picture's noise, by the name of its reply and its place there."""
+        return [noise_seed(seeds[i], f"{batch.samples[i].id}#{batch.turns[i]}/{k}") for i, k in places]
+
+    def _time_ids(self, condition: Condition) -> Tensor:
+        """SDXL's micro-conditioning of each picture, (B, 6)."""
         size = self.draw.size
-        time_ids = condition.h_align.new_tensor([[size, size, 0, 0, size, size]]).expand(len(places), -1)
+        return condition.h_align.new_tensor([[size, size, 0, 0, size, size]]).expand(len(condition.h_align), -1)
+
+    @torch.no_grad()
+    def paint(
+        self, condition: Condition, seeds: Sequence[int], on_step: OnStep | None = None
+    ) -> list[NDArray[np.uint8]]:
+        """Pictures from conditions.
+
+        Args:
+            condition: Of B pictures.
+            seeds: Of each picture's noise.
+            on_step: Looks at every denoising step.
+
+        Returns:
+            RGB (H, W, 3) of 0-255 each.
+        """
         pixels = self.model.decoder.sample(
             condition.h_align,
             condition.h_palign,
-            time_ids,
-            [noise_seed(self.draw.seed, f"{names[i]}/{k}") for i, k in places],
+            self._time_ids(condition),
+            seeds,
             self.draw.steps,
             self.draw.guidance,
+            on_step,
         )
-        gates = zip(condition.gate.tolist(), condition.cosine.tolist(), strict=True)
-        return dict(zip(places, to_pictures(pixels), strict=True)), dict(zip(places, gates, strict=True))
+        return to_pictures(pixels)
 
     def _encoded_captions(self, places: list[tuple[int, int]], batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What the decoder's own text encoders say of the true captions."""

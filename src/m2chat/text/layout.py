@@ -18,6 +18,9 @@ from m2chat.text.view import Request
 IGNORE = -100
 """Label of a position that the language loss skips."""
 
+DESCRIBE = "Generate caption of this image"
+"""LLaMA-Adapter's own instruction for describing a picture."""
+
 _TASK = "Below is an instruction that describes a task"
 _PLAIN = _TASK + ". Write a response that appropriately completes the request."
 _PAIRED = (

@@ -10,14 +10,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from m2chat.text.view import Request
+from m2chat.text import DESCRIBE, Request
 from m2chat.world import Scene, caption_of
 from m2chat.world.captions import with_article
 from m2chat.world.knowledge import COLOUR_OF, MOODS, SHAPE_OF, THING_OF, TOY_OF
 from m2chat.world.scene import COLOURS, POSITIONS, SHAPES, SIZES, held_out_keys
-
-DESCRIBE = "Generate caption of this image"
-"""LLaMA-Adapter's own instruction for describing a picture."""
 
 
 @dataclass(frozen=True)

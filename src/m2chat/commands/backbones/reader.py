@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2chat.commands.backbones.common import draw, scene_pool, to_pixels
-from m2chat.commands.backbones.corpus import DESCRIBE, Lesson
+from m2chat.commands.backbones.corpus import Lesson
 from m2chat.schema import Segment
+from m2chat.text import DESCRIBE, Request
 from m2chat.text.layout import IGNORE, Layout
 from m2chat.text.tokenizer import M2ChatTokenizer
-from m2chat.text.view import Request
 from m2chat.world import caption_of, parse_caption
 
 CONTEXT_LENGTH = 512

@@ -57,10 +57,9 @@ class Captioner:
         from m2chat._compat import ensure_torchvision
 
         ensure_torchvision()
-        from m2chat.commands.backbones.corpus import DESCRIBE
         from m2chat.data.images import VisionInput
         from m2chat.models.build import load_clip, load_language
-        from m2chat.text import Layout, M2ChatTokenizer, Request
+        from m2chat.text import DESCRIBE, Layout, M2ChatTokenizer, Request
 
         llama, visual_query = load_language(backbone)
         self.llama, self.visual_query = llama.eval().to(device), visual_query.eval().to(device)

@@ -1,0 +1,57 @@
+"""Makes the pictures of docs/chat.md with the shipped weights: ``python scripts/chat_pictures.py``.
+
+Each part is a task of `m2chat.pipeline.tasks` as a program would call it, nothing picked, seed 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from m2chat.commands.lens import readings
+from m2chat.evaluation.grid import grid
+from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
+from m2chat.pipeline.lens import figure, look_inside
+from m2chat.pipeline.tasks import edit, similar, story, wish
+from m2chat.world import Scene, Shape, render
+
+OUT = Path(__file__).parents[1] / "docs" / "chat"
+
+
+def drawn(outputs: list[PipelineOutput]) -> list[Any]:
+    """The pictures of some replies; says what was said."""
+    for output in outputs:
+        print(" ".join(f"[{part.caption}]" if isinstance(part, ImagePart) else part for part in output.segments))
+    return [np.asarray(image) for output in outputs for image in output.images]
+
+
+def save(name: str, *rows: list[Any]) -> None:
+    """Rows of pictures as one."""
+    Image.fromarray(grid(rows, 96)).save(OUT / f"{name}.png", optimize=True)
+
+
+def main() -> None:
+    """Draws them all."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    pipe = M2ChatPipeline.from_pretrained()
+    pipe.set_progress_bar_config(disable=True)
+    first = render(Scene(Shape("circle", "orange"), "blue", None, "large", "left"), np.random.default_rng(1))
+    save("wish", drawn(wish(pipe, "I dream of a ball like the sea in front of snow")))
+    save("edit", [first, *drawn(edit(pipe, first, ["turn it into a ring", "make it small", "paint it white"]))])
+    save("similar", [first, *drawn(similar(pipe, first, (0, 1, 2)))])
+    told = story(pipe, "tell me how it ripens : a large green ring on the left on a white background")
+    save("story", drawn(told.parts), told.alone)
+    shown: Any = first
+    for name, text in (("lens", "turn it into a ring"), ("lens-inverse", "turn it into a circle")):
+        session = pipe.session(seed=0)
+        session.edit(text, images=[shown])
+        lens = look_inside(session)
+        figure(lens, readings(lens)).savefig(OUT / f"{name}.png", dpi=70)
+        shown = session.images[-1].pixels
+
+
+if __name__ == "__main__":
+    main()

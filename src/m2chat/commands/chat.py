@@ -1,0 +1,51 @@
+"""`m2chat chat`: the conversation in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from m2chat.commands.common import add_model_options, load_pipeline
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("chat", help="talk with it in the terminal")
+    parser.add_argument("--load", type=Path, metavar="FOLDER", help="go on with a session that was saved")
+    parser.add_argument("--seed", type=int, help="of the replies; another each time if not given")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("m2chat_pictures"),
+        metavar="FOLDER",
+        help="for pictures (%(default)s)",
+    )
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Talks until the user leaves.
+
+    Raises:
+        UserError: If the weights or the session cannot be loaded.
+    """
+    import sys
+    from contextlib import suppress
+
+    from rich.console import Console
+
+    from m2chat.app.terminal import TerminalChat
+    from m2chat.pipeline import Session
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  line editing and history, where the platform has it
+    console = Console()
+    with console.status("loading the model"):
+        pipe = load_pipeline(options)
+    chat = TerminalChat(pipe, console, options.out)
+    if options.load is not None:
+        chat.session = Session.load(pipe, options.load)
+    chat.session.configure(seed=options.seed, steps=options.steps)
+    chat.run(lambda: input("> " if sys.stdin.isatty() else ""))

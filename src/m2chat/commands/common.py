@@ -1,0 +1,104 @@
+"""What the commands that use a model share: their options, loading it, reading and writing pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2chat.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from m2chat.pipeline import M2ChatPipeline, PipelineOutput
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which weights, and where they run."""
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="a checkpoint or a folder of weights; the shipped "
+                        "micro ones if not given")  # fmt: skip
+    parser.add_argument("--backbone", type=Path, metavar="YAML", help="the networks beneath, such as "
+                        "configs/backbone/paper.yaml; as the weights say if not given")  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+
+
+def add_drawing_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """How pictures are drawn and where they go."""
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(out), metavar="FOLDER", help="for pictures (%(default)s)")
+
+
+def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
+    """The model that the options name, without progress bars."""
+    from m2chat._compat import ensure_torchvision
+
+    ensure_torchvision()
+    from transformers.utils.logging import disable_progress_bar
+
+    from m2chat.models.config import BackboneConfig
+    from m2chat.pipeline import M2ChatPipeline
+
+    disable_progress_bar()
+    backbone = None
+    if options.backbone is not None:
+        import yaml
+
+        if not options.backbone.is_file():
+            raise UserError(f"--backbone: there is no {options.backbone}")
+        backbone = BackboneConfig(**yaml.safe_load(options.backbone.read_text()))
+    pipe = M2ChatPipeline.from_pretrained(options.weights, backbone=backbone).to(options.device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """A picture from a file.
+
+    Raises:
+        UserError: If there is none, or it cannot be decoded.
+    """
+    from m2chat.data.images import BadImage, load_image
+
+    if not path.is_file():
+        raise UserError(f"there is no picture {path}")
+    try:
+        return load_image(path.read_bytes())
+    except BadImage as error:
+        raise UserError(f"{path}: {error}; give a JPEG, PNG, WebP or GIF file") from error
+
+
+def show(outputs: Sequence[PipelineOutput], folder: Path, name: str, before: Any = None) -> None:
+    """Prints replies, and writes their pictures one by one and side by side.
+
+    Args:
+        outputs: The replies.
+        folder: Made if it does not exist.
+        name: Of the files.
+        before: A picture to set before the others.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from m2chat.evaluation.grid import grid
+    from m2chat.pipeline import ImagePart
+
+    folder.mkdir(parents=True, exist_ok=True)
+    row = [] if before is None else [before]
+    drawn = 0
+    for output in outputs:
+        for part in output.segments:
+            if isinstance(part, ImagePart):
+                path = folder / f"{name}-{drawn}.png"
+                part.image.save(path)
+                print(f"[{path}: {part.caption}; g={part.gate:.2f}]")
+                row.append(np.asarray(part.image))
+                drawn += 1
+            else:
+                print(part)
+    if row:
+        Image.fromarray(grid([row])).save(folder / f"{name}.png")
+        print(f"All of them: {folder / f'{name}.png'}")

@@ -1,0 +1,68 @@
+"""`m2chat lens`: what each layer would paint, and where the model looks (paper, Fig. 5)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2chat.commands.common import add_drawing_options, add_model_options, load_pipeline, read_picture
+
+if TYPE_CHECKING:
+    from m2chat.pipeline.lens import Lens
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("lens", help="see inside a reply: what each layer would paint, attention, gate")
+    parser.add_argument("text", help="what is said, such as 'turn it into a ring'")
+    parser.add_argument("--picture", type=Path, help="a picture file that is shown with it")
+    parser.add_argument("--session", type=Path, metavar="FOLDER", help="a saved session in which it is said")
+    parser.add_argument("--seed", type=int, default=0, help="of the reply (default: %(default)s)")
+    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write it there too")
+    add_drawing_options(parser, "m2chat_pictures")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def readings(lens: Lens) -> Sequence[Mapping[str, str]] | None:
+    """What the judge of the micro world reads in the context picture and in each layer's; None for other pictures."""
+    import numpy as np
+
+    from m2chat.evaluation.judge import MAX_ERROR, judge
+    from m2chat.world import IMAGE_SIZE
+
+    if lens.layers[0].shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        return None
+    known: list[Any] = [lens.context, *lens.layers]
+    verdicts = [judge(np.stack([item]))[0] if item is not None and item.shape == lens.layers[0].shape else None
+                for item in known]  # fmt: skip
+    return [v.scene.attributes if v is not None and v.error <= MAX_ERROR else {} for v in verdicts]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Replies once, and draws the inside of the reply."""
+    from m2chat.pipeline import Session
+    from m2chat.pipeline.lens import figure, look_inside
+
+    shown = [] if options.picture is None else [read_picture(options.picture)]
+    pipe = load_pipeline(options)
+    session = pipe.session() if options.session is None else Session.load(pipe, options.session)
+    session.configure(steps=options.steps, guidance=options.guidance)
+    session.reply(options.text, shown, image="force", max_images=1, seed=options.seed)
+    lens = look_inside(session)
+    page = figure(lens, readings(lens))
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "lens.png"
+    page.savefig(path, dpi=110)
+    print(f"“{lens.answer}” [{lens.caption}], g={lens.gates[-1]:.2f}\n{path}")
+    if options.tensorboard is not None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(options.tensorboard)) as writer:
+            writer.add_figure("lens", page)
+            writer.add_text("lens/reply", f"{lens.answer} [{lens.caption}]")
+            for layer, gate in enumerate(lens.gates):
+                writer.add_scalar("lens/gate", gate, layer)
+        print(f"tensorboard --logdir {options.tensorboard}")

@@ -1,0 +1,217 @@
+"""The measurements of `m2chat measure`: conversations of the micro world's test split, replied to and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from m2chat.data.micro_talk import Maker, Talk
+from m2chat.evaluation.conversation import asks_openly, kept, right, seen_in, shows
+from m2chat.pipeline import DrawSettings, M2ChatPipeline
+from m2chat.pipeline.inputs import waiting
+from m2chat.pipeline.plan import ImageMode, as_turn
+from m2chat.pipeline.replier import noise_seed
+from m2chat.pipeline.tasks import wish
+from m2chat.schema import Kind, Reply, Sample
+from m2chat.text import view_of
+from m2chat.text.view import replies_of
+from m2chat.world import Scene, caption_of, parse_caption, render
+
+if TYPE_CHECKING:
+    from m2chat.commands.measure import Findings
+    from m2chat.pipeline.events import Picture
+
+_UNSAID = ("size", "position", "background")
+"""What a picture may tell and its caption leave out."""
+
+
+@dataclass
+class Talks:
+    """Makes conversations and has them replied to.
+
+    Args:
+        pipe: Replies.
+        seed: Of conversations and pictures.
+        steps: Denoising steps.
+        size: Replies at once.
+        own_captions: Whether the model says what shown pictures show, as in a chat.
+    """
+
+    pipe: M2ChatPipeline
+    seed: int
+    steps: int
+    size: int
+    own_captions: bool
+
+    def __post_init__(self) -> None:
+        self.maker = Maker("test", self.seed)
+
+    def make(self, kind: Kind, count: int) -> list[Sample]:
+        """Held-out conversations of a kind."""
+        return self.told([getattr(self.maker, kind)().sample(kind, f"measure-{kind}", k) for k in range(count)])
+
+    def told(self, samples: list[Sample]) -> list[Sample]:
+        """The same, with the model's captions of the pictures that the user shows."""
+        if not self.own_captions:
+            return samples
+        places = [(i, k) for i, s in enumerate(samples) for t in s.turns if t.role == "user" for k in t.pictures]
+        said = self.pipe.caption([samples[i].images[k].pixels for i, k in places])
+        for (i, k), caption in zip(places, said, strict=True):
+            images = list(samples[i].images)
+            images[k] = replace(images[k], caption=caption)
+            samples[i] = replace(samples[i], images=tuple(images))
+        return samples
+
+    def reply(
+        self, asked: Sequence[tuple[Sample, int]], image: ImageMode = "auto", steps: int | None = None
+    ) -> list[Reply]:
+        """Replies to turns of conversations, in the words and pictures of the model."""
+        draw = self._draw()
+        replier = self.pipe.replier(image, 1, draw if steps is None else replace(draw, steps=steps))
+        replies: list[Reply] = []
+        for start in range(0, len(asked), self.size):
+            part = asked[start : start + self.size]
+            samples, turns = [sample for sample, _ in part], [turn for _, turn in part]
+            with self.pipe.lock:
+                batch = waiting(samples, self.pipe.vision, self.pipe.device, turns)
+                replies += replier.reply(batch, seeds=[self.seed] * len(part))[0]
+        return replies
+
+    def decoder_alone(self, asked: Sequence[tuple[Sample, int]], captions: Sequence[str]) -> list[Picture]:
+        """What the image decoder draws of captions by itself, from the same noise as the replies' pictures."""
+        seeds = [noise_seed(self.seed, f"{sample.id}#{turn}/0") for sample, turn in asked]
+        pictures: list[Picture] = []
+        for start in range(0, len(captions), self.size):
+            part = slice(start, start + self.size)
+            pictures += self.pipe.draw_captions(captions[part], seeds[part], self._draw())
+        return pictures
+
+    def _draw(self) -> DrawSettings:
+        return DrawSettings(self.steps, size=self.pipe.image_size)
+
+
+def _drawn(reply: Reply) -> Picture | None:
+    return next(iter(reply.pictures), None)
+
+
+def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings) -> dict[str, Reply]:
+    """Whether a picture comes where one is due, and no other; and whether those of the replies are right.
+
+    Returns:
+        The replies to edits, by the sample's id.
+    """
+    asked = [(sample, turn) for sample in samples for turn in replies_of(sample)]
+    # Of stories only the decision counts here, and their frames are drawn again when they are told.
+    drawn = [place for place in asked if place[0].kind != "story"]
+    undrawn = [place for place in asked if place[0].kind == "story"]
+    replies, asked = talks.reply(drawn) + talks.reply(undrawn, steps=1), drawn + undrawn
+    due: list[tuple[tuple[Sample, int], Picture | None, str]] = []
+    for (sample, turn), reply in zip(asked, replies, strict=True):
+        view = view_of(sample, turn)
+        caption = view.reply[0].caption
+        comes = bool(reply.pictures)
+        if caption is None:
+            findings.add("decision: none where none is due", [not comes])
+            continue
+        openly = asks_openly(view.request.instruction)
+        findings.add("decision: a picture where one is due", [comes])
+        findings.add(f"decision: a picture, asked for {'with' if openly else 'without'} words like draw", [comes])
+        if sample.kind in ("instruct", "dialogue"):
+            due.append(((sample, turn), _drawn(reply), caption))
+    wanted = [parse_caption(caption) for _, _, caption in due]
+    findings.add("right: pictures of replies", right([picture for _, picture, _ in due], wanted))
+    alone = talks.decoder_alone([place for place, _, _ in due], [caption for _, _, caption in due])
+    findings.add("decoder right: pictures of replies", right(list(alone), wanted))
+    return {sample.id: reply for (sample, _), reply in zip(asked, replies, strict=True) if sample.kind == "edit"}
+
+
+def measure_edits(talks: Talks, samples: Sequence[Sample], edits: dict[str, Reply], findings: Findings) -> None:
+    """Whether the named attribute changes and the others stay; and whether the reply follows another first picture."""
+    asked = [(sample, 1) for sample in samples]
+    after = [dict(sample.meta["scenes"][1]) for sample in samples]
+    replies = [edits[sample.id] for sample in samples]
+    findings.add("right: edits", right([_drawn(reply) for reply in replies], after))
+    # The decoder gets the whole scene in words: what is to be kept must be told to it.
+    whole = [caption_of(Scene.from_attributes(scene)) for scene in after]
+    findings.add("decoder right: edits", right(list(talks.decoder_alone(asked, whole)), after))
+    given = [sample.images[1].caption for sample in samples]
+    findings.add("decoder, the data's own caption: edits", right(list(talks.decoder_alone(asked, given)), after))
+    others = [_replaced(talks.maker, sample) for sample in samples]
+    changed = [(sample, scene) for sample, scene in zip(samples, others, strict=True) if scene is not None]
+    swapped = talks.told([_with_picture(talks.maker, sample, scene) for sample, scene in changed])
+    new = seen_in([_drawn(reply) for reply in talks.reply([(sample, 1) for sample in swapped])])
+    old = seen_in([_drawn(reply) for reply, scene in zip(replies, others, strict=True) if scene is not None])
+    findings.add("another picture in turn 1 changes turn 2", [a != b for a, b in zip(old, new, strict=True)])
+    ground = [scene.background for _, scene in changed]
+    findings.add(
+        "its background is taken over", [own.get("background") == value for own, value in zip(new, ground, strict=True)]
+    )
+
+
+def measure_descriptions(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
+    """What the model says of the pictures that users show, attribute by attribute."""
+    for sample, said in zip(samples, talks.pipe.caption([own.images[0].pixels for own in samples]), strict=True):
+        told = parse_caption(said)
+        for name, value in sample.meta["scenes"][0].items():
+            findings.add(f"described: {name.removesuffix('_2')}", [told.get(name) == value])
+
+
+def _replaced(maker: Maker, sample: Sample) -> Scene | None:
+    """Another scene in place of the first picture: the same, before another ground; None where the edit is that."""
+    before, after = (dict(scene) for scene in sample.meta["scenes"])
+    if before["background"] != after["background"]:
+        return None
+    taken = {value for scene in (before, after) for name, value in scene.items() if name.startswith("colour")}
+    grounds = [
+        value for value in ("white", "cyan", "pink", "black", "green") if value not in taken | {before["background"]}
+    ]
+    return Scene.from_attributes({**before, "background": maker.rng.choice(grounds)})
+
+
+def _with_picture(maker: Maker, sample: Sample, scene: Scene) -> Sample:
+    first = replace(sample.images[0], pixels=render(scene, maker.noise))
+    said = parse_caption(first.caption)
+    first = replace(first, caption=caption_of(scene, omit=[name for name in _UNSAID if name not in said]))
+    return replace(sample, images=(first, *sample.images[1:]))
+
+
+def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
+    """Stories told from their first line on, each frame in view of the model's own ones before."""
+    frames = max(len(sample.turns) for sample in samples) - 1
+    told = [replace(sample, turns=sample.turns[:1], images=()) for sample in samples]
+    drawn: list[list[Picture | None]] = [[] for _ in samples]
+    for _ in range(frames):
+        asked = [(sample, len(sample.turns)) for sample in told]
+        for k, reply in enumerate(talks.reply(asked, image="force")):
+            drawn[k].append(_drawn(reply))
+            turn, images = as_turn(reply, told[k].images)
+            told[k] = replace(told[k], turns=(*told[k].turns, turn), images=images)
+    places = [(sample, turn) for sample in samples for turn in range(1, frames + 1)]
+    alone = talks.decoder_alone(places, [view_of(*place).reply[0].caption or "" for place in places])
+    for k, sample in enumerate(samples):
+        scenes = [dict(scene) for scene in sample.meta["scenes"]]
+        changing = next(name for name in scenes[0] if scenes[0][name] != scenes[1][name])
+        ours, theirs = drawn[k], alone[k * frames : (k + 1) * frames]
+        findings.add("kept: subject of stories", kept(ours, changing))
+        findings.add("decoder kept: subject of stories", kept(list(theirs), changing))
+        findings.add("right: frames of stories", right(ours, scenes))
+        findings.add("decoder right: frames of stories", right(list(theirs), scenes))
+
+
+def measure_wishes(talks: Talks, count: int, findings: Findings) -> None:
+    """Whether four seeds of a vague wish all satisfy it, and differ in something that it leaves open."""
+    for _ in range(count):
+        talk = Talk(talks.maker)
+        talks.maker._wish(talk)
+        text = talk.turns[0].text
+        scene = talk.scenes[-1].attributes
+        wanted = {name: scene[name] for name in ("shape", "colour", "background")}
+        outputs = wish(talks.pipe, text, steps=talks.steps)
+        pictures: list[Any] = [np.asarray(output.images[0]) if output.images else None for output in outputs]
+        seen = seen_in(pictures)
+        findings.add("wishes: all four seeds satisfy it", [all(shows(own, wanted) for own in seen)])
+        open_ = {(own.get("size"), own.get("position")) for own in seen}
+        findings.add("wishes: two of them differ in what it leaves open", [len(open_) > 1])

@@ -1,0 +1,97 @@
+"""`m2chat draw`, `wish`, `edit`, `similar`, `story` and `dialogue`: the paper's tasks from the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from m2chat.commands.common import add_drawing_options, add_model_options, load_pipeline, read_picture, show
+
+OUT = "m2chat_pictures"
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the commands."""
+    draw = commands.add_parser("draw", help="text-to-image: draw a caption as it stands")
+    draw.add_argument("prompt", help="such as 'a small red ring on a white background'")
+    draw.add_argument("--seeds", type=int, nargs="+", default=[0], help="one picture each (default: 0)")
+    wish = commands.add_parser("wish", help="draw what a vague wish may mean, four times")
+    wish.add_argument("prompt", help="such as 'I dream of a ball like the sea in front of snow'")
+    wish.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="one picture each (default: 0 1 2 3)")
+    edit = commands.add_parser("edit", help="change a picture, instruction by instruction")
+    edit.add_argument("picture", type=Path, help="a picture file")
+    edit.add_argument("instructions", nargs="+", help="such as 'paint it red' 'move it to the left'")
+    similar = commands.add_parser("similar", help="draw pictures like one")
+    similar.add_argument("picture", type=Path, help="a picture file")
+    similar.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one picture each (default: 0 1 2)")
+    story = commands.add_parser("story", help="tell and draw a story from its first line, beside the decoder alone")
+    story.add_argument("opener", help="such as 'tell me how it ripens : a large ring on a white background'")
+    story.add_argument("--frames", type=int, default=4, help="parts (default: %(default)s)")
+    dialogue = commands.add_parser("dialogue", help="reply to lines that are said one after the other")
+    dialogue.add_argument("lines", nargs="+", help="what is said; a picture is shown with a line as PATH::TEXT")
+    runs = {"draw": _draw, "wish": _wish, "edit": _edit, "similar": _similar, "story": _story, "dialogue": _dialogue}
+    for name, parser in (("draw", draw), ("wish", wish), ("edit", edit), ("similar", similar), ("story", story),
+                         ("dialogue", dialogue)):  # fmt: skip
+        if name in ("edit", "story", "dialogue"):
+            parser.add_argument("--seed", type=int, default=0, help="of every reply (default: %(default)s)")
+        add_drawing_options(parser, OUT)
+        add_model_options(parser)
+        parser.set_defaults(run=runs[name])
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    return {"steps": options.steps, "guidance": options.guidance}
+
+
+def _draw(options: argparse.Namespace) -> None:
+    from m2chat.pipeline.tasks import text_to_image
+
+    pipe = load_pipeline(options)
+    show(text_to_image(pipe, options.prompt, options.seeds, **_how(options)), options.out, "draw")
+
+
+def _wish(options: argparse.Namespace) -> None:
+    from m2chat.pipeline.tasks import wish
+
+    show(wish(load_pipeline(options), options.prompt, options.seeds, **_how(options)), options.out, "wish")
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from m2chat.pipeline.tasks import edit
+
+    picture = read_picture(options.picture)
+    outputs = edit(load_pipeline(options), picture, options.instructions, options.seed, **_how(options))
+    show(outputs, options.out, "edit", picture)
+
+
+def _similar(options: argparse.Namespace) -> None:
+    from m2chat.pipeline.tasks import similar
+
+    picture = read_picture(options.picture)
+    show(similar(load_pipeline(options), picture, options.seeds, **_how(options)), options.out, "similar", picture)
+
+
+def _story(options: argparse.Namespace) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from m2chat.evaluation.grid import grid
+    from m2chat.pipeline.tasks import story
+
+    told = story(load_pipeline(options), options.opener, options.frames, options.seed, **_how(options))
+    show(told.parts, options.out, "story")
+    ours = [np.asarray(image) for part in told.parts for image in part.images]
+    path = options.out / "story-beside-decoder.png"
+    Image.fromarray(grid([ours, told.alone])).save(path)
+    print(f"Above ours, below the image decoder alone with the same captions at one seed: {path}")
+
+
+def _dialogue(options: argparse.Namespace) -> None:
+    from m2chat.pipeline.tasks import dialogue
+
+    lines: list[Any] = []
+    for line in options.lines:
+        path, mark, text = line.partition("::")
+        lines.append((text, read_picture(Path(path))) if mark else line)
+    show(dialogue(load_pipeline(options), lines, options.seed, **_how(options)), options.out, "dialogue")

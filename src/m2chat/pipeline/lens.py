@@ -1,0 +1,222 @@
+"""See inside (paper, Fig. 5): what each layer of the language model would paint, and where the queries look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m2chat.errors import UserError
+from m2chat.models.m3adapter import attention_maps
+from m2chat.pipeline.events import Picture
+from m2chat.pipeline.inputs import waiting
+from m2chat.pipeline.pipeline import M2ChatPipeline
+from m2chat.pipeline.replier import DrawSettings, noise_seed
+from m2chat.pipeline.session import Session
+from m2chat.schema import Sample
+from m2chat.text import view_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CLASS_TOKENS = 1
+"""CLIP's tokens that stand for no patch."""
+
+
+@dataclass(frozen=True)
+class Lens:
+    """One picture of a reply, seen from inside.
+
+    Args:
+        request: What the user said.
+        answer: What was said with the picture.
+        caption: What it was drawn from.
+        context: The picture that was looked at, if there was one.
+        layers: What the states behind the embedding and behind each layer would paint, all from the same noise.
+        gates: g of Eq. 3 at each of them.
+        tokens: The caption's tokens, and one entry for all image tokens together.
+        token_attention: How the queries' attention is spread over them, (Q, tokens); rows sum to 1.
+        picture_attention: The same over the context picture, (rows, columns) of patches, mean over the queries.
+        gate_by_turn: g of every picture of the conversation, a list a reply.
+    """
+
+    request: str
+    answer: str
+    caption: str
+    context: Picture | None
+    layers: list[Picture]
+    gates: list[float]
+    tokens: list[str]
+    token_attention: NDArray[np.float32]
+    picture_attention: NDArray[np.float32]
+    gate_by_turn: list[list[float]]
+
+
+def look_inside(session: Session, turn: int = -1, picture: int = 0) -> Lens:
+    """Looks into a reply that a session holds.
+
+    Args:
+        session: Its conversation.
+        turn: Index of the reply in `Session.turns`.
+        picture: Which of the reply's pictures, from 0.
+
+    Raises:
+        UserError: If that turn is no reply, or has no such picture.
+    """
+    turns = session.turns
+    index = turn if turn >= 0 else len(turns) + turn
+    if not 0 <= index < len(turns) or turns[index].role != "assistant":
+        raise UserError(f"turn={turn}: the conversation has {len(turns)} turns, and that one is no reply")
+    if not 0 <= picture < len(turns[index].pictures):
+        raise UserError(f"picture={picture}: that reply has {len(turns[index].pictures)} pictures, numbered from 0")
+    own = session.settings
+    draw = DrawSettings(own.steps, own.guidance, session.notes[index]["seed"], own.size or session.pipe.image_size)
+    sample = Sample("session", "dialogue", "session", turns, session.images)
+    gates = [list(note.get("gate", [])) for note in session.notes if note]
+    return inside(session.pipe, sample, index, picture, draw, gates)
+
+
+@torch.no_grad()
+def inside(
+    pipe: M2ChatPipeline,
+    sample: Sample,
+    turn: int,
+    picture: int,
+    draw: DrawSettings,
+    gate_by_turn: Sequence[list[float]] = (),
+) -> Lens:
+    """Looks into one picture of a known reply.
+
+    Args:
+        pipe: Whose model.
+        sample: The conversation.
+        turn: Index of the reply.
+        picture: Which of its pictures, from 0.
+        draw: How the pictures are drawn.
+        gate_by_turn: Handed on.
+    """
+    view = view_of(sample, turn)
+    segment = [k for k, target in enumerate(view.targets) if target is not None][picture]
+    encoded = pipe.layout.encode(view.request, view.reply, segment)
+    model = pipe.model
+    with pipe.lock:
+        batch = waiting([sample], pipe.vision, pipe.device, [turn])
+        ids = torch.tensor([encoded.input_ids], device=pipe.device)
+        masks = {
+            name: torch.tensor([getattr(encoded, name)], device=pipe.device) for name in ("answer", "caption", "image")
+        }
+        f_img = model.clip(batch.context_pixels)
+        hidden = model.llama.model(ids, visual_query=model.visual_query(f_img), output_hidden_states=True).hidden_states
+        # The last one has passed the final norm already; the others must, to be what the adapter can read.
+        states = torch.cat([*(model.llama.model.norm(layer) for layer in hidden[:-1]), hidden[-1]])  # (L + 1, T, D)
+        count = len(states)
+        several = len(model.m3adapter.config.layers)
+        read = states if several == 1 else states.expand(several, *states.shape)
+        condition = model.m3adapter(
+            read,
+            *(masks[name].expand(count, -1) for name in ("answer", "caption", "image")),
+            f_img.expand(count, -1, -1),
+            batch.has_context.expand(count),
+            pipe.origin.stage != "align",
+        )
+        seed = noise_seed(draw.seed, f"{sample.id}#{turn}/{segment}")
+        layers = pipe.replier(draw=draw).paint(condition, [seed] * count)
+        last = read[..., -1:, :, :]
+        words, seen = attention_maps(model.m3adapter, last, masks["caption"] | masks["image"], f_img)
+    tokens, spread = _by_token(pipe, encoded.input_ids, encoded.caption, encoded.image, words[0])
+    patches = seen[0, :, _CLASS_TOKENS:].mean(0).float().cpu().numpy()
+    side = int(len(patches) ** 0.5)
+    return Lens(
+        view.request.instruction,
+        view.reply[segment].answer,
+        view.reply[segment].caption or "",
+        None if view.context is None else sample.images[view.context].pixels,
+        layers,
+        condition.gate.tolist(),
+        tokens,
+        spread,
+        patches[: side * side].reshape(side, side),
+        list(gate_by_turn),
+    )
+
+
+def _by_token(
+    pipe: M2ChatPipeline, ids: Sequence[int], caption: Sequence[bool], image: Sequence[bool], weights: torch.Tensor
+) -> tuple[list[str], NDArray[np.float32]]:
+    """Names of the caption's tokens, and the attention to each; the image tokens count together."""
+    at = [k for k, flag in enumerate(caption) if flag]
+    slots = [k for k, flag in enumerate(image) if flag]
+    names = [pipe.layout.tokenizer.decode([ids[k]]) or "·" for k in at]
+    spread = torch.cat([weights[:, at], weights[:, slots].sum(1, keepdim=True)], 1)
+    return [*names, f"<|img|>×{len(slots)}"], spread.float().cpu().numpy()
+
+
+def figure(lens: Lens, readings: Sequence[Mapping[str, str]] | None = None) -> Figure:
+    """The whole view as one matplotlib figure.
+
+    Args:
+        lens: What was seen.
+        readings: What a judge reads in the context picture (empty without one) and then in each layer's picture,
+            attribute to value; a picture that shows nothing known has none.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    count = len(lens.layers)
+    page = Canvas(figsize=(2 * (count + 1), 8.4), layout="constrained")
+    page.suptitle(f"“{lens.request}”\n“{lens.answer}”  caption: {lens.caption}", fontsize=11)
+    rows: Any = page.subfigures(3, 1, height_ratios=(3, 2.6, 3))
+    strip = rows[0].subplots(1, count + 1)
+    titles = ["context", "embedding", *(f"layer {k}" for k in range(1, count))]
+    for k, (axis, title) in enumerate(zip(strip, titles, strict=True)):
+        shown = lens.context if k == 0 else lens.layers[k - 1]
+        axis.set_axis_off()
+        axis.set_title(title if k == 0 else f"{title}, g={lens.gates[k - 1]:.2f}", fontsize=9)
+        if shown is not None:
+            axis.imshow(shown, interpolation="nearest")
+        if readings is not None:
+            axis.text(0.5, -0.04, _said(readings[k]), transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    middle = rows[1].subplots(1, 2)
+    _changes(middle[0], readings)
+    replies = [(number, g) for number, gates in enumerate(lens.gate_by_turn, 1) for g in gates]
+    middle[1].plot([number for number, _ in replies], [g for _, g in replies], "o-", color="tab:green")
+    middle[1].set(title="gate of each reply", xlabel="reply", ylabel="g", ylim=(-0.05, 1.05))
+    middle[1].set_xticks(range(1, len(lens.gate_by_turn) + 1))
+    words, where = rows[2].subplots(1, 2, width_ratios=(3, 1))
+    words.imshow(lens.token_attention, aspect="auto", cmap="magma", interpolation="nearest")
+    words.set_xticks(range(len(lens.tokens)), lens.tokens, rotation=60, ha="right", fontsize=7)
+    words.set(title="the queries over the caption's tokens", ylabel="query")
+    where.set_axis_off()
+    where.set_title("the queries over the context picture", fontsize=9)
+    if lens.context is not None:
+        extent = (0, 1, 1, 0)
+        where.imshow(lens.context, extent=extent, interpolation="nearest")
+        where.imshow(lens.picture_attention, extent=extent, cmap="magma", alpha=0.6, interpolation="nearest")
+    return page
+
+
+def _said(reading: Mapping[str, str]) -> str:
+    """A judge's reading in three short lines."""
+    if not reading:
+        return "–"
+    thing = " ".join(reading.get(name, "") for name in ("size", "colour", "shape")).strip()
+    other = " ".join(reading.get(name, "") for name in ("colour_2", "shape_2")).strip()
+    return f"{thing}\n{other or reading.get('position', '')}\non {reading.get('background', '?')}"
+
+
+def _changes(axis: Any, readings: Sequence[Mapping[str, str]] | None) -> None:
+    """How many attributes of each layer's picture are the context picture's, and how many the last one's."""
+    axis.set(title="attributes that the judge reads", xlabel="layer", ylabel="equal to")
+    if not readings:
+        axis.text(0.5, 0.5, "no judge of these pictures", transform=axis.transAxes, ha="center")
+        return
+    for name, wanted, style in (("context", readings[0], "s--"), ("last layer", readings[-1], "o-")):
+        if wanted:
+            equal = [sum(own.get(key) == value for key, value in wanted.items()) for own in readings[1:]]
+            axis.plot(range(len(equal)), equal, style, label=f"{name} ({len(wanted)})")
+    axis.set_xticks(range(len(readings) - 1))
+    axis.set_ylim(-0.3, max(len(reading) for reading in readings) + 0.5)
+    axis.legend(fontsize=8)

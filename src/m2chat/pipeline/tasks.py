@@ -1,0 +1,168 @@
+"""The paper's tasks, each a function on top of a pipeline (paper, Figs. 1, 3, 4, 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from m2chat.errors import UserError
+from m2chat.pipeline.events import Picture
+from m2chat.pipeline.inputs import as_pixels, waiting
+from m2chat.pipeline.outputs import ImagePart, PipelineOutput, output_of
+from m2chat.pipeline.pipeline import M2ChatPipeline
+from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
+from m2chat.pipeline.session import whole
+from m2chat.schema import Image, Sample, Turn
+
+SIMILAR = "a similar picture"
+"""What asks for another picture of the same kind (paper, Fig. 6)."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story (paper, Fig. 3).
+
+    Args:
+        opener: Its first line.
+        parts: Texts and pictures, a part each.
+        alone: What the image decoder draws by itself from the same captions, all at one seed: the comparison.
+    """
+
+    opener: str
+    parts: list[PipelineOutput]
+    alone: list[Picture]
+
+
+def text_to_image(pipe: M2ChatPipeline, prompt: str, seeds: Sequence[int] = (0,), **draw: Any) -> list[PipelineOutput]:
+    """Draws what a prompt says, as it stands, once for each seed.
+
+    Args:
+        pipe: Draws.
+        prompt: The caption.
+        seeds: Of the pictures.
+        draw: ``steps``, ``guidance``, ``size``: as for `DrawSettings`.
+    """
+    blank = Image(np.zeros((0, 0, 3), np.uint8), prompt)
+    sample = Sample("draw", "caption", "tasks", (Turn("user", (prompt,)), Turn("assistant", (0,))), (blank,))
+    replier = pipe.replier(draw=_settings(pipe, draw))
+    return _at_seeds(pipe, replier, sample, seeds, "caption")
+
+
+def wish(pipe: M2ChatPipeline, text: str, seeds: Sequence[int] = (0, 1, 2, 3), **draw: Any) -> list[PipelineOutput]:
+    """Chat-based generation: the model makes a caption of a vague wish, and draws it once for each seed.
+
+    Args:
+        pipe: Replies.
+        text: The wish.
+        seeds: Of the pictures.
+        draw: As for `text_to_image`.
+    """
+    sample = Sample("wish", "dialogue", "tasks", (Turn("user", (text,)),), ())
+    replier = pipe.replier("force", 1, _settings(pipe, draw))
+    return _at_seeds(pipe, replier, sample, seeds, "nothing")
+
+
+def edit(
+    pipe: M2ChatPipeline, picture: Any, instructions: Sequence[str], seed: int = 0, **settings: Any
+) -> list[PipelineOutput]:
+    """Multi-round editing (paper, Figs. 1 and 6): each instruction changes the picture that came before it.
+
+    Args:
+        pipe: Replies.
+        picture: Where it starts: a Pillow picture, or RGB uint8 (H, W, 3).
+        instructions: What to change, to replace, or `SIMILAR` for another of its kind.
+        seed: Of the replies.
+        settings: As for `SessionSettings`.
+
+    Raises:
+        UserError: If there is no instruction.
+    """
+    if not instructions:
+        raise UserError("instructions: name at least one change, such as 'paint it red'")
+    session = pipe.session(seed=seed, **settings)
+    shown: tuple[Any, ...] = (picture,)
+    outputs = []
+    for instruction in instructions:
+        outputs.append(session.edit(instruction, images=shown))
+        shown = ()
+    return outputs
+
+
+def similar(pipe: M2ChatPipeline, picture: Any, seeds: Sequence[int] = (0,), **draw: Any) -> list[PipelineOutput]:
+    """Pictures like one: what the model says that it shows, drawn anew with the picture in view (paper, Fig. 6).
+
+    Args:
+        pipe: Looks and draws.
+        picture: A Pillow picture, or RGB uint8 (H, W, 3).
+        seeds: Of the pictures.
+        draw: As for `text_to_image`.
+    """
+    pixels = as_pixels(picture)
+    (caption,) = pipe.caption([pixels])
+    asked = Turn("user", (0, SIMILAR))
+    images = (Image(pixels, caption), Image(np.zeros((0, 0, 3), np.uint8), caption))
+    sample = Sample("similar", "edit", "tasks", (asked, Turn("assistant", (SIMILAR, 1))), images)
+    replier = pipe.replier(draw=_settings(pipe, draw))
+    return _at_seeds(pipe, replier, sample, seeds, "reply")
+
+
+def story(pipe: M2ChatPipeline, opener: str, frames: int = 4, seed: int = 0, **settings: Any) -> Story:
+    """A story from one opening line (paper, Fig. 3): each part is told and drawn in view of the one before.
+
+    Args:
+        pipe: Replies.
+        opener: The first line.
+        frames: Parts.
+        seed: Of the pictures; the comparison has one seed for all of its pictures, as the paper's.
+        settings: As for `SessionSettings`.
+
+    Raises:
+        UserError: If there shall be no part.
+    """
+    if frames < 1:
+        raise UserError(f"frames={frames}: a story has at least one part")
+    session = pipe.session(seed=seed, image="force", max_images=1, **settings)
+    parts = [session.reply(opener)]
+    parts += [whole(session.go_on()) for _ in range(frames - 1)]
+    captions = [part.caption for output in parts for part in output.segments if isinstance(part, ImagePart)]
+    own = session.settings
+    draw = DrawSettings(own.steps, own.guidance, seed, own.size or pipe.image_size)
+    return Story(opener, parts, pipe.draw_captions(captions, [noise_seed(seed, "story")] * len(captions), draw))
+
+
+def dialogue(
+    pipe: M2ChatPipeline, lines: Sequence[str | tuple[str, Any]], seed: int | None = None, **settings: Any
+) -> list[PipelineOutput]:
+    """A multimodal dialogue: what is said, one after the other, and the replies to it.
+
+    Args:
+        pipe: Replies.
+        lines: Texts, or a text and the picture that is shown with it.
+        seed: Of every reply; None takes another each time.
+        settings: As for `SessionSettings`.
+    """
+    session = pipe.session(seed=seed, **settings)
+    replies = []
+    for line in lines:
+        text, picture = line if isinstance(line, tuple) else (line, None)
+        replies.append(session.reply(text, () if picture is None else (picture,)))
+    return replies
+
+
+def _settings(pipe: M2ChatPipeline, draw: dict[str, Any]) -> DrawSettings:
+    return DrawSettings(**{"size": pipe.image_size, **draw})
+
+
+def _at_seeds(
+    pipe: M2ChatPipeline, replier: Replier, sample: Sample, seeds: Sequence[int], given: Given
+) -> list[PipelineOutput]:
+    """The reply to turn 0 of a conversation, its pictures once for each seed."""
+    with pipe.lock:
+        batch = waiting([sample] * len(seeds), pipe.vision, pipe.device, [1] * len(seeds))
+        replies, notes = replier.reply(batch, given, seeds)
+    return [
+        output_of(reply, {**note, "seed": seed}, "pil") for reply, note, seed in zip(replies, notes, seeds, strict=True)
+    ]

@@ -1,0 +1,92 @@
+"""The commands that use a model, run as a user runs them, with few steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m2chat.commands import main
+from m2chat.commands.measure import Findings
+from m2chat.data.images import load_image, save_png
+from m2chat.world import Scene, Shape, render
+
+SCENE = Scene(Shape("square", "yellow"), "black", None, "large", "middle")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "before.png").write_bytes(save_png(render(SCENE, np.random.default_rng(0))))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "pictures"),
+    [
+        (["draw", "a small red ring at the top on a white background", "--seeds", "0", "1"], "draw", 2),
+        (["edit", "before.png", "turn it into a ring"], "edit", 1),
+        (["story", "tell me how it ripens : a ring on a white background", "--frames", "2"], "story", 2),
+    ],
+)
+def test_a_task_prints_its_words_and_writes_its_pictures(
+    arguments: list[str], name: str, pictures: int, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--steps", "2", "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    for number in range(pictures):
+        assert Image.open(here / "out" / f"{name}-{number}.png").size == (32, 32)
+        assert f"out/{name}-{number}.png: " in said
+    assert (here / "out" / f"{name}.png").is_file()
+    assert (here / "out" / "story-beside-decoder.png").is_file() == (name == "story")
+
+
+def test_dialogue_lines_may_show_a_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dialogue", "before.png::which colour does it have ?", "--steps", "2"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_lens_draws_a_page_and_writes_to_tensorboard(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lens", "turn it into a ring", "--picture", "before.png", "--steps", "2", "--tensorboard", "log"]) == 0
+    page = load_image((here / "m2chat_pictures" / "lens.png").read_bytes())
+    assert page.shape[0] > 600 and page.shape[1] > 1000 and page.std() > 10
+    assert list((here / "log").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edit", "nowhere.png", "paint it red"], "there is no picture nowhere.png"),
+        (["edit", "broken.png", "paint it red"], "give a JPEG, PNG, WebP or GIF file"),
+        (["draw", "a ring", "--weights", "nowhere.ckpt"], "there is no checkpoint file nowhere.ckpt"),
+        (["draw", "a ring", "--backbone", "nowhere.yaml"], "--backbone: there is no nowhere.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "broken.png").write_bytes(b"no picture")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_measure_prints_every_rate_with_what_it_must_reach(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "--count", "12", "--wishes", "1", "--steps", "4", "--out", "measure.json"]) == 0
+    rows = {row["measure"]: row for row in json.loads((here / "measure.json").read_text())["rows"]}
+    said = capsys.readouterr().out
+    for name, own in (("right: edits", 3), ("decision: none where none is due", None), ("kept: subject of stories", 6)):
+        assert name in said and rows[name]["bar"] is not None
+        assert own is None or rows[name]["n"] == own
+    assert rows["decoder right: edits"]["percent"] >= 50, "the decoder alone draws what it is told, even in four steps"
+
+
+def test_findings_hold_against_their_bars() -> None:
+    findings = Findings({"decision: x": [True] * 19 + [False], "right: y": [True, False]}, {"decision: x": 95.0})
+    first, second = findings.rows()
+    assert first["holds"] is True and first["percent"] == 95.0 and first["n"] == 20
+    assert second["holds"] is None and second["low"] <= 50 <= second["high"]

@@ -1,0 +1,175 @@
+"""`M2ChatPipeline` with the shipped micro weights: the conventions of diffusers, batches, saving."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from m2chat.errors import UserError
+from m2chat.pipeline import ImagePart, M2ChatPipeline
+from m2chat.world import Scene, Shape, parse_caption, render
+
+ASK = "please paint a large red circle on the left on a blue background"
+SHORT: dict[str, Any] = {"num_inference_steps": 2, "max_new_tokens": 24, "max_images": 1}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_one_line_without_any_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the shipped weights are found from anywhere
+    output = M2ChatPipeline.from_pretrained()(ASK, **SHORT, image_mode="force")
+    assert isinstance(output.images[0], Pillow.Image) and output.images[0].size == (32, 32)
+
+
+def test_the_output_has_text_images_gate_and_their_order(pipe: M2ChatPipeline) -> None:
+    output = pipe("I dream of a ball like the sea in front of snow", generator=seeded(), image_mode="force", **SHORT)
+    kinds = [type(part) for part in output.segments]
+    assert kinds.index(str) < kinds.index(ImagePart), "words come before their picture"
+    assert output.text and len(output.images) == len(output.gate) == kinds.count(ImagePart) == 1
+    assert all(0 <= gate <= 1 for gate in output.gate) and output.cut_tokens == 0
+
+
+def test_a_batch_is_what_its_rows_are_alone(pipe: M2ChatPipeline) -> None:
+    picture = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
+    prompts, images = [ASK, "turn it into a ring", "hello"], [None, Pillow.fromarray(picture), None]
+    together = pipe(prompts, images, generator=[seeded(k) for k in range(3)], **SHORT)
+    for row, output in enumerate(together):
+        alone = pipe(prompts[row], images[row], generator=seeded(row), **SHORT)
+        assert alone.text == output.text and alone.gate == pytest.approx(output.gate, abs=1e-5)
+        for one, other in zip(alone.images, output.images, strict=True):
+            assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+
+
+def test_generators_decide_the_picture(pipe: M2ChatPipeline) -> None:
+    first, again, other = (
+        np.asarray(pipe(ASK, generator=seeded(k), image_mode="force", **SHORT).images[0]) for k in (0, 0, 1)
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("np", (32, 32, 3)), ("pt", (3, 32, 32))])
+def test_output_types(kind: Any, shape: tuple[int, ...], pipe: M2ChatPipeline) -> None:
+    (image,) = pipe(ASK, output_type=kind, image_mode="force", **SHORT).images
+    assert tuple(image.shape) == shape and 0 <= float(image.min()) < float(image.max()) <= 1
+
+
+def test_the_callback_sees_and_changes_latents_and_can_interrupt(pipe: M2ChatPipeline) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(own: M2ChatPipeline, step: int, timestep: int, values: dict[str, Any]) -> dict[str, Any]:
+        assert own is pipe and values["latents"].shape[0] == 1
+        seen.append((step, timestep))
+        own._interrupt = step == 1
+        return {"latents": values["latents"] * 0}
+
+    options = {**SHORT, "num_inference_steps": 5, "image_mode": "force"}
+    (blank,) = pipe(ASK, generator=seeded(), callback_on_step_end=look, **options).images
+    (plain,) = pipe(ASK, generator=seeded(), **options).images
+    assert [step for step, _ in seen] == [0, 1] and seen[0][1] > seen[1][1]
+    assert np.asarray(blank).std() < np.asarray(plain).std()
+
+
+def test_the_progress_bar_counts_denoising_steps(pipe: M2ChatPipeline) -> None:
+    shown = io.StringIO()
+    pipe.set_progress_bar_config(file=shown)
+    try:
+        pipe(ASK, image_mode="force", **SHORT)
+    finally:
+        pipe.set_progress_bar_config(disable=True)
+    assert "2/2" in shown.getvalue()
+
+
+def test_schedulers_can_be_swapped(pipe: M2ChatPipeline) -> None:
+    from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+
+    before = pipe.scheduler
+    pictures = []
+    try:
+        for kind in (None, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, EulerAncestralDiscreteScheduler):
+            if kind is not None:
+                pipe.scheduler = kind.from_config(before.config)
+            pictures.append(np.asarray(pipe(ASK, generator=seeded(), image_mode="force", **SHORT).images[0]))
+    finally:
+        pipe.scheduler = before
+    assert not np.array_equal(pictures[0], pictures[2])
+    assert np.array_equal(pictures[2], pictures[3]), "noise that is added on the way belongs to the seed too"
+
+
+def test_text_to_image_takes_the_prompt_as_caption(pipe: M2ChatPipeline) -> None:
+    output = pipe("a small green ring at the top on a pink background", given="caption", **SHORT)
+    (part,) = output.segments
+    assert isinstance(part, ImagePart) and part.caption == "a small green ring at the top on a pink background"
+    assert part.gate == 1.0
+
+
+def test_saved_and_loaded_it_says_the_same(pipe: M2ChatPipeline, tmp_path: Path, monkeypatch: Any) -> None:
+    pipe.save_pretrained(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    loaded = M2ChatPipeline.from_pretrained(tmp_path / "mine")
+    assert loaded.origin.m3adapter == pipe.origin.m3adapter and loaded.origin.stage == "m3ft"
+    first, second = (own(ASK, generator=seeded(), image_mode="force", **SHORT) for own in (pipe, loaded))
+    assert first.text == second.text
+    assert np.array_equal(np.asarray(first.images[0]), np.asarray(second.images[0]))
+    frozen = json.loads((tmp_path / "mine" / "config.json").read_text())["backbone"]
+    assert Path(frozen["language_model"]).is_absolute()
+
+
+def test_weights_of_stage_1_force_the_layout(tmp_path: Path) -> None:
+    from m2chat.pipeline.weights import micro_root
+
+    first = M2ChatPipeline.from_pretrained(micro_root() / "data/micro/m2chat/align.ckpt")
+    output = first(ASK, **SHORT)
+    assert len(output.images) == 1 and output.gate == [1.0]
+
+
+def test_shown_pictures_are_described_by_the_released_model(pipe: M2ChatPipeline) -> None:
+    scenes = [
+        Scene(Shape("triangle", "pink"), "purple", None, "small", "bottom"),
+        Scene(Shape("square", "blue"), "red", None, "large", "middle"),
+    ]
+    before = {name: tensor.clone() for name, tensor in pipe.model.named_parameters()}
+    captions = pipe.caption([render(scene, np.random.default_rng(0)) for scene in scenes])
+    for scene, caption in zip(scenes, captions, strict=True):
+        said = parse_caption(caption)
+        assert {name: said.get(name) for name in ("colour", "background")} == {
+            "colour": scene.first.colour, "background": scene.background,
+        }  # fmt: skip
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"prompt": []}, "0 pictures for 0 prompts"),
+        ({"prompt": ["a", "b"], "image": [None]}, "1 pictures for 2 prompts"),
+        ({"prompt": "a", "output_type": "jpg"}, "choose one of pil, np, pt"),
+        ({"prompt": "a", "size": 33}, "must be a multiple of 4"),
+        ({"prompt": "a", "image_mode": "maybe"}, "choose one of auto, force, never"),
+        ({"prompt": ["a", "b", "c"], "generator": [seeded(), seeded()]}, "2 generators for 3 prompts"),
+    ],
+)
+def test_bad_calls(call: dict[str, Any], message: str, pipe: M2ChatPipeline) -> None:
+    with pytest.raises(UserError, match=message):
+        pipe(**call)
+
+
+@pytest.mark.parametrize("content", ["", "config.json"])
+def test_a_folder_that_holds_no_weights(content: str, tmp_path: Path) -> None:
+    if content:
+        (tmp_path / content).write_text("{}")
+    with pytest.raises(UserError, match=r"is no folder of weights: it needs config\.json and m2chat\.ckpt"):
+        M2ChatPipeline.from_pretrained(tmp_path)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="there is no checkpoint file"):
+        M2ChatPipeline.from_pretrained("nowhere.ckpt")
