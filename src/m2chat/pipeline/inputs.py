@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m2chat.data.images import VisionInput, normalise_, resize_crop
+from m2chat.data.images import VisionInput, resize_crop
 from m2chat.errors import UserError
-from m2chat.schema import Batch, Sample
+from m2chat.schema import Batch, Sample, normalised
 from m2chat.text import view_of
 
 
@@ -44,7 +44,7 @@ def seen(pictures: Sequence[NDArray[np.uint8] | None], vision: VisionInput, devi
             rows.append(torch.zeros(3, vision.size, vision.size))
         else:
             square = torch.from_numpy(resize_crop(pixels, vision.size)[0])
-            rows.append(normalise_(square.permute(2, 0, 1).float().contiguous(), vision.mean, vision.std))
+            rows.append(normalised(square.permute(2, 0, 1), vision.mean, vision.std))
     return torch.stack(rows).to(device)
 
 
