@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m2chat.data.augment import Augmentation, Look
+from m2chat.data.clip_tokenizers import clip_tokenizers, require_tokenizers
 from m2chat.data.images import normalise_, resize_crop, to_unit_range_
 from m2chat.data.stream import Item
 from m2chat.errors import UserError
@@ -70,7 +71,8 @@ class VisionInput:
         if architecture not in open_clip.list_models():
             raise UserError(
                 f"vision_encoder={vision_encoder!r} is neither a folder with open_clip_config.json nor a model of "
-                "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu:openai'"
+                "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu:openai'; a file stands behind its "
+                "architecture, as in 'ViT-L-14-quickgelu:/weights/ViT-L-14.pt', which says how large its pictures are"
             )
         return cls(int(open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)))
 
@@ -79,18 +81,15 @@ class CaptionTokens:
     """The tokenizers of the image decoder's text encoders.
 
     Args:
-        image_decoder: A diffusers folder with ``tokenizer`` and, as SDXL has it, ``tokenizer_2``.
+        image_decoder: A diffusers folder with ``tokenizer`` and, as SDXL has it, ``tokenizer_2``; or SDXL in one file.
 
     Raises:
-        UserError: If there is no ``tokenizer``.
+        UserError: If it has no tokenizers.
     """
 
     def __init__(self, image_decoder: str | Path) -> None:
-        self.folder = Path(image_decoder)
-        if not (self.folder / "tokenizer").is_dir():
-            raise UserError(
-                f"image_decoder={str(image_decoder)!r} has no folder `tokenizer`: give a folder as diffusers saves it"
-            )
+        self.path = Path(image_decoder)
+        require_tokenizers(self.path)
         self._loaded: list[Any] = []
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -105,10 +104,7 @@ class CaptionTokens:
 
     def _tokenizers(self) -> list[Any]:
         if not self._loaded:
-            from transformers import CLIPTokenizer
-
-            folders = [self.folder / name for name in ("tokenizer", "tokenizer_2")]
-            self._loaded = [CLIPTokenizer.from_pretrained(folder) for folder in folders if folder.is_dir()]
+            self._loaded = clip_tokenizers(self.path)
             for tokenizer in self._loaded:
                 backend, length = tokenizer.backend_tokenizer, tokenizer.model_max_length
                 backend.enable_truncation(length)
@@ -118,7 +114,7 @@ class CaptionTokens:
         return self._loaded
 
     def __reduce__(self) -> tuple[type[CaptionTokens], tuple[Path]]:
-        return type(self), (self.folder,)
+        return type(self), (self.path,)
 
 
 class _Row(NamedTuple):

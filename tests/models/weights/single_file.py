@@ -33,7 +33,8 @@ def unet_name(name: str, layers: int, with_attention: list[bool]) -> str:
         return f"middle_block.{place}.{_resnet(rest) if part == 'resnets' else rest}"
     match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
     assert match, name
-    way, block, part, index, rest = match.group(1), int(match.group(2)), match.group(3), int(match.group(4)), match.group(5)
+    way, part, rest = match.group(1, 3, 5)
+    block, index = int(match.group(2)), int(match.group(4))
     if way == "down":
         if part == "downsamplers":
             return f"input_blocks.{(layers + 1) * (block + 1)}.0.op.{kind}"
@@ -87,7 +88,9 @@ def open_clip_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def single_file(parts: dict[str, dict[str, Tensor]], layers: int, with_attention: list[bool], levels: int) -> dict[str, Tensor]:
+def single_file(
+    parts: dict[str, dict[str, Tensor]], layers: int, with_attention: list[bool], levels: int
+) -> dict[str, Tensor]:
     """All tensors of SDXL in one file.
 
     Args:

@@ -121,7 +121,7 @@ def test_what_the_file_predicts_is_marked_in_it(files: tuple[bool, Path, Path], 
     assert config["prediction_type"] == "v_prediction" and config["rescale_betas_zero_snr"] is True
 
 
-def test_weights_in_the_wanted_precision_stay_mapped_to_their_file(files: tuple[bool, Path, Path]) -> None:
+def test_the_precision_is_the_wanted_one_or_the_file_s(files: tuple[bool, Path, Path]) -> None:
     assert {p.dtype for p in ImageDecoder(files[1], torch.bfloat16).parameters()} == {torch.bfloat16}
     assert {p.dtype for p in ImageDecoder(files[2], None).parameters()} == {torch.float16}
 
@@ -135,7 +135,7 @@ def test_bad_files_say_what_is_wrong(files: tuple[bool, Path, Path], tmp_path: P
     state = load_file(files[2])
     lost = next(name for name in state if name.endswith("input_blocks.1.0.in_layers.2.weight"))
     save_file({name: value for name, value in state.items() if name != lost}, tmp_path / "lost.safetensors")
-    with pytest.raises(UserError, match=r"lost\.safetensors', unet: .*1 missing \(down_blocks.0.resnets.0.conv1.weight"):
+    with pytest.raises(UserError, match=r"lost\.safetensors', unet: .*1 missing \(down_blocks.0.resnets.0.conv1"):
         ImageDecoder(tmp_path / "lost.safetensors")
     save_file({"conv.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other\.safetensors' is not SDXL in one file: expected are names such as"):

@@ -33,7 +33,9 @@ class Textbook:
         clip: OpenAI's.
     """
 
-    def __init__(self, sizes: Any, llama: dict[str, Tensor], adapter: dict[str, Tensor], clip: dict[str, Tensor]):
+    def __init__(
+        self, sizes: Any, llama: dict[str, Tensor], adapter: dict[str, Tensor], clip: dict[str, Tensor]
+    ) -> None:
         self.s = sizes
         self.p = {f"llama.{name}": value for name, value in llama.items()} | adapter | clip
 
@@ -223,7 +225,10 @@ def test_gradients_of_every_official_tensor(loaded: Any, official: Any, checkpoi
     base, adapter = ({n: t.float().requires_grad_() for n, t in part.items()} for part in parts)
     named = {f"llama.{n}": t for n, t in from_meta(base, book.s.heads, book.s.heads)[0].items()}
     named |= from_official(adapter, book.s.heads, book.s.layers)
-    own, eye = ({n.removeprefix(p): t for n, t in named.items() if n.startswith(p)} for p in ("llama.", "visual_query."))
+    own, eye = (
+        {n.removeprefix(part): t for n, t in named.items() if n.startswith(part)}
+        for part in ("llama.", "visual_query.")
+    )
     llama.train()
     if checkpointing:
         llama.activation_checkpointing_enable({"use_reentrant": False})

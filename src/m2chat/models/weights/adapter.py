@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -89,12 +89,12 @@ def open_adapter(path: Path, what: str) -> AdapterSource:
     state = {name: tensor for name, tensor in state.items() if not _BASE.search(name)}
     if lost := [name for name in _NEEDED if name not in state]:
         raise UserError(
-            f"{what}: {path} is not a LLaMA-Adapter V2 multimodal file: it lacks {', '.join(lost)}; expected is one such "
-            "as BIAS-7B.pth, LORA-BIAS-7B.pth or CAPTION-7B.pth"
+            f"{what}: {path} is not a LLaMA-Adapter V2 multimodal file: it lacks {', '.join(lost)}; expected is one "
+            "such as BIAS-7B.pth, LORA-BIAS-7B.pth or CAPTION-7B.pth"
         )
     if not any(name.endswith("attention.gate") for name in state):
         _LOG.warning("%s: %s has no gates, so pictures will say nothing to the language model", what, path)
-    order = config.get("channel_order")
+    order: Any = config.get("channel_order")
     if order not in (None, "rgb", "bgr"):
         raise UserError(f"{what}: {path} is marked channel_order={order!r}; known are 'rgb' and 'bgr'")
     return AdapterSource(state, read_shape(state), order, whole, ignored)

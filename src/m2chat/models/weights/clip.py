@@ -74,8 +74,9 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UserError(f"{what}={name!r}: {tag!r} is neither a file nor weights of {architecture}; known are {tags}")
     if bool(pretrained.get("quick_gelu")) != bool(settings.get("quick_gelu")):
+        trained = "QuickGELU" if pretrained.get("quick_gelu") else "GELU"
         raise UserError(
-            f"{what}={name!r}: these weights were trained with {'QuickGELU' if pretrained.get('quick_gelu') else 'GELU'}, "
+            f"{what}={name!r}: these weights were trained with {trained}, "
             f"and {architecture} has the other activation: use the architecture {_twin(architecture)!r}"
         )
     try:
@@ -89,6 +90,17 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
     return _source(settings, _read(path, what), name)
 
 
+def tower_skeleton(source: ClipSource) -> Any:
+    """The vision tower on the meta device."""
+    import open_clip
+
+    settings = {key: source.settings[key] for key in ("embed_dim", "quick_gelu") if key in source.settings}
+    vision = open_clip.CLIPVisionCfg(**source.settings["vision_cfg"])
+    return on_meta(
+        lambda: open_clip.CLIP(vision_cfg=vision, text_cfg=open_clip.CLIPTextCfg(layers=1), **settings)
+    ).visual
+
+
 def load_tower(name: str, what: str, dtype: torch.dtype | None = None) -> Any:
     """The vision tower of CLIP, in evaluation mode.
 
@@ -100,13 +112,8 @@ def load_tower(name: str, what: str, dtype: torch.dtype | None = None) -> Any:
     Raises:
         UserError: If it cannot be opened or does not fit.
     """
-    import open_clip
-
     source = open_clip_tower(name, what)
-    settings = {key: source.settings[key] for key in ("embed_dim", "quick_gelu") if key in source.settings}
-    vision = open_clip.CLIPVisionCfg(**source.settings["vision_cfg"])
-    model = on_meta(lambda: open_clip.CLIP(vision_cfg=vision, text_cfg=open_clip.CLIPTextCfg(layers=1), **settings))
-    return fill(model.visual, source.state, f"{what}={source.where!r}", dtype).eval()
+    return fill(tower_skeleton(source), source.state, f"{what}={source.where!r}", dtype).eval()
 
 
 def _read(path: Path, what: str) -> dict[str, Tensor]:

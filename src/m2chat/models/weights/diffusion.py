@@ -92,7 +92,9 @@ def load_diffusion(path: Path, what: str, dtype: torch.dtype | None = None) -> D
     config = source.configs["scheduler"]
     kind = getattr(diffusers.schedulers, str(config.get("_class_name")), None)
     if kind is None:
-        raise UserError(f"{source.where}: the scheduler is {config.get('_class_name')!r}, which diffusers does not know")
+        raise UserError(
+            f"{source.where}: the scheduler is {config.get('_class_name')!r}, which diffusers does not know"
+        )
     built = {name: _build(name, source, dtype) for name in source.states}
     return DiffusionParts(
         built["unet"],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
+import shutil
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{what}: {path} is not JSON ({error}): copy it again from where the weights come from") from None
+        raise UserError(f"{what}: {path} is not JSON ({error}): copy it again") from None
     return data
 
 
@@ -131,7 +135,7 @@ def weight_files(folder: Path, what: str) -> list[Path]:
                 if (path := folder / f"{stem}{variant}.{kind}").is_file():
                     return [path]
     raise UserError(
-        f"{what}: {folder} has no weights (*.safetensors or *.bin) beside its description: complete the folder; {_REMEDY}."
+        f"{what}: {folder} has no weights (*.safetensors or *.bin) beside its description: complete it; {_REMEDY}."
     )
 
 
@@ -145,6 +149,40 @@ def read_folder(folder: Path, what: str) -> dict[str, Tensor]:
     for path in weight_files(folder, what):
         state |= read_tensors(path, what)
     return state
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that appears under its name only when everything in it is there.
+
+    Args:
+        target: The folder to make; an empty one may be there.
+
+    Yields:
+        A folder beside it.
+
+    Raises:
+        UserError: If the target has something in it, or cannot be written.
+    """
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"{target} is there already and has something in it: name a new folder, or remove it first")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if target.is_dir():
+            target.rmdir()
+        part.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error}; make room or name another place") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's contents, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_file(path: Path, what: str) -> None:

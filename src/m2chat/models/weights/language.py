@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausa
 from m2chat.models.visual_encoder import VisualQueryEncoder
 from m2chat.models.weights.adapter import AdapterSource
 from m2chat.models.weights.llama import LlamaSource
-from m2chat.models.weights.loading import KeyReport, fill, on_meta, require
+from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta, require
 
 _STARTS = {"bias": 0.0, "adapter_gate": 0.0, "adapter_new_gate": 1.0, "extra": 0.0}
 """What a parameter that no file holds starts as: each of them then changes nothing."""
@@ -37,6 +39,23 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
         )
     )
     return llama, visual_query
+
+
+def own_llama(adapter: AdapterSource) -> LlamaSource:
+    """The LLaMA that an adapter was trained for, as far as the adapter tells: to check names and shapes against."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    gates = [tensor for name, tensor in adapter.state.items() if name.endswith("attention.gate")]
+    inner = adapter.state.get("llama.layers.0.feed_forward.w1.bias")
+    settings = {
+        "vocab_size": 1,
+        "hidden_size": adapter.width,
+        "num_attention_heads": gates[0].numel() if gates else 1,
+        "num_hidden_layers": len(gates) or adapter.shape.layers,
+        "intermediate_size": 1 if inner is None else len(inner),
+    }
+    network = on_meta(lambda: LlamaForCausalLM(LlamaConfig(**settings, pad_token_id=None)))
+    return LlamaSource(settings, network.state_dict(), [], "transformers", Path("its own LLaMA"))
 
 
 def reports(
@@ -68,17 +87,23 @@ def reports(
             f"at least {adapter.shape.layers} layers, and this one has width {config.hidden_size} and "
             f"{config.num_hidden_layers} layers. Released adapters are for LLaMA 7B (width 4096, 32 layers)"
         )
-    ours = from_official(adapter.state, config.num_attention_heads, config.num_hidden_layers)
+    try:
+        ours = from_official(adapter.state, config.num_attention_heads, config.num_hidden_layers)
+    except KeyError as error:
+        raise UserError(f"{where}: {error.args[0]}; expected are those of BIAS-7B and its like") from None
     wanted = adapter_parameter_names(llama, visual_query)
     base = {f"llama.{name}" for name in source.state}
     names = {f"llama.{name}" for name in llama.state_dict()}
     optional = {name for name in wanted if name.rsplit(".", 1)[-1] in _STARTS and name.startswith("llama.")} | base
     added = {name for name in names if name.endswith(".extra")}
+    shapes = {f"llama.{name}": tensor for name, tensor in llama.state_dict().items()}
+    shapes |= {f"visual_query.{name}": tensor for name, tensor in visual_query.state_dict().items()}
     report = KeyReport(
         used=sorted(set(ours) & wanted),
         missing=sorted(wanted - set(ours) - optional),
         unexpected=sorted(set(ours) - wanted),
         ignored=adapter.ignored,
+        misshapen=compare(ours, {name: shapes[name] for name in ours if name in shapes}).misshapen,
     )
     plain = KeyReport(
         used=sorted(source.state.keys() & {name.removeprefix("llama.") for name in names}),
@@ -109,8 +134,10 @@ def assemble(
     plain, report, ours = reports(llama, visual_query, source, adapter, where)
     require(plain, f"backbone.language_model={str(source.folder)!r}", "Is it a whole LLaMA, and nothing else?")
     require(report, f"{where} does not fit the language model in {source.folder}", "Is it the adapter of this LLaMA?")
-    eye = {name.removeprefix("visual_query."): value for name, value in ours.items() if name.startswith("visual_query.")}
-    own = {name.removeprefix("llama."): value for name, value in ours.items() if name.startswith("llama.")}
+    own, eye = (
+        {name.removeprefix(part): value for name, value in ours.items() if name.startswith(part)}
+        for part in ("llama.", "visual_query.")
+    )
     for name, parameter in llama.named_parameters():
         if name not in own and name not in source.state:
             own[name] = torch.full(parameter.shape, _STARTS[name.rsplit(".", 1)[-1]])

@@ -138,9 +138,7 @@ def from_meta(official: Mapping[str, Tensor], heads: int, kv_heads: int) -> tupl
             state[_TOP[name]] = tensor
         elif stem in LINEAR:
             rows = heads if stem == "attention.wq" else kv_heads
-            state[f"model.layers.{layer}.{LINEAR[stem]}.{kind}"] = (
-                permute(tensor, rows) if stem in PERMUTED else tensor
-            )
+            state[f"model.layers.{layer}.{LINEAR[stem]}.{kind}"] = permute(tensor, rows) if stem in PERMUTED else tensor
         elif stem in NORM:
             state[f"model.layers.{layer}.{NORM[stem]}.{kind}"] = tensor
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -23,31 +23,42 @@ class KeyReport:
         missing: Names of the network that the file lacks.
         unexpected: Names of the file that the network has no place for.
         ignored: Names of the file that are known to be of no use.
+        misshapen: Names whose tensors have another shape than the network's, with both shapes.
     """
 
     used: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
 
 
-def compare(found: Iterable[str], expected: Iterable[str], ignored: Iterable[str] = ()) -> KeyReport:
-    """Holds the names of a file against those of a network."""
-    found, expected = set(found), set(expected)
+def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], ignored: Iterable[str] = ()) -> KeyReport:
+    """Holds the tensors of a file against those of a network."""
+    used = sorted(found.keys() & expected.keys())
+    shapes = [(name, tuple(found[name].shape), tuple(expected[name].shape)) for name in used]
     return KeyReport(
-        sorted(found & expected), sorted(expected - found), sorted(found - expected), sorted(set(ignored) - expected)
+        used,
+        sorted(expected.keys() - found.keys()),
+        sorted(found.keys() - expected.keys()),
+        sorted(ignored),
+        [f"{name} is {own} and should be {wanted}" for name, own, wanted in shapes if own != wanted],
     )
 
 
-def require(report: KeyReport, where: str, remedy: str, strict: bool = True) -> None:
-    """Makes sure that nothing is missing and, if strict, that nothing is too much.
+def require(report: KeyReport, where: str, remedy: str) -> None:
+    """Makes sure that nothing is missing, too much, or of another shape.
 
     Raises:
-        UserError: That counts and names both.
+        UserError: That counts and names what is wrong.
     """
     faults = [
         f"{len(names):,} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (("missing", report.missing), ("unexpected", report.unexpected if strict else []))
+        for kind, names in (
+            ("missing", report.missing),
+            ("unexpected", report.unexpected),
+            ("of another shape", report.misshapen),
+        )
         if names
     ]
     if faults:
@@ -80,12 +91,6 @@ def fill(
     """
     own = module.state_dict()
     require(compare(state, own), where, "Is it the right file, whole, and of the right network?")
-    if wrong := [name for name, tensor in state.items() if tensor.shape != own[name].shape]:
-        name = wrong[0]
-        raise UserError(
-            f"{where}: {name} has shape {tuple(state[name].shape)}, expected is {tuple(own[name].shape)} "
-            f"({len(wrong)} of {len(own)} differ): these are the weights of another network"
-        )
     ready: dict[str, Tensor] = {}
     while state:  # given up one by one: what had to be re-ordered on the way is in memory
         name, tensor = state.popitem()

@@ -142,7 +142,7 @@ def unet_config(state: Mapping[str, Tensor], pooled: int, numbers: int) -> dict[
             depths.append(_count(state, rf"^{re.escape(at)}\.1\.transformer_blocks\.(\d+)\."))
         layers += len(channels) == 1
     middle = _count(state, rf"^{_UNET}middle_block\.1\.transformer_blocks\.(\d+)\.")
-    cross = next(value for name, value in state.items() if name.startswith(_UNET) and name.endswith("attn2.to_k.weight"))
+    cross = state[f"{_UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
     entry = state[f"{_UNET}label_emb.0.0.weight"].shape[1]
     kinds = ["CrossAttn" if depth else "" for depth in depths]
     first, last = state[f"{_UNET}input_blocks.0.0.weight"], state[f"{_UNET}out.2.weight"]
