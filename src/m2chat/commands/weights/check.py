@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     ensure_torchvision()
     from m2chat.commands.data.printing import printable
     from m2chat.commands.weights.examine import examine
-    from m2chat.commands.weights.inspect import show
+    from m2chat.commands.weights.inspect import named, show
     from m2chat.models.weights.known import verify_file
 
     found = examine(options.source, options.language_model)
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
                 print(f"  ... and {len(counts[kind]) - 20:,} more {kind}")
     verdicts = [] if options.no_hash else [verify_file(path) for path in found.files]
     for verdict in verdicts:
-        print(f"{verdict.sha256}  {verdict.file.name}: {verdict.reason}")
+        print(f"{verdict.sha256}  {named(verdict.file, options.source)}: {verdict.reason}")
     good = found.whole and all(verdict.state != "bad" for verdict in verdicts)
     print("whole" if good else "NOT whole: see above")
     return 0 if good else 1

@@ -89,8 +89,15 @@ def sdxl(source: Path, target: Path) -> None:
         "force_zeros_for_empty_prompt": not refiner,
         **({"requires_aesthetics_score": True} if refiner else {}),
     }
-    saved = {"unet": parts.unet, "vae": parts.vae, "scheduler": parts.scheduler, "text_encoder_2": parts.text_encoder_2,
-             "tokenizer_2": second, "text_encoder": parts.text_encoder, "tokenizer": None if refiner else first}  # fmt: skip
+    saved = {
+        "unet": parts.unet,
+        "vae": parts.vae,
+        "scheduler": parts.scheduler,
+        "text_encoder": parts.text_encoder,
+        "text_encoder_2": parts.text_encoder_2,
+        "tokenizer": None if refiner else first,
+        "tokenizer_2": second,
+    }
     with whole_folder(target) as part:
         for name, network in saved.items():
             if network is not None:

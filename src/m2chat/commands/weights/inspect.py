@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m2chat.commands.weights.examine import Findings
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,16 +31,19 @@ def run(options: argparse.Namespace) -> None:
     show(options.source, examine(options.source))
 
 
-def show(source: Path, found: object) -> None:
+def show(source: Path, found: Findings) -> None:
     """Prints what was found."""
     from m2chat.commands.data.printing import printable
-    from m2chat.commands.weights.examine import Findings
 
-    assert isinstance(found, Findings)
     print(f"{source}: {found.kind.value}")
     for name, value in found.facts.items():
-        print(f"  {name:<30}{printable(value)}")
+        print(f"  {name:<28}  {printable(value)}")
     for path in found.files:
-        print(f"  {path.name:<30}{path.stat().st_size:,} bytes")
+        print(f"  {named(path, source):<48}  {path.stat().st_size:,} bytes")
     for warning in found.warnings:
         print(f"  note: {warning}")
+
+
+def named(path: Path, source: Path) -> str:
+    """A file's name as a person would look for it in what was named."""
+    return str(path.relative_to(source)) if path.is_relative_to(source) and path != source else path.name

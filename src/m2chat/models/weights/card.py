@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "align": "stage 1 (alignment, Eq. 6): the M³Adapter without image branch and gate",
-    "m3ft": "stage 2 (M³FT, Eq. 7): the whole M³Adapter, the adapter of the language model, the rows of two tokens",
+    "m3ft": "stage 2 (M³FT, Eq. 7): the M³Adapter, the adapter of the language model and the rows of two tokens",
 }
 
 
@@ -30,12 +30,15 @@ def model_card(manifest: Manifest, size: int) -> str:
 library_name: m2chat
 pipeline_tag: any-to-any
 tags: [m2chat, interleaved-text-image]
+license: other
 ---
 
 # M²Chat weights: {manifest.stage}
 
-What {_STAGES.get(manifest.stage, manifest.stage)} trained: {manifest.numbers:,} numbers, {size:,} bytes. The
-networks that were frozen are not in here; they are loaded from files of their own and must be the same ones.
+Weights of {_STAGES.get(manifest.stage, manifest.stage)}.
+
+`model.safetensors` holds {manifest.numbers:,} numbers in {size:,} bytes. The networks that were frozen are not in
+here: they are loaded from files of their own, and must be the ones that these weights were trained on.
 
 | | |
 |---|---|
@@ -49,6 +52,6 @@ networks that were frozen are not in here; they are loaded from files of their o
 |---|---|---|
 {backbones}
 
-Check with `m2chat weights check FOLDER`. Licence: that of the backbones' terms and of the data; fill it in before you
-publish this folder.
+`m2chat weights check FOLDER` verifies this folder. The licence follows from those of the backbones and of the data:
+state it before you publish.
 """

@@ -85,7 +85,7 @@ def read_pickled(path: Path, what: str) -> Any:
             # Files from before torch 1.6 are no zip archives, and only those can be mapped.
             return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if any(sign in str(error) for sign in ("Unsupported global", "Unsupported class", "Trying to")):
             raise UserError(
                 f"{what}: {path} holds more than tensors, and opening it could run code, so it is not opened: "
                 "get the weights as .safetensors, or save them again as a plain dict of tensors"

@@ -87,9 +87,16 @@ def verify_file(path: Path) -> Verdict:
     if path.name == "model.safetensors" and manifest.is_file():
         listed = json.loads(manifest.read_text(encoding="utf-8")).get("m2chat", {}).get("sha256")
         stated += [(listed == digest, "manifest.json")] if listed else []
+    for folder in list(path.parents)[:4]:  # that of the micro backbones lies above their folders
+        if (listing := folder / "manifest.json").is_file():
+            parts = json.loads(listing.read_text(encoding="utf-8")).get("parts", {})
+            files = {name: entry for part in parts.values() for name, entry in part.get("files", {}).items()}
+            if entry := files.get(path.relative_to(folder).as_posix()):
+                stated.append((entry["sha256"] == digest, str(listing)))
     checklist = path.parent / "checklist.chk"
     if checklist.is_file():
-        sums = dict(reversed(line.split(maxsplit=1)) for line in checklist.read_text().splitlines() if " " in line)
+        lines = [line.split(maxsplit=1) for line in checklist.read_text(encoding="utf-8").splitlines() if " " in line]
+        sums = {name.strip(): md5 for md5, name in lines}
         if md5 := sums.get(path.name):
             with path.open("rb") as file:
                 stated.append((hashlib.file_digest(file, "md5").hexdigest() == md5, "checklist.chk"))

@@ -48,7 +48,7 @@ def own_llama(adapter: AdapterSource) -> LlamaSource:
     gates = [tensor for name, tensor in adapter.state.items() if name.endswith("attention.gate")]
     inner = adapter.state.get("llama.layers.0.feed_forward.w1.bias")
     settings = {
-        "vocab_size": 1,
+        "vocab_size": 3,  # the least that has its start and its end
         "hidden_size": adapter.width,
         "num_attention_heads": gates[0].numel() if gates else 1,
         "num_hidden_layers": len(gates) or adapter.shape.layers,
