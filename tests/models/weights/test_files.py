@@ -115,7 +115,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as part:
         (part / "all").write_text("x")
     assert (tmp_path / "out" / "all").is_file() and len(sha256(tmp_path / "out" / "all")) == 64
-    with pytest.raises(UserError, match=r"out is there already and has something in it"), whole_folder(tmp_path / "out"):
+    with (
+        pytest.raises(UserError, match=r"out is there already and has something in it"),
+        whole_folder(tmp_path / "out"),
+    ):
         pass
 
 

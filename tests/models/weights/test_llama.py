@@ -71,7 +71,9 @@ def test_frozen_weights_take_the_wanted_precision_and_the_adapter_stays_fp32(off
     for name, parameter in llama.named_parameters():
         kinds.setdefault(parameter.dtype, set()).add(name)
     assert kinds.keys() == {torch.bfloat16, torch.float32}
-    assert all(name.endswith(("proj.weight", "embed_tokens.weight", "lm_head.weight")) for name in kinds[torch.bfloat16])
+    assert all(
+        name.endswith(("proj.weight", "embed_tokens.weight", "lm_head.weight")) for name in kinds[torch.bfloat16]
+    )
     assert all(parameter.dtype == torch.float32 for parameter in eye.parameters())
 
 
@@ -142,7 +144,9 @@ def test_a_wrong_llama_says_what_was_expected(official: Any, tmp_path: Path) -> 
         language(tmp_path / "bert", adapter)
     folder = official.write_meta(tmp_path / "m")
     torch.save({"other": torch.zeros(1)}, folder / "consolidated.00.pth")
-    with pytest.raises(UserError, match=r"consolidated\.00\.pth lacks 'tok_embeddings\.weight': it is not Meta's LLaMA"):
+    with pytest.raises(
+        UserError, match=r"consolidated\.00\.pth lacks 'tok_embeddings\.weight': it is not Meta's LLaMA"
+    ):
         language(folder, adapter)
     (folder / "consolidated.00.pth").unlink()
     with pytest.raises(UserError, match=r"there is no .*consolidated\.00\.pth"):
@@ -158,7 +162,9 @@ def test_missing_and_unexpected_tensors_are_counted_and_named(official: Any, tmp
     tensors = official.llama()
     lost = tensors.pop("layers.1.attention.wk.weight")
     official.write_meta(tmp_path, {**tensors, "layers.1.attention.wz.weight": lost})
-    message = r"language_model='.*1 missing \(model\.layers\.1\.self_attn\.k_proj\.weight\); 1 unexpected \(layers\.1\.att"
+    message = (
+        r"language_model='.*1 missing \(model\.layers\.1\.self_attn\.k_proj\.weight\); 1 unexpected \(layers\.1\.att"
+    )
     with pytest.raises(UserError, match=message):
         language(tmp_path, adapter)
 
@@ -170,7 +176,9 @@ def test_a_wrong_adapter_says_what_was_expected(official: Any, tmp_path: Path) -
         language(tmp_path, tmp_path / "nowhere.pth")
     path = tmp_path / "a.pth"
     torch.save({"epoch": 1}, path)
-    with pytest.raises(UserError, match=r"a\.pth is not a LLaMA-Adapter file: expected is \{'model'.*found \['epoch'\]"):
+    with pytest.raises(
+        UserError, match=r"a\.pth is not a LLaMA-Adapter file: expected is \{'model'.*found \['epoch'\]"
+    ):
         language(tmp_path, path)
     torch.save({"model": {"adapter_query.weight": state["adapter_query.weight"]}}, path)  # V1, or the text-only one
     with pytest.raises(UserError, match=r"not a LLaMA-Adapter V2 multimodal file: it lacks visual_query\.weight, clip"):
@@ -182,7 +190,9 @@ def test_a_wrong_adapter_says_what_was_expected(official: Any, tmp_path: Path) -
     with pytest.raises(UserError, match=r"1 missing \(visual_query\.visual_blocks\.1\.norm1\.bias\)"):
         language(tmp_path, path)
     torch.save({"model": {**state, "llama.norm.weight": torch.ones(3)}}, path)
-    with pytest.raises(UserError, match=r"1 of another shape \(llama\.model\.norm\.weight is \(3,\) and should be \(64,"):
+    with pytest.raises(
+        UserError, match=r"1 of another shape \(llama\.model\.norm\.weight is \(3,\) and should be \(64,"
+    ):
         language(tmp_path, path)
 
 
