@@ -172,8 +172,9 @@ def test_sdxl_in_one_file_becomes_a_folder(tmp_path: Path, refiner: bool) -> Non
 def test_a_checkpoint_becomes_a_folder_that_training_starts_from(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from m2chat.models.build import build_m2chat
     from m2chat.models.weights.exported import load_model
-    from m2chat.training.checkpoints import read_checkpoint
+    from m2chat.training.checkpoints import load_trained, read_checkpoint
 
     monkeypatch.chdir(ROOT)
     source, number = MICRO / "m2chat" / f"{stage}.ckpt", {"align": 1, "m3ft": 2}[stage]
@@ -189,6 +190,9 @@ def test_a_checkpoint_becomes_a_folder_that_training_starts_from(
     assert all(torch.equal(value, new["state_dict"][name]) for name, value in old["state_dict"].items())
     model, manifest = load_model(tmp_path / "out")
     assert manifest.stage == stage and manifest.step == old["global_step"]
+    fresh = torch.nn.ModuleDict({"model": build_m2chat(manifest.backbone, manifest.m3adapter)})
+    load_trained(fresh, tmp_path / "out", old["state_dict"], stage=stage, fingerprint=manifest.fingerprint)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in fresh["model"].state_dict().items())
     named = dict(model.named_parameters())
     assert all(torch.equal(named[n.removeprefix("model.")], v.float()) for n, v in old["state_dict"].items())
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m2chat.data.augment import Augmentation, Look
-from m2chat.data.clip_tokenizers import clip_tokenizers, require_tokenizers
 from m2chat.data.images import normalise_, resize_crop, to_unit_range_
 from m2chat.data.stream import Item
 from m2chat.errors import UserError
 from m2chat.schema import Batch, Image, Sample
 from m2chat.text import Layout, view_of
+from m2chat.text.clip_tokenizers import clip_tokenizers, require_tokenizers
 from m2chat.text.layout import IGNORE, Encoded
 
 _TOKENS = (

@@ -119,5 +119,14 @@ def test_bad_folders(trained: M2ChatModel, folder: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"w holds numbers that are not finite"):
         export_weights({"w": torch.tensor([torch.nan])}, read_manifest(folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"m3ft is there already"):
-        export_weights({}, read_manifest(folder), folder)
+    with pytest.raises(UserError, match=r"is there already and has something in it"):
+        export_weights({}, read_manifest(folder), tmp_path)
+
+
+def test_exported_weights_give_way_to_newer_ones(
+    trained: M2ChatModel, backbone: BackboneConfig, tmp_path: Path
+) -> None:
+    export_model(trained, "align", backbone, tmp_path / "out", step=1)
+    export_model(trained, "m3ft", backbone, tmp_path / "out", step=2)
+    assert (read_manifest(tmp_path / "out").stage, read_manifest(tmp_path / "out").step) == ("m3ft", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing else is left"

@@ -77,8 +77,8 @@ def sdxl(source: Path, target: Path) -> None:
     """SDXL (base or refiner) in one file to a diffusers folder with tokenizers."""
     from diffusers import __version__
 
-    from m2chat.data.clip_tokenizers import openai_tokenizers
     from m2chat.models.weights.diffusion import load_diffusion
+    from m2chat.text.clip_tokenizers import openai_tokenizers
 
     parts = load_diffusion(source, "weights", dtype=None)
     first, second = openai_tokenizers()

@@ -64,19 +64,19 @@ def export_weights(state: Mapping[str, Tensor], manifest: Manifest, folder: Path
     Args:
         state: The trained tensors, by their names in `M2ChatModel`; saved in the precision that they have.
         manifest: What they are; its checksum and its count are filled in.
-        folder: Folder to make.
+        folder: Folder to make; earlier exported weights there give way.
 
     Returns:
         The manifest as written.
 
     Raises:
-        UserError: If the folder has something in it, or a tensor holds a number that is not finite.
+        UserError: If the folder has something else in it, or a tensor holds a number that is not finite.
     """
     from safetensors.torch import save_file
 
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise UserError(f"{bad[0]} holds numbers that are not finite: these weights are of no use")
-    with whole_folder(folder) as part:
+    with whole_folder(folder, replace=is_exported(folder)) as part:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}
         save_file(tensors, part / TENSORS, metadata={"format": "pt", "m2chat": manifest.stage})
         manifest.numbers = sum(tensor.numel() for tensor in tensors.values())

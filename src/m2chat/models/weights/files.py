@@ -152,11 +152,12 @@ def read_folder(folder: Path, what: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to write into that appears under its name only when everything in it is there.
 
     Args:
         target: The folder to make; an empty one may be there.
+        replace: Whether one with something in it may be there too, and gives way at the end.
 
     Yields:
         A folder beside it.
@@ -164,19 +165,20 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         UserError: If the target has something in it, or cannot be written.
     """
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not replace):
         raise UserError(f"{target} is there already and has something in it: name a new folder, or remove it first")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
         part.mkdir(parents=True)
         yield part
         if target.is_dir():
-            target.rmdir()
+            target.rename(old)
         part.rename(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error}; make room or name another place") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

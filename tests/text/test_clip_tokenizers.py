@@ -6,9 +6,9 @@ import open_clip
 import pytest
 import torch
 
-from m2chat.data.clip_tokenizers import clip_tokenizers, openai_tokenizers
 from m2chat.data.collate import CaptionTokens
 from m2chat.errors import UserError
+from m2chat.text.clip_tokenizers import clip_tokenizers, openai_tokenizers
 
 CAPTIONS = ["a photo of a cat, 3 dogs!", "Zoë's  naïve café — 42", "日本 🎉 </w>", " ".join(["word"] * 200), "", "!"]
 
