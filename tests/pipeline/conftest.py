@@ -66,7 +66,8 @@ def items() -> dict[str, Item]:
 def no_noise(batch: Batch) -> DiffusionNoise:
     """The random part of a training pass, without any dropped condition."""
     shape = (len(batch), 8, 8, 8)
-    return DiffusionNoise(torch.full(shape[:1], 500), torch.zeros(shape), torch.zeros(shape[:1], dtype=torch.bool))
+    dropped = torch.zeros(shape[:1], dtype=torch.bool)
+    return DiffusionNoise(torch.arange(len(batch)), torch.full(shape[:1], 500), torch.zeros(shape), dropped)
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,17 @@ def test_gradients_reach_gate_and_both_branches_and_nothing_frozen(module: M3FTM
     module.zero_grad()
 
 
+def test_only_what_has_a_picture_is_drawn(module: M3FTModule, batch: Batch) -> None:
+    with_picture = torch.nonzero(batch.has_target)[:, 0]
+    noise = module.draw_noise(batch)
+    assert torch.equal(noise.samples, with_picture) and len(noise.noise) == len(with_picture) < len(batch)
+    text_only = batch.select(torch.nonzero(~batch.has_target)[:, 0].tolist())
+    losses, _, _ = module.losses(text_only)
+    # One is drawn all the same, and counts for nothing.
+    assert len(module.draw_noise(text_only).samples) == 1
+    assert losses["loss_ddpm"] == losses["loss_align"] == 0 and losses["loss_text"] > 0
+
+
 def test_the_step_hands_on_gates_where_both_branches_meet(
     module: M3FTModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,12 +23,14 @@ class DiffusionNoise:
     """The random part of L_ddpm, drawn by the caller so that it can be repeated.
 
     Args:
-        timesteps: (draws * n,): for the first n samples of the batch, then for the same ones again.
+        samples: Which samples of the batch are drawn, (n,).
+        timesteps: (draws * n,): for these samples, then for the same ones again.
         noise: (draws * n, c, h, w).
         drop: Where the condition is replaced by zeros, (draws * n,) bool.
         draws: How often each sample is drawn.
     """
 
+    samples: Tensor
     timesteps: Tensor
     noise: Tensor
     drop: Tensor
@@ -137,16 +139,16 @@ class M2ChatModel(nn.Module):
         return self.condition(batch, states, f_img, use_image)
 
     @torch.no_grad()
-    def frozen_features(self, batch: Batch, samples: int) -> FrozenFeatures:
+    def frozen_features(self, batch: Batch, samples: Tensor) -> FrozenFeatures:
         """What stage 1 needs of the frozen networks.
 
         Args:
             batch: Raw inputs without context pictures, so that the empty one is looked at once for all.
-            samples: n, how many of the first samples get latents.
+            samples: Which samples get latents, (n,).
         """
         states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1])
         e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
-        return FrozenFeatures(states, e_clip, e_pclip, self.decoder.encode_pixels(batch.target_pixels[:samples]))
+        return FrozenFeatures(states, e_clip, e_pclip, self.decoder.encode_pixels(batch.target_pixels[samples]))
 
     def forward(
         self,
@@ -160,12 +162,11 @@ class M2ChatModel(nn.Module):
 
         Args:
             batch: The samples.
-            noise: For the first n of them.
+            noise: For those that are drawn.
             use_image: Whether the image branch and the gate take part (stage 2).
             with_text: Whether the language model is trained and its logits are wanted (stage 2).
             features: Of the frozen networks, for stage 1, instead of computing them.
         """
-        count = len(noise.timesteps) // noise.draws
         logits = labels = None
         if with_text:
             states, f_img, last = self.read(batch.input_ids, batch.context_pixels)
@@ -173,15 +174,16 @@ class M2ChatModel(nn.Module):
             # Most positions are not scored, and at 7B the vocabulary's logits are the largest tensor of all.
             logits, labels = self.llama.lm_head(last[:, :-1][scored]), batch.labels[:, 1:][scored]
             e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
-            latents = self.decoder.encode_pixels(batch.target_pixels[:count])
+            latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
         else:
-            features = features or self.frozen_features(batch, count)
+            features = features or self.frozen_features(batch, noise.samples)
             states, latents = features.states, features.latents
             e_clip, e_pclip = features.e_clip, features.e_pclip
             f_img = states.new_zeros(len(batch), 1, self.clip.width)  # stage 1 looks at no context picture
         condition = self.condition(batch, states, f_img, use_image)
-        chosen = torch.arange(count, device=latents.device).repeat(noise.draws)
-        noisy, target = self.decoder.diffuse(latents[chosen], noise.noise, noise.timesteps)
+        chosen = noise.samples.repeat(noise.draws)
+        latents = latents.repeat(noise.draws, 1, 1, 1)
+        noisy, target = self.decoder.diffuse(latents, noise.noise, noise.timesteps)
         keep = (~noise.drop).to(condition.h_align.dtype)[:, None]
         pooled = None if condition.h_palign is None else condition.h_palign[chosen] * keep
         prediction = self.decoder.predict(

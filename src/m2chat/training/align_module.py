@@ -34,8 +34,9 @@ class AlignModule(M2ChatModule):
                 f"stage 1 trains on caption pairs, but sample {first!r} has a context picture: leave its source out "
                 "of data.train, or set the source's `kinds` to [caption]"
             )
-        output = self.model(batch, self.draw_noise(batch), use_image=False, with_text=False, features=features)
-        ddpm, align = self.picture_losses(batch, output)
+        noise = self.draw_noise(batch)
+        output = self.model(batch, noise, use_image=False, with_text=False, features=features)
+        ddpm, align = self.picture_losses(batch, noise, output)
         return {"loss": ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class M2ChatModule(TrainedOnlyModule):
         optim: Optimiser and schedule.
         evaluation: How replies are generated.
         phi: Weight of L_align.
-        ddpm_samples: Samples of each batch that L_ddpm looks at, the first so many; None for all.
+        ddpm_samples: Samples of each batch that L_ddpm looks at, the first so many with a picture; None for all.
         ddpm_draws: Timesteps and noises drawn for each of them. A frozen UNet that is small beside the rest gives a
             steadier gradient for little time.
         drop_condition: Share of samples whose condition is dropped for L_ddpm, 0-1.
@@ -133,21 +133,24 @@ class M2ChatModule(TrainedOnlyModule):
 
         So they need no saved state, and do not depend on how samples are spread over processes.
         """
-        count = min(len(batch), self.ddpm_samples or len(batch))
+        with_picture = [index for index, has in enumerate(batch.has_target.tolist()) if has]
+        # Without any picture one sample is drawn in vain: under FSDP every process must call the UNet.
+        chosen = with_picture[: self.ddpm_samples] or [0]
         decoder = self.model.decoder
         shape = (
             int(decoder.unet.config.in_channels),
             *(side // decoder.vae_factor for side in batch.target_pixels.shape[-2:]),
         )
         steps, noise, drop = [], [], []
-        for draw, sample in product(range(self.ddpm_draws), batch.samples[:count]):
-            seed = noise_seed(self.seed, f"{self.global_step}/{draw}/{sample.id}")
+        for draw, index in product(range(self.ddpm_draws), chosen):
+            seed = noise_seed(self.seed, f"{self.global_step}/{draw}/{batch.samples[index].id}")
             generator = torch.Generator().manual_seed(seed)
             steps.append(torch.randint(int(decoder.noiser.config.num_train_timesteps), (), generator=generator))
             drop.append(torch.rand((), generator=generator) < self.drop_condition)
             noise.append(torch.randn(shape, generator=generator))
         device = batch.input_ids.device
         return DiffusionNoise(
+            torch.tensor(chosen, device=device),
             torch.stack(steps).to(device),
             torch.stack(noise).to(device),
             torch.stack(drop).to(device),
@@ -155,18 +158,18 @@ class M2ChatModule(TrainedOnlyModule):
         )
 
     def picture_losses(
-        self, batch: Batch, output: M2ChatOutput, align_weights: Tensor | None = None
+        self, batch: Batch, noise: DiffusionNoise, output: M2ChatOutput, align_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """L_ddpm and L_align of a pass: their means over all processes are those over the global batch.
 
         Args:
             batch: The samples.
+            noise: That was drawn for them.
             output: Of the model.
             align_weights: Of each sample's part in L_align, (B,); None for one.
         """
-        condition, count = output.condition, len(output.prediction) // self.ddpm_draws
-        drawn = batch.has_target[:count].repeat(self.ddpm_draws)
-        ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn)
+        condition, drawn = output.condition, batch.has_target[noise.samples]
+        ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws))
         align = align_loss(
             condition.h_align,
             output.e_clip,
@@ -175,7 +178,7 @@ class M2ChatModule(TrainedOnlyModule):
             batch.has_target,
             align_weights,
         )
-        weights = weights_of_means(torch.stack([batch.has_target[:count].sum(), batch.has_target.sum()]))
+        weights = weights_of_means(torch.stack([drawn.sum(), batch.has_target.sum()]))
         return ddpm * weights[0], align * weights[1]
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:

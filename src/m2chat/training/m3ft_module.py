@@ -35,9 +35,10 @@ class M3FTModule(M2ChatModule):
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The losses of Eq. 7, and the gate and its cosine for the log."""
-        output = self.model(batch, self.draw_noise(batch))
+        noise = self.draw_noise(batch)
+        output = self.model(batch, noise)
         align_weights = torch.where(batch.has_context, self.align_context, 1.0)
-        ddpm, align = self.picture_losses(batch, output, align_weights)
+        ddpm, align = self.picture_losses(batch, noise, output, align_weights)
         assert output.logits is not None and output.logit_labels is not None
         weight = weights_of_means(torch.tensor([len(output.logit_labels)], device=output.logit_labels.device))[0]
         text = text_loss(output.logits, output.logit_labels) * weight
