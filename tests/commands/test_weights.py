@@ -192,9 +192,9 @@ def test_a_checkpoint_becomes_a_folder_that_training_starts_from(
     assert manifest.stage == stage and manifest.step == old["global_step"]
     fresh = torch.nn.ModuleDict({"model": build_m2chat(manifest.backbone, manifest.m3adapter)})
     load_trained(fresh, tmp_path / "out", old["state_dict"], stage=stage, fingerprint=manifest.fingerprint)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in fresh["model"].state_dict().items())
-    named = dict(model.named_parameters())
-    assert all(torch.equal(named[n.removeprefix("model.")], v.float()) for n, v in old["state_dict"].items())
+    for one in (fresh["model"], model):
+        named = dict(one.named_parameters())
+        assert all(torch.equal(named[n.removeprefix("model.")], v.float()) for n, v in old["state_dict"].items())
 
 
 def test_a_run_s_own_configuration_is_found_beside_its_checkpoint(
