@@ -118,3 +118,6 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vision_encoder='ViT-X'"):
         VisionInput.of("ViT-X")
     assert VisionInput.of("ViT-L-14-quickgelu") == VisionInput(224)
+    assert VisionInput.of("ViT-L-14-336-quickgelu:/weights/ViT-L-14-336px.pt") == VisionInput(336)
+    with pytest.raises(UserError, match=r"a file stands behind its architecture, as in 'ViT-L-14-quickgelu:/weights"):
+        VisionInput.of("/weights/ViT-L-14.pt")

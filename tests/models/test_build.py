@@ -10,15 +10,16 @@ from transformers import LlamaForCausalLM
 
 from m2chat.errors import UserError
 from m2chat.models.adapter_file import from_official
-from m2chat.models.build import build_m2chat, fingerprint, load_adapter_file, load_clip, load_language
+from m2chat.models.build import build_m2chat, fingerprint, load_clip, load_language
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.weights.adapter import open_adapter
 
 
 def test_language_model_holds_both_files_tensors(backbone: BackboneConfig) -> None:
     llama, visual_query = load_language(backbone)
     own = {f"llama.{name}": value for name, value in llama.state_dict().items()}
     own |= {f"visual_query.{name}": value for name, value in visual_query.state_dict().items()}
-    official = load_adapter_file(Path(backbone.adapter))
+    official = open_adapter(Path(backbone.adapter), "adapter").state
     adapter = from_official(official, llama.config.num_attention_heads, llama.config.num_hidden_layers)
     assert all(torch.equal(own[name], value) for name, value in adapter.items())
     plain = LlamaForCausalLM.from_pretrained(backbone.language_model, dtype=torch.float32).state_dict()

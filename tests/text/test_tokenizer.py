@@ -42,3 +42,14 @@ def test_it_can_be_pickled(tokenizer: M2ChatTokenizer) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.model"):
         M2ChatTokenizer(tmp_path)
+
+
+def test_meta_keeps_it_above_the_weights(tokenizer: M2ChatTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "7B").mkdir()
+    (tmp_path / "7B" / "params.json").write_text("{}")
+    (tmp_path / "tokenizer.model").write_bytes((Path(tokenizer.folder) / "tokenizer.model").read_bytes())
+    for folder in (tmp_path, tmp_path / "7B"):
+        assert M2ChatTokenizer(folder).encode("a red ring") == tokenizer.encode("a red ring")
+    (tmp_path / "7B" / "params.json").unlink()
+    with pytest.raises(UserError, match="no tokenizer at"):
+        M2ChatTokenizer(tmp_path / "7B")

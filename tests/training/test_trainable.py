@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2chat.models.build import build_m2chat, load_adapter_file
+from m2chat.models.build import build_m2chat
 from m2chat.models.config import GateConfig, GateMode, M3AdapterConfig
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage, set_trainable, trainable_names
+from m2chat.models.weights.adapter import open_adapter
 
 LAYERS, WITH_PROMPTS, VISUAL_BLOCKS, BLOCKS = range(4), range(1, 4), range(2), range(2)
 """The first layer has a gate, as the official file does, but no prompts that it could open to."""
@@ -98,7 +99,7 @@ def test_exactly_these_tensors_are_trained(
 
 def test_stage_2_trains_what_the_adapter_file_holds(micro: Any, models: dict[GateMode, M2ChatModel]) -> None:
     parameters = dict(models["paper"].named_parameters())
-    held = load_adapter_file(Path(micro.backbone().adapter))
+    held = open_adapter(Path(micro.backbone().adapter), "adapter").state
     assert sum(parameters[name].numel() for name in LLAMA | VISUAL_QUERY) == sum(t.numel() for t in held.values())
 
 

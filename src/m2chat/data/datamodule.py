@@ -41,7 +41,7 @@ class M2ChatDataModule(LightningDataModule):
         test: Sources to test on.
         language_model: Folder with LLaMA's ``tokenizer.model``.
         vision_encoder: An open_clip folder, or a name that open_clip knows.
-        image_decoder: A diffusers folder.
+        image_decoder: A diffusers folder, or SDXL in one file.
         batch_size: Conversations of a training batch, on each rank.
         eval_batch_size: Replies of an evaluation batch, on each rank.
         samples_per_epoch: Conversations of an epoch, over all ranks; all of the sources by default.

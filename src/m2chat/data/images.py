@@ -241,6 +241,7 @@ class VisionInput:
         if architecture not in open_clip.list_models():
             raise UserError(
                 f"vision_encoder={vision_encoder!r} is neither a folder with open_clip_config.json nor a model of "
-                "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu:openai'"
+                "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu:openai'; a file stands behind its "
+                "architecture, as in 'ViT-L-14-quickgelu:/weights/ViT-L-14.pt', which says how large its pictures are"
             )
         return cls(int(open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)))

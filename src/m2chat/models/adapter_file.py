@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_LINEAR = {
+LINEAR = {
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
     "attention.wv": "self_attn.v_proj",
@@ -22,8 +22,8 @@ _LINEAR = {
     "feed_forward.w2": "mlp.down_proj",
     "feed_forward.w3": "mlp.up_proj",
 }
-_NORM = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-_PERMUTED = ("attention.wq", "attention.wk")
+NORM = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+PERMUTED = ("attention.wq", "attention.wk")
 _LAYER = re.compile(r"^llama\.layers\.(\d+)\.(.+)$")
 _LORA = re.compile(r"^(attention|feed_forward)\.lora_(w[qkvo123])_l([12])\.weight$")
 _VISUAL = ("clip_proj", "clip_proj_norm", "visual_query", "visual_blocks", "visual_proj", "visual_proj_norm")
@@ -121,23 +121,23 @@ def _layer_from_official(name: str, value: Tensor, heads: int) -> tuple[str, Ten
         return "self_attn.adapter_gate", value.reshape(-1)
     if name == "attention.new_gate":
         return "self_attn.adapter_new_gate", value.reshape(-1)
-    if name.removesuffix(".weight") in _NORM:
-        return f"{_NORM[name.removesuffix('.weight')]}.weight", value
+    if name.removesuffix(".weight") in NORM:
+        return f"{NORM[name.removesuffix('.weight')]}.weight", value
     if lora := _LORA.match(name):
         official = f"{lora.group(1)}.{lora.group(2)}"
         is_b = lora.group(3) == "2"
-        tensor = permute(value, heads) if is_b and official in _PERMUTED else value
-        return f"{_LINEAR[official]}.lora_{'B' if is_b else 'A'}", tensor
+        tensor = permute(value, heads) if is_b and official in PERMUTED else value
+        return f"{LINEAR[official]}.lora_{'B' if is_b else 'A'}", tensor
     official, _, kind = name.rpartition(".")
-    if official in _LINEAR:
-        return f"{_LINEAR[official]}.{kind}", permute(value, heads) if official in _PERMUTED else value
+    if official in LINEAR:
+        return f"{LINEAR[official]}.{kind}", permute(value, heads) if official in PERMUTED else value
     raise KeyError(f"the adapter file has an unknown layer tensor {name!r}")
 
 
 def to_official(ours: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
     """Inverse of `from_official`, for an adapter without low-rank updates."""
-    linear = {new: old for old, new in _LINEAR.items()}
-    norm = {new: old for old, new in _NORM.items()}
+    linear = {new: old for old, new in LINEAR.items()}
+    norm = {new: old for old, new in NORM.items()}
     official: dict[str, Tensor] = {}
     queries: dict[int, Tensor] = {}
     for key, value in ours.items():
@@ -157,7 +157,7 @@ def to_official(ours: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
                 official[f"{prefix}{norm[stem]}.weight"] = value
             elif stem in linear:
                 old = linear[stem]
-                tensor = permute(value, heads, inverse=True) if old in _PERMUTED else value
+                tensor = permute(value, heads, inverse=True) if old in PERMUTED else value
                 official[f"{prefix}{old}.{kind}"] = tensor
             else:
                 raise KeyError(f"no official name for {key!r}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
+from m2chat.models.weights.exported import is_exported, read_exported
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,11 +58,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of ours without executing anything in it; tensors stay on disk until they are used.
 
     Args:
-        path: A file that ends in ``.ckpt``.
+        path: A file that ends in ``.ckpt``, or a folder of exported weights, which is read as one without optimiser.
 
     Raises:
         UserError: If there is no such file, or it is broken or not a checkpoint of M2Chat.
     """
+    if is_exported(path):
+        manifest, tensors = read_exported(path)
+        header = Header(stage=manifest.stage, fingerprint=manifest.fingerprint, version=VERSION)
+        state = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        return {HEADER: header, "state_dict": state, "tasks": manifest.tasks}
     if not path.is_file():
         raise UserError(f"there is no checkpoint file {path}")
     try:

@@ -16,11 +16,12 @@ class BackboneConfig:
     """Where the pretrained networks lie; the same layouts at both scales.
 
     Args:
-        language_model: Folder of a `LlamaForCausalLM` with LLaMA's ``tokenizer.model``.
-        adapter: LLaMA-Adapter file in the official layout.
-        vision_encoder: Folder of an open_clip model, or an open_clip name and ``:`` and its weights' tag.
-        image_decoder: Folder of a diffusers SDXL (or SD 1.5) pipeline.
-        channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels.
+        language_model: Folder of a `LlamaForCausalLM` with LLaMA's ``tokenizer.model``, or Meta's own folder.
+        adapter: LLaMA-Adapter V2 file of any variant, or a full training checkpoint of its code.
+        vision_encoder: Folder of an open_clip model, or an open_clip name and ``:`` and its weights' tag or file.
+        image_decoder: Folder of a diffusers SDXL (or SD 1.5) pipeline, or SDXL in one ``.safetensors`` file.
+        channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels; a mark in the adapter's
+            file goes before it.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
     """
 

@@ -6,7 +6,6 @@ Shapes: B batch, Q tokens of a caption, C and P widths of the sequence and the p
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,37 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-
-
-def load_json(path: Path, what: str) -> dict[str, Any]:
-    """Reads a folder's description or says what is missing.
-
-    Raises:
-        UserError: With the setting, the path and the remedy.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"{what}: there is no {path}. Point the setting at a complete folder; `make backbones` rebuilds the micro "
-            "ones, and data/README.md says where the real ones come from."
-        )
-    data: dict[str, Any] = json.loads(path.read_text())
-    return data
-
-
-def require_weights(folder: Path, what: str) -> None:
-    """Makes sure that a folder holds a network as transformers and diffusers save it.
-
-    Their own loaders take a folder that is missing for the name of a model to download, and say so at length.
-
-    Raises:
-        UserError: With the setting, the path and the remedy.
-    """
-    load_json(folder / "config.json", what)
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(
-            f"{what}: {folder} has a config.json but no weights (*.safetensors or *.bin): complete the folder; "
-            "`make backbones` rebuilds the micro ones, and data/README.md says where the real ones come from."
-        )
+from m2chat.models.weights.diffusion import load_diffusion
 
 
 @dataclass
@@ -73,37 +42,24 @@ OnStep = Callable[[Denoising], bool | None]
 
 
 class ImageDecoder(nn.Module):
-    """Text encoders, VAE, UNet and scheduler of a diffusers folder, all frozen.
+    """Text encoders, VAE, UNet and scheduler of SDXL (base or refiner) or SD 1.5, all frozen.
 
     Args:
-        folder: The diffusers folder.
+        path: A diffusers folder, or SDXL in one ``.safetensors`` file.
+        dtype: Of the networks; None keeps the files'.
 
     Raises:
-        UserError: If the folder or a part of it is missing.
+        UserError: If something is missing, broken or of another kind.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from diffusers import schedulers as known
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    def __init__(self, path: str | Path, dtype: torch.dtype | None = torch.float32) -> None:
+        from diffusers import DDPMScheduler
 
         super().__init__()
-        root = Path(folder)
-        index = load_json(root / "model_index.json", "backbone.image_decoder")
-        self.is_xl = "text_encoder_2" in index
-        for part in ("text_encoder", "vae", "unet", *(["text_encoder_2"] if self.is_xl else [])):
-            require_weights(root / part, "backbone.image_decoder")
-        load_json(root / "scheduler" / "scheduler_config.json", "backbone.image_decoder")
-        float32: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-        self.text_encoder: Any = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=torch.float32)
-        self.text_encoder_2: Any = None
-        if self.is_xl:
-            self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(
-                root / "text_encoder_2", dtype=torch.float32
-            )
-        self.vae: Any = AutoencoderKL.from_pretrained(root / "vae", **float32)
-        self.unet: Any = UNet2DConditionModel.from_pretrained(root / "unet", **float32)
-        self.scheduler: Any = getattr(known, index["scheduler"][1]).from_pretrained(root / "scheduler")
+        parts = load_diffusion(Path(path), "backbone.image_decoder", dtype)
+        self.text_encoder, self.text_encoder_2 = parts.text_encoder, parts.text_encoder_2
+        self.vae, self.unet, self.scheduler = parts.vae, parts.unet, parts.scheduler
+        self.is_xl = parts.text_encoder_2 is not None
         self.noiser: Any = DDPMScheduler.from_config(self.scheduler.config)
         self.requires_grad_(False)
         self.eval()
@@ -115,7 +71,8 @@ class ImageDecoder(nn.Module):
     @property
     def queries(self) -> int:
         """Q."""
-        return int(self.text_encoder.config.max_position_embeddings)
+        encoder = self.text_encoder_2 if self.text_encoder is None else self.text_encoder
+        return int(encoder.config.max_position_embeddings)
 
     @property
     def sequence_width(self) -> int:
@@ -148,6 +105,9 @@ class ImageDecoder(nn.Module):
         Returns:
             (B, Q, C) and (B, P); SD 1.5 has no pooled one.
         """
+        if self.text_encoder is None:  # the refiner
+            second = self.text_encoder_2(caption_ids_2, output_hidden_states=True)
+            return second.hidden_states[-2], second.text_embeds
         first = self.text_encoder(caption_ids, output_hidden_states=True)
         if not self.is_xl:
             return first.last_hidden_state, None
@@ -186,7 +146,7 @@ class ImageDecoder(nn.Module):
             timesteps: (B,) or a single one.
             h_align: (B, Q, C).
             h_palign: (B, P); ignored by SD 1.5.
-            time_ids: (B, 6).
+            time_ids: (B, 6); (B, 5) for the refiner, with an aesthetic score in place of the target size.
         """
         added = {"text_embeds": h_palign, "time_ids": time_ids} if self.is_xl else None
         output: Tensor = self.unet(noisy, timesteps, h_align, added_cond_kwargs=added).sample

@@ -11,25 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2chat.errors import UserError
+from m2chat.text.clip_tokenizers import clip_tokenizers, require_tokenizers
 
 
 class CaptionTokens:
     """The tokenizers of the image decoder's text encoders.
 
     Args:
-        image_decoder: A diffusers folder with ``tokenizer`` and, as SDXL has it, ``tokenizer_2``.
+        image_decoder: A diffusers folder with ``tokenizer`` and, as SDXL has it, ``tokenizer_2``; or SDXL in one file.
 
     Raises:
-        UserError: If there is no ``tokenizer``.
+        UserError: If it has no tokenizers.
     """
 
     def __init__(self, image_decoder: str | Path) -> None:
-        self.folder = Path(image_decoder)
-        if not (self.folder / "tokenizer").is_dir():
-            raise UserError(
-                f"image_decoder={str(image_decoder)!r} has no folder `tokenizer`: give a folder as diffusers saves it"
-            )
+        self.path = Path(image_decoder)
+        require_tokenizers(self.path)
         self._loaded: list[Any] = []
         self._alike = False
 
@@ -59,10 +56,7 @@ class CaptionTokens:
 
     def _tokenizers(self) -> list[Any]:
         if not self._loaded:
-            from transformers import CLIPTokenizer
-
-            folders = [self.folder / name for name in ("tokenizer", "tokenizer_2")]
-            self._loaded = [CLIPTokenizer.from_pretrained(folder) for folder in folders if folder.is_dir()]
+            self._loaded = clip_tokenizers(self.path)
             for tokenizer in self._loaded:
                 backend = tokenizer.backend_tokenizer
                 backend.enable_truncation(tokenizer.model_max_length)
@@ -74,7 +68,7 @@ class CaptionTokens:
         return self._loaded
 
     def __reduce__(self) -> tuple[type[CaptionTokens], tuple[Path]]:
-        return type(self), (self.folder,)
+        return type(self), (self.path,)
 
 
 def _vocabulary(tokenizer: Any) -> str:

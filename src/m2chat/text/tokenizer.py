@@ -20,7 +20,7 @@ class M2ChatTokenizer:
     special token, because the special tokens exist only as numbers that code inserts.
 
     Args:
-        folder: A folder with LLaMA's ``tokenizer.model`` (sentencepiece).
+        folder: A folder with LLaMA's ``tokenizer.model`` (sentencepiece), or Meta's ``7B`` folder beside it.
 
     Raises:
         UserError: If the folder has no ``tokenizer.model``.
@@ -30,6 +30,8 @@ class M2ChatTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         path = Path(folder) / "tokenizer.model"
+        if not path.is_file() and (Path(folder) / "params.json").is_file():
+            path = Path(folder).parent / "tokenizer.model"  # where Meta put it
         if not path.is_file():
             raise UserError(f"no tokenizer at {path}: the language model's folder must hold LLaMA's `tokenizer.model`")
         self.folder = str(folder)

@@ -211,9 +211,10 @@ class M2ChatModule(TrainedOnlyModule):
         self.tasks.update(sample.kind for sample in batch.samples)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the trained tasks."""
+        """Adds the trained tasks, and what it takes to build the model again."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["tasks"] = sorted(self.tasks)
+        checkpoint["config"] = {"backbone": asdict(self.backbone), "m3adapter": asdict(self.m3adapter)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them back."""

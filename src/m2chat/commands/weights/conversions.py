@@ -1,0 +1,167 @@
+"""One function for each conversion; tensors go from file to file, never twice through memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from m2chat.errors import UserError
+from m2chat.models.build import fingerprint, part_fingerprints
+from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.weights.exported import Manifest, export_weights
+from m2chat.models.weights.files import whole_folder
+from m2chat.models.weights.known import verify_file
+
+_SHARD = "5GB"
+
+
+def llama(source: Path, target: Path) -> None:
+    """Any LLaMA to a transformers folder with safetensors, in the precision that it has."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from m2chat.models.weights.llama import open_llama
+    from m2chat.models.weights.loading import fill, on_meta
+
+    opened = open_llama(source, "weights")
+    dtype = next(iter(opened.state.values())).dtype
+    network = on_meta(lambda: LlamaForCausalLM(LlamaConfig(**opened.settings, dtype=dtype)))
+    fill(network, opened.state, str(source))
+    with whole_folder(target) as part:
+        network.save_pretrained(part, max_shard_size=_SHARD)
+        places = [folder / "tokenizer.model" for folder in (opened.folder, opened.folder.parent)]
+        if tokenizer := next((place for place in places if place.is_file()), None):
+            shutil.copy(tokenizer, part / "tokenizer.model")
+
+
+def adapter(source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | None) -> str:
+    """An adapter file or training checkpoint to safetensors, marked with the channel order of its pictures.
+
+    Returns:
+        The mark.
+
+    Raises:
+        UserError: If the order is neither given nor marked, and the file is none of the released ones.
+    """
+    from safetensors.torch import save_file
+
+    from m2chat.models.weights.adapter import open_adapter
+
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: an adapter becomes one file; let its name end in .safetensors")
+    opened = open_adapter(source, "weights")
+    released = "bgr" if verify_file(source).reason.startswith("is the published LLaMA-Adapter") else None
+    order = channel_order or opened.channel_order or released
+    if order is None:
+        raise UserError(
+            f"{source} is none of the released files, and says nothing of the pictures it was trained on: add "
+            "--channel-order bgr if LLaMA-Adapter's own code trained it (OpenCV's order), else --channel-order rgb"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        tensors = {name: tensor.contiguous().clone() for name, tensor in opened.state.items()}
+        save_file(tensors, part, metadata={"format": "pt", "channel_order": order, "variant": opened.variant})
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return order
+
+
+def sdxl(source: Path, target: Path) -> None:
+    """SDXL (base or refiner) in one file to a diffusers folder with tokenizers."""
+    from diffusers import __version__
+
+    from m2chat.models.weights.diffusion import load_diffusion
+    from m2chat.text.clip_tokenizers import openai_tokenizers
+
+    parts = load_diffusion(source, "weights", dtype=None)
+    first, second = openai_tokenizers()
+    refiner = parts.text_encoder is None
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline" if refiner else "StableDiffusionXLPipeline",
+        "_diffusers_version": __version__,
+        "force_zeros_for_empty_prompt": not refiner,
+        **({"requires_aesthetics_score": True} if refiner else {}),
+    }
+    saved = {
+        "unet": parts.unet,
+        "vae": parts.vae,
+        "scheduler": parts.scheduler,
+        "text_encoder": parts.text_encoder,
+        "text_encoder_2": parts.text_encoder_2,
+        "tokenizer": None if refiner else first,
+        "tokenizer_2": second,
+    }
+    with whole_folder(target) as part:
+        for name, network in saved.items():
+            if network is not None:
+                network.save_pretrained(part / name)
+            library = "transformers" if name.startswith(("text", "tok")) else "diffusers"
+            index[name] = [None, None] if network is None else [library, type(network).__name__]
+        (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
+    """A training checkpoint to M²Chat's weights, in the precision that it has, without optimiser and loops.
+
+    Raises:
+        UserError: If the run's configuration is not known, or names other backbones than the checkpoint's.
+    """
+    from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
+
+    payload = read_checkpoint(source)
+    backbone, m3adapter = _configuration(source, payload, config)
+    parts: dict[str, str] = {}
+    if all(Path(getattr(backbone, name)).exists() for name in ("language_model", "adapter", "image_decoder")):
+        check_header(payload[HEADER], str(source), None, fingerprint(backbone))
+        parts = part_fingerprints(backbone)
+    manifest = Manifest(
+        stage=payload[HEADER]["stage"],
+        step=payload.get("global_step"),
+        fingerprint=payload[HEADER]["fingerprint"],
+        fingerprints=parts,
+        backbone=backbone,
+        m3adapter=m3adapter,
+        tasks=list(payload.get("tasks", [])),
+    )
+    state = {name.removeprefix("model."): tensor for name, tensor in payload["state_dict"].items()}
+    return export_weights(state, manifest, target)
+
+
+def _configuration(
+    source: Path, payload: dict[str, Any], config: Path | None
+) -> tuple[BackboneConfig, M3AdapterConfig]:
+    """Of the run that wrote a checkpoint: given, in the checkpoint, or beside it."""
+    beside = source.parent.parent / "config.yaml"
+    if config is None and "config" in payload:
+        return _parse(payload["config"], str(source))
+    path = config or beside
+    if not path.is_file():
+        raise UserError(
+            f"{source} does not hold its configuration, and there is no {path}: add --config with the config.yaml of "
+            "the run, or with the file that was trained with, such as configs/stage1.yaml"
+        )
+    try:
+        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the configuration of a training run ({error})") from error
+    for name in ("backbone", "m3adapter"):
+        if isinstance(model.get(name), str):  # a file of its own, beside the first
+            model[name] = yaml.safe_load((path.parent / model[name]).read_text(encoding="utf-8"))
+    return _parse(model, str(path))
+
+
+def _parse(model: dict[str, Any], where: str) -> tuple[BackboneConfig, M3AdapterConfig]:
+    try:
+        connector = dict(model.get("m3adapter") or {})
+        gate = GateConfig(**(connector.pop("gate", None) or {}))
+        m3adapter = M3AdapterConfig(**connector, gate=gate)
+        return BackboneConfig(**(model.get("backbone") or {})), replace(m3adapter, layers=tuple(m3adapter.layers))
+    except TypeError as error:
+        raise UserError(f"{where} has settings that this version does not know: {error}") from error

@@ -1,0 +1,190 @@
+"""Takes stock of weights of any kind: facts about them, what becomes of each of their names, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from m2chat.commands.weights.kinds import Kind, kind_of
+from m2chat.models.weights.files import read_pickled, weight_files
+from m2chat.models.weights.loading import KeyReport, compare, on_meta
+
+
+@dataclass
+class Findings:
+    """What there is.
+
+    Args:
+        kind: What it is.
+        facts: Names and values for a person.
+        reports: What becomes of the names of each part.
+        files: The files that hold the weights.
+        warnings: What is odd, but no fault.
+    """
+
+    kind: Kind
+    facts: dict[str, str] = field(default_factory=dict)
+    reports: dict[str, KeyReport] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is missing, too much or of another shape."""
+        return not any(r.missing or r.unexpected or r.misshapen for r in self.reports.values())
+
+
+def examine(path: Path, language_model: Path | None = None) -> Findings:
+    """Takes stock.
+
+    Args:
+        path: A file or a folder.
+        language_model: The LLaMA that an adapter is meant for.
+
+    Raises:
+        UserError: If it cannot be read, or is nothing that is known here.
+    """
+    kind = kind_of(path)
+    return {
+        Kind.LLAMA: _llama,
+        Kind.ADAPTER: _adapter,
+        Kind.CLIP: _clip,
+        Kind.DIFFUSION: _diffusion,
+        Kind.CHECKPOINT: _checkpoint,
+        Kind.EXPORTED: _exported,
+    }[kind](path, language_model)
+
+
+def numbers(tensors: Iterable[Tensor]) -> str:
+    """How many numbers tensors hold, and in which precision."""
+    tensors = list(tensors)
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+    return f"{sum(tensor.numel() for tensor in tensors):,} ({', '.join(kinds)}) in {len(tensors):,} tensors"
+
+
+def _llama(path: Path, _: Path | None) -> Findings:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from m2chat.models.weights.llama import open_llama
+
+    source = open_llama(path, "weights")
+    network = on_meta(lambda: LlamaForCausalLM(LlamaConfig(**source.settings)))
+    settings = source.settings
+    facts = {
+        "form": "Meta's folder" if source.form == "meta" else "transformers folder",
+        "numbers": numbers(source.state.values()),
+        "width, layers, heads": ", ".join(
+            str(settings[name]) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        ),
+        "vocabulary": str(settings["vocab_size"]),
+    }
+    files = (
+        weight_files(source.folder, "weights")
+        if source.form == "transformers"
+        else [source.folder / "consolidated.00.pth"]
+    )
+    found = Findings(Kind.LLAMA, facts, {"LLaMA": compare(source.state, network.state_dict(), source.ignored)}, files)
+    places = [folder / "tokenizer.model" for folder in (source.folder, source.folder.parent)]
+    tokenizer = next((place for place in places if place.is_file()), None)
+    if tokenizer is None:
+        found.warnings.append("there is no tokenizer.model (sentencepiece): training and chat need it in the folder")
+    else:
+        from m2chat.text import M2ChatTokenizer
+
+        files.append(tokenizer)
+        if (words := M2ChatTokenizer(tokenizer.parent).base_vocab_size) != settings["vocab_size"]:
+            found.warnings.append(f"tokenizer.model has {words} words and the network {settings['vocab_size']}")
+    return found
+
+
+def _adapter(path: Path, language_model: Path | None) -> Findings:
+    from m2chat.models.weights.adapter import open_adapter
+    from m2chat.models.weights.language import own_llama, reports, skeletons
+    from m2chat.models.weights.llama import open_llama
+
+    adapter = open_adapter(path, "weights")
+    source = open_llama(language_model, "--with") if language_model else own_llama(adapter)
+    plain, report, _ = reports(*skeletons(source, adapter), source, adapter, str(path))
+    shape = adapter.shape
+    facts = {
+        "variant": adapter.variant + (", in a full training checkpoint" if adapter.is_training_checkpoint else ""),
+        "numbers": numbers(adapter.state.values()),
+        "prompts": f"{shape.prompts} in each of the last {shape.layers} layers",
+        "language model": f"{adapter.width} wide",
+        "visual query": f"{shape.visual_depth} blocks {shape.clip_width} wide",
+        "LoRA rank": str(shape.lora_rank or "none"),
+        "channel order": adapter.channel_order or "not marked (released files: bgr)",
+    }
+    found = Findings(Kind.ADAPTER, facts, {"adapter": report}, [path])
+    if language_model:
+        found.reports["LLaMA"] = plain
+    return found
+
+
+def _clip(path: Path, _: Path | None) -> Findings:
+    from m2chat.models.weights.clip import open_clip_tower, tower_skeleton
+
+    source = open_clip_tower(str(path), "weights")
+    vision: Mapping[str, Any] = source.settings["vision_cfg"]
+    facts = {
+        "numbers": numbers(source.state.values()),
+        "picture, patch": f"{vision.get('image_size', 224)}, {vision.get('patch_size', 16)} pixels",
+        "width, layers, tokens' width": f"{vision['width']}, {vision['layers']}, {source.settings['embed_dim']}",
+        "activation": "QuickGELU" if source.settings.get("quick_gelu") else "GELU",
+    }
+    report = compare(source.state, tower_skeleton(source).state_dict(), source.ignored)
+    return Findings(
+        Kind.CLIP, facts, {"vision tower": report}, [path] if path.is_file() else weight_files(path, "weights")
+    )
+
+
+def _diffusion(path: Path, _: Path | None) -> Findings:
+    from m2chat.models.weights.diffusion import open_diffusion, part_report
+
+    source = open_diffusion(path, "weights")
+    second, first = "text_encoder_2" in source.states, "text_encoder" in source.states
+    facts = {
+        "form": "single file" if path.is_file() else "diffusers folder",
+        "model": ("SDXL" if first else "SDXL refiner") if second else "SD 1.5",
+        "predicts": str(source.configs["scheduler"].get("prediction_type")),
+    }
+    facts |= {name: numbers(state.values()) for name, state in source.states.items()}
+    found = Findings(Kind.DIFFUSION, facts, {name: part_report(name, source) for name in source.states})
+    if path.is_file():
+        found.reports["file"] = source.report
+    found.files = [path] if path.is_file() else [f for n in source.states for f in weight_files(path / n, "weights")]
+    return found
+
+
+def _checkpoint(path: Path, _: Path | None) -> Findings:
+    payload = read_pickled(path, "weights")
+    header, state = payload["m2chat"], payload["state_dict"]
+    facts = {
+        "stage": str(header["stage"]),
+        "step": str(payload.get("global_step", "not recorded")),
+        "backbones' fingerprint": str(header["fingerprint"]),
+        "numbers": numbers(state.values()),
+        "trained on": ", ".join(payload.get("tasks", [])) or "not recorded",
+    }
+    return Findings(Kind.CHECKPOINT, facts, {"trained": KeyReport(used=sorted(state))}, [path])
+
+
+def _exported(path: Path, _: Path | None) -> Findings:
+    from m2chat.models.weights.exported import TENSORS, read_exported
+
+    manifest, state = read_exported(path, verify=False)
+    facts = {
+        "stage": manifest.stage,
+        "step": "not recorded" if manifest.step is None else str(manifest.step),
+        "backbones' fingerprint": manifest.fingerprint,
+        "numbers": numbers(state.values()),
+        "trained on": ", ".join(manifest.tasks) or "not recorded",
+    }
+    found = Findings(Kind.EXPORTED, facts, {"trained": KeyReport(used=sorted(state))}, [path / TENSORS])
+    if manifest.numbers != (held := sum(tensor.numel() for tensor in state.values())):
+        found.reports["trained"].missing.append(f"{manifest.numbers - held:,} of {manifest.numbers:,} numbers")
+    return found

@@ -1,0 +1,49 @@
+"""`m2chat weights inspect`: what a file or folder of weights is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m2chat.commands.weights.examine import Findings
+
+
+def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the action."""
+    parser = actions.add_parser("inspect", help="say what a file or folder of weights is")
+    parser.add_argument("source", type=Path, help="a file or folder of weights")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the facts; reads no more than headers where the format allows it.
+
+    Raises:
+        UserError: If it cannot be read, or is nothing that is known here.
+    """
+    from m2chat._compat import ensure_torchvision
+
+    ensure_torchvision()
+    from m2chat.commands.weights.examine import examine
+
+    show(options.source, examine(options.source))
+
+
+def show(source: Path, found: Findings) -> None:
+    """Prints what was found."""
+    from m2chat.commands.data.printing import printable
+
+    print(f"{source}: {found.kind.value}")
+    for name, value in found.facts.items():
+        print(f"  {name:<28}  {printable(value)}")
+    for path in found.files:
+        print(f"  {named(path, source):<48}  {path.stat().st_size:,} bytes")
+    for warning in found.warnings:
+        print(f"  note: {warning}")
+
+
+def named(path: Path, source: Path) -> str:
+    """A file's name as a person would look for it in what was named."""
+    return str(path.relative_to(source)) if path.is_relative_to(source) and path != source else path.name

@@ -1,0 +1,149 @@
+"""SDXL (base or refiner) and SD 1.5 from a diffusers folder, and SDXL from a single file."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2chat.errors import UserError
+from m2chat.models.weights.files import load_json, read_folder, read_safetensors, weight_files
+from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta
+from m2chat.models.weights.sdxl_file import take_apart
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class DiffusionSource:
+    """A diffusion model as it lies on disk.
+
+    Args:
+        configs: Of each part: ``unet``, ``vae``, ``scheduler``, and the text encoders that there are.
+        states: Tensors of each network.
+        report: What became of the names of a single file; empty for a folder.
+        where: Names it in messages.
+    """
+
+    configs: dict[str, dict[str, Any]]
+    states: dict[str, dict[str, Tensor]]
+    report: KeyReport
+    where: str
+
+
+@dataclass
+class DiffusionParts:
+    """The networks of a diffusion model; the refiner has the second text encoder alone, SD 1.5 the first."""
+
+    unet: Any
+    vae: Any
+    scheduler: Any
+    text_encoder: Any
+    text_encoder_2: Any
+
+
+def open_diffusion(path: Path, what: str) -> DiffusionSource:
+    """Opens a diffusers folder or a single file; tensors stay on disk until they are used.
+
+    Args:
+        path: The folder, or a ``.safetensors`` file.
+        what: The setting that names it, for messages.
+
+    Raises:
+        UserError: If it is missing, incomplete, broken or another kind of network.
+    """
+    where = f"{what}={str(path)!r}"
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(f"{where}: expected is a diffusers folder, or SDXL in one .safetensors file")
+        parts = take_apart(read_safetensors(path, what), where)
+        if parts.report.unexpected:
+            _LOG.warning("%s: %d tensors have no place here, such as %s", where, len(parts.report.unexpected),
+                         parts.report.unexpected[0])  # fmt: skip
+        return DiffusionSource(parts.configs, parts.states, parts.report, where)
+    index = load_json(path / "model_index.json", what)
+    names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None])[0]]
+    configs = {"scheduler": load_json(path / "scheduler" / "scheduler_config.json", what)}
+    for name in (*names, "vae", "unet"):  # everything is there before gigabytes are read
+        configs[name] = load_json(path / name / "config.json", what)
+        weight_files(path / name, what)
+    states = {name: read_folder(path / name, what) for name in configs if name != "scheduler"}
+    return DiffusionSource(configs, states, KeyReport(), where)
+
+
+def load_diffusion(path: Path, what: str, dtype: torch.dtype | None = None) -> DiffusionParts:
+    """Builds the networks of a diffusion model.
+
+    Args:
+        path: See `open_diffusion`.
+        what: The setting that names it, for messages.
+        dtype: Of the networks; None keeps the files'.
+
+    Raises:
+        UserError: If it cannot be opened, or a tensor is missing, too much or of another shape.
+    """
+    import diffusers
+
+    source = open_diffusion(path, what)
+    config = source.configs["scheduler"]
+    kind = getattr(diffusers.schedulers, str(config.get("_class_name")), None)
+    if kind is None:
+        raise UserError(
+            f"{source.where}: the scheduler is {config.get('_class_name')!r}, which diffusers does not know"
+        )
+    built = {name: _build(name, source, dtype) for name in source.states}
+    return DiffusionParts(
+        built["unet"],
+        built["vae"],
+        kind.from_config(config),
+        built.get("text_encoder"),
+        built.get("text_encoder_2"),
+    )
+
+
+def skeleton(name: str, config: dict[str, Any]) -> Any:
+    """A part of a diffusion model on the meta device.
+
+    Args:
+        name: ``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``.
+        config: Its ``config.json``.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    if name in ("unet", "vae"):
+        kind: Any = UNet2DConditionModel if name == "unet" else AutoencoderKL
+        return on_meta(lambda: kind.from_config(config))
+    encoder: Any = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
+    return on_meta(lambda: encoder(CLIPTextConfig.from_dict(config)))
+
+
+def named_for(module: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state by the names that the installed libraries use: older files have other names for the same."""
+    if hasattr(module, "_fix_state_dict_keys_on_load"):  # diffusers' attention of the VAE
+        module._fix_state_dict_keys_on_load(state)
+        return state
+    state = {name: value for name, value in state.items() if not name.endswith("position_ids")}
+    prefix = "text_model."  # transformers has had it, and has it not, for the text encoder without projection
+    wanted = any(name.startswith(prefix) for name in module.state_dict())
+    plain = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {
+        f"{prefix}{name}" if wanted and not name.startswith("text_projection") else name: value
+        for name, value in plain.items()
+        if wanted or not name.startswith("text_projection")
+    }
+
+
+def part_report(name: str, source: DiffusionSource) -> KeyReport:
+    """What would become of the names of a part, without loading it."""
+    module = skeleton(name, source.configs[name])
+    return compare(named_for(module, dict(source.states[name])), module.state_dict())
+
+
+def _build(name: str, source: DiffusionSource, dtype: torch.dtype | None) -> Any:
+    module = skeleton(name, source.configs[name])
+    return fill(module, named_for(module, source.states[name]), f"{source.where}, {name}", dtype).eval()

@@ -1,0 +1,243 @@
+"""M²Chat's own weights as a folder: what a stage trained, and nothing else.
+
+``model.safetensors`` holds the tensors, ``manifest.json`` says what they are and on which backbones they were trained,
+``README.md`` is the model card. The backbones are not in it: they have files and licences of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2chat.errors import UserError
+from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
+from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.trainable import Stage, trainable_names
+from m2chat.models.weights.card import model_card
+from m2chat.models.weights.files import load_json, read_safetensors, sha256, whole_folder
+from m2chat.models.weights.loading import compare, require
+
+FORMAT = 1
+"""Version of the layout; a reader refuses higher ones."""
+TENSORS, MANIFEST, CARD = "model.safetensors", "manifest.json", "README.md"
+
+
+@dataclass
+class Manifest:
+    """What exported weights say of themselves.
+
+    Args:
+        stage: ``align`` or ``m3ft``.
+        step: Optimiser steps behind the weights; None if it is not known.
+        fingerprint: Of all backbones together, as checkpoints carry it.
+        fingerprints: Of each backbone, by its setting.
+        backbone: Where the backbones lay; to be replaced by the reader's own paths where they differ.
+        m3adapter: Numbers of the connector.
+        tasks: Kinds of samples that were trained on.
+        sha256: Of ``model.safetensors``.
+        numbers: How many numbers it holds.
+        format: Version of the layout.
+    """
+
+    stage: str
+    step: int | None
+    fingerprint: str
+    backbone: BackboneConfig
+    m3adapter: M3AdapterConfig
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)
+    sha256: str = ""
+    numbers: int = 0
+    format: int = FORMAT
+
+
+def export_weights(state: Mapping[str, Tensor], manifest: Manifest, folder: Path) -> Manifest:
+    """Writes weights as a folder; it appears only when it is whole.
+
+    Args:
+        state: The trained tensors, by their names in `M2ChatModel`; saved in the precision that they have.
+        manifest: What they are; its checksum and its count are filled in.
+        folder: Folder to make; earlier exported weights there give way.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        UserError: If the folder has something else in it, or a tensor holds a number that is not finite.
+    """
+    from safetensors.torch import save_file
+
+    if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{bad[0]} holds numbers that are not finite: these weights are of no use")
+    with whole_folder(folder, replace=is_exported(folder)) as part:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}
+        save_file(tensors, part / TENSORS, metadata={"format": "pt", "m2chat": manifest.stage})
+        manifest.numbers = sum(tensor.numel() for tensor in tensors.values())
+        manifest.sha256 = sha256(part / TENSORS)
+        (part / MANIFEST).write_text(json.dumps({"m2chat": asdict(manifest)}, indent=2) + "\n", encoding="utf-8")
+        (part / CARD).write_text(model_card(manifest, (part / TENSORS).stat().st_size), encoding="utf-8")
+    return manifest
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a folder is one that `export_weights` writes."""
+    return (path / MANIFEST).is_file() and (path / TENSORS).is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What exported weights say of themselves.
+
+    Raises:
+        UserError: If the folder is missing, something else, or of a newer version.
+    """
+    data = load_json(folder / MANIFEST, "weights").get("m2chat")
+    known = {item.name for item in fields(Manifest)}
+    if not isinstance(data, dict) or not {"stage", "fingerprint", "backbone", "m3adapter", "sha256"} <= data.keys():
+        raise UserError(f"{folder / MANIFEST} is not a manifest of M2Chat's weights: name a folder written by export")
+    if data.get("format", 0) > FORMAT:
+        raise UserError(f"{folder} has layout {data['format']}, this version reads up to {FORMAT}: update m2chat")
+    try:
+        connector = {**data["m3adapter"], "layers": tuple(data["m3adapter"]["layers"])}
+        connector["gate"] = GateConfig(**connector["gate"])
+        own = {name: value for name, value in data.items() if name in known}
+        own |= {"backbone": BackboneConfig(**data["backbone"]), "m3adapter": M3AdapterConfig(**connector)}
+        return Manifest(**own)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{folder / MANIFEST} cannot be understood ({error}): export the weights again") from error
+
+
+def read_exported(folder: Path, verify: bool = True) -> tuple[Manifest, dict[str, Tensor]]:
+    """The manifest and the tensors, which stay on disk until they are used.
+
+    Args:
+        folder: Written by `export_weights`.
+        verify: Whether the tensors' checksum is computed and compared.
+
+    Raises:
+        UserError: If something is missing, broken, or not what the manifest says.
+    """
+    manifest = read_manifest(folder)
+    tensors = read_safetensors(folder / TENSORS, "weights")
+    if verify and sha256(folder / TENSORS) != manifest.sha256:
+        raise UserError(
+            f"{folder / TENSORS} is damaged or was replaced: its SHA-256 differs from the manifest's; copy it again"
+        )
+    return manifest, tensors
+
+
+def load_weights(
+    model: nn.Module, folder: Path, fingerprints: Mapping[str, str] | None = None, verify: bool = True
+) -> Manifest:
+    """Puts exported weights into a model and leaves everything else as it is.
+
+    Args:
+        model: An `M2ChatModel` built with the manifest's numbers (`read_manifest`).
+        folder: Written by `export_weights`.
+        fingerprints: Of the backbones in the model, as `part_fingerprints` gives them; None accepts any.
+        verify: Whether the tensors' checksum is compared.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: If the folder is broken, the model has no place for a tensor, or its backbones are others.
+    """
+    manifest, state = read_exported(folder, verify)
+    if fingerprints is not None:
+        check_backbones(manifest, fingerprints, folder)
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    wanted = {name: own[name] for name in state if name in own}
+    require(compare(state, wanted), str(folder), "Build the model with the numbers in manifest.json")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    return manifest
+
+
+def check_backbones(manifest: Manifest, fingerprints: Mapping[str, str], folder: Path) -> None:
+    """Makes sure that weights meet the backbones that they were trained on.
+
+    Raises:
+        UserError: That names the setting whose files differ.
+    """
+    differ = [name for name, own in fingerprints.items() if manifest.fingerprints.get(name, own) != own]
+    if differ:
+        settings: dict[str, Any] = asdict(manifest.backbone)
+        raise UserError(
+            f"{folder} was trained on another backbone.{differ[0]} than the one given"
+            + (f" (and {', '.join(differ[1:])})" if differ[1:] else "")
+            + f": it was {settings[differ[0]]!r} there. Name the same files; converted or renamed ones count as others"
+        )
+
+
+def export_model(
+    model: M2ChatModel,
+    stage: Stage,
+    backbone: BackboneConfig,
+    folder: Path,
+    step: int | None = None,
+    tasks: Iterable[str] = (),
+) -> Manifest:
+    """Exports what a stage trains of a model.
+
+    Args:
+        model: The model.
+        stage: ``align`` or ``m3ft``.
+        backbone: What it was built from.
+        folder: Folder to make.
+        step: Optimiser steps behind the weights.
+        tasks: Kinds of samples that were trained on.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        UserError: As `export_weights`.
+    """
+    names = trainable_names(model, stage)
+    state = {name: parameter for name, parameter in model.named_parameters() if name in names}
+    manifest = Manifest(
+        stage=stage,
+        step=step,
+        fingerprint=fingerprint(backbone),
+        fingerprints=part_fingerprints(backbone),
+        backbone=backbone,
+        m3adapter=model.m3adapter.config,
+        tasks=sorted(tasks),
+    )
+    return export_weights(state, manifest, folder)
+
+
+def load_model(
+    folder: Path,
+    backbone: BackboneConfig | None = None,
+    frozen_dtype: torch.dtype = torch.float32,
+    verify: bool = True,
+) -> tuple[M2ChatModel, Manifest]:
+    """Builds the model of exported weights.
+
+    Args:
+        folder: Written by `export_model` or `m2chat weights convert`.
+        backbone: Where the backbones lie here; None for where they lay then.
+        frozen_dtype: Of the frozen networks.
+        verify: Whether the checksum of the weights is compared.
+
+    Returns:
+        The model in evaluation mode, and the manifest.
+
+    Raises:
+        UserError: If something is missing or broken, or a backbone is another than the weights were trained on.
+    """
+    manifest = read_manifest(folder)
+    backbone = backbone or manifest.backbone
+    check_backbones(manifest, part_fingerprints(backbone), folder)  # before gigabytes are read
+    model = build_m2chat(backbone, manifest.m3adapter, frozen_dtype)
+    load_weights(model, folder, verify=verify)
+    return model.eval(), manifest

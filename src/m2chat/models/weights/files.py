@@ -1,0 +1,221 @@
+"""Opening files of weights: mapped into memory, never executed, and with one clear error for each way to be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2chat.errors import UserError
+
+_REMEDY = "`make backbones` rebuilds the micro ones, and data/README.md says where the real ones come from"
+_POINTER = b"version https://git-lfs"
+
+
+def load_json(path: Path, what: str) -> dict[str, Any]:
+    """Reads a folder's description or says what is missing.
+
+    Args:
+        path: The file.
+        what: The setting that names it, for messages.
+
+    Raises:
+        UserError: With the setting, the path and the remedy.
+    """
+    if not path.is_file():
+        raise UserError(f"{what}: there is no {path}. Point the setting at a complete folder; {_REMEDY}.")
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{what}: {path} is not JSON ({error}): copy it again") from None
+    return data
+
+
+def read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; they stay on disk until they are used.
+
+    Raises:
+        UserError: If the file is missing, truncated or something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _require_file(path, what)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _broken(path, what, str(error), _safetensors_size(path)) from error
+
+
+def read_safetensors_metadata(path: Path, what: str) -> dict[str, str]:
+    """The strings that a safetensors file carries beside its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    _require_file(path, what)
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _broken(path, what, str(error), _safetensors_size(path)) from error
+
+
+def read_pickled(path: Path, what: str) -> Any:
+    """What `torch.save` wrote, without executing anything in it; tensors stay on disk until they are used.
+
+    An `argparse.Namespace`, which training checkpoints carry, is allowed: it runs no code.
+
+    Raises:
+        UserError: If the file is missing, truncated, holds objects that would run code, or is something else.
+    """
+    _require_file(path, what)
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        with torch.serialization.safe_globals([Namespace]):
+            # Files from before torch 1.6 are no zip archives, and only those can be mapped.
+            return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
+    except pickle.UnpicklingError as error:
+        if any(sign in str(error) for sign in ("Unsupported global", "Unsupported class", "Trying to")):
+            raise UserError(
+                f"{what}: {path} holds more than tensors, and opening it could run code, so it is not opened: "
+                "get the weights as .safetensors, or save them again as a plain dict of tensors"
+            ) from error
+        raise _broken(path, what, str(error), None) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise _broken(path, what, str(error), None) from error
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Tensors of a file of either kind; a pickled one may keep them under ``state_dict`` or ``model``.
+
+    Raises:
+        UserError: If the file is missing, broken, or holds no named tensors.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path, what)
+    payload = read_pickled(path, what)
+    for key in ("state_dict", "model"):
+        if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
+            payload = payload[key]
+    if not isinstance(payload, Mapping) or not any(isinstance(value, Tensor) for value in payload.values()):
+        raise UserError(f"{what}: {path} holds no named tensors; expected is a dict of them, as state_dict() gives it")
+    return {str(name): value for name, value in payload.items() if isinstance(value, Tensor)}
+
+
+def weight_files(folder: Path, what: str) -> list[Path]:
+    """The files of a network's weights in a folder, as transformers and diffusers save it.
+
+    Whole files before shards, safetensors before pickles, and full precision before the ``fp16`` variant.
+
+    Raises:
+        UserError: If there are none, or a shard that the index names is missing.
+    """
+    for kind in ("safetensors", "bin"):
+        for index in sorted(folder.glob(f"*.{kind}.index*.json"), key=lambda path: (".fp16." in path.name, path.name)):
+            names = sorted(set(load_json(index, what)["weight_map"].values()))
+            if lost := [name for name in names if not (folder / name).is_file()]:
+                raise UserError(
+                    f"{what}: {folder} lacks {len(lost)} of the {len(names)} files of weights that {index.name} names, "
+                    f"such as {lost[0]}: complete the download"
+                )
+            return [folder / name for name in names]
+        stems = ("model", "diffusion_pytorch_model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
+        for variant in ("", ".fp16"):
+            for stem in stems:
+                if (path := folder / f"{stem}{variant}.{kind}").is_file():
+                    return [path]
+    raise UserError(
+        f"{what}: {folder} has no weights (*.safetensors or *.bin) beside its description: complete it; {_REMEDY}."
+    )
+
+
+def read_folder(folder: Path, what: str) -> dict[str, Tensor]:
+    """Tensors of a network's folder, from one file or from shards.
+
+    Raises:
+        UserError: If a file is missing or broken.
+    """
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder, what):
+        state |= read_tensors(path, what)
+    return state
+
+
+@contextmanager
+def whole_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder to write into that appears under its name only when everything in it is there.
+
+    Args:
+        target: The folder to make; an empty one may be there.
+        replace: Whether one with something in it may be there too, and gives way at the end.
+
+    Yields:
+        A folder beside it.
+
+    Raises:
+        UserError: If the target has something in it, or cannot be written.
+    """
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not replace):
+        raise UserError(f"{target} is there already and has something in it: name a new folder, or remove it first")
+    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if target.is_dir():
+            target.rename(old)
+        part.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error}; make room or name another place") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's contents, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_file(path: Path, what: str) -> None:
+    if path.is_dir():
+        raise UserError(f"{what}: {path} is a folder; expected is a file of weights")
+    if not path.is_file():
+        raise UserError(f"{what}: there is no {path}; {_REMEDY}.")
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{what}: {path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
+
+
+def _safetensors_size(path: Path) -> int | None:
+    """How large a safetensors file should be, by its own header."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= 1 << 27:
+            return None
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+    return 8 + length + max(ends, default=0)
+
+
+def _broken(path: Path, what: str, reason: str, expected: int | None) -> UserError:
+    size = path.stat().st_size
+    if expected is not None and expected > size:
+        cause = f"is truncated: {size:,} of {expected:,} bytes are there"
+    else:
+        first = (reason.strip().splitlines() or ["no reason given"])[0]
+        cause = f"({size:,} bytes) cannot be read as weights, it is truncated, damaged or of another kind: {first}"
+    return UserError(f"{what}: {path} {cause}. Copy or download it again; `m2chat weights check` verifies its SHA-256")

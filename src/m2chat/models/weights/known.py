@@ -1,0 +1,108 @@
+"""Checksums of published files, so that a download can be told from a damaged or a different one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from m2chat.models.weights.files import sha256
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published file.
+
+    Args:
+        title: What it is.
+        sha256: Its checksum; for LLaMA-Adapter's files the first eight and the last four digits.
+        file: Its name, where no other file is called so; else empty.
+    """
+
+    title: str
+    sha256: str
+    file: str = ""
+
+    def matches(self, digest: str) -> bool:
+        """Whether a checksum is this file's."""
+        first, _, last = self.sha256.partition("...")
+        return digest.startswith(first) and digest.endswith(last)
+
+
+PUBLISHED = (
+    Published("LLaMA 7B", "700df0d3013b703a806d2ae7f1bfb8e59814e3d06ae78be0c66368a50059f33d"),
+    Published("LLaMA's tokenizer", "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"),
+    Published("LLaMA-Adapter V2 BIAS-7B", "7fa55208...c813", "BIAS-7B.pth"),
+    Published("LLaMA-Adapter V2 LORA-BIAS-7B", "1bcbffc4...24d1", "LORA-BIAS-7B.pth"),
+    Published("LLaMA-Adapter V2 CAPTION-7B", "5088aeb6...abf0", "CAPTION-7B.pth"),
+    Published(
+        "OpenAI's CLIP ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "ViT-L-14.pt"
+    ),
+    Published(
+        "SDXL base 1.0",
+        "31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b",
+        "sd_xl_base_1.0.safetensors",
+    ),
+    Published(
+        "SDXL refiner 1.0",
+        "7440042bbdc8a24813002c09b6b69b64dc90fded4472613437b7f55f9b7d9c5f",
+        "sd_xl_refiner_1.0.safetensors",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a checksum says.
+
+    Args:
+        file: The file.
+        sha256: Its checksum.
+        state: ``good``: as stated somewhere; ``bad``: differs from what is stated; ``unknown``: stated nowhere.
+        reason: Where it is stated, in words.
+    """
+
+    file: Path
+    sha256: str
+    state: Literal["good", "bad", "unknown"]
+    reason: str
+
+
+def verify_file(path: Path) -> Verdict:
+    """Holds a file's SHA-256 against published ones, its own name, and the lists that lie beside it.
+
+    The lists are ``manifest.json`` of exported weights, and Meta's ``checklist.chk``, which holds MD5 sums.
+    """
+    digest = sha256(path)
+    for published in PUBLISHED:
+        if published.matches(digest):
+            return Verdict(path, digest, "good", f"is the published {published.title}")
+    named = re.match(r"([0-9a-f]{64})_", path.name)
+    stated = [(named.group(1) == digest, "its own name")] if named else []
+    stated += [(False, f"the published {known.title}") for known in PUBLISHED if known.file == path.name]
+    manifest = path.parent / "manifest.json"
+    if path.name == "model.safetensors" and manifest.is_file():
+        listed = json.loads(manifest.read_text(encoding="utf-8")).get("m2chat", {}).get("sha256")
+        stated += [(listed == digest, "manifest.json")] if listed else []
+    for folder in list(path.parents)[:4]:  # that of the micro backbones lies above their folders
+        if (listing := folder / "manifest.json").is_file():
+            parts = json.loads(listing.read_text(encoding="utf-8")).get("parts", {})
+            files = {name: entry for part in parts.values() for name, entry in part.get("files", {}).items()}
+            if entry := files.get(path.relative_to(folder).as_posix()):
+                stated.append((entry["sha256"] == digest, str(listing)))
+    checklist = path.parent / "checklist.chk"
+    if checklist.is_file():
+        lines = [line.split(maxsplit=1) for line in checklist.read_text(encoding="utf-8").splitlines() if " " in line]
+        sums = {name.strip(): md5 for md5, name in lines}
+        if md5 := sums.get(path.name):
+            with path.open("rb") as file:
+                stated.append((hashlib.file_digest(file, "md5").hexdigest() == md5, "checklist.chk"))
+    for holds, where in stated:
+        if not holds:
+            return Verdict(path, digest, "bad", f"differs from {where}: damaged, or another file; get it again")
+    if stated:
+        return Verdict(path, digest, "good", f"as in {stated[0][1]}")
+    return Verdict(path, digest, "unknown", "stated nowhere that is known here")
