@@ -18,7 +18,7 @@ from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare
 from m2chat.evaluation.paper import paper_values
 from m2chat.evaluation.report import NOTE, aligned
-from m2chat.evaluation.results import PREDICTIONS, RESULTS, read_results
+from m2chat.evaluation.results import PREDICTIONS, RESULTS, natural, read_results
 
 Values = dict[str, dict[int, float]]
 """Metric to seed to value."""
@@ -34,11 +34,6 @@ _PAIRS = (
 """Evaluations of the same samples that are also compared picture by picture."""
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Orders paths so that version_10 comes behind version_9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.as_posix())]
-
-
 def find_results(root: Path) -> dict[str, dict[int, Path]]:
     """The evaluations under a folder.
 
@@ -52,7 +47,7 @@ def find_results(root: Path) -> dict[str, dict[int, Path]]:
         UserError: If there are none.
     """
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(root.glob(f"seed_*/**/{RESULTS}"), key=_natural):
+    for path in sorted(root.glob(f"seed_*/**/{RESULTS}"), key=lambda path: natural(path.as_posix())):
         top, *rest = path.parent.relative_to(root).parts
         if not (seed := re.fullmatch(r"seed_(\d+)", top)):
             continue

@@ -14,6 +14,7 @@ from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder, load_json, require_weights
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import M3Adapter
+from m2chat.models.vlm_sd import VLMSDModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 
 _SAMPLE_BYTES = 1 << 20
@@ -32,14 +33,8 @@ def build_m2chat(backbone: BackboneConfig, m3adapter: M3AdapterConfig) -> M2Chat
     Raises:
         UserError: If a folder or a file is missing; names the setting, the path and the remedy.
     """
-    llama, visual_query = load_language(backbone)
-    clip = load_clip(backbone)
+    llama, visual_query, clip = load_reader(backbone)
     decoder = ImageDecoder(backbone.image_decoder)
-    if clip.width != visual_query.clip_proj.in_features:
-        raise UserError(
-            f"backbone.vision_encoder={backbone.vision_encoder!r} has tokens of width {clip.width}, but "
-            f"backbone.adapter={backbone.adapter!r} was trained on width {visual_query.clip_proj.in_features}"
-        )
     connector = M3Adapter(
         m3adapter,
         llama.config.hidden_size,
@@ -49,6 +44,32 @@ def build_m2chat(backbone: BackboneConfig, m3adapter: M3AdapterConfig) -> M2Chat
         decoder.pooled_width,
     )
     return M2ChatModel(llama, clip, visual_query, connector, decoder)
+
+
+def build_vlm_sd(backbone: BackboneConfig) -> VLMSDModel:
+    """Loads the backbones of the baseline "VLM + SD finetune"; nothing is frozen yet but the eye.
+
+    Raises:
+        UserError: As `build_m2chat`.
+    """
+    llama, visual_query, clip = load_reader(backbone)
+    return VLMSDModel(llama, clip, visual_query, ImageDecoder(backbone.image_decoder), backbone.image_decoder)
+
+
+def load_reader(backbone: BackboneConfig) -> tuple[Any, VisualQueryEncoder, ClipTokens]:
+    """The language model, the maker of visual queries and the eye.
+
+    Raises:
+        UserError: If a part is missing, or the eye does not fit the adapter.
+    """
+    llama, visual_query = load_language(backbone)
+    clip = load_clip(backbone)
+    if clip.width != visual_query.clip_proj.in_features:
+        raise UserError(
+            f"backbone.vision_encoder={backbone.vision_encoder!r} has tokens of width {clip.width}, but "
+            f"backbone.adapter={backbone.adapter!r} was trained on width {visual_query.clip_proj.in_features}"
+        )
+    return llama, visual_query, clip
 
 
 def load_language(backbone: BackboneConfig) -> tuple[Any, VisualQueryEncoder]:

@@ -36,7 +36,7 @@ class AlignModule(M2ChatModule):
             )
         output = self.model(batch, self.draw_noise(batch), use_image=False, with_text=False, features=features)
         ddpm, align = self.picture_losses(batch, output)
-        return {"loss": ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
+        return {"loss": self.lambda_ddpm * ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of Eq. 6."""
