@@ -21,8 +21,8 @@ from m2chat.schema import Prediction
 class StoryConsistency(MetricCallback):
     """Logs ``story_consistency``: CLIP-I between each picture of a story and the next.
 
-    It is the mean over stories of the mean over their pairs; a frame that was not drawn is in no pair. In a test also
-    ``story_consistency_oracle`` (of the true pictures: stories change, so 100 is not the aim) and
+    It is the mean over stories of the mean over their pairs; a frame that was not drawn is in no pair. In a test
+    also ``story_consistency_oracle`` (of the true pictures: stories change, so 100 is not the aim) and
     ``clip_score_frame_1``, ``_2``, ...: the CLIP score of each frame by its place. Each frame is generated from the true
     parts of the story before it.
 

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
     """
     from m2chat import __version__
-    from m2chat.commands import data, release_weights, report
+    from m2chat.commands import data, evaluation, release_weights, report
     from m2chat.commands.backbones import command as backbones
     from m2chat.errors import UserError
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"m2chat {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (data, report, release_weights, backbones):
+    for module in (data, evaluation, report, release_weights, backbones):
         module.add(commands)
     options = parser.parse_args(argv)
     if "run" not in options:

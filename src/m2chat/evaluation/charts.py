@@ -76,7 +76,5 @@ def histogram(title: str, values: ArrayLike, count: int = 24) -> str:
         x, y = 10 + index * step, top + tall - length
         lines.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{step - 1:.1f}" height="{length:.1f}" fill="{_BAR}"/>')
     lines.append(f'<text x="10" y="{top + tall + 14}" fill="{_SOFT}">{edges[0]:.1f}</text>')
-    lines.append(
-        f'<text x="{10 + wide}" y="{top + tall + 14}" fill="{_SOFT}" text-anchor="end">{edges[-1]:.1f}</text>'
-    )
+    lines.append(f'<text x="{10 + wide}" y="{top + tall + 14}" fill="{_SOFT}" text-anchor="end">{edges[-1]:.1f}</text>')
     return "\n".join([*lines, "</svg>"])

@@ -63,7 +63,7 @@ def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mappi
     found: dict[str, tuple[Reply, Mapping[str, Any]]] = {}
     files = list(_files(folder))
     if not files:
-        raise UserError(f"evaluation.resume={str(folder)!r} holds no predictions: name the folder of a `lightning test`")
+        raise UserError(f"evaluation.resume={str(folder)!r} holds no predictions: name a folder of `lightning test`")
     for path, theirs in files:
         if theirs != generation:
             raise UserError(

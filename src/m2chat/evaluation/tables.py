@@ -23,7 +23,6 @@ from m2chat.evaluation.results import PREDICTIONS, RESULTS, natural, read_result
 Values = dict[str, dict[int, float]]
 """Metric to seed to value."""
 
-_BEGIN, _END = "<!-- seeds: begin -->", "<!-- seeds: end -->"
 _HEADER = ("metric", "mean", "std", "min ... max", "seeds", "paper (7B, real data)")
 _SAME = ("stage", "dataset", "gate_mode", "layout", "given", "context", "conditioner", "steps", "guidance")
 _PAIRS = (
@@ -136,12 +135,19 @@ def tables(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_section(path: Path, text: str) -> None:
-    """Puts the text between our marks in a file, behind what is there if it has none yet; the rest stays."""
-    section = f"{_BEGIN}\n{text}{_END}\n"
+def write_section(path: Path, text: str, name: str = "seeds") -> None:
+    """Puts the text between the marks of a section in a file, behind what is there if it has none yet.
+
+    Args:
+        path: Markdown file; the rest of it stays.
+        text: Of the section.
+        name: Of the section.
+    """
+    start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    section = f"{start}\n{text}{end}\n"
     old = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
-    before, begin, rest = old.partition(_BEGIN)
-    after = rest.partition(f"{_END}\n")[2] if begin else ""
+    before, begin, rest = old.partition(start)
+    after = rest.partition(f"{end}\n")[2] if begin else ""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text((before if begin else f"{old}\n") + section + after, encoding="utf-8")
 

@@ -98,7 +98,7 @@ class Moments:
             return cls(int(found["n"]), found["total"], found["outer"])
 
 
-def _congruent(root: NDArray[np.float64], symmetric: NDArray[np.float64], block: int = 256) -> NDArray[np.float64]:
+def _congruent(root: NDArray[np.floating], symmetric: NDArray[np.floating], block: int = 256) -> NDArray[np.floating]:
     """The lower triangle of RᵀSR for a lower triangular R, in a third of the work of two whole products.
 
     Args:
@@ -116,8 +116,8 @@ def _congruent(root: NDArray[np.float64], symmetric: NDArray[np.float64], block:
     return result
 
 
-def _sum_of_roots(symmetric: NDArray[np.float64]) -> float:
-    """Sum of the square roots of the eigenvalues, from the lower triangle; those that rounding made negative count 0."""
+def _sum_of_roots(symmetric: NDArray[np.floating]) -> float:
+    """Sum of the square roots of the eigenvalues, those below zero left out; the upper triangle is not read."""
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(symmetric, "L"), 0.0)).sum())
 
 

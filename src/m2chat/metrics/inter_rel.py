@@ -92,9 +92,7 @@ class InterRelValue:
         return self.mean if reduction == "mean" else self.total if self.slots else None
 
 
-def inter_rel(
-    reference: Elements, generated: Elements, options: InterRelOptions = InterRelOptions()  # noqa: B008  (it is frozen)
-) -> InterRelValue:
+def inter_rel(reference: Elements, generated: Elements, options: InterRelOptions = InterRelOptions()) -> InterRelValue:
     """InterRel (Eq. 8): true texts against generated pictures, and true pictures against generated texts.
 
     Element i of one modality meets elements i and i+1 of the other. Eq. 8 sums without end; only a mean fits the

@@ -14,8 +14,8 @@ from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder, load_json, require_weights
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import M3Adapter
-from m2chat.models.vlm_sd import VLMSDModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
+from m2chat.models.vlm_sd import VLMSDModel
 
 _SAMPLE_BYTES = 1 << 20
 

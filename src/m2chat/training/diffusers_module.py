@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -60,10 +61,15 @@ class DiffusersModule(PredictingModule):
         if self._pipeline is not None:
             return
         from diffusers import DiffusionPipeline
+        from diffusers.utils import logging
 
+        logging.set_verbosity_error()  # it lectures on safety checkers, which this data has no use for
         folder = Path(self.backbone.image_decoder)
         load_json(folder / "model_index.json", "backbone.image_decoder")
-        self._pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        with warnings.catch_warnings():
+            # `steps_offset`: it has no meaning under the scheduler's spacing `trailing`.
+            warnings.simplefilter("ignore", FutureWarning)
+            self._pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
         self._pipeline.set_progress_bar_config(disable=True)
 
     def configure_optimizers(self) -> None:
