@@ -80,11 +80,11 @@ SLANT = (X + Y) / np.sqrt(2)
         # A second picture is a neighbour of the text, or nobody's.
         (InterRelOptions(), (("T", X), ("V", X), ("V", SLANT)), 100 * (1 + np.sqrt(0.5) + 0), 3),
         (InterRelOptions(neighbor=False), (("T", X), ("V", X), ("V", SLANT)), 100.0, 2),
-        # All elements counted together: text 0 meets picture 1; picture 1 meets what stands at 1 and 2.
+        # All elements counted together: text 0 is held against places 0 and 1, picture 1 against 1 and 2.
         (InterRelOptions(index="flat"), (("T", SLANT), ("V", X)), 100.0, 1),
         (InterRelOptions(index="flat"), (("T", SLANT),), 0.0, 1),
         (InterRelOptions(index="flat", missing="skip"), (("T", SLANT),), 0.0, 0),
-        (InterRelOptions(index="flat"), (("V", X), ("T", Y)), 100 * (1 + 1), 2),
+        (InterRelOptions(index="flat"), (("V", X), ("T", Y)), 200.0, 3),
         (InterRelOptions(index="flat", neighbor=False), (("V", X), ("T", Y)), 200.0, 2),
     ],
 )

@@ -65,7 +65,9 @@ def histogram(title: str, values: ArrayLike, count: int = 24) -> str:
     array = np.asarray(values, np.float64)
     array = array[np.isfinite(array)]
     wide, tall, top = 320, 90, 24
-    heights, edges = np.histogram(array, count) if len(array) else (np.zeros(1, int), np.array([0.0, 1.0]))
+    low, high = (float(array.min()), float(array.max())) if len(array) else (0.0, 1.0)
+    room = 0.5 if high - low < 1e-3 else 0.0  # values that are all alike still need a width
+    heights, edges = np.histogram(array, count, (low - room, high + room))
     step = wide / len(heights)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide + 20}" height="{tall + top + 20}" {_FONT} role="img">',

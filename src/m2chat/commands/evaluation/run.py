@@ -47,9 +47,10 @@ class Runner:
         """
         kept = self.results / row.name / f"seed_{seed}"
         missing = [name for name in row.tests if not (kept / f"{name}.json").is_file()]
-        for name in [name for name in missing if (path := self._found(row, seed, name)).is_file()]:
-            self._keep(path, kept / f"{name}.json")
-            missing.remove(name)
+        for name in list(missing):
+            if (path := self._found(row, seed, name)).is_file():
+                self._keep(path, kept / f"{name}.json")
+                missing.remove(name)
         if not missing:
             return
         start = self.shared / f"seed_{seed}"  # where a stage looks for the one before it
