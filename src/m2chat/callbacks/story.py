@@ -23,8 +23,8 @@ class StoryConsistency(MetricCallback):
 
     It is the mean over stories of the mean over their pairs; a frame that was not drawn is in no pair. In a test
     also ``story_consistency_oracle`` (of the true pictures: stories change, so 100 is not the aim) and
-    ``clip_score_frame_1``, ``_2``, ...: the CLIP score of each frame by its place. Each frame is generated from the true
-    parts of the story before it.
+    ``clip_score_frame_1``, ``_2``, ...: the CLIP score of each frame by its place. Each frame is generated from the
+    true parts of the story before it.
 
     Args:
         encoder: What embeds; the micro CLIP by default.
