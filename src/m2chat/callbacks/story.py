@@ -48,12 +48,15 @@ class StoryConsistency(MetricCallback):
             known = [item.truth for item in targets if item.truth is not None]
             pictures = [item.generated for item in drawn if item.generated is not None]
             given = store.embed_images(self.encoder, pictures)
-            fits = cosines(given, store.embed_texts(self.encoder, [item.caption for item in drawn]))
+            fits = iter(cosines(given, store.embed_texts(self.encoder, [item.caption for item in drawn])))
+            values = [next(fits) if item.generated is not None else np.nan for item in targets]
             rows.append(
                 {
                     "frames": given,
+                    "frames_there": np.array([item.generated is not None for item in targets], bool),
                     "true_frames": store.embed_images(self.encoder, known),
-                    "frame_clip": [float(value) if np.isfinite(value) else None for value in fits],
+                    "true_frames_there": np.array([item.truth is not None for item in targets], bool),
+                    "frame_clip": [float(value) if np.isfinite(value) else None for value in values],
                 }
             )
         return rows
@@ -79,8 +82,13 @@ class StoryConsistency(MetricCallback):
     def _consistency(stories: Any, name: str) -> Estimate:
         means = []
         for story in stories:
-            frames = [frame for row in story for frame in row.values[name]]
-            pairs = consistency(np.stack(frames)) if frames else np.zeros(0)
+            there = np.concatenate([row.values[f"{name}_there"] for row in story])
+            drawn = [frame for row in story for frame in row.values[name]]
+            if not drawn:
+                continue
+            frames = np.full((len(there), len(drawn[0])), np.nan)
+            frames[there] = drawn  # one that is not there keeps its place, and is in no pair
+            pairs = consistency(frames)
             pairs = pairs[np.isfinite(pairs)]
             if len(pairs):
                 means.append(100.0 * float(pairs.mean()))
