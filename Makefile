@@ -10,8 +10,10 @@ RUN_ARGS ?=
 # Where `make train` looks for what it wrote.
 LOGS ?= lightning_logs
 SEEDS ?= 0 1 2
+# Which rows `make ablations` runs, all by default: `m2chat eval rows --list` names them.
+ROWS ?=
 
-.PHONY: help install data train seeds test test-slow golden lint format backbones tensorboard clean
+.PHONY: help install data train seeds ablations tables test test-slow golden lint format backbones tensorboard clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +41,14 @@ train: install data ## Train stage 1 and stage 2 at micro scale, evaluate, print
 seeds: install data ## Everything of docs/results.md for the seeds 0, 1, 2: training, evaluations and controls
 	for seed in $(SEEDS); do LIGHTNING=$(BIN)/lightning scripts/seed.sh $$seed; done
 	$(BIN)/python -m m2chat.evaluation.tables lightning_logs docs/results.md
+
+ablations: install data ## Train and evaluate the rows of the paper's tables and the ablations; goes on where it stopped
+	$(BIN)/m2chat eval rows $(ROWS) --lightning $(BIN)/lightning
+	$(MAKE) tables
+
+tables: install ## Write the tables of docs/results.md from the results that are kept in docs/results/
+	$(BIN)/m2chat eval table --into docs/results.md --plot docs/results/tables.svg
+	$(BIN)/m2chat eval table --format latex --into docs/results/tables.tex
 
 test: lint ## Check style and types, run the tests
 	$(BIN)/pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from m2chat import cli, lightning_cli
+from m2chat.commands.evaluation.rows import ROWS
 from m2chat.models.config import BackboneConfig
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
-RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(BACKBONES))
+OVERLAYS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
+RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *OVERLAYS})
 PAPER = [path for path in RUNS if path.parent.name == "paper"]
 
 
@@ -50,6 +53,36 @@ def test_it_parses_and_says_how_it_is_run(parsed: Any, path: Path) -> None:
     comments = [line for line in text.splitlines() if line.startswith("#")]
     twins = [twin for twin in RUNS if twin.name == path.name and twin != path]
     assert all(any(name_of(twin) in line for line in comments) for twin in twins)
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=name_of)
+def test_an_overlay_goes_with_the_commands_that_it_names(
+    parsed: Any, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = re.findall(r"^#   lightning (\w+) +(--config .*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert commands and all(name_of(path) in arguments for _, arguments in commands)
+    for subcommand, arguments in commands:
+        first, *others = [part for part in arguments.split() if part != "--config"]
+        config = parsed(ROOT / first, *[item for other in others for item in ("--config", other)])
+        assert bool(config.data.train) == (subcommand == "fit")
+        changed = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name, value in changed.get("model", {}).get("init_args", {}).items():
+            found = config.model.init_args[name]
+            for key, wanted in value.items() if isinstance(value, dict) else ():
+                inner = found[key] if not isinstance(wanted, dict) else {k: found[key][k] for k in wanted}
+                assert (list(inner) if isinstance(wanted, list) else inner) == wanted
+            assert isinstance(value, dict) or found == value
+    assert "error" not in capsys.readouterr().err
+
+
+def test_every_row_names_configurations_that_exist() -> None:
+    names = {row.name for row in ROWS}
+    assert len(names) == len(ROWS)
+    used = {f"configs/{row.overlay}.yaml" for row in ROWS if row.overlay}
+    assert used == {name_of(path) for path in OVERLAYS}
+    for row in ROWS:
+        for name in (*row.tests, *(fit.config for fit in row.fits)):
+            assert (ROOT / f"configs/{name}.yaml").is_file()
 
 
 @pytest.mark.parametrize("path", BACKBONES, ids=name_of)

@@ -15,7 +15,7 @@ usage: lightning {fit,validate,test,predict} --config FILE [--config FILE ...] [
 
   lightning fit  --config configs/stage1.yaml           train stage 1, the alignment (micro scale, on a laptop)
   lightning fit  --config configs/stage2.yaml           train stage 2, the conversation
-  lightning test --config configs/eval_mmdialog.yaml    evaluate (also eval_coco, eval_cc3m)
+  lightning test --config configs/eval_mmdialog.yaml    evaluate (also eval_coco, eval_cc3m, eval_story, eval_edit)
   lightning fit  --config configs/paper/stage1.yaml     the paper's run, on eight GPUs
 
   --config FILE        settings; a later file, and then the command line, overrides an earlier one

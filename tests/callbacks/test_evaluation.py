@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from m2chat.callbacks.judge import Judge
 from m2chat.callbacks.predictions import Predictions
 from m2chat.callbacks.sample_images import SampleImages
 from m2chat.callbacks.text_overlap import TextOverlap
+from m2chat.errors import UserError
 from m2chat.metrics.extractors import MicroExtractor
 from m2chat.metrics.micro_net import MicroFeatureNet
 from m2chat.schema import Prediction, Reply, Segment
@@ -202,6 +205,81 @@ def test_predictions_are_written_with_their_scores(tmp_path: Path, fid_folder: P
     assert "text_embeddings" not in rows[0]["scores"]
     assert (folder / rows[0]["generated"][0]["image"]).is_file()
     assert rows[2]["generated"] == [{"answer": rows[2]["reference"][0]["answer"], "caption": None, "image": None}]
+
+
+class Resumable(Replies):
+    """Takes known replies, and stops like a killed process when it is told to."""
+
+    def __init__(self, resume: Path | None = None, stop_at: int | None = None) -> None:
+        super().__init__(oracle_prediction)
+        self.evaluation = SimpleNamespace(resume=resume and str(resume))
+        self.known: dict[str, Any] = {}
+        self.made: list[str] = []
+        self.stop_at = stop_at
+
+    def recall(self, known: dict[str, Any]) -> None:
+        self.known = known
+
+    def test_step(self, batch: torch.Tensor, _: int) -> list[Prediction]:
+        if self.stop_at in batch.tolist():
+            raise KeyboardInterrupt
+        whole = [oracle_prediction(int(i)) for i in batch]
+        self.made += [item.id for item in whole if item.id not in self.known]
+        return [replace(item, generated=self.known.get(item.id, (item.generated,))[0]) for item in whole]
+
+
+def test_an_interrupted_test_goes_on(tmp_path: Path, fid_folder: Path) -> None:
+    def test(module: Resumable) -> Trainer:
+        trainer = Trainer(
+            accelerator="cpu", logger=TensorBoardLogger(tmp_path, ""), callbacks=callbacks(fid_folder),
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        loader: Any = DataLoader(list(range(12)), batch_size=4)
+        trainer.test(module, loader, verbose=False)
+        return trainer
+
+    with pytest.raises(BaseException):  # noqa: B017  (Lightning turns it into one of several)
+        test(Resumable(stop_at=8))
+    (first,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert not (first / "results.json").exists() and len(list(first.glob("*.part.jsonl"))) == 1
+    second = Resumable(resume=first)
+    found = read(test(second))
+    assert second.made == [f"s{k}#1" for k in range(8, 12)]
+    whole = read(test(Resumable()))
+    assert found["metrics"] == whole["metrics"]
+    assert found["protocol"]["config_hash"] == whole["protocol"]["config_hash"]
+    assert not list(tmp_path.glob("version_[12]/*.part.jsonl"))
+
+
+def test_a_callback_may_be_strict(tmp_path: Path) -> None:
+    class Broken(ColourEncoder):
+        def encode_image(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+            rows = super().encode_image(pictures)
+            rows[0] = np.nan
+            return rows
+
+    trainer, _ = run(tmp_path, [CLIPScore(Broken()), InterRel(Broken()), Predictions("x")], oracle_prediction, batch=1)
+    metrics = read(trainer)["metrics"]
+    assert metrics["clip_not_finite"]["value"] == metrics["inter_rel_not_finite"]["value"] == 8
+    assert metrics["clip_score"]["value"] is None and metrics["inter_rel_undefined"]["value"] == 4
+    for metric in (CLIPScore(Broken(), strict=True), InterRel(Broken(), strict=True)):
+        with pytest.raises(UserError, match="not finite"):
+            run(tmp_path, [metric], oracle_prediction)
+
+
+def test_missing_pictures_may_count_zero(tmp_path: Path) -> None:
+    def half(index: int) -> Prediction:
+        whole = oracle_prediction(index)
+        silent = Reply(whole.reference.segments, tuple(None for _ in whole.reference.images))
+        return replace(whole, generated=silent) if index % 2 else whole
+
+    encoder = ColourEncoder()
+    values = {}
+    for missing in ("skip", "zero"):
+        trainer, _ = run(tmp_path, [CLIPScore(encoder, missing=missing), Predictions("x")], half)  # type: ignore[arg-type]
+        values[missing] = read(trainer)["metrics"]["clip_score"]
+    assert (values["skip"]["n"], values["zero"]["n"]) == (4, 8)
+    assert values["zero"]["value"] == pytest.approx(values["skip"]["value"] / 2)
 
 
 def test_order_and_batch_size_do_not_matter(tmp_path: Path, fid_folder: Path) -> None:

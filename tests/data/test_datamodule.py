@@ -230,3 +230,12 @@ def test_it_is_configured_from_yaml() -> None:
     )
     data = parser.instantiate_classes(parsed).data
     assert data.configs["train"] == [SourceConfig("cc", "x", 0.5, ["caption"])]
+
+
+def test_a_source_may_be_left_out_by_name() -> None:
+    sources = [SourceConfig("edit", "a"), SourceConfig("story", "b")]
+    module = M2ChatDataModule(train=sources, leave_out=["edit"])
+    assert [source.name for source in module.configs["train"]] == ["story"]
+    with pytest.raises(UserError, match=r"leave_out names edits, but data\.train has edit, story"):
+        M2ChatDataModule(train=sources, leave_out=["edits"])
+    M2ChatDataModule(test=sources, leave_out=["edit"])  # an evaluation under the same overlay trains on nothing

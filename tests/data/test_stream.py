@@ -160,3 +160,12 @@ def test_weights_of_zero_leave_a_source_out(shards: Path) -> None:
     assert all(name.startswith("captions") for name in names)
     with pytest.raises(UserError, match="weight above 0"):
         ShardStream(sources_of(shards, talk=0), 4)
+
+
+def test_evaluation_draws_by_lot_where_a_seed_says_so(shards: Path) -> None:
+    def ids(draw: int | None) -> list[str]:
+        stream = EvalStream(sources_of(shards, talk=1, captions=1), 50, limit=11, draw=draw)
+        return [f"{item.sample.id}#{item.turn}" for batch in [*stream] for item in batch]
+
+    assert ids(3) == ids(3) and len(set(ids(3))) == 11
+    assert ids(3) != ids(4) and ids(3) != ids(None)

@@ -41,18 +41,22 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         read_results(tmp_path / "results.json")
 
 
-def test_pictures_are_named_by_number_only(tmp_path: Path, make_prediction: Callable[..., Prediction]) -> None:
+def test_pictures_are_named_by_hash_only(tmp_path: Path, make_prediction: Callable[..., Prediction]) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     prediction = make_prediction("../../etc/evil", drawn, array=np.ones(2))
-    images = write_images(tmp_path, 7, prediction)
+    images = write_images(tmp_path, prediction)
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
-    assert names == ["000007_context_0.png", "000007_generated_0.png", "000007_reference_0.png"]
-    assert (np.asarray(Image.open(tmp_path / "images/000007_generated_0.png")) == drawn).all()
-    path = write_predictions(tmp_path, [prediction_row(7, prediction, images), prediction_row(2, prediction, images)])
+    assert [name.partition("_")[2] for name in names] == ["context_0.png", "generated_0.png", "reference_0.png"]
+    assert all(name[:16].isalnum() for name in names)  # a hash of the id, which may hold anything
+    (generated,) = images["generated"]
+    assert (np.asarray(Image.open(tmp_path / str(generated))) == drawn).all()
+    others = [prediction_row(make_prediction(f"s{k}#1", None), images) for k in (10, 9)]
+    path = write_predictions(tmp_path, [*others, prediction_row(prediction, images)])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["number"] for row in rows] == [2, 7]
+    assert [row["number"] for row in rows] == [0, 1, 2]
     assert rows[0]["id"] == "../../etc/evil"
-    assert rows[0]["generated"][0]["image"] == "images/000007_generated_0.png"
+    assert rows[0]["generated"][0]["image"] == generated
+    assert [row["id"] for row in rows[1:]] == ["s9#1", "s10#1"]
 
 
 def test_the_table_shows_the_paper_beside_ours() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from m2chat.errors import UserError
 from m2chat.metrics.extractors import InceptionExtractor, MicroExtractor
-from m2chat.metrics.fid import Moments, frechet_distance
+from m2chat.metrics.fid import Moments, _congruent, frechet_distance, root_trace
 from m2chat.metrics.micro_net import MicroFeatureNet
 
 RNG = np.random.default_rng(0)
@@ -90,6 +91,57 @@ def test_the_distance_is_that_of_torch_fidelity() -> None:
     statistics = [fid_features_to_statistics(torch.from_numpy(side)) for side in (real, generated)]
     theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert frechet_distance(Moments.of(real), Moments.of(generated)) == pytest.approx(theirs, rel=1e-7)
+
+
+def test_every_way_to_the_trace_agrees() -> None:
+    many = [RNG.normal(size=(60, 12)) @ RNG.normal(size=(12, 12)) for _ in range(2)]
+    few = [side[:8] for side in many]
+
+    def by_roots(real: Moments, generated: Moments) -> float:
+        """The definition: a matrix's root by its eigenvectors, twice."""
+        values, vectors = np.linalg.eigh(real.covariance)
+        root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        return float(np.sqrt(np.maximum(np.linalg.eigvalsh(root @ generated.covariance @ root), 0)).sum())
+
+    for real, generated in ((many[0], many[1]), (few[0], few[1]), (few[0], many[1]), (many[0], few[1])):
+        sides = Moments.of(real), Moments.of(generated)
+        assert [side.features is not None for side in sides] == [len(real) < 12, len(generated) < 12]
+        assert root_trace(*sides) == pytest.approx(by_roots(*sides), rel=1e-7)  # the definition itself is off by 1e-8
+        # Sums alone, as ranks send them, have lost the vectors: their covariance has no full rank then.
+        bare = [Moments.unpack(side.pack(), 12) for side in sides]
+        assert root_trace(*bare) == pytest.approx(by_roots(*sides), rel=1e-5)
+
+
+def test_blocks_of_the_congruence_are_those_of_the_product() -> None:
+    root, symmetric = np.tril(RNG.normal(size=(70, 70))), RNG.normal(size=(70, 70))
+    symmetric = symmetric + symmetric.T
+    found = _congruent(root, symmetric, block=32)
+    assert np.tril(found) == pytest.approx(np.tril(root.T @ symmetric @ root))
+
+
+def test_vectors_are_kept_while_they_are_fewer_than_features() -> None:
+    parts = [Moments.of(RNG.normal(size=(3, 8))) for _ in range(3)]
+    two = parts[0] + parts[1]
+    assert two.features is not None and len(two.features) == 6
+    assert (two + parts[2]).features is None and (two + parts[2]).n == 9
+
+
+def test_moments_belong_to_an_extractor(tmp_path: Path) -> None:
+    moments = Moments.of(RNG.normal(size=(9, 4)))
+    moments.save(tmp_path / "real.npz", "inception, short side 256")
+    found = Moments.load(tmp_path / "real.npz", "inception, short side 256")
+    assert (found.n, found.covariance.tolist()) == (9, moments.covariance.tolist())
+    with pytest.raises(UserError, match="of the extractor"):
+        Moments.load(tmp_path / "real.npz", "micro")
+    with pytest.raises(UserError, match="eval moments"):
+        Moments.load(tmp_path / "none.npz", "micro")
+
+
+def test_inception_sees_what_the_protocol_says() -> None:
+    extractor = InceptionExtractor("w.pth", short_side=64, crop=True)
+    assert extractor._resized(pictures(1, 0, 128)[0][:96]).shape == (64, 64, 3)
+    assert InceptionExtractor("w.pth", short_side=64)._resized(pictures(1, 0, 128)[0][:96]).shape == (64, 85, 3)
+    assert extractor.name != InceptionExtractor("w.pth", short_side=64).name
 
 
 def test_order_and_batch_size_do_not_matter(extractor: MicroExtractor) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from m2chat.metrics.inter_rel import Elements, Modality, inter_rel, mm_relevance
+from m2chat.metrics.inter_rel import Elements, InterRelOptions, Modality, Relevance, inter_rel, mm_relevance
 
 X, Y, Z = np.eye(3)
 
@@ -51,8 +51,52 @@ def test_the_true_reply_is_its_own_ceiling() -> None:
 
 def test_mm_relevance_compares_place_by_place() -> None:
     reference = elements(("T", X), ("V", Y))
-    assert mm_relevance(reference, reference) == pytest.approx(100.0)
+    assert mm_relevance(reference, reference) == Relevance(100.0, 100.0, 100.0)
     # One of two places is right, one element is missing: P = 1, R = 1/2.
-    assert mm_relevance(reference, elements(("T", X))) == pytest.approx(200 / 3)
-    assert mm_relevance(reference, elements()) == 0.0
+    half = mm_relevance(reference, elements(("T", X)))
+    assert half is not None
+    assert (half.precision, half.recall, half.f1) == pytest.approx((100.0, 50.0, 200 / 3))
+    # One element too many: P = 2/3, R = 1.
+    more = mm_relevance(reference, elements(("T", X), ("V", Y), ("V", Z)))
+    assert more is not None
+    assert (more.precision, more.recall, more.f1) == pytest.approx((200 / 3, 100.0, 80.0))
+    assert mm_relevance(reference, elements()) == Relevance(0.0, 0.0, 0.0)
     assert mm_relevance(elements(), elements()) is None
+
+
+ONE = elements(("T", X), ("V", Y))
+SLANT = (X + Y) / np.sqrt(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "generated", "value", "slots"),
+    [
+        # t.v~ = 1 and v.t~ = sqrt(1/2)
+        (InterRelOptions(directions="tv"), (("T", SLANT), ("V", X)), 100.0, 1),
+        (InterRelOptions(directions="vt"), (("T", SLANT), ("V", X)), 100 * np.sqrt(0.5), 1),
+        # A missing picture: half of the slots, or none.
+        (InterRelOptions(missing="skip"), (("T", SLANT),), 100 * np.sqrt(0.5), 1),
+        (InterRelOptions(missing="zero"), (("T", SLANT),), 100 * np.sqrt(0.5), 2),
+        # A second picture is a neighbour of the text, or nobody's.
+        (InterRelOptions(), (("T", X), ("V", X), ("V", SLANT)), 100 * (1 + np.sqrt(0.5) + 0), 3),
+        (InterRelOptions(neighbor=False), (("T", X), ("V", X), ("V", SLANT)), 100.0, 2),
+        # All elements counted together: text 0 is held against places 0 and 1, picture 1 against 1 and 2.
+        (InterRelOptions(index="flat"), (("T", SLANT), ("V", X)), 100.0, 1),
+        (InterRelOptions(index="flat"), (("T", SLANT),), 0.0, 1),
+        (InterRelOptions(index="flat", missing="skip"), (("T", SLANT),), 0.0, 0),
+        (InterRelOptions(index="flat"), (("V", X), ("T", Y)), 200.0, 3),
+        (InterRelOptions(index="flat", neighbor=False), (("V", X), ("T", Y)), 200.0, 2),
+    ],
+)
+def test_other_readings_by_hand(
+    options: InterRelOptions, generated: tuple[tuple[Modality, np.ndarray], ...], value: float, slots: int
+) -> None:
+    found = inter_rel(ONE, elements(*generated), options)
+    assert (found.total, found.slots) == (pytest.approx(value), slots)
+
+
+def test_the_sum_is_eq_8_to_the_letter() -> None:
+    found = inter_rel(ONE, elements(("T", SLANT), ("V", X)))
+    assert found.reduced("sum") == pytest.approx(100 * (1 + np.sqrt(0.5)))
+    assert found.reduced("mean") == pytest.approx(50 * (1 + np.sqrt(0.5)))
+    assert inter_rel(elements(("T", X)), elements(("T", X))).reduced("sum") is None

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
 from m2chat.evaluation.store import EvalStore, Row
 from m2chat.schema import Prediction
@@ -188,3 +189,16 @@ def flat(rows: Sequence[Row], name: str) -> list[Any]:
 def count(rows: Sequence[Row], name: str) -> Estimate:
     """The sum of a counter, as a number without an interval."""
     return Estimate(float(sum(row.values[name] for row in rows)), len(rows))
+
+
+def refuse_not_finite(strict: bool, bad: int, what: str, prediction: Prediction) -> None:
+    """Stops an evaluation at embeddings or features that are not finite, if it is to be strict.
+
+    Raises:
+        UserError: That names the sample.
+    """
+    if strict and bad:
+        raise UserError(
+            f"{what} of sample {prediction.id!r} is not finite (strict=True): look at its picture and text, or set "
+            "strict to false, which leaves such samples out and counts them"
+        )

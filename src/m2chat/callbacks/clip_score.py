@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from m2chat.callbacks.base import MetricCallback, count, flat
+from m2chat.callbacks.base import MetricCallback, count, flat, refuse_not_finite
 from m2chat.evaluation.statistics import Estimate, estimate
 from m2chat.evaluation.store import EvalStore, Row
 from m2chat.evaluation.targets import targets_of
@@ -21,20 +21,31 @@ class CLIPScore(MetricCallback):
 
     Beside it ``clip_i`` (against the true pictures); in a test also ``clip_score_shuffled`` (the same pictures
     against the captions of other samples), ``clip_score_oracle`` (the true pictures), ``pictures_missing`` (due but
-    not drawn, and so in no mean) and ``clip_not_finite`` (left out too).
+    not drawn) and ``clip_not_finite`` (in no mean).
 
     Args:
         encoder: What embeds; the micro CLIP by default.
+        missing: A picture that is due but was not drawn is in no mean (``skip``), or counts 0 in ``clip_score``
+            (``zero``).
+        strict: Whether an embedding that is not finite stops the evaluation, instead of being left out and counted.
+        name: Of the score. Another one than ``clip_score`` stands for a second encoder on the same pictures, and
+            logs nothing but the score itself.
     """
 
-    key = "clip_score"
-
-    def __init__(self, encoder: TextImageEncoder | None = None) -> None:
+    def __init__(
+        self,
+        encoder: TextImageEncoder | None = None,
+        missing: Literal["skip", "zero"] = "skip",
+        strict: bool = False,
+        name: str = "clip_score",
+    ) -> None:
         self.network = self.encoder = encoder or OpenClipEncoder()
+        self.missing, self.strict = missing, strict
+        self.key = self.name = name
 
     def protocol(self) -> dict[str, Any]:
         """Which encoder."""
-        return {"clip_score_encoder": self.encoder.name}
+        return {f"{self.name}_encoder": self.encoder.name, f"{self.name}_missing": self.missing}
 
     def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """Cosines of each prediction's pictures."""
@@ -53,19 +64,27 @@ class CLIPScore(MetricCallback):
             return store.embed_images(self.encoder, [getattr(item, name) for item in items])
 
         wanted, given = texts(drawn), images(drawn, "generated")
-        score = cosines(given, wanted)
-        return {
-            "clip": score[np.isfinite(score)].tolist(),
-            "clip_i": cosines(images(both, "generated"), images(both, "truth")).tolist(),
-            "clip_oracle": cosines(images(known, "truth"), texts(known)).tolist(),
-            "pictures_missing": len(targets) - len(drawn),
-            "clip_not_finite": int((~np.isfinite(score)).sum()),
-            "text_embeddings": wanted,
-            "image_embeddings": given,
-        }
+        score, alike = cosines(given, wanted), cosines(images(both, "generated"), images(both, "truth"))
+        bad, lacking = int((~np.isfinite(score)).sum()), len(targets) - len(drawn)
+        refuse_not_finite(self.strict, bad, "a CLIP embedding", prediction)
+        zeros = [0.0] * lacking if self.missing == "zero" else []
+        found: dict[str, Any] = {"clip": [*score[np.isfinite(score)].tolist(), *zeros]}
+        if self.name == "clip_score":
+            found |= {
+                "clip_i": alike[np.isfinite(alike)].tolist(),
+                "clip_oracle": cosines(images(known, "truth"), texts(known)).tolist(),
+                "pictures_missing": lacking,
+                "clip_not_finite": bad,
+                "text_embeddings": wanted,
+                "image_embeddings": given,
+            }
+            return found
+        return {self.name: found["clip"]}
 
     def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
         """The score, and in a test its controls."""
+        if self.name != "clip_score":
+            return {self.name: estimate(flat(rows, self.name), clip_score)}
         results = {
             "clip_score": estimate(flat(rows, "clip"), clip_score),
             "clip_i": estimate(flat(rows, "clip_i"), mean_score),

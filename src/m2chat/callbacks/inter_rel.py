@@ -3,78 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from m2chat.callbacks.base import MetricCallback
+from m2chat.callbacks.base import MetricCallback, count, refuse_not_finite
 from m2chat.evaluation.statistics import Estimate, estimate
 from m2chat.evaluation.store import EvalStore, Row
 from m2chat.metrics.encoders import OpenClipEncoder, Picture, TextImageEncoder
-from m2chat.metrics.inter_rel import Elements, Modality, inter_rel, mm_relevance
+from m2chat.metrics.inter_rel import Elements, InterRelOptions, Modality, inter_rel, mm_relevance
 from m2chat.schema import Prediction, Reply
+
+LITERAL = InterRelOptions(reduction="sum")
+"""Eq. 8 as it is printed."""
 
 
 class InterRel(MetricCallback):
-    """Logs ``inter_rel`` and ``mm_relevance``, means over the replies for which they are defined.
+    """Logs ``inter_rel`` and ``mm_relevance`` (F1), means over the replies for which they are defined.
 
     In a test also ``inter_rel_sum`` (Eq. 8 to the letter), ``inter_rel_oracle`` (the true replies against
-    themselves: the most that can be expected of this encoder) and ``inter_rel_undefined`` (replies in which no text
-    meets a picture).
+    themselves: the most that can be expected of this encoder), ``inter_rel_undefined`` (replies in which no text
+    meets a picture), ``inter_rel_not_finite`` (left out), and precision and recall of MM-Relevance.
 
     Args:
         encoder: What embeds; the micro CLIP by default.
+        options: Another reading of Eq. 8.
+        strict: Whether an embedding that is not finite stops the evaluation.
     """
 
     key = "inter_rel"
 
-    def __init__(self, encoder: TextImageEncoder | None = None) -> None:
+    def __init__(
+        self,
+        encoder: TextImageEncoder | None = None,
+        options: InterRelOptions | None = None,
+        strict: bool = False,
+    ) -> None:
         self.network = self.encoder = encoder or OpenClipEncoder()
+        self.options, self.strict = options or InterRelOptions(), strict
 
     def protocol(self) -> dict[str, Any]:
         """Which encoder and which reading of Eq. 8."""
-        return {
-            "inter_rel_encoder": self.encoder.name,
-            "inter_rel": "mean over slots, both directions, missing element = 0, text = answer",
-        }
+        return {"inter_rel_encoder": self.encoder.name, "inter_rel": asdict(self.options)}
 
     def elements(self, store: EvalStore, reply: Reply) -> Elements:
-        """A reply's answers and pictures, embedded; captions are the model's own business and do not count."""
+        """A reply's texts and pictures, embedded; blank texts are no elements."""
+        source = self.options.text_source
+        texts = [(item.answer if source == "answer" else item.caption) or "" for item in reply.segments]
         order: list[Modality] = []
-        for segment, image in zip(reply.segments, reply.images, strict=True):
-            order += ["T"] if segment.answer.strip() else []
+        for text, image in zip(texts, reply.images, strict=True):
+            order += ["T"] if text.strip() else []
             order += ["V"] if image is not None else []
-        texts = iter(store.embed_texts(self.encoder, reply.texts))
+        words = iter(store.embed_texts(self.encoder, [text for text in texts if text.strip()]))
         pictures: list[Picture] = reply.pictures
         images = iter(store.embed_images(self.encoder, pictures))
-        rows = [next(texts) if modality == "T" else next(images) for modality in order]
+        rows = [next(words) if modality == "T" else next(images) for modality in order]
         return Elements(order, np.stack(rows) if rows else np.zeros((0, 0), np.float32))
 
     def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """Each reply's values; None where one is not defined."""
-        rows = []
-        for prediction in predictions:
-            reference = self.elements(store, prediction.reference)
-            generated = self.elements(store, prediction.generated)
-            value = inter_rel(reference, generated)
-            rows.append(
-                {
-                    "inter_rel": value.mean,
-                    "inter_rel_sum": value.total if value.slots else None,
-                    "inter_rel_oracle": inter_rel(reference, reference).mean,
-                    "mm_relevance": mm_relevance(reference, generated),
-                }
-            )
-        return rows
+        return [self._measure(store, prediction) for prediction in predictions]
+
+    def _measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        names = ["inter_rel", "inter_rel_sum", "inter_rel_oracle"]
+        names += ["mm_relevance", "mm_relevance_precision", "mm_relevance_recall"]
+        reference = self.elements(store, prediction.reference)
+        generated = self.elements(store, prediction.generated)
+        finite = reference.finite and generated.finite
+        refuse_not_finite(self.strict, not finite, "a CLIP embedding", prediction)
+        found: dict[str, Any] = {**dict.fromkeys(names), "inter_rel_not_finite": not finite}
+        if finite:
+            way = self.options.reduction
+            found["inter_rel"] = inter_rel(reference, generated, self.options).reduced(way)
+            found["inter_rel_sum"] = inter_rel(reference, generated, LITERAL).reduced("sum")
+            found["inter_rel_oracle"] = inter_rel(reference, reference, self.options).reduced(way)
+            if relevance := mm_relevance(reference, generated):
+                found["mm_relevance"] = relevance.f1
+                found["mm_relevance_precision"] = relevance.precision
+                found["mm_relevance_recall"] = relevance.recall
+        return found
 
     def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
         """Means over the replies for which a value is defined."""
-        names = ["inter_rel", "mm_relevance"] + (["inter_rel_sum", "inter_rel_oracle"] if full else [])
+        names = ["inter_rel", "mm_relevance"]
+        if full:
+            names += ["inter_rel_sum", "inter_rel_oracle", "mm_relevance_precision", "mm_relevance_recall"]
         results = {}
         for name in names:
             values = [row.values[name] for row in rows]
             results[name] = estimate([value for value in values if value is not None])
         if full:
+            bad = count(rows, "inter_rel_not_finite")
             undefined = sum(row.values["inter_rel"] is None for row in rows)
-            results["inter_rel_undefined"] = Estimate(float(undefined), len(rows))
+            results["inter_rel_undefined"] = Estimate(undefined - bad.value, len(rows))
+            results["inter_rel_not_finite"] = bad
         return results

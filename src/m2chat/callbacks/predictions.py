@@ -1,7 +1,8 @@
-"""What a test leaves in its folder: every prediction, and the results."""
+"""What a test leaves in its folder: every prediction, the results, and a page to look at."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,29 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from m2chat.callbacks.base import EvaluationCallback, Stage, store_of
 from m2chat.evaluation import ranks
-from m2chat.evaluation.results import prediction_row, versions, write_images, write_predictions, write_results
+from m2chat.evaluation.journal import Journal, known_replies
+from m2chat.evaluation.page import write_page
+from m2chat.evaluation.results import (
+    prediction_row,
+    settings_hash,
+    versions,
+    write_images,
+    write_predictions,
+    write_results,
+)
 from m2chat.evaluation.statistics import Estimate
 from m2chat.schema import Prediction
 
 
 class Predictions(EvaluationCallback):
-    """Writes ``predictions.jsonl``, ``images/`` and ``results.json`` beside the events file of a test.
+    """Writes ``predictions.jsonl``, ``images/``, ``results.json`` and ``report.html`` beside the events file of a test.
 
-    The protocol in ``results.json`` holds the versions, the seed, the module's hyperparameters and, if the module has
-    a method ``protocol()``, what that returns (checkpoint, steps, guidance, trained or zero-shot, ...).
+    The protocol in ``results.json`` holds the versions, the seeds, a hash of the settings, which samples were
+    evaluated and, if the module has a method ``protocol()``, what that returns (checkpoint, steps, guidance, trained or
+    zero-shot, ...).
+
+    Replies are on disk as soon as they come. With `evaluation.resume` a module that has a method ``recall`` takes
+    those of an interrupted evaluation from its folder.
 
     Args:
         dataset: What is evaluated: with ``coco``, ``cc3m`` or ``mmdialog`` reports show the paper's numbers too.
@@ -32,23 +46,32 @@ class Predictions(EvaluationCallback):
         self.extra = protocol or {}
         self._folder = Path()
         self._rows: dict[str, dict[str, Any]] = {}
+        self._generation = ""
+        self._journal: Journal | None = None
 
     def begin(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         """Chooses the folder; the trainer must be asked on every rank."""
-        if stage == "test":
-            self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-            self._rows = {}
+        if stage != "test":
+            return
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._rows = {}
+        self._generation = settings_hash(_described(module))
+        if earlier := getattr(getattr(module, "evaluation", None), "resume", None):
+            known = known_replies(Path(earlier), self._generation)
+            module.recall(known)  # type: ignore[operator]
+            rank_zero_info(f"Resuming: {len(known)} replies are known from {earlier}")
+        self._journal = Journal(self._folder, ranks.world()[0], self._generation)
 
     def see(self, trainer: Trainer, predictions: list[Prediction], stage: Stage) -> None:
         """Writes pictures as they come, since not all of them fit into memory."""
         if stage != "test":
             return
-        rank, size = ranks.world()
         for prediction in predictions:
             if prediction.id not in self._rows:
-                number = rank + size * len(self._rows)
-                images = write_images(self._folder, number, prediction)
-                self._rows[prediction.id] = prediction_row(number, prediction, images)
+                row = prediction_row(prediction, write_images(self._folder, prediction))
+                self._rows[prediction.id] = row
+                if self._journal is not None:
+                    self._journal.add(row)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what needs all ranks and all metrics."""
@@ -62,20 +85,34 @@ class Predictions(EvaluationCallback):
         }
         if trainer.is_global_zero:
             write_predictions(self._folder, rows.values())
-            path = write_results(self._folder, metrics | store.results, self._protocol(trainer, pl_module))
-            rank_zero_info(f"Results: {path}")
+            path = write_results(self._folder, metrics | store.results, self._protocol(trainer, pl_module, list(rows)))
+            page = write_page(self._folder)
+            rank_zero_info(f"Results: {path}\nTo look at: {page}")
+        ranks.gather(None)  # no rank removes its journal before the first has written everything
+        if self._journal is not None:
+            self._journal.close()
 
-    def _protocol(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        describe = getattr(module, "protocol", None)
-        return {
+    def _protocol(self, trainer: Trainer, module: LightningModule, ids: list[str]) -> dict[str, Any]:
+        described = _described(module)
+        settings = {
             "dataset": self.dataset,
-            "seed": os.environ.get("PL_GLOBAL_SEED"),
-            "checkpoint": trainer.ckpt_path,
             "precision": trainer.precision,
-            "ranks": trainer.world_size,
-            "versions": versions(),
-            "config": dict(module.hparams),
+            "samples": {"n": len(ids), "sha256": hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()},
             **store_of(trainer).protocol,
-            **(describe() if describe is not None else {}),
+            **described,
             **self.extra,
         }
+        return {
+            **settings,
+            "seeds": {"run": os.environ.get("PL_GLOBAL_SEED"), "noise": described.get("seed")},
+            "checkpoint": trainer.ckpt_path,
+            "ranks": trainer.world_size,
+            "versions": versions(),
+            "generation": self._generation,
+            "config_hash": settings_hash(settings),
+        }
+
+
+def _described(module: LightningModule) -> dict[str, Any]:
+    describe = getattr(module, "protocol", None)
+    return dict(describe()) if describe is not None else {}

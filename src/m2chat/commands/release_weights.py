@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-KEPT = ("m2chat", "tasks", "config", "pytorch-lightning_version", "epoch", "global_step")
+KEPT = ("m2chat", "tasks", "costs", "config", "pytorch-lightning_version", "epoch", "global_step")
 """What stays beside the weights: what they are and were trained on, and what `--ckpt_path` needs to evaluate them."""
 
 

@@ -39,6 +39,7 @@ class M2ChatDataModule(LightningDataModule):
         train: Sources to train on.
         val: Sources to validate on.
         test: Sources to test on.
+        leave_out: Names of sources in `train` that are not trained on after all.
         language_model: Folder with LLaMA's ``tokenizer.model``.
         vision_encoder: An open_clip folder, or a name that open_clip knows.
         image_decoder: A diffusers folder, or SDXL in one file.
@@ -52,6 +53,7 @@ class M2ChatDataModule(LightningDataModule):
         seed: Of the order, and of which reply of a conversation is learned.
         val_samples: Replies to validate on, spread evenly over the sources; all by default.
         test_samples: The same for testing.
+        test_draw: Seed by which `test_samples` are drawn by lot instead, such as COCO's 30,000.
         check_leaks: Whether to refuse samples to validate or test on that also occur in training.
         random_crop: Whether training takes the square of a target picture from anywhere; evaluation takes the middle.
             What is cut off is told to SDXL either way.
@@ -68,6 +70,7 @@ class M2ChatDataModule(LightningDataModule):
         train: list[SourceConfig] | None = None,
         val: list[SourceConfig] | None = None,
         test: list[SourceConfig] | None = None,
+        leave_out: list[str] | None = None,
         language_model: str = "data/micro/llama",
         vision_encoder: str = "data/micro/clip",
         image_decoder: str = "data/micro/sdxl",
@@ -81,6 +84,7 @@ class M2ChatDataModule(LightningDataModule):
         seed: int = 0,
         val_samples: int | None = None,
         test_samples: int | None = None,
+        test_draw: int | None = None,
         check_leaks: bool = True,
         random_crop: bool = False,
         flip: float = 0.0,
@@ -96,12 +100,13 @@ class M2ChatDataModule(LightningDataModule):
         for name, count, least in (("length_bucketing", length_bucketing, 0), ("prefetch_factor", prefetch_factor, 1)):
             if count < least:
                 raise UserError(f"data.{name}={count} batches: give {least} or more")
-        self.configs = {"train": train or [], "val": val or [], "test": test or []}
+        self.configs = {"train": _without(train or [], leave_out or []), "val": val or [], "test": test or []}
         self.language_model, self.vision_encoder, self.image_decoder = language_model, vision_encoder, image_decoder
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.samples_per_epoch, self.num_workers, self.seed = samples_per_epoch, num_workers, seed
         self.num_image_tokens, self.max_tokens, self.image_size = num_image_tokens, max_tokens, image_size
         self.limits = {"val": val_samples, "test": test_samples}
+        self.test_draw = test_draw
         self.check_leaks = check_leaks
         self.augmentation = Augmentation(random_crop, flip)
         self.length_bucketing, self.prefetch_factor = length_bucketing, prefetch_factor
@@ -219,7 +224,9 @@ class M2ChatDataModule(LightningDataModule):
         sources = self._open(split)
         if not sources:
             return []
-        return self._loader(split, EvalStream(sources, self.eval_batch_size, self.limits[split], *_rank_of_ranks()))
+        draw = self.test_draw if split == "test" else None
+        stream = EvalStream(sources, self.eval_batch_size, self.limits[split], *_rank_of_ranks(), draw=draw)
+        return self._loader(split, stream)
 
     def _loader(
         self, split: str, stream: ShardStream | EvalStream, seek: Callable[[], None] = lambda: None
@@ -243,6 +250,18 @@ class M2ChatDataModule(LightningDataModule):
                 f"train and val share {len(both)} shards, the first is {both[0]}: results on seen data mean nothing; "
                 "give them different paths"
             )
+
+
+def _without(sources: list[SourceConfig], names: list[str]) -> list[SourceConfig]:
+    """The sources but those of these names.
+
+    Raises:
+        UserError: If a name is none of theirs: it was meant to be left out.
+    """
+    if unknown := set(names) - {source.name for source in sources} if sources else set():
+        known = ", ".join(source.name for source in sources)
+        raise UserError(f"data.leave_out names {', '.join(sorted(unknown))}, but data.train has {known}")
+    return [source for source in sources if source.name not in names]
 
 
 def _rank_of_ranks() -> tuple[int, int]:

@@ -256,14 +256,23 @@ class EvalStream(_Stream):
         limit: Replies to evaluate, spread evenly over all; all of them by default.
         rank: Which rank this is.
         ranks: How many there are.
+        draw: Seed by which they are drawn by lot instead, and kept in order.
     """
 
     def __init__(
-        self, sources: Sequence[Source], batch_size: int, limit: int | None = None, rank: int = 0, ranks: int = 1
+        self,
+        sources: Sequence[Source],
+        batch_size: int,
+        limit: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        draw: int | None = None,
     ) -> None:
         views = [(number, *reply) for number, source in enumerate(sources) for reply in source.replies()]
         size = min(limit or len(views), len(views))
-        self._views = [views[k * len(views) // size] for k in range(size)]
+        even = [k * len(views) // size for k in range(size)]
+        lots = even if draw is None else sorted(random.Random(draw).sample(range(len(views)), size))
+        self._views = [views[k] for k in lots]
         super().__init__(sources, batch_size, size, rank, ranks)
 
     def item(self, position: int, missed: list[tuple[str, str]]) -> Item | None:

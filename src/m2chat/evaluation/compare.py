@@ -7,7 +7,6 @@ generated and nothing but the files is trusted.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 
 from m2chat.errors import UserError
 from m2chat.evaluation.judge import judge
-from m2chat.evaluation.results import PREDICTIONS
+from m2chat.evaluation.results import read_predictions
 from m2chat.evaluation.statistics import Estimate, estimate
 from m2chat.world import parse_caption
 
@@ -33,12 +32,8 @@ def judged_pictures(folder: Path) -> dict[str, dict[str, Any]]:
     """
     from PIL import Image
 
-    path = folder / PREDICTIONS
-    if not path.is_file():
-        raise UserError(f"no {PREDICTIONS} in {folder}: name the folder of a `lightning test` run")
     names, wanted, hidden, pictures = [], [], [], []
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in read_predictions(folder):
         due = [segment for segment in row["reference"] if segment["caption"] is not None]
         drawn = [segment["image"] for segment in row["generated"] if segment["image"]]
         for index, (segment, image) in enumerate(zip(due, drawn, strict=False)):

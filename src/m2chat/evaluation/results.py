@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +25,25 @@ IMAGES = "images"
 _PACKAGES = (
     "m2chat torch lightning transformers diffusers open_clip_torch sacrebleu rouge-score torch-fidelity numpy".split()
 )
+
+
+_NOT_SETTINGS = frozenset({"weights", "tasks", "costs", "versions", "ranks", "checkpoint"})
+"""What a protocol says beyond settings: names of files, and what happened."""
+
+
+def settings_hash(protocol: Mapping[str, Any]) -> str:
+    """A short hash of an evaluation's settings: equal hashes, equal settings and weights.
+
+    Args:
+        protocol: Settings, and other entries that are left out, such as the names of files.
+    """
+    settings = {name: value for name, value in protocol.items() if name not in _NOT_SETTINGS}
+    return hashlib.sha256(json.dumps(_plain(settings), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Key that orders texts so that ``x10`` comes behind ``x9``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def versions() -> dict[str, str | None]:
@@ -98,14 +119,14 @@ def read_results(path: Path) -> tuple[dict[str, Estimate], dict[str, Any]]:
         raise UserError(f"{path} is no {RESULTS} of an evaluation ({error!r})") from error
 
 
-def write_images(folder: Path, number: int, prediction: Prediction) -> dict[str, list[str | None]]:
-    """Writes a prediction's pictures as PNG files named after a running number.
+def write_images(folder: Path, prediction: Prediction) -> dict[str, list[str | None]]:
+    """Writes a prediction's pictures as PNG files, named after a hash of its id.
 
-    Ids come from data sets and may hold anything, such as ``../``; so they never become file names.
+    Ids come from data sets and may hold anything, such as ``../``; so they never become file names. The names do not
+    depend on the number of ranks, so that an evaluation may go on with another.
 
     Args:
         folder: The evaluation's folder; the pictures go to ``images/`` in it.
-        number: Running number of the prediction.
         prediction: What to write.
 
     Returns:
@@ -115,6 +136,7 @@ def write_images(folder: Path, number: int, prediction: Prediction) -> dict[str,
     from PIL import Image
 
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    stem = hashlib.sha256(prediction.id.encode()).hexdigest()[:16]
     sets = {
         "context": (prediction.context,) if prediction.context is not None else (),
         "reference": prediction.reference.images,
@@ -127,7 +149,7 @@ def write_images(folder: Path, number: int, prediction: Prediction) -> dict[str,
             if picture is None:
                 names[role].append(None)
             else:
-                name = f"{IMAGES}/{number:06d}_{role}_{index}.png"
+                name = f"{IMAGES}/{stem}_{role}_{index}.png"
                 Image.fromarray(picture).save(folder / name)
                 names[role].append(name)
     return names
@@ -138,16 +160,14 @@ def _segments(reply: Reply, pictures: list[str | None]) -> list[dict[str, str | 
     return [{"answer": item.answer, "caption": item.caption, "image": image} for item, image in pairs]
 
 
-def prediction_row(number: int, prediction: Prediction, images: Mapping[str, list[str | None]]) -> dict[str, Any]:
+def prediction_row(prediction: Prediction, images: Mapping[str, list[str | None]]) -> dict[str, Any]:
     """A prediction as one line of ``predictions.jsonl``: enough to compute every metric again.
 
     Args:
-        number: Running number of the prediction.
         prediction: What to write.
         images: From `write_images`.
     """
     return {
-        "number": number,
         "id": prediction.id,
         "kind": prediction.kind,
         "source": prediction.source,
@@ -159,9 +179,26 @@ def prediction_row(number: int, prediction: Prediction, images: Mapping[str, lis
     }
 
 
+def line_of(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes ``predictions.jsonl``, one prediction a line, in the order of their numbers."""
+    """Writes ``predictions.jsonl``, one prediction a line, ordered and numbered by their ids."""
     path = folder / PREDICTIONS
-    ordered = sorted(rows, key=lambda row: int(row["number"]))
-    _write(path, "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in ordered))
+    ordered = sorted(rows, key=lambda row: natural(str(row["id"])))
+    _write(path, "".join(line_of({"number": number, **row}) for number, row in enumerate(ordered)))
     return path
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """The rows that `write_predictions` wrote.
+
+    Raises:
+        UserError: If there are none.
+    """
+    path = folder / PREDICTIONS
+    if not path.is_file():
+        raise UserError(f"no {PREDICTIONS} in {folder}: name the folder of a `lightning test` run")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -18,12 +18,11 @@ from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare
 from m2chat.evaluation.paper import paper_values
 from m2chat.evaluation.report import NOTE, aligned
-from m2chat.evaluation.results import PREDICTIONS, RESULTS, read_results
+from m2chat.evaluation.results import PREDICTIONS, RESULTS, natural, read_results
 
 Values = dict[str, dict[int, float]]
 """Metric to seed to value."""
 
-_BEGIN, _END = "<!-- seeds: begin -->", "<!-- seeds: end -->"
 _HEADER = ("metric", "mean", "std", "min ... max", "seeds", "paper (7B, real data)")
 _SAME = ("stage", "dataset", "gate_mode", "layout", "given", "context", "conditioner", "steps", "guidance")
 _PAIRS = (
@@ -32,11 +31,6 @@ _PAIRS = (
     ("eval_context", "eval_context_gate_off"),
 )
 """Evaluations of the same samples that are also compared picture by picture."""
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Orders paths so that version_10 comes behind version_9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.as_posix())]
 
 
 def find_results(root: Path) -> dict[str, dict[int, Path]]:
@@ -52,7 +46,7 @@ def find_results(root: Path) -> dict[str, dict[int, Path]]:
         UserError: If there are none.
     """
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(root.glob(f"seed_*/**/{RESULTS}"), key=_natural):
+    for path in sorted(root.glob(f"seed_*/**/{RESULTS}"), key=lambda path: natural(path.as_posix())):
         top, *rest = path.parent.relative_to(root).parts
         if not (seed := re.fullmatch(r"seed_(\d+)", top)):
             continue
@@ -141,12 +135,19 @@ def tables(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_section(path: Path, text: str) -> None:
-    """Puts the text between our marks in a file, behind what is there if it has none yet; the rest stays."""
-    section = f"{_BEGIN}\n{text}{_END}\n"
+def write_section(path: Path, text: str, name: str = "seeds") -> None:
+    """Puts the text between the marks of a section in a file, behind what is there if it has none yet.
+
+    Args:
+        path: Markdown file; the rest of it stays.
+        text: Of the section.
+        name: Of the section.
+    """
+    start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    section = f"{start}\n{text}{end}\n"
     old = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
-    before, begin, rest = old.partition(_BEGIN)
-    after = rest.partition(f"{_END}\n")[2] if begin else ""
+    before, begin, rest = old.partition(start)
+    after = rest.partition(f"{end}\n")[2] if begin else ""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text((before if begin else f"{old}\n") + section + after, encoding="utf-8")
 

@@ -138,13 +138,18 @@ class InceptionExtractor(_NetworkExtractor):
         weights_path: torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``.
         short_side: Pictures are first brought to this short side, bilinear and uncropped; None leaves them. The
             network then squeezes each to 299 x 299 as TensorFlow 1 did, without antialiasing.
+        crop: Whether the middle square is cut out then, as COCO's protocol does.
         batch_size: Pictures in one forward pass.
     """
 
     metric = "fid"
 
-    def __init__(self, weights_path: str, short_side: int | None = 256, batch_size: int = 32) -> None:
-        super().__init__(f"{Path(weights_path).name}, short side {short_side}", batch_size)
+    def __init__(
+        self, weights_path: str, short_side: int | None = 256, crop: bool = False, batch_size: int = 32
+    ) -> None:
+        cut = ", middle square" if crop else ""
+        super().__init__(f"{Path(weights_path).name}, short side {short_side}{cut}", batch_size)
+        self.crop = crop
         self.weights_path = weights_path
         self.short_side = short_side
 
@@ -175,11 +180,16 @@ class InceptionExtractor(_NetworkExtractor):
         from PIL import Image
 
         height, width = picture.shape[:2]
-        if self.short_side is None or min(height, width) == self.short_side:
+        if self.short_side is not None and min(height, width) != self.short_side:
+            scale = self.short_side / min(height, width)
+            size = (round(width * scale), round(height * scale))
+            picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+        if not self.crop:
             return picture
-        scale = self.short_side / min(height, width)
-        size = (round(width * scale), round(height * scale))
-        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+        height, width = picture.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return picture[top : top + side, left : left + side]
 
     def _forward(self, network: Any, pixels: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = network(pixels)[0]

@@ -15,6 +15,7 @@ from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import M3Adapter
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
+from m2chat.models.vlm_sd import VLMSDModel
 
 if TYPE_CHECKING:
     from m2chat.models.llama_adapter import AdapterLlamaForCausalLM
@@ -39,14 +40,8 @@ def build_m2chat(
         UserError: If a folder or a file is missing, broken or of another network; names the setting, the path and the
             remedy.
     """
-    llama, visual_query = load_language(backbone, frozen_dtype)
-    clip = load_clip(backbone, frozen_dtype)
+    llama, visual_query, clip = load_reader(backbone, frozen_dtype)
     decoder = ImageDecoder(backbone.image_decoder, frozen_dtype)
-    if clip.width != visual_query.clip_proj.in_features:
-        raise UserError(
-            f"backbone.vision_encoder={backbone.vision_encoder!r} has tokens of width {clip.width}, but "
-            f"backbone.adapter={backbone.adapter!r} was trained on width {visual_query.clip_proj.in_features}"
-        )
     connector = M3Adapter(
         m3adapter,
         llama.config.hidden_size,
@@ -56,6 +51,38 @@ def build_m2chat(
         decoder.pooled_width,
     )
     return M2ChatModel(llama, clip, visual_query, connector, decoder)
+
+
+def build_vlm_sd(backbone: BackboneConfig) -> VLMSDModel:
+    """Loads the backbones of the baseline "VLM + SD finetune"; nothing is frozen yet but the eye.
+
+    Raises:
+        UserError: As `build_m2chat`.
+    """
+    llama, visual_query, clip = load_reader(backbone)
+    return VLMSDModel(llama, clip, visual_query, ImageDecoder(backbone.image_decoder), backbone.image_decoder)
+
+
+def load_reader(
+    backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32
+) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder, ClipTokens]:
+    """The language model, the maker of visual queries and the eye.
+
+    Args:
+        backbone: Where they lie.
+        frozen_dtype: Of what is never trained.
+
+    Raises:
+        UserError: If a part is missing, or the eye does not fit the adapter.
+    """
+    llama, visual_query = load_language(backbone, frozen_dtype)
+    clip = load_clip(backbone, frozen_dtype)
+    if clip.width != visual_query.clip_proj.in_features:
+        raise UserError(
+            f"backbone.vision_encoder={backbone.vision_encoder!r} has tokens of width {clip.width}, but "
+            f"backbone.adapter={backbone.adapter!r} was trained on width {visual_query.clip_proj.in_features}"
+        )
+    return llama, visual_query, clip
 
 
 def load_language(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 from collections.abc import Collection, Iterable, Mapping
@@ -52,6 +53,15 @@ def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
     return {
         plain_name(name): parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad
     }
+
+
+def trained_digest(module: nn.Module) -> str:
+    """A short hash of the trained parameters: which weights an evaluation has seen, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trainable_state_dict(module).items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

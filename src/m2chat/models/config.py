@@ -63,6 +63,7 @@ class M3AdapterConfig:
         blocks: M, blocks of each branch.
         layers: Language model layers that it reads: -1 is the last, after the final norm. Several are mixed with
             learned softmax weights.
+        f_img: Whether the image branch sees the context picture; without, it has its queries alone.
         gate: How the two branches are mixed.
     """
 
@@ -70,4 +71,5 @@ class M3AdapterConfig:
     heads: int = 24
     blocks: int = 2
     layers: tuple[int, ...] = (-1,)
+    f_img: bool = True
     gate: GateConfig = field(default_factory=GateConfig)

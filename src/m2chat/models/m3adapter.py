@@ -187,6 +187,8 @@ class M3Adapter(nn.Module):
         if use_image and self.config.gate.mode != "off":
             picture = self.queries.expand(batch, -1, -1)
             seen = self.norm_picture(f_img.to(self.norm_picture.weight.dtype))
+            if not self.config.f_img:  # times zero, so that its parameters still get gradients on every rank
+                seen = seen * 0
             for block in self.image_blocks:
                 picture = block(picture, seen, None)
             fused = fuse(picture, semantic, gate)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import nn
+
 from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.m2chat import M2ChatModel
 
-Stage = Literal["align", "m3ft"]
+Stage = Literal["align", "m3ft", "vlm_sd"]
+"""Training stages; ``vlm_sd`` is that of the baseline."""
 
 
 def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:
@@ -29,13 +32,7 @@ def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:
     return names
 
 
-def set_trainable(model: M2ChatModel, stage: Stage) -> set[str]:
-    """Freezes everything but what a stage trains.
-
-    Returns:
-        The names of what it trains.
-    """
-    names = trainable_names(model, stage)
+def set_trainable(model: nn.Module, names: set[str]) -> None:
+    """Freezes everything but the parameters of these names."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-    return names

@@ -13,15 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.generation import (
-    Decoding,
-    SpecialTokens,
-    TokenSegment,
-    decode_replies,
-)
+from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, decode_replies
 from m2chat.models.image_decoder import OnStep
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
+from m2chat.models.vlm_sd import VLMSDModel
 from m2chat.schema import Batch, Reply, Segment
 from m2chat.text import Layout, View, view_of
 
@@ -70,14 +66,15 @@ class Replier:
 
     def __init__(
         self,
-        model: M2ChatModel,
+        model: M2ChatModel | VLMSDModel,
         layout: Layout,
         decoding: Decoding,
         draw: DrawSettings,
         use_image: bool = True,
         conditioner: Conditioner = "m3adapter",
     ) -> None:
-        self.model, self.layout, self.draw, self.use_image = model, layout, draw, use_image
+        self.model: Any = model
+        self.layout, self.draw, self.use_image = layout, draw, use_image
         self.conditioner = conditioner
         self.decoding = replace(decoding, num_image_tokens=layout.num_image_tokens)
         tokens = layout.tokenizer
@@ -173,7 +170,8 @@ class Replier:
         self, places: list[tuple[int, int]], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
     ) -> Condition:
         """What the image decoder is told of each picture."""
-        condition = self.model.look_and_condition(self._pictures_batch(places, prompts, replies, batch), self.use_image)
+        rows = self._pictures_batch(places, prompts, replies, batch)
+        condition: Condition = self.model.look_and_condition(rows, self.use_image)
         if self.conditioner == "text_encoder":
             condition.h_align, condition.h_palign = self._encoded_captions(places, batch)
         return condition
@@ -221,7 +219,10 @@ class Replier:
                 "'reply' and test on replies of one picture"
             )
         chosen = [i for i, _ in places]
-        return self.model.decoder.encode_text(batch.caption_ids[chosen], batch.caption_ids_2[chosen])
+        encoded: tuple[Tensor, Tensor | None] = self.model.decoder.encode_text(
+            batch.caption_ids[chosen], batch.caption_ids_2[chosen]
+        )
+        return encoded
 
     def _pictures_batch(
         self, places: list[tuple[int, int]], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch

@@ -37,7 +37,7 @@ class AlignModule(M2ChatModule):
         noise = self.draw_noise(batch)
         output = self.model(batch, noise, use_image=False, with_text=False, features=features)
         ddpm, align = self.picture_losses(batch, noise, output)
-        return {"loss": ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
+        return {"loss": self.lambda_ddpm * ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of Eq. 6."""

@@ -1,4 +1,4 @@
-"""What both stages share: building, initialising, noise, logging, optimiser, and generation for evaluation."""
+"""What both stages share: building, initialising, noise, logging, optimiser, and the settings of evaluation."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.losses import align_loss, ddpm_loss
 from m2chat.models.build import build_m2chat, fingerprint
-from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkpoint
+from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkpoint, trained_digest
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
 from m2chat.models.trainable import Stage, set_trainable, trainable_names
 from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
-from m2chat.schema import KINDS, Batch, Prediction
+from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.training.config import EvalConfig, OptimConfig
+from m2chat.training.cost import Cost
 from m2chat.training.global_batch import weights_of_means
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
-from m2chat.training.references import reference_of, with_blank_context
+from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.sharding import shard
-from m2chat.training.trained_only import TrainedOnlyModule
 
 
-class M2ChatModule(TrainedOnlyModule):
+class M2ChatModule(PredictingModule):
     """Base of the two training stages.
 
     Args:
@@ -41,6 +41,7 @@ class M2ChatModule(TrainedOnlyModule):
         optim: Optimiser and schedule.
         evaluation: How replies are generated.
         phi: Weight of L_align.
+        lambda_ddpm: Weight of L_ddpm, 1 in the paper; 0 trains by alignment alone.
         ddpm_samples: Samples of each batch that L_ddpm looks at, the first so many with a picture; None for all.
         ddpm_draws: Timesteps and noises drawn for each of them. A frozen UNet that is small beside the rest gives a
             steadier gradient for little time.
@@ -62,6 +63,7 @@ class M2ChatModule(TrainedOnlyModule):
         optim: OptimConfig | None = None,
         evaluation: EvalConfig | None = None,
         phi: float = 1.0,
+        lambda_ddpm: float = 1.0,
         ddpm_samples: int | None = None,
         ddpm_draws: int = 1,
         drop_condition: float = 0.1,
@@ -75,12 +77,13 @@ class M2ChatModule(TrainedOnlyModule):
         self.backbone = backbone or BackboneConfig()
         self.m3adapter = m3adapter or M3AdapterConfig()
         self.optim, self.evaluation = optim or OptimConfig(), evaluation or EvalConfig()
-        self.phi, self.ddpm_samples, self.ddpm_draws = phi, ddpm_samples, ddpm_draws
+        self.phi, self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = phi, lambda_ddpm, ddpm_samples, ddpm_draws
         self.drop_condition, self.seed = drop_condition, seed
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
         self.shard_frozen = shard_frozen
         self.model: M2ChatModel = None  # type: ignore[assignment]
         self.tasks: set[str] = set()
+        self.cost, self.costs_before = Cost(self.stage), list[dict[str, Any]]()
         self.source, self._fingerprint = "new", ""
 
     # Building
@@ -90,14 +93,32 @@ class M2ChatModule(TrainedOnlyModule):
         self._fingerprint = self._fingerprint or fingerprint(self.backbone)
         return self._fingerprint
 
+    def build(self) -> Any:
+        """The model as it is before any training of ours."""
+        return build_m2chat(self.backbone, self.m3adapter)
+
+    def trained_parts(self) -> dict[str, tuple[torch.nn.Module, float]]:
+        """Parts that may be trained, each by its name in the model and with its peak learning rate."""
+        model, config = self.model, self.optim
+        lr_language = config.lr if config.lr_language is None else config.lr_language
+        return {
+            "m3adapter": (model.m3adapter, config.lr),
+            "llama": (model.llama, lr_language),
+            "visual_query": (model.visual_query, lr_language),
+        }
+
+    def names_of(self, stage: Stage) -> set[str]:
+        """Names of the model's parameters that a stage trains."""
+        return trainable_names(self.model, stage)
+
     def configure_model(self) -> None:
         """Builds the model once, freezes what the stage does not train, loads the weights to start from, shards."""
         if self.model is not None:
             return
         torch.manual_seed(self.seed)  # the connector's start belongs to the seed, whatever was drawn before
-        self.model = build_m2chat(self.backbone, self.m3adapter)
+        self.model = self.build()
         self.source = self._load_start()
-        set_trainable(self.model, self.stage)
+        set_trainable(self.model, self.names_of(self.stage))
         if getattr(self, "device_mesh", None) is not None:
             shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
 
@@ -120,9 +141,11 @@ class M2ChatModule(TrainedOnlyModule):
                     f"{self.checkpoint_root}/, and none is shipped at {path}: train that stage first, or name a file "
                     f"with {'--ckpt_path' if testing else '--model.init_args.init_from'}"
                 )
-        names = trainable_names(self.model, wanted)
+        names = self.names_of(wanted)
         load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, fingerprint=self.fingerprint())
-        self.tasks = set(read_checkpoint(path).get("tasks", [])) if testing else set()
+        payload = read_checkpoint(path)
+        self.tasks = set(payload.get("tasks", [])) if testing else set()
+        self.costs_before = payload.get("costs", [])
         rank_zero_info(f"{'Evaluating' if testing else 'Starting from'} the weights of {path}")
         return str(path)
 
@@ -189,13 +212,7 @@ class M2ChatModule(TrainedOnlyModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what the stage trains."""
         config = self.optim
-        model, lr_language = self.model, config.lr if config.lr_language is None else config.lr_language
-        parts = {
-            "m3adapter": (model.m3adapter, config.lr),
-            "llama": (model.llama, lr_language),
-            "visual_query": (model.visual_query, lr_language),
-        }
-        groups: Any = rated_groups(parts, config.weight_decay)
+        groups: Any = rated_groups(self.trained_parts(), config.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.betas)
         total = int(self.trainer.estimated_stepping_batches)
         if config.schedule == "cosine":
@@ -210,71 +227,70 @@ class M2ChatModule(TrainedOnlyModule):
         """Remembers which tasks were trained, so that results can say "trained" or "zero-shot"."""
         self.tasks.update(sample.kind for sample in batch.samples)
 
+    def on_train_start(self) -> None:
+        """Starts the clock."""
+        self.cost.start(self.trainer.world_size, self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Counts."""
+        self.cost.add(len(batch) * self.trainer.world_size)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the trained tasks, and what it takes to build the model again."""
+        """Adds the trained tasks and what they have cost, and what it takes to build the model again."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["tasks"] = sorted(self.tasks)
+        checkpoint["costs"] = [*self.costs_before, self.cost.as_dict()]
         checkpoint["config"] = {"backbone": asdict(self.backbone), "m3adapter": asdict(self.m3adapter)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them back."""
         super().on_load_checkpoint(checkpoint)
         self.tasks = set(checkpoint.get("tasks", []))
+        if costs := checkpoint.get("costs"):
+            self.costs_before, self.cost = costs[:-1], Cost(**costs[-1])
 
     # Evaluation
 
     def protocol(self) -> dict[str, Any]:
         """How the evaluation was done, for the results file."""
+        settings = asdict(self.evaluation)
+        del settings["resume"]
         return {
             "stage": self.stage,
             "weights": self.source,
+            "weights_digest": trained_digest(self),
+            "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
             "fingerprint": self.fingerprint(),
             "gate_mode": self.m3adapter.gate.mode,
             "tasks": {kind: "trained" if kind in self.tasks else "zero-shot" for kind in KINDS},
-            **asdict(self.evaluation),
+            "costs": [*self.costs_before, *([self.cost.as_dict()] if self.cost.samples else [])],
+            **settings,
         }
 
-    def replier(self) -> Replier:
-        """Generates replies as configured."""
+    def text_settings(self) -> tuple[Layout, Decoding]:
+        """How sequences are laid out, and text is decoded."""
         config = self.evaluation
         forced = self.stage == "align" if config.layout == "auto" else config.layout == "forced"
         layout = Layout(
             M2ChatTokenizer(self.backbone.language_model), self.backbone.num_image_tokens, config.max_tokens
         )
-        decoding = Decoding(layout="forced" if forced else "free", max_text_tokens=config.max_text_tokens)
-        size = self.model.decoder.image_size
+        return layout, Decoding(layout="forced" if forced else "free", max_text_tokens=config.max_text_tokens)
+
+    def draw_settings(self) -> DrawSettings:
+        """How pictures are drawn."""
+        config = self.evaluation
+        return DrawSettings(config.steps, config.guidance, config.seed, self.model.decoder.image_size)
+
+    def replier(self) -> Replier:
+        """Generates replies as configured."""
         return Replier(
             self.model,
-            layout,
-            decoding,
-            DrawSettings(config.steps, config.guidance, config.seed, size),
+            *self.text_settings(),
+            self.draw_settings(),
             use_image=self.stage != "align",
-            conditioner=config.conditioner,
+            conditioner=self.evaluation.conditioner,
         )
 
-    def predict_replies(self, batch: Batch) -> list[Prediction]:
-        """Generates the batch's replies beside the true ones."""
-        if self.evaluation.context == "blank":
-            batch = with_blank_context(batch)
-        replier = self.replier()
-        predictions: list[Prediction | None] = [None] * len(batch)
-        pairs = [sample.kind in ("caption", "instruct") for sample in batch.samples]
-        for is_pair in (True, False):
-            chosen = [index for index, value in enumerate(pairs) if value == is_pair]
-            if not chosen:
-                continue
-            part = batch.select(chosen)
-            given: Given = "caption" if is_pair else self.evaluation.given
-            for index, reply, note in zip(chosen, *replier.reply(part, given), strict=True):
-                predictions[index] = reference_of(batch.samples[index], batch.turns[index], reply, note)
-        return [prediction for prediction in predictions if prediction is not None]
-
-    # Lightning hands any output on to the callbacks; only its annotation of the two steps is narrower.
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
-        """Replies for the metric callbacks."""
-        return self.predict_replies(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
-        """Replies for the metric callbacks."""
-        return self.predict_replies(batch)
+    def generate(self, batch: Batch, given: Given) -> Replies:
+        """Replies to the conversations of a batch."""
+        return self.replier().reply(batch, given)

@@ -48,6 +48,8 @@ class EvalConfig:
         conditioner: ``text_encoder`` draws with the image decoder's own text encoders from the true captions: the
             decoder alone, for comparison.
         weights: ``none`` evaluates the model as it is before any training.
+        resume: Folder of an interrupted ``lightning test`` with the same settings and weights: its replies are taken
+            from there. Any number of processes may go on.
     """
 
     given: Given = "nothing"
@@ -60,3 +62,4 @@ class EvalConfig:
     context: Literal["true", "blank"] = "true"
     conditioner: Conditioner = "m3adapter"
     weights: Literal["auto", "none"] = "auto"
+    resume: str | None = None

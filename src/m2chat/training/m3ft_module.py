@@ -42,7 +42,7 @@ class M3FTModule(M2ChatModule):
         assert output.logits is not None and output.logit_labels is not None
         weight = weights_of_means(torch.tensor([len(output.logit_labels)], device=output.logit_labels.device))[0]
         text = text_loss(output.logits, output.logit_labels) * weight
-        total = ddpm + self.phi * align + self.lambda_text * text
+        total = self.lambda_ddpm * ddpm + self.phi * align + self.lambda_text * text
         losses = {"loss": total, "loss_ddpm": ddpm, "loss_align": align, "loss_text": text}
         return losses, output.condition.gate, output.condition.cosine
 

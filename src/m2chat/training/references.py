@@ -28,6 +28,8 @@ def reference_of(sample: Sample, turn: int, generated: Reply, note: Mapping[str,
     if drawn and "scenes" in sample.meta:
         meta["scene"] = [sample.meta["scenes"][target] for target in drawn]
         meta["omitted"] = [list(sample.meta.get("omitted", {}).get(str(turn), [])) for _ in drawn]
+    if view.context is not None:
+        meta["context_caption"] = sample.images[view.context].caption
     return Prediction(
         f"{sample.id}#{turn}",
         sample.kind,

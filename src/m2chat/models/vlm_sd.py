@@ -1,0 +1,101 @@
+"""The baseline of Table 2, "VLM + SD finetune": a language model that writes, and a Stable Diffusion that reads it.
+
+No connector: what the language model has written in words is the prompt of a fine-tuned Stable Diffusion. Shapes as
+in `image_decoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2chat.models.adapter_file import adapter_parameter_names
+from m2chat.models.image_decoder import ImageDecoder
+from m2chat.models.m2chat import DiffusionNoise
+from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
+from m2chat.schema import Batch
+
+
+@dataclass
+class VLMSDOutput:
+    """What the losses need.
+
+    Args:
+        prediction: Of the UNet, (n, c, h, w).
+        diffusion_target: What it should have been.
+        logits: At the scored positions only, (scored, V).
+        logit_labels: The tokens that stand there, (scored,).
+    """
+
+    prediction: Tensor
+    diffusion_target: Tensor
+    logits: Tensor
+    logit_labels: Tensor
+
+
+class VLMSDModel(nn.Module):
+    """Eye and language model as in M²Chat, and beside them a Stable Diffusion whose UNet is trained.
+
+    Args:
+        llama: `AdapterLlamaForCausalLM`.
+        clip: The frozen eye.
+        visual_query: Maker of the adapter's prompts.
+        decoder: The Stable Diffusion.
+        folder: Its diffusers folder, for its tokenizers.
+    """
+
+    def __init__(
+        self, llama: Any, clip: ClipTokens, visual_query: VisualQueryEncoder, decoder: ImageDecoder, folder: str
+    ) -> None:
+        from transformers import CLIPTokenizer
+
+        super().__init__()
+        self.llama, self.clip, self.visual_query, self.decoder = llama, clip, visual_query, decoder
+        parts = [Path(folder) / name for name in ("tokenizer", "tokenizer_2")]
+        self.tokenizers: list[Any] = [CLIPTokenizer.from_pretrained(part) for part in parts if part.is_dir()]
+
+    def trained_names(self) -> set[str]:
+        """Parameters that are trained: the UNet, LLaMA-Adapter's own tensors and the rows of the two tokens."""
+        names = {f"decoder.unet.{name}" for name, _ in self.decoder.unet.named_parameters()}
+        names |= adapter_parameter_names(self.llama, self.visual_query)
+        return names | {"llama.model.embed_tokens.extra", "llama.lm_head.extra"}
+
+    def encode_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """What the frozen text encoders say of prompts: (n, Q, C), and (n, P) of SDXL."""
+        device = next(self.decoder.parameters()).device
+        ids = [
+            tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+            for tokenizer in self.tokenizers
+        ]
+        return self.decoder.encode_text(ids[0], ids[-1])
+
+    def forward(self, batch: Batch, prompts: Sequence[str], noise: DiffusionNoise) -> VLMSDOutput:
+        """One training pass.
+
+        Args:
+            batch: The samples.
+            prompts: What the picture of each of the first n is drawn from; the true text.
+            noise: For the first n samples.
+        """
+        visual_query = self.visual_query(self.clip(batch.context_pixels))
+        last = self.llama.model(batch.input_ids, visual_query=visual_query).last_hidden_state
+        scored = batch.labels[:, 1:] >= 0
+        count = len(noise.timesteps) // noise.draws
+        chosen = torch.arange(count, device=last.device).repeat(noise.draws)
+        text, pooled = self.encode_prompts(prompts)
+        keep = (~noise.drop).to(text.dtype)[:, None]
+        latents = self.decoder.encode_pixels(batch.target_pixels[:count])
+        noisy, target = self.decoder.diffuse(latents[chosen], noise.noise, noise.timesteps)
+        prediction = self.decoder.predict(
+            noisy,
+            noise.timesteps,
+            text[chosen] * keep[..., None],
+            None if pooled is None else pooled[chosen] * keep,
+            batch.time_ids[chosen],
+        )
+        return VLMSDOutput(prediction, target, self.llama.lm_head(last[:, :-1][scored]), batch.labels[:, 1:][scored])

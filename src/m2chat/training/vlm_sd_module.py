@@ -1,0 +1,107 @@
+"""The baseline of Table 2, "VLM + SD finetune", trained as stage 2 is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2chat.errors import UserError
+from m2chat.losses import ddpm_loss, text_loss
+from m2chat.models.build import build_vlm_sd
+from m2chat.models.trainable import Stage
+from m2chat.pipeline.prompt_replier import PromptReplier, PromptSource, prompt_of
+from m2chat.schema import Batch, Segment
+from m2chat.text import M2ChatTokenizer
+from m2chat.training.base_module import M2ChatModule
+from m2chat.training.global_batch import weights_of_means
+
+
+class VLMSDModule(M2ChatModule):
+    """Trains the UNet of a Stable Diffusion on true words and pictures, and the language model on true replies.
+
+    The two never meet but in words: no alignment, no connector, no gate. The data, the steps and the language side are
+    those of stage 2; `m3adapter` and `phi` have no meaning here.
+
+    Args:
+        prompt: Which words of a reply the picture is drawn from: its ``answer`` (the paper's baseline has no other
+            text), or the ``caption`` that the language model learns to write in M²Chat's layout.
+        lambda_text: Weight of L_text.
+        lr_unet: Peak learning rate of the UNet; None for that of all.
+        init_from: ``none``: it starts from the backbones.
+        kwargs: As for `M2ChatModule`.
+    """
+
+    stage = "vlm_sd"
+    init_stage = "vlm_sd"
+
+    def __init__(
+        self,
+        prompt: PromptSource = "answer",
+        lambda_text: float = 1.0,
+        lr_unet: float | None = None,
+        init_from: str = "none",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(init_from=init_from, **kwargs)
+        if prompt not in ("answer", "caption"):
+            raise UserError(f"prompt={prompt!r}: choose answer or caption")
+        self.prompt: PromptSource = prompt
+        self.lambda_text, self.lr_unet = lambda_text, lr_unet
+
+    def build(self) -> Any:
+        """The model as it is before any training of ours."""
+        return build_vlm_sd(self.backbone)
+
+    def names_of(self, stage: Stage) -> set[str]:
+        """Names of the model's parameters that are trained."""
+        model: Any = self.model
+        names: set[str] = model.trained_names()
+        return names
+
+    def trained_parts(self) -> dict[str, tuple[torch.nn.Module, float]]:
+        """Parts that may be trained, with their learning rates."""
+        model, config = self.model, self.optim
+        lr_language = config.lr if config.lr_language is None else config.lr_language
+        return {
+            "decoder": (model.decoder, config.lr if self.lr_unet is None else self.lr_unet),
+            "llama": (model.llama, lr_language),
+            "visual_query": (model.visual_query, lr_language),
+        }
+
+    def prompts(self, batch: Batch, count: int) -> list[str]:
+        """The true words from which the pictures of the first `count` samples are to be drawn."""
+        decode = M2ChatTokenizer(self.backbone.language_model).decode
+        rows = zip(batch.input_ids[:count], batch.answer_mask, batch.caption_mask, strict=False)
+        segments = [Segment(decode(ids[said].tolist()), decode(ids[shown].tolist())) for ids, said, shown in rows]
+        return [prompt_of(segment, self.prompt) for segment in segments]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """L_ddpm of the Stable Diffusion and L_text of the language model."""
+        noise = self.draw_noise(batch)
+        count = len(noise.timesteps) // noise.draws
+        output: Any = self.model(batch, self.prompts(batch, count), noise)
+        known = batch.has_target[:count]
+        labels = output.logit_labels
+        weights = weights_of_means(torch.stack([known.sum(), torch.tensor(len(labels), device=known.device)]))
+        ddpm = ddpm_loss(output.prediction, output.diffusion_target, known.repeat(noise.draws)) * weights[0]
+        text = text_loss(output.logits, labels) * weights[1]
+        return {"loss": self.lambda_ddpm * ddpm + self.lambda_text * text, "loss_ddpm": ddpm, "loss_text": text}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step."""
+        losses = self.losses(batch)
+        self.log_losses(batch, **losses)
+        return {"loss": losses["loss"]}
+
+    def protocol(self) -> dict[str, Any]:
+        """How the evaluation was done."""
+        found = {**super().protocol(), "prompt": self.prompt}
+        del found["gate_mode"]
+        return found
+
+    def replier(self) -> PromptReplier:
+        """Generates replies as configured."""
+        model: Any = self.model
+        return PromptReplier(model, *self.text_settings(), self.draw_settings(), self.prompt)
