@@ -19,6 +19,7 @@ from m2chat.models.build import build_m2chat, fingerprint
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
+from m2chat.models.memory import lower_parameters
 from m2chat.models.trainable import Stage, set_trainable, trainable_names
 from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
 from m2chat.schema import KINDS, Batch, Prediction
@@ -50,6 +51,8 @@ class M2ChatModule(TrainedOnlyModule):
         checkpoint_root: Where ``auto`` and evaluation look for checkpoints.
         shipped: Folder of the weights that come with the project, used if no checkpoint is found.
         shard_frozen: Under FSDP, whether the frozen networks are sharded too.
+        gradient_checkpointing: Whether the UNet and, where it is trained, the language model compute their
+            activations again in the backward pass instead of keeping them: less memory, a third more work there.
     """
 
     stage: ClassVar[Stage]
@@ -70,6 +73,7 @@ class M2ChatModule(TrainedOnlyModule):
         checkpoint_root: str = "lightning_logs",
         shipped: str = "data/micro/m2chat",
         shard_frozen: bool = True,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone or BackboneConfig()
@@ -78,7 +82,7 @@ class M2ChatModule(TrainedOnlyModule):
         self.phi, self.ddpm_samples, self.ddpm_draws = phi, ddpm_samples, ddpm_draws
         self.drop_condition, self.seed = drop_condition, seed
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
-        self.shard_frozen = shard_frozen
+        self.shard_frozen, self.gradient_checkpointing = shard_frozen, gradient_checkpointing
         self.model: M2ChatModel = None  # type: ignore[assignment]
         self.tasks: set[str] = set()
         self.source, self._fingerprint = "new", ""
@@ -98,8 +102,29 @@ class M2ChatModule(TrainedOnlyModule):
         self.model = build_m2chat(self.backbone, self.m3adapter)
         self.source = self._load_start()
         set_trainable(self.model, self.stage)
+        self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         if getattr(self, "device_mesh", None) is not None:
             shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
+
+    def prepare_precision(self, model: M2ChatModel, precision: str) -> torch.dtype | None:
+        """Stores a frozen model as training wants it: to be called when it is known what is frozen.
+
+        Args:
+            model: To change.
+            precision: The trainer's. Under ``bf16-mixed`` the frozen networks are kept in bf16, half their size and
+                traffic: autocast would lower them at each use anyway. What is trained stays in fp32.
+
+        Returns:
+            The precision of autocast; None if there is none.
+        """
+        if self.gradient_checkpointing:
+            model.decoder.unet.enable_gradient_checkpointing()
+            if self.stage == "m3ft":
+                model.llama.gradient_checkpointing_enable({"use_reentrant": False})
+        if precision != "bf16-mixed":
+            return None
+        lower_parameters((p for p in model.parameters() if not p.requires_grad), torch.bfloat16)
+        return torch.bfloat16
 
     def _load_start(self) -> str:
         """Loads the weights that the run starts from, or that it evaluates, and says which."""
