@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
     """
     from m2chat import __version__
-    from m2chat.commands import data, plan, release_weights, report
+    from m2chat.commands import consolidate, data, plan, release_weights, report
     from m2chat.commands.backbones import command as backbones
     from m2chat.errors import UserError
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"m2chat {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (data, report, plan, release_weights, backbones):
+    for module in (data, report, plan, release_weights, consolidate, backbones):
         module.add(commands)
     options, rest = parser.parse_known_args(argv)
     if rest and not getattr(options, "rest", False):

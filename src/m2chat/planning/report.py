@@ -78,13 +78,13 @@ def training_report(
 def _times(plan: TrainingPlan, gpu: Gpu, layouts: tuple[Layout, Layout], samples: int | None) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for mfu in MFUS:
-        name = "roofline" if mfu == 1 else f"{mfu:.0%} of the peak"
+        name = "at the roofline" if mfu == 1 else f"at {mfu:.0%} of the peak"
         steps = [plan.step_seconds(gpu, layout, mfu) for layout in layouts]
-        lines.append((f"step at {name}, ms", *(f"{1e3 * step:.1f}" for step in steps)))
-        lines.append(("samples/s of a GPU", *(f"{plan.shape.batch / step:.1f}" for step in steps)))
+        lines.append((f"{name}: step, ms", *(f"{1e3 * step:.1f}" for step in steps)))
+        lines.append((f"{name}: samples/s of a GPU", *(f"{plan.shape.batch / step:.1f}" for step in steps)))
         if samples is not None:
             hours = [plan.gpu_hours(gpu, layout, samples, mfu) for layout in layouts]
-            lines.append((f"GPU-hours of {samples:,} samples", *(f"{hour:.1f}" for hour in hours)))
+            lines.append((f"{name}: GPU-hours of {samples:,} samples", *(f"{hour:.1f}" for hour in hours)))
     return lines
 
 
