@@ -46,9 +46,7 @@ def test_high_is_exact(micro_model: M2ChatModel, model: M2ChatModel, batch: Batc
     assert torch.allclose(found, picture(micro_model, batch), atol=1e-6)
 
 
-def test_bf16_keeps_the_rotations_and_the_picture(
-    micro_model: M2ChatModel, model: M2ChatModel, batch: Batch
-) -> None:
+def test_bf16_keeps_the_rotations_and_the_picture(micro_model: M2ChatModel, model: M2ChatModel, batch: Batch) -> None:
     fit_to_memory(model, "high", "cpu", torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.llama.model.rotary_emb.inv_freq.dtype == torch.float32
@@ -91,9 +89,7 @@ def test_tiles_are_half_a_picture(micro_model: M2ChatModel, model: M2ChatModel) 
 
 
 @pytest.mark.parametrize(("mode", "tolerance"), [("balanced", 0.02), ("low", 0.25)])
-def test_fewer_bits(
-    micro_model: M2ChatModel, model: M2ChatModel, batch: Batch, mode: str, tolerance: float
-) -> None:
+def test_fewer_bits(micro_model: M2ChatModel, model: M2ChatModel, batch: Batch, mode: str, tolerance: float) -> None:
     pytest.importorskip("torchao", reason="pip install 'm2chat[memory]'")
     fit_to_memory(model, mode, "cpu")  # type: ignore[arg-type]
     with torch.no_grad():

@@ -119,7 +119,7 @@ def test_the_plan_of_the_micro_model_is_what_it_does(backbone: BackboneConfig) -
     set_trainable(real, "m3ft")
     shape = Shape(2, 64, 32, 8)
     batch = blank_batch(real, shape, "cpu")
-    with LiveBytes([*real.parameters(), *real.buffers(), *vars(batch).values()][: -3]) as live:
+    with LiveBytes([*real.parameters(), *real.buffers(), *vars(batch).values()][:-3]) as live:
         step_loss(real, batch, blank_noise(real, batch), "m3ft").backward()
     planned = measure_step(blank, "m3ft", shape)
     gradients = sum(p.nbytes for p in real.parameters() if p.requires_grad)

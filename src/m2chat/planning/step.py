@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.losses import align_loss, ddpm_loss, text_loss
-from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
+from m2chat.models.m2chat import DiffusionNoise, FrozenFeatures, M2ChatModel
 from m2chat.models.trainable import Stage
 from m2chat.models.units import components, shard_units
 from m2chat.planning.meter import FlopMeter, LiveBytes
@@ -84,13 +84,23 @@ def blank_noise(model: M2ChatModel, batch: Batch) -> DiffusionNoise:
     )
 
 
-def step_loss(model: M2ChatModel, batch: Batch, noise: DiffusionNoise, stage: Stage, phi: float = 1.0) -> Tensor:
-    """The stage's loss of a batch: Eq. 6 or Eq. 7 without the weights of several processes."""
+def step_loss(
+    model: M2ChatModel, batch: Batch, noise: DiffusionNoise, stage: Stage, features: FrozenFeatures | None = None
+) -> Tensor:
+    """The stage's loss of a batch: Eq. 6 or Eq. 7 with weights of 1, of one process.
+
+    Args:
+        model: Frozen as the stage wants.
+        batch: As `blank_batch` makes it.
+        noise: For all of it.
+        stage: Which loss.
+        features: Of the frozen networks, for stage 1, if they are known.
+    """
     both = stage == "m3ft"
-    output = model(batch, noise, use_image=both, with_text=both)
+    output = model(batch, noise, use_image=both, with_text=both, features=features)
     own = output.condition
     loss = ddpm_loss(output.prediction, output.diffusion_target, batch.has_target)
-    loss = loss + phi * align_loss(own.h_align, output.e_clip, own.h_palign, output.e_pclip, batch.has_target)
+    loss = loss + align_loss(own.h_align, output.e_clip, own.h_palign, output.e_pclip, batch.has_target)
     if both:
         assert output.logits is not None and output.logit_labels is not None
         loss = loss + text_loss(output.logits, output.logit_labels.to(output.logits.device))
