@@ -128,7 +128,8 @@ class Micro:
         trainer = Trainer(
             default_root_dir=folder, accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", "1")),
             strategy=strategy, plugins=[AtomicCheckpointIO()] if strategy == "auto" else None, max_steps=steps,
-            max_epochs=10, gradient_clip_val=1.0, accumulate_grad_batches=accumulate, limit_val_batches=0, logger=False, enable_checkpointing=False,
+            max_epochs=10, gradient_clip_val=1.0, accumulate_grad_batches=accumulate, limit_val_batches=0, logger=False,
+            enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, callbacks=[*own, *callbacks],
         )  # fmt: skip
         run = Run(module, trainer, recorder.losses)

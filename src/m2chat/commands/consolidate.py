@@ -8,9 +8,7 @@ from pathlib import Path
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    parser = commands.add_parser(
-        "consolidate", help="make one file of a checkpoint that many processes wrote in shares"
-    )
+    parser = commands.add_parser("consolidate", help="make one file of a checkpoint in shares")
     parser.add_argument("folder", type=Path, help="the checkpoint: a folder that ends in .ckpt")
     parser.add_argument("out", type=Path, help="file to write")
     parser.set_defaults(run=run)
