@@ -136,7 +136,7 @@ def _quantization(bits: int, group: int, device: torch.device) -> Any:
         return Int8WeightOnlyConfig()
     if device.type == "cuda" and group >= 32:
         return Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d")
-    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group))
+    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group))  # type: ignore[attr-defined]
 
 
 Part = tuple[list[nn.Module], list[nn.Module]]

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """Four products in place of two. The kernel's own recomputation is no useful work."""
-    return 2 * sdpa_flop_count(query, key, value)
+    return 2 * int(sdpa_flop_count(query, key, value))
 
 
 class FlopMeter:
@@ -30,7 +30,7 @@ class FlopMeter:
         self._root = type(model).__name__
         self._names = {module: name for name, module in model.named_modules()}
         mapping = {torch.ops.aten._scaled_dot_product_flash_attention_backward: _attention_backward}
-        self._counter = FlopCounterMode(display=False, depth=None, custom_mapping=mapping)
+        self._counter = FlopCounterMode(display=False, custom_mapping=mapping)
 
     def __enter__(self) -> FlopMeter:
         self._counter.__enter__()

@@ -39,7 +39,7 @@ def training_report(
         shard_frozen: Which of the two layouts the configuration chooses.
     """
     shape = plan.shape
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, f"{trained:,}", f"{frozen:,}", f"{plan.forward[name] / 1e12:.3f}", f"{plan.backward[name] / 1e12:.3f}")
         for name, (trained, frozen) in plan.parameters.items()
     ]

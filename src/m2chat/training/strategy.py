@@ -115,7 +115,7 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
         names = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
         check_names(names, trainable_names(self.model), str(path))
         for index, optimizer in enumerate(self.optimizers):
-            template = states.get_optimizer_state_dict(self.model, optimizer, options=options)
+            template: Any = states.get_optimizer_state_dict(self.model, optimizer, options=options)
             # A parameter that never had a gradient, such as the gate of a layer without prompts, has no state.
             within = f"optimizer_{index}.state."
             known = {name.removeprefix(within).rpartition(".")[0] for name in found if name.startswith(within)}
