@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from m2chat import cli
+from m2chat import cli, commands
 from m2chat.data.micro_world import ensure_micro_shards
 
 ROOT = Path(__file__).parent.parent
@@ -33,14 +33,24 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_the_readme_has_commands() -> None:
-    assert len(COMMANDS) >= 8 and {command.split()[0] for command in COMMANDS} <= {"make", "lightning", "tensorboard"}
+    assert len(COMMANDS) >= 8 and {command.split()[0] for command in COMMANDS} <= {"make", "lightning", "m2chat", "tensorboard"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     program, *arguments = shlex.split(command)
     if program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+        return
+    if program == "m2chat":
+        monkeypatch.chdir(ROOT)
+        assert commands.main(arguments) == 0
+        printed = capsys.readouterr().out
+        # The README shows the last table of each plan as it is printed.
+        rows = [line for line in printed.split("Each of", 1)[1].splitlines() if line.startswith("|")]
+        assert len(rows) > 10 and [row for row in rows if row not in README] == []
         return
     if program == "tensorboard":
         script = Path(sys.executable).with_name(program)

@@ -37,7 +37,8 @@ def steps(paper: M2ChatModel) -> dict[str, StepMeasure]:
     found = {}
     for stage, tokens in (("align", 96), ("m3ft", 256)):
         set_trainable(paper, stage)  # type: ignore[arg-type]
-        lower_parameters((p for p in paper.parameters() if not p.requires_grad), torch.bfloat16)
+        for trained, dtype in ((False, torch.bfloat16), (True, torch.float32)):
+            lower_parameters((p for p in paper.parameters() if p.requires_grad == trained), dtype)
         found[stage] = measure_step(paper, stage, Shape(1, tokens, 256, 32), torch.bfloat16)  # type: ignore[arg-type]
     return found
 
