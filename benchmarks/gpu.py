@@ -149,7 +149,8 @@ class Bench:
         shape = self.shape(wanted)
         set_trainable(self.blank, stage)
         lower_parameters((p for p in self.blank.parameters() if not p.requires_grad), torch.bfloat16)
-        planned = measure_step(self.blank, stage, Shape(1, shape.tokens, shape.image_size, shape.image_tokens))
+        one = Shape(1, shape.tokens, shape.image_size, shape.image_tokens)
+        planned = measure_step(self.blank, stage, one, torch.bfloat16)
         useful = sum(
             flops
             for part in (planned.forward, planned.backward)
@@ -236,7 +237,8 @@ class Bench:
         if self.device == "meta":
             return result
         model, words = self._generating(), 16 if self.micro else WORDS
-        batch = blank_batch(model, self.shape(Shape(1, SEQUENCE - WORDS, 256, 32)), self.device).select([0])
+        shape = Shape(1, 64, 32, 8) if self.micro else Shape(1, SEQUENCE - WORDS, 256, 32)
+        batch = blank_batch(model, shape, self.device)
         visual_query = model.visual_query(model.clip(batch.context_pixels))
 
         def decode() -> None:

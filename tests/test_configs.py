@@ -68,6 +68,8 @@ def test_the_paper_runs_on_eight_gpus(parsed: Any, path: Path) -> None:
     assert (config.trainer.accelerator, config.trainer.devices) == ("gpu", 8)
     assert config.trainer.precision == "bf16-mixed"
     assert (adapter.width, adapter.heads, backbone.num_image_tokens, config.data.max_tokens) == (1536, 24, 32, 512)
+    links = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
+    assert [config.data[name] for name in links] == [backbone[name] for name in links]
     assert (backbone.vision_encoder, backbone.channel_order) == ("ViT-L-14-quickgelu:openai", "bgr")
 
 

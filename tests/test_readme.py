@@ -33,7 +33,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_the_readme_has_commands() -> None:
-    assert len(COMMANDS) >= 8 and {command.split()[0] for command in COMMANDS} <= {"make", "lightning", "m2chat", "tensorboard"}
+    assert len(COMMANDS) >= 8 and {command.split()[0] for command in COMMANDS} <= {
+        "make",
+        "lightning",
+        "m2chat",
+        "tensorboard",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -103,6 +104,18 @@ class M2ChatCLI(LightningCLI):
             parser.link_arguments("seed_everything", target, compute_fn=seed_number)
         parser.add_lightning_class_args(NonFiniteGuard, "nonfinite")
         parser.add_lightning_class_args(InterruptGuard, "interrupt")
+
+    def before_instantiate_classes(self) -> None:
+        """Gives the data what they follow of the backbones.
+
+        jsonargparse passes a link over whose source is a file of its own (`backbone: ../backbone/paper.yaml`).
+        """
+        subcommand = self.config.get("subcommand")
+        config = self.config[subcommand] if subcommand else self.config
+        backbone = config.model.get("init_args.backbone")
+        if isinstance(backbone, Namespace):
+            for name in LINKS:
+                config.data[name] = backbone[name]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with our checkpoint writer unless the configuration names another."""

@@ -94,7 +94,6 @@ def test_units_of_the_backward_pass(paper: M2ChatModel, steps: dict[str, StepMea
 
 
 def test_memory_and_traffic_add_up(paper: M2ChatModel, steps: dict[str, StepMeasure]) -> None:
-    set_trainable(paper, "m3ft")
     measure, everything = steps["m3ft"], sum(parameter.nbytes for parameter in paper.parameters())
     trained = sum(parameter.numel() for parameter in paper.parameters() if parameter.requires_grad)
     sharded, whole = (lay_out(paper, measure, 8, shard_frozen) for shard_frozen in (True, False))
@@ -120,11 +119,10 @@ def test_the_plan_of_the_micro_model_is_what_it_does(backbone: BackboneConfig) -
     set_trainable(real, "m3ft")
     shape = Shape(2, 64, 32, 8)
     batch = blank_batch(real, shape, "cpu")
-    with LiveBytes([*real.parameters(), *real.buffers(), *vars(batch).values()][:-3]) as live:
+    inputs = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    with LiveBytes([*real.parameters(), *real.buffers(), *inputs]) as live:
         step_loss(real, batch, blank_noise(real, batch), "m3ft").backward()
-    planned = measure_step(blank, "m3ft", shape)
-    gradients = sum(p.nbytes for p in real.parameters() if p.requires_grad)
-    assert planned.peak < live.peak < 2 * planned.peak + gradients
+    assert measure_step(blank, "m3ft", shape).peak == pytest.approx(live.peak, rel=0.05)
 
 
 def test_the_largest_batch_fits_and_one_more_does_not(backbone: BackboneConfig) -> None:
