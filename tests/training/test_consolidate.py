@@ -60,10 +60,10 @@ def test_shares_become_one_file_and_go_on_in_one_process_and_in_four(
     assert main(["consolidate", str(shares), str(whole)]) == 0
     assert "trained numbers" in capsys.readouterr().out
     alone = micro.fit("m3ft", tmp_path, STEPS, batch_size=8, ckpt=whole).losses
-    for found in (four, alone):
-        assert len(found) == STEPS - SAVED
-        for ours, theirs in zip(found, two[SAVED:], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-5)
+    for name, found in {"four": four, "alone": alone}.items():
+        assert len(found) == STEPS - SAVED, name
+        for step, (ours, theirs) in enumerate(zip(found, two[SAVED:], strict=True)):
+            assert ours == pytest.approx(theirs, rel=1e-5), (name, step)
 
     ours, theirs = read_checkpoint(whole), read_checkpoint(file)
     assert ours["state_dict"].keys() == theirs["state_dict"].keys() and ours["m2chat"] == theirs["m2chat"]
