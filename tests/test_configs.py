@@ -101,7 +101,25 @@ def test_the_paper_runs_on_eight_gpus(parsed: Any, path: Path) -> None:
     assert (config.trainer.accelerator, config.trainer.devices) == ("gpu", 8)
     assert config.trainer.precision == "bf16-mixed"
     assert (adapter.width, adapter.heads, backbone.num_image_tokens, config.data.max_tokens) == (1536, 24, 32, 512)
+    links = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
+    assert [config.data[name] for name in links] == [backbone[name] for name in links]
     assert (backbone.vision_encoder, backbone.channel_order) == ("ViT-L-14-quickgelu:openai", "bgr")
+
+
+@pytest.mark.parametrize("path", PAPER, ids=name_of)
+def test_the_paper_can_be_built_on_the_meta_device(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    from m2chat.models.blank import blank_m2chat
+    from m2chat.models.trainable import set_trainable, trainable_names
+
+    monkeypatch.chdir(ROOT)
+    settings, module = lightning_cli.read_config([name_of(path)])
+    model, _ = blank_m2chat(module.backbone, module.m3adapter)
+    set_trainable(model, trainable_names(model, module.stage))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    m3adapter = sum(parameter.numel() for parameter in model.m3adapter.parameters())
+    # Eq. 6 trains a part of the M³Adapter; Eq. 7 all of it, what BIAS-7B holds, and the two tokens' rows.
+    assert trained == (57_312_000 if path.name == "stage1.yaml" else m3adapter + 63_095_552 + 16_384)
+    assert settings.data.num_image_tokens == module.backbone.num_image_tokens == 32
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,20 @@ def test_the_readme_has_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     program, *arguments = shlex.split(command)
     if program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+        return
+    if program == "m2chat":
+        monkeypatch.chdir(ROOT)
+        assert commands.main(arguments) == 0
+        printed = capsys.readouterr().out
+        # The README shows the last table of each plan as it is printed.
+        rows = [line for line in printed.split("Each of", 1)[1].splitlines() if line.startswith("|")]
+        assert len(rows) > 10 and [row for row in rows if row not in README] == []
         return
     if program == "tensorboard":
         script = Path(sys.executable).with_name(program)

@@ -8,11 +8,12 @@ import pkgutil
 import re
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -104,6 +105,18 @@ class M2ChatCLI(LightningCLI):
         parser.add_lightning_class_args(NonFiniteGuard, "nonfinite")
         parser.add_lightning_class_args(InterruptGuard, "interrupt")
 
+    def before_instantiate_classes(self) -> None:
+        """Gives the data what they follow of the backbones.
+
+        jsonargparse passes a link over whose source is a file of its own (`backbone: ../backbone/paper.yaml`).
+        """
+        subcommand = self.config.get("subcommand")
+        config = self.config[subcommand] if subcommand else self.config
+        backbone = config.model.get("init_args.backbone")
+        if isinstance(backbone, Namespace):
+            for name in LINKS:
+                config.data[name] = backbone[name]
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with our checkpoint writer unless the configuration names another."""
         trainer = super().instantiate_trainer(**kwargs)
@@ -123,6 +136,64 @@ class M2ChatCLI(LightningCLI):
         model = self.config[subcommand].model
         stage = getattr(_class_at(model.class_path), "stage", None)
         check_header(read_checkpoint(Path(path))[HEADER], f"--ckpt_path {path}", stage, None)
+
+
+class ConfigReader(M2ChatCLI):
+    """Reads a configuration as a run would, and builds nothing: the GPUs that it names need not be there."""
+
+    def _set_seed(self) -> None:
+        """Leaves the process's generators alone."""
+
+    def instantiate_classes(self) -> None:
+        """Builds nothing."""
+
+
+def read_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Reads configuration files for a plan.
+
+    Args:
+        paths: YAML files; a later one overrides an earlier one.
+        overrides: More arguments of the command line, such as ``--data.batch_size=4``.
+
+    Returns:
+        The settings with every default filled in, and the module that `model` names, with nothing loaded.
+
+    Raises:
+        UserError: If a setting is unknown or has no valid value.
+    """
+    import_classes()
+    from m2chat.data.datamodule import M2ChatDataModule
+
+    arguments = [part for path in paths for part in ("--config", path)] + list(overrides)
+    before, sys.argv = sys.argv, [sys.argv[0]]
+    try:
+        cli = ConfigReader(
+            LightningModule,
+            M2ChatDataModule,
+            args=arguments,
+            run=False,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=None,
+            parser_class=ShortErrorParser,
+        )
+    except ValueError as error:
+        raise (_mistake(error) or error) from None
+    finally:
+        sys.argv = before
+    settings = cli.config
+    model = settings.model
+    parser = LightningArgumentParser()
+    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    return settings, parser.instantiate_classes(parser.parse_object({"model": model.as_dict()})).model
+
+
+def import_classes() -> None:
+    """Imports the modules whose classes a configuration names without their paths."""
+    for package in ("m2chat.training", "m2chat.callbacks"):  # a class has a bare name once its module is imported
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
 
 
 def seed_number(seed_everything: bool | int) -> int:
@@ -159,9 +230,7 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
     Returns:
         Exit code: 0, 1 when training diverged, 2 for a mistake of the user's.
     """
-    for package in ("m2chat.training", "m2chat.callbacks"):  # a class has a bare name once its module is imported
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            importlib.import_module(module.name)
+    import_classes()
     if data_class is None:
         from m2chat.data.datamodule import M2ChatDataModule
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -118,6 +119,7 @@ class Micro:
         callbacks: tuple[Callback, ...] = (),
         save: tuple[int, Path] | None = None,
         strategy: str | Strategy = "auto",
+        accumulate: int = 1,
         **options: Any,
     ) -> Run:
         """Trains on the epochs' 24 samples; the same samples, noise and start in every call."""
@@ -126,7 +128,8 @@ class Micro:
         trainer = Trainer(
             default_root_dir=folder, accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", "1")),
             strategy=strategy, plugins=[AtomicCheckpointIO()] if strategy == "auto" else None, max_steps=steps,
-            max_epochs=10, gradient_clip_val=1.0, limit_val_batches=0, logger=False, enable_checkpointing=False,
+            max_epochs=10, gradient_clip_val=1.0, accumulate_grad_batches=accumulate, limit_val_batches=0, logger=False,
+            enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, callbacks=[*own, *callbacks],
         )  # fmt: skip
         run = Run(module, trainer, recorder.losses)
@@ -155,31 +158,38 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
 
 
 @pytest.fixture
-def on_two_ranks(tmp_path: Path) -> Callable[[Callable[[], object]], Any]:
-    """A function that runs a task in two forked processes of one group and returns what the first of them returned."""
+def on_ranks(tmp_path: Path) -> Callable[..., Any]:
+    """A function that runs a task in forked processes of one group and returns what the first of them returned."""
 
-    def run(task: Callable[[], object]) -> Any:
+    def run(task: Callable[[], object], ranks: int) -> Any:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         children = []
-        for rank in range(2):
+        for rank in range(ranks):
             if (pid := os.fork()) == 0:
                 code = 1
                 try:
-                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0")
-                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0")
+                    os.environ.update(WORLD_SIZE=str(ranks), RANK=str(rank), LOCAL_RANK=str(rank))
                     value = task()
                     if rank == 0:
                         torch.save(value, tmp_path / "result.pt")
                     code = 0
                 except BaseException:
                     traceback.print_exc()
+                    sys.stderr.flush()
                 finally:
                     os._exit(code)
             children.append(pid)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        assert codes == [0, 0]
+        assert codes == [0] * ranks
         return torch.load(tmp_path / "result.pt", weights_only=True)
 
     return run
+
+
+@pytest.fixture
+def on_two_ranks(on_ranks: Callable[..., Any]) -> Callable[[Callable[[], object]], Any]:
+    """`on_ranks` with two of them."""
+    return lambda task: on_ranks(task, 2)

@@ -149,3 +149,44 @@ def refusal(root: Path, path: Path) -> str:
     with pytest.raises(UserError) as caught:
         train(root, M2ChatFSDPStrategy(), 6, ckpt_path=path)
     return str(caught.value)
+
+
+class Plain(Toy):
+    """Plain gradient descent, which shows the size of a gradient as AdamW does not; new data in every batch."""
+
+    batches = 0
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        data = torch.randn(4, 4, generator=torch.Generator().manual_seed(self.batches))
+        self.batches += 1
+        loss: Tensor = self.net(data.chunk(self.trainer.world_size)[self.trainer.global_rank]).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=1.0)
+
+
+def descend(root: Path, strategy: Strategy, clip: float | None, accumulate: int) -> dict[str, Tensor]:
+    seed_everything(0, verbose=False)
+    module = Plain()
+    Trainer(
+        default_root_dir=root, accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", "1")), strategy=strategy,
+        max_steps=3, gradient_clip_val=clip, accumulate_grad_batches=accumulate, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    ).fit(module)  # fmt: skip
+    return module.weights
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("clip", "accumulate"), [(None, 1), (0.05, 1), (None, 2), (0.05, 2)])
+def test_clipping_and_accumulation_agree(
+    tmp_path: Path, on_ranks: Callable[..., Any], ranks: int, clip: float | None, accumulate: int
+) -> None:
+    found = on_ranks(lambda: descend(tmp_path, M2ChatFSDPStrategy(), clip, accumulate), ranks)
+    alone = descend(tmp_path, SingleDeviceStrategy("cpu"), clip, accumulate)
+    for name, tensor in alone.items():
+        assert torch.allclose(found[name], tensor, atol=1e-6), name
+    if clip is not None:  # it does something
+        free = descend(tmp_path, SingleDeviceStrategy("cpu"), None, accumulate)
+        assert not torch.allclose(free["net.1.weight"], alone["net.1.weight"], atol=1e-3)

@@ -22,7 +22,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
     """
     from m2chat import __version__
-    from m2chat.commands import chat, data, evaluation, lens, measure, release_weights, report, tasks, weights
+    from m2chat.commands import (
+        chat,
+        consolidate,
+        data,
+        evaluation,
+        lens,
+        measure,
+        plan,
+        release_weights,
+        report,
+        tasks,
+        weights,
+    )
     from m2chat.commands.backbones import command as backbones
     from m2chat.errors import UserError
 
@@ -33,9 +45,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"m2chat {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (chat, tasks, lens, data, evaluation, report, measure, weights, release_weights, backbones):
+    for module in (
+        chat,
+        tasks,
+        lens,
+        data,
+        evaluation,
+        report,
+        measure,
+        plan,
+        weights,
+        release_weights,
+        consolidate,
+        backbones,
+    ):
         module.add(commands)
-    options = parser.parse_args(argv)
+    options, rest = parser.parse_known_args(argv)
+    if rest and not getattr(options, "rest", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = rest
     if "run" not in options:
         parser.print_help()
         return 0

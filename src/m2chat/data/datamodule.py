@@ -184,6 +184,10 @@ class M2ChatDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a run stopped, with any number of ranks and workers."""
         self._resumed = dict(state_dict)
+        if self._stream is not None and self.trainer is not None:
+            # Sharded strategies restore after their setup, in which the schedule has asked for the number of steps and
+            # so opened the data at the start. Lightning opens them again where it finds none.
+            self.trainer.fit_loop._combined_loader = None
 
     def teardown(self, stage: str) -> None:
         """Forgets the place: the next run starts where its own checkpoint says."""

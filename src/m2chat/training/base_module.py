@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +19,15 @@ from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkp
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
+from m2chat.models.memory import lower_parameters
 from m2chat.models.trainable import Stage, set_trainable, trainable_names
-from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
+from m2chat.pipeline.replier import DrawSettings, Given, Replier
 from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.training.config import EvalConfig, OptimConfig
 from m2chat.training.cost import Cost
 from m2chat.training.global_batch import weights_of_means
+from m2chat.training.noise import NoiseConfig, draw_noise
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.sharding import shard
@@ -51,6 +52,8 @@ class M2ChatModule(PredictingModule):
         checkpoint_root: Where ``auto`` and evaluation look for checkpoints.
         shipped: Folder of the weights that come with the project, used if no checkpoint is found.
         shard_frozen: Under FSDP, whether the frozen networks are sharded too.
+        gradient_checkpointing: Whether the UNet and, where it is trained, the language model compute their
+            activations again in the backward pass instead of keeping them: less memory, a third more work there.
     """
 
     stage: ClassVar[Stage]
@@ -72,6 +75,7 @@ class M2ChatModule(PredictingModule):
         checkpoint_root: str = "lightning_logs",
         shipped: str = "data/micro/m2chat",
         shard_frozen: bool = True,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone or BackboneConfig()
@@ -80,7 +84,7 @@ class M2ChatModule(PredictingModule):
         self.phi, self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = phi, lambda_ddpm, ddpm_samples, ddpm_draws
         self.drop_condition, self.seed = drop_condition, seed
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
-        self.shard_frozen = shard_frozen
+        self.shard_frozen, self.gradient_checkpointing = shard_frozen, gradient_checkpointing
         self.model: M2ChatModel = None  # type: ignore[assignment]
         self.tasks: set[str] = set()
         self.cost, self.costs_before = Cost(self.stage), list[dict[str, Any]]()
@@ -119,8 +123,29 @@ class M2ChatModule(PredictingModule):
         self.model = self.build()
         self.source = self._load_start()
         set_trainable(self.model, self.names_of(self.stage))
+        self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         if getattr(self, "device_mesh", None) is not None:
             shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
+
+    def prepare_precision(self, model: M2ChatModel, precision: str) -> torch.dtype | None:
+        """Stores a frozen model as training wants it: to be called when it is known what is frozen.
+
+        Args:
+            model: To change.
+            precision: The trainer's. Under ``bf16-mixed`` the frozen networks are kept in bf16, half their size and
+                traffic: autocast would lower them at each use anyway. What is trained stays in fp32.
+
+        Returns:
+            The precision of autocast; None if there is none.
+        """
+        if self.gradient_checkpointing:
+            model.decoder.unet.enable_gradient_checkpointing()
+            if self.stage == "m3ft":
+                model.llama.gradient_checkpointing_enable({"use_reentrant": False})
+        if precision != "bf16-mixed":
+            return None
+        lower_parameters((p for p in model.parameters() if not p.requires_grad), torch.bfloat16)
+        return torch.bfloat16
 
     def _load_start(self) -> str:
         """Loads the weights that the run starts from, or that it evaluates, and says which."""
@@ -152,33 +177,9 @@ class M2ChatModule(PredictingModule):
     # Training
 
     def draw_noise(self, batch: Batch) -> DiffusionNoise:
-        """Timesteps, noise and dropped conditions: a function of seed, step and sample only.
-
-        So they need no saved state, and do not depend on how samples are spread over processes.
-        """
-        with_picture = [index for index, has in enumerate(batch.has_target.tolist()) if has]
-        # Without any picture one sample is drawn in vain: under FSDP every process must call the UNet.
-        chosen = with_picture[: self.ddpm_samples] or [0]
-        decoder = self.model.decoder
-        shape = (
-            int(decoder.unet.config.in_channels),
-            *(side // decoder.vae_factor for side in batch.target_pixels.shape[-2:]),
-        )
-        steps, noise, drop = [], [], []
-        for draw, index in product(range(self.ddpm_draws), chosen):
-            seed = noise_seed(self.seed, f"{self.global_step}/{draw}/{batch.samples[index].id}")
-            generator = torch.Generator().manual_seed(seed)
-            steps.append(torch.randint(int(decoder.noiser.config.num_train_timesteps), (), generator=generator))
-            drop.append(torch.rand((), generator=generator) < self.drop_condition)
-            noise.append(torch.randn(shape, generator=generator))
-        device = batch.input_ids.device
-        return DiffusionNoise(
-            torch.tensor(chosen, device=device),
-            torch.stack(steps).to(device),
-            torch.stack(noise).to(device),
-            torch.stack(drop).to(device),
-            self.ddpm_draws,
-        )
+        """The random part of L_ddpm of this step."""
+        draws = NoiseConfig(self.seed, self.ddpm_samples, self.ddpm_draws, self.drop_condition)
+        return draw_noise(self.model.decoder, batch, self.global_step, draws)
 
     def picture_losses(
         self, batch: Batch, noise: DiffusionNoise, output: M2ChatOutput, align_weights: Tensor | None = None

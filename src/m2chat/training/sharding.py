@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
 from m2chat.models.m2chat import M2ChatModel
-
-
-def shard_units(model: M2ChatModel) -> Iterator[nn.Module]:
-    """The modules that are gathered one at a time: layers of the language model, blocks of the networks around it."""
-    yield from model.llama.model.layers
-    yield from model.clip.visual.transformer.resblocks
-    yield from model.m3adapter.text_blocks
-    yield from model.m3adapter.image_blocks
-    decoder = model.decoder
-    yield from decoder.unet.down_blocks
-    if decoder.unet.mid_block is not None:
-        yield decoder.unet.mid_block
-    yield from decoder.unet.up_blocks
-    for encoder in (decoder.text_encoder, decoder.text_encoder_2):
-        if encoder is not None:
-            # CLIPTextModel keeps its layers one level deeper in some versions of transformers.
-            yield from getattr(encoder, "text_model", encoder).encoder.layers
+from m2chat.models.units import shard_units
 
 
 def shard(model: M2ChatModel, mesh: Any, shard_frozen: bool = True) -> None:

@@ -115,7 +115,12 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
         names = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
         check_names(names, trainable_names(self.model), str(path))
         for index, optimizer in enumerate(self.optimizers):
-            saved = {f"optimizer_{index}": states.get_optimizer_state_dict(self.model, optimizer, options=options)}
+            template: Any = states.get_optimizer_state_dict(self.model, optimizer, options=options)
+            # A parameter that never had a gradient, such as the gate of a layer without prompts, has no state.
+            within = f"optimizer_{index}.state."
+            known = {name.removeprefix(within).rpartition(".")[0] for name in found if name.startswith(within)}
+            template["state"] = {name: state for name, state in template["state"].items() if name in known}
+            saved = {f"optimizer_{index}": template}
             load(saved, checkpoint_id=str(path))
             states.set_optimizer_state_dict(
                 self.model, optimizer, optim_state_dict=saved[f"optimizer_{index}"], options=options

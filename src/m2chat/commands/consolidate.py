@@ -1,0 +1,29 @@
+"""`m2chat consolidate`: one checkpoint file from the shares of several processes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("consolidate", help="make one file of a checkpoint in shares")
+    parser.add_argument("folder", type=Path, help="the checkpoint: a folder that ends in .ckpt")
+    parser.add_argument("out", type=Path, help="file to write")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the file and says how large it is.
+
+    Raises:
+        UserError: If the folder is not such a checkpoint.
+    """
+    from m2chat._compat import ensure_torchvision
+
+    ensure_torchvision()
+    from m2chat.training.consolidate import consolidate
+
+    count = consolidate(options.folder, options.out)
+    print(f"{options.out}: {count:,} trained numbers, {options.out.stat().st_size:,} bytes")

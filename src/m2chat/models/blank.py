@@ -1,0 +1,148 @@
+"""The model without its weights: the same classes, on any device, from descriptions alone.
+
+On the ``meta`` device it costs no memory, which is how a run is planned without a GPU; on a GPU it is the full-size
+model with random weights, which is how speed is measured without a download.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from m2chat.models import published
+from m2chat.models.adapter_file import AdapterShape
+from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.image_decoder import ImageDecoder
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.m3adapter import M3Adapter
+from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
+from m2chat.models.weights.adapter import open_adapter
+from m2chat.models.weights.files import load_json
+
+_NOT_SHAPES = ("model_type", "architectures", "dtype", "transformers_version")
+
+
+def blank_m2chat(
+    backbone: BackboneConfig, m3adapter: M3AdapterConfig, device: torch.device | str = "meta"
+) -> tuple[M2ChatModel, list[str]]:
+    """Builds the model without reading a weight.
+
+    Args:
+        backbone: A network that lies at its path is built as its description says; one that does not is taken to be
+            the paper's.
+        m3adapter: Numbers of the connector.
+        device: Where to; weights are random there, if it holds any.
+
+    Returns:
+        The model in fp32, and a line for each network that was taken to be the paper's.
+    """
+    assumed: list[str] = []
+    with torch.device(device):
+        llama, visual_query = _language(backbone, assumed)
+        clip = _clip(backbone, assumed)
+        decoder = BlankDecoder(backbone.image_decoder)
+        if not Path(backbone.image_decoder).exists():
+            assumed.append(f"backbone.image_decoder={backbone.image_decoder!r} is not there: taken to be SDXL base 1.0")
+        connector = M3Adapter(
+            m3adapter,
+            llama.config.hidden_size,
+            clip.width,
+            decoder.queries,
+            decoder.sequence_width,
+            decoder.pooled_width,
+        )
+        return M2ChatModel(llama, clip, visual_query, connector, decoder), assumed
+
+
+def _language(backbone: BackboneConfig, assumed: list[str]) -> tuple[Any, VisualQueryEncoder]:
+    from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
+
+    folder, adapter = Path(backbone.language_model), Path(backbone.adapter)
+    own: dict[str, Any] = published.LLAMA_7B
+    if (folder / "config.json").is_file():
+        own = load_json(folder / "config.json", "backbone.language_model")
+    else:
+        assumed.append(f"backbone.language_model={str(folder)!r} is not there: taken to be LLaMA 7B")
+    shape: AdapterShape = published.BIAS_7B
+    if adapter.is_file():
+        shape = open_adapter(adapter, "backbone.adapter").shape
+    else:
+        assumed.append(f"backbone.adapter={str(adapter)!r} is not there: taken to be BIAS-7B")
+    config = AdapterLlamaConfig(
+        adapter_len=shape.prompts,
+        adapter_layers=shape.layers,
+        adapter_bias=shape.bias,
+        lora_rank=shape.lora_rank,
+        **{key: value for key, value in own.items() if key not in _NOT_SHAPES},
+    )
+    visual_query = VisualQueryEncoder(
+        shape.clip_width, config.hidden_size, shape.prompts, shape.visual_depth, shape.visual_heads
+    )
+    return AdapterLlamaForCausalLM(config), visual_query
+
+
+def _clip(backbone: BackboneConfig, assumed: list[str]) -> ClipTokens:
+    import open_clip
+
+    name = backbone.vision_encoder
+    if Path(name).is_dir():
+        own = load_json(Path(name) / "open_clip_config.json", "backbone.vision_encoder")["model_cfg"]
+    else:
+        architecture = name.partition(":")[0]
+        if architecture not in open_clip.list_models():
+            assumed.append(f"backbone.vision_encoder={name!r} is not there: taken to be {published.CLIP_VIT_L_14}")
+            architecture = published.CLIP_VIT_L_14
+        own = open_clip.get_model_config(architecture)
+    own = {key: value for key, value in own.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+    # Of the text tower, which is thrown away, a layer is enough.
+    own["text_cfg"] = {**own["text_cfg"], "layers": 1, "hf_tokenizer_name": None}
+    return ClipTokens(open_clip.CLIP(**own).eval().visual, backbone.channel_order)
+
+
+class BlankDecoder(ImageDecoder):
+    """An `ImageDecoder` whose parts come from their descriptions.
+
+    Args:
+        folder: The diffusers folder, read for its descriptions; SDXL base 1.0 if there is none.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, schedulers
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        nn.Module.__init__(self)
+        root = Path(folder)
+        known: dict[str, Any] = {
+            "text_encoder": published.SDXL_TEXT_ENCODER,
+            "text_encoder_2": published.SDXL_TEXT_ENCODER_2,
+            "unet": published.SDXL_UNET,
+            "vae": published.SDXL_VAE,
+            "scheduler": published.SDXL_SCHEDULER,
+        }
+        scheduler = "EulerDiscreteScheduler"
+        if root.is_dir():
+            what = "backbone.image_decoder"
+            index = load_json(root / "model_index.json", what)
+            scheduler = index["scheduler"][1]
+            files = {"scheduler": "scheduler_config.json"}
+            known = {
+                part: load_json(root / part / files.get(part, "config.json"), what) for part in known if part in index
+            }
+        self.is_xl = "text_encoder_2" in known
+        text = {key: CLIPTextConfig(**_shape(known[key])) for key in known if key.startswith("text")}
+        self.text_encoder: Any = CLIPTextModel(text["text_encoder"])
+        self.text_encoder_2: Any = CLIPTextModelWithProjection(text["text_encoder_2"]) if self.is_xl else None
+        self.vae: Any = AutoencoderKL.from_config(known["vae"])
+        self.unet: Any = UNet2DConditionModel.from_config(known["unet"])
+        with torch.device("cpu"):  # its tables of numbers are no weights
+            self.scheduler: Any = getattr(schedulers, scheduler).from_config(known["scheduler"])
+            self.noiser: Any = DDPMScheduler.from_config(self.scheduler.config)
+        self.requires_grad_(False)
+        self.eval()
+
+
+def _shape(description: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in description.items() if key not in _NOT_SHAPES}

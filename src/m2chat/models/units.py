@@ -1,0 +1,42 @@
+"""How the model falls into pieces: the units that FSDP gathers one at a time, and the parts that people name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from m2chat.models.m2chat import M2ChatModel
+
+
+def shard_units(model: M2ChatModel) -> Iterator[nn.Module]:
+    """The modules that are gathered one at a time: layers of the language model, blocks of the networks around it."""
+    yield from model.llama.model.layers
+    yield from model.clip.visual.transformer.resblocks
+    yield from model.m3adapter.text_blocks
+    yield from model.m3adapter.image_blocks
+    decoder = model.decoder
+    yield from decoder.unet.down_blocks
+    if decoder.unet.mid_block is not None:
+        yield decoder.unet.mid_block
+    yield from decoder.unet.up_blocks
+    for encoder in (decoder.text_encoder, decoder.text_encoder_2):
+        if encoder is not None:
+            # CLIPTextModel keeps its layers one level deeper in some versions of transformers.
+            yield from getattr(encoder, "text_model", encoder).encoder.layers
+
+
+def components(model: M2ChatModel) -> dict[str, nn.Module]:
+    """The model's parts by the names that tables use; together they hold every parameter once."""
+    decoder = model.decoder
+    found = {
+        "language model": model.llama,
+        "vision encoder": model.clip,
+        "visual query": model.visual_query,
+        "M³Adapter": model.m3adapter,
+        "UNet": decoder.unet,
+        "VAE": decoder.vae,
+        "text encoder 1": decoder.text_encoder,
+        "text encoder 2": decoder.text_encoder_2,
+    }
+    return {name: module for name, module in found.items() if module is not None}

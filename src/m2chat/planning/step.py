@@ -1,0 +1,188 @@
+"""One training step of the real model on blank inputs, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2chat.losses import align_loss, ddpm_loss, text_loss
+from m2chat.models.m2chat import DiffusionNoise, FrozenFeatures, M2ChatModel
+from m2chat.models.trainable import Stage
+from m2chat.models.units import components, shard_units
+from m2chat.planning.meter import FlopMeter, LiveBytes
+from m2chat.planning.rules import GpuRules
+from m2chat.schema import Batch
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a batch.
+
+    Args:
+        batch: B, samples.
+        tokens: T, length of the sequences.
+        image_size: Side of the pictures to draw, in pixels.
+        image_tokens: N.
+    """
+
+    batch: int
+    tokens: int
+    image_size: int
+    image_tokens: int
+
+
+def blank_batch(model: M2ChatModel, shape: Shape, device: torch.device | str = "meta") -> Batch:
+    """A batch of the right shapes: context picture, answer and caption in every sample, a quarter of it scored.
+
+    Args:
+        model: Whose sizes it follows.
+        shape: Of the batch.
+        device: Of the tensors. Labels of a batch on ``meta`` are real: which positions are scored must be known.
+    """
+    count, tokens = shape.batch, shape.tokens
+    queries = model.decoder.queries
+    side = model.clip.visual.image_size
+    side = side[0] if isinstance(side, tuple) else side
+    position = torch.arange(tokens, device=device).expand(count, -1)
+    end, text = tokens - shape.image_tokens, max(1, (tokens - shape.image_tokens) // 4)
+    ids = torch.randint(3, int(model.llama.config.vocab_size), (count, tokens), device=device)
+    labels_device = "cpu" if str(device) == "meta" else device
+    labels = torch.full((count, tokens), -100, device=labels_device)
+    labels[:, tokens - max(1, tokens // 4) :] = 5
+    yes = torch.ones(count, dtype=torch.bool, device=device)
+    size = float(shape.image_size)
+    return Batch(
+        input_ids=ids,
+        attention_mask=torch.ones(count, tokens, dtype=torch.bool, device=device),
+        labels=labels,
+        answer_mask=(position >= end - 2 * text) & (position < end - text),
+        caption_mask=(position >= end - text) & (position < end),
+        image_mask=position >= end,
+        context_pixels=torch.randn(count, 3, side, side, device=device),
+        has_context=yes,
+        target_pixels=torch.randn(count, 3, shape.image_size, shape.image_size, device=device).clamp(-1, 1),
+        has_target=yes,
+        time_ids=torch.tensor([[size, size, 0.0, 0.0, size, size]], device=device).expand(count, -1),
+        caption_ids=torch.randint(3, 600, (count, queries), device=device),
+        caption_ids_2=torch.randint(3, 600, (count, queries), device=device),
+    )
+
+
+def blank_noise(model: M2ChatModel, batch: Batch) -> DiffusionNoise:
+    """Noise for a batch, with nothing dropped."""
+    device, count = batch.target_pixels.device, len(batch)
+    side = batch.target_pixels.shape[-1] // model.decoder.vae_factor
+    return DiffusionNoise(
+        samples=torch.arange(count, device=device),
+        timesteps=torch.randint(int(model.decoder.noiser.config.num_train_timesteps), (count,), device=device),
+        noise=torch.randn(count, int(model.decoder.unet.config.in_channels), side, side, device=device),
+        drop=torch.zeros(count, dtype=torch.bool, device=device),
+    )
+
+
+def step_loss(
+    model: M2ChatModel, batch: Batch, noise: DiffusionNoise, stage: Stage, features: FrozenFeatures | None = None
+) -> Tensor:
+    """The stage's loss of a batch: Eq. 6 or Eq. 7 with weights of 1, of one process.
+
+    Args:
+        model: Frozen as the stage wants.
+        batch: As `blank_batch` makes it.
+        noise: For all of it.
+        stage: Which loss.
+        features: Of the frozen networks, for stage 1, if they are known.
+    """
+    both = stage == "m3ft"
+    output = model(batch, noise, use_image=both, with_text=both, features=features)
+    own = output.condition
+    loss = ddpm_loss(output.prediction, output.diffusion_target, batch.has_target)
+    loss = loss + align_loss(own.h_align, output.e_clip, own.h_palign, output.e_pclip, batch.has_target)
+    if both:
+        assert output.logits is not None and output.logit_labels is not None
+        loss = loss + text_loss(output.logits, output.logit_labels.to(output.logits.device))
+    return loss
+
+
+@dataclass
+class StepMeasure:
+    """What a step took.
+
+    Args:
+        forward: Floating-point operations of the forward pass, by component.
+        backward: The same of the backward pass.
+        peak: Most bytes of activations, temporaries and gradients at once, the weights left out.
+        backward_units: FSDP units that take part in the backward pass.
+    """
+
+    forward: dict[str, int] = field(default_factory=dict)
+    backward: dict[str, int] = field(default_factory=dict)
+    peak: int = 0
+    backward_units: set[nn.Module] = field(default_factory=set)
+
+    @property
+    def flops(self) -> int:
+        """All floating-point operations."""
+        return sum(self.forward.values()) + sum(self.backward.values())
+
+
+def measure_step(model: M2ChatModel, stage: Stage, shape: Shape, autocast: torch.dtype | None = None) -> StepMeasure:
+    """Runs a forward and a backward pass and measures them.
+
+    Args:
+        model: On the meta device, frozen as the stage wants.
+        stage: Which loss.
+        shape: Of the batch.
+        autocast: As in training under ``bf16-mixed``; None for none.
+    """
+    measure, parts = StepMeasure(), components(model)
+    batch = blank_batch(model, shape)
+    noise = blank_noise(model, batch)
+    weights = [*model.parameters(), *model.buffers()]
+    with _watch_units(model, measure.backward_units), _gradients_leave(model), LiveBytes(weights) as live:
+        with FlopMeter(model) as meter, GpuRules(autocast):
+            loss = step_loss(model, batch, noise, stage)
+            measure.forward = {name: meter.of(part) for name, part in parts.items()}
+            loss.backward()
+        measure.backward = {name: meter.of(part) - measure.forward[name] for name, part in parts.items()}
+        # The counter follows gradients through plain tensors only, and the M³Adapter returns a dataclass.
+        measure.backward["M³Adapter"] += meter.total - measure.flops
+    measure.peak = live.peak
+    return measure
+
+
+@contextmanager
+def _gradients_leave(model: nn.Module) -> Iterator[None]:
+    """Lets go of each gradient as soon as it is there, as FSDP does once it has shared it."""
+
+    def leave(parameter: nn.Parameter) -> None:
+        parameter.grad = None
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hooks = [parameter.register_post_accumulate_grad_hook(leave) for parameter in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _watch_units(model: M2ChatModel, found: set[nn.Module]) -> Iterator[None]:
+    """Finds the units whose results a gradient passes through."""
+
+    def after(module: nn.Module, _: Any, result: Any) -> None:
+        first = result[0] if isinstance(result, tuple) else result
+        if isinstance(first, Tensor) and first.requires_grad:
+            found.add(module)
+
+    hooks = [unit.register_forward_hook(after) for unit in shard_units(model)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

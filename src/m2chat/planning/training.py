@@ -1,0 +1,207 @@
+"""What a training run will need of each GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from m2chat.errors import UserError
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.trainable import Stage
+from m2chat.models.units import components, shard_units
+from m2chat.planning.gpus import Gpu
+from m2chat.planning.step import Shape, StepMeasure, measure_step
+
+RESERVE = 3_000_000_000
+"""Bytes for the CUDA context, NCCL, workspaces and fragmentation: an assumption, not a measurement."""
+ADAMW_BYTES = 8
+"""Two moments in fp32."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a GPU at the worst moment.
+
+    Args:
+        weights: Its share of them.
+        gathered: Units that are whole for a while: the rest that is gathered at the start, and two at a time.
+        gradients: Its share, and the whole ones of the unit that is being shared.
+        optimizer: Its share of AdamW's moments.
+        activations: And temporaries, of its samples.
+    """
+
+    weights: float
+    gathered: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it, and the reserve."""
+        return self.weights + self.gathered + self.gradients + self.optimizer + self.activations + RESERVE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the weights lie on the GPUs, and what that costs.
+
+    Args:
+        memory: Of a GPU.
+        wire: Bytes that each GPU sends in a step.
+    """
+
+    memory: Memory
+    wire: float
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The needs of a run.
+
+    Args:
+        parameters: Trained and frozen ones of each component.
+        forward: Floating-point operations of a sample, by component, at the usual length.
+        backward: The same of the backward pass.
+        shape: Of a GPU's batch at the greatest length, for which there must be memory.
+        usual_tokens: Length for which the work is counted.
+        sharded: With the frozen networks shared out.
+        whole: With the frozen networks whole on every GPU.
+        reads: Bytes of weights that the chip reads in a step.
+    """
+
+    parameters: dict[str, tuple[int, int]]
+    forward: dict[str, float]
+    backward: dict[str, float]
+    shape: Shape
+    usual_tokens: int
+    sharded: Layout
+    whole: Layout
+    reads: float
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a sample."""
+        return sum(self.forward.values()) + sum(self.backward.values())
+
+    def step_seconds(self, gpu: Gpu, layout: Layout, mfu: float = 1.0) -> float:
+        """The least time of a step: of work at a share `mfu` of the peak, of reading weights, and of talking."""
+        work = self.flops * self.shape.batch / gpu.flops / mfu
+        return max(work, self.reads / gpu.memory, layout.wire / gpu.link)
+
+    def gpu_hours(self, gpu: Gpu, layout: Layout, samples: float, mfu: float = 1.0) -> float:
+        """GPU-hours of a recipe of so many samples."""
+        return samples / self.shape.batch * self.step_seconds(gpu, layout, mfu) / 3600
+
+
+def plan_training(
+    model: M2ChatModel, stage: Stage, shape: Shape, usual_tokens: int, devices: int, autocast: torch.dtype | None
+) -> TrainingPlan:
+    """Measures a step on the meta device and adds up what each GPU will hold and send.
+
+    Args:
+        model: On the meta device, frozen as the stage wants, in the precisions of training.
+        stage: Which stage.
+        shape: Of a GPU's batch at the greatest length.
+        usual_tokens: The length at which work is counted.
+        devices: GPUs.
+        autocast: Precision under autocast; None for none.
+    """
+    longest = measure_step(model, stage, shape, autocast)
+    usual = longest
+    if usual_tokens != shape.tokens:
+        usual = measure_step(model, stage, replace(shape, tokens=usual_tokens), autocast)
+    once = sum(parameter.nbytes for parameter in model.parameters())
+    again = sum(parameter.nbytes for unit in longest.backward_units for parameter in unit.parameters())
+    return TrainingPlan(
+        parameters={name: count_parameters(part) for name, part in components(model).items()},
+        forward={name: flops / shape.batch for name, flops in usual.forward.items()},
+        backward={name: flops / shape.batch for name, flops in usual.backward.items()},
+        shape=shape,
+        usual_tokens=usual_tokens,
+        sharded=lay_out(model, longest, devices, shard_frozen=True),
+        whole=lay_out(model, longest, devices, shard_frozen=False),
+        reads=once + again,
+    )
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """How many parameters of a module are trained, and how many frozen."""
+    counts = [0, 0]
+    for parameter in module.parameters():
+        counts[not parameter.requires_grad] += parameter.numel()
+    return counts[0], counts[1]
+
+
+def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen: bool) -> Layout:
+    """What a GPU holds and sends under FSDP2.
+
+    Every unit is gathered for the forward pass, and again for the backward pass if a gradient passes through it; what
+    is in no unit is gathered once and stays. Gradients are shared out by reduce-scatter.
+    """
+    units = list(shard_units(model))
+    within = {parameter for unit in units for parameter in unit.parameters()}
+    rest = [parameter for parameter in model.parameters() if parameter not in within]
+    groups = [list(unit.parameters()) for unit in units]
+
+    def shared(parameters: Collection[nn.Parameter]) -> int:
+        return sum(p.nbytes for p in parameters if shard_frozen or p.requires_grad)
+
+    def trained(parameters: Collection[nn.Parameter]) -> int:
+        return sum(p.numel() for p in parameters if p.requires_grad)
+
+    everything = list(model.parameters())
+    alone = sum(p.nbytes for p in everything) - shared(everything)
+    share, count = shared(everything), trained(everything)
+    memory = Memory(
+        weights=alone + share / devices,
+        gathered=0 if devices == 1 else shared(rest) + sum(sorted(map(shared, groups))[-2:]),
+        gradients=4 * count / devices + (0 if devices == 1 else 4 * max(map(trained, [*groups, rest]))),
+        optimizer=ADAMW_BYTES * count / devices,
+        activations=measure.peak,
+    )
+    gathers = shared(rest) + sum(
+        shared(group) * (1 + (unit in measure.backward_units)) for unit, group in zip(units, groups, strict=True)
+    )
+    return Layout(memory, wire=(gathers + 4 * count) * (devices - 1) / devices)
+
+
+def largest_batch(
+    model: M2ChatModel,
+    stage: Stage,
+    shape: Shape,
+    devices: int,
+    autocast: torch.dtype | None,
+    limit: float,
+    shard_frozen: bool,
+) -> int:
+    """The most samples of a GPU that fit.
+
+    Memory is a fixed part and one that grows with the batch; two small batches tell both.
+
+    Args:
+        model: As for `plan_training`.
+        stage: Which stage.
+        shape: Its batch is ignored.
+        devices: GPUs.
+        autocast: As for `plan_training`.
+        limit: Bytes of a GPU.
+        shard_frozen: Whether the frozen networks are shared out.
+
+    Raises:
+        UserError: If not even one sample fits.
+    """
+    need = []
+    for batch in (1, 2):
+        measure = measure_step(model, stage, replace(shape, batch=batch), autocast)
+        need.append(lay_out(model, measure, devices, shard_frozen).memory.total)
+    if need[0] > limit:
+        raise UserError(
+            f"--micro-batch auto: one sample needs {need[0] / 1e9:.1f} GB of a GPU, and --memory is "
+            f"{limit / 1e9:g} GB: take more --devices, a smaller data.image_size or data.max_tokens, or "
+            "model.init_args.gradient_checkpointing"
+        )
+    return 1 + int((limit - need[0]) // max(1.0, need[1] - need[0]))

@@ -1,0 +1,64 @@
+"""Timesteps, noise and dropped conditions of L_ddpm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from m2chat.models.image_decoder import ImageDecoder
+from m2chat.models.m2chat import DiffusionNoise
+from m2chat.pipeline.replier import noise_seed
+from m2chat.schema import Batch
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """What of a batch is drawn.
+
+    Args:
+        seed: Of the run.
+        samples: How many samples, the first with a picture; None for all of them.
+        draws: How often each.
+        drop: Share of conditions that are dropped, 0-1.
+    """
+
+    seed: int = 0
+    samples: int | None = None
+    draws: int = 1
+    drop: float = 0.0
+
+
+def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConfig) -> DiffusionNoise:
+    """Draws it: a function of seed, step and sample only.
+
+    So it needs no saved state, and does not depend on how samples are spread over processes.
+
+    Args:
+        decoder: Whose latents it is for.
+        batch: The samples.
+        step: Optimiser steps done.
+        config: Which samples, and how often.
+    """
+    with_picture = [index for index, has in enumerate(batch.has_target.tolist()) if has]
+    # Without any picture one sample is drawn in vain: under FSDP every process must call the UNet.
+    chosen = with_picture[: config.samples] or [0]
+    shape = (
+        int(decoder.unet.config.in_channels),
+        *(side // decoder.vae_factor for side in batch.target_pixels.shape[-2:]),
+    )
+    steps, noise, drop = [], [], []
+    for draw, index in product(range(config.draws), chosen):
+        generator = torch.Generator().manual_seed(noise_seed(config.seed, f"{step}/{draw}/{batch.samples[index].id}"))
+        steps.append(torch.randint(int(decoder.noiser.config.num_train_timesteps), (), generator=generator))
+        drop.append(torch.rand((), generator=generator) < config.drop)
+        noise.append(torch.randn(shape, generator=generator))
+    device = batch.input_ids.device
+    return DiffusionNoise(
+        torch.tensor(chosen, device=device),
+        torch.stack(steps).to(device),
+        torch.stack(noise).to(device),
+        torch.stack(drop).to(device),
+        config.draws,
+    )

@@ -1,0 +1,61 @@
+"""`m2chat plan`, on the micro configurations: the paper's take longer and are the same code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from m2chat.commands import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def plan(*arguments: str) -> int:
+    return main(["plan", "--config", *arguments])
+
+
+def test_a_training_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("configs/stage1.yaml", "--devices", "2", "--data.batch_size=4") == 0
+    out = capsys.readouterr().out
+    assert "Each of 2 GPUs, 4 samples" in out and "taken to be" not in out
+    rows = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("|")}
+    assert "504,128" in rows["M³Adapter"] and "504,128" in rows["together"]
+    assert "yes" in rows["fits"] and "GPU-hours of 38,400 samples" in out
+
+
+def test_the_largest_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("configs/stage2.yaml", "--memory", "4", "--micro-batch", "auto") == 0
+    assert "yes" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| fits"))
+
+
+def test_generation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("configs/eval_mmdialog.yaml") == 0
+    out = capsys.readouterr().out
+    assert all(f"| {mode}" in out for mode in ("high", "balanced", "low")) and "not measured" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("configs/stage1.yaml", "--gpu", "tpu"), "--gpu tpu: choose one of a100, h100, h200, h800"),
+        (("configs/stage1.yaml", "--micro-batch", "many"), "--micro-batch many: give a number of samples, or 'auto'"),
+        (("configs/stage1.yaml", "--micro-batch", "auto", "--memory", "1"), "one sample needs"),
+        (("configs/stage1.yaml", "--data.batchsize=4"), "Did you mean 'data.batch_size'?"),
+        (("configs/nothing.yaml",), "nothing.yaml"),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_commands_take_no_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["report", "--data.batch_size=4"])
+    assert end.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err

@@ -1,0 +1,40 @@
+"""How a model is kept for training: frozen networks in bf16 under bf16-mixed, activations computed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("stage", ["align", "m3ft"])
+def test_what_is_frozen_is_kept_in_bf16_and_what_trains_in_fp32(micro: Any, stage: str) -> None:
+    module = micro.module(stage)
+    module.configure_model()
+    assert {parameter.dtype for parameter in module.model.parameters()} == {torch.float32}
+    assert module.prepare_precision(module.model, "bf16-mixed") == torch.bfloat16
+    for name, parameter in module.model.named_parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+    assert module.model.llama.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stage", ["align", "m3ft"])
+def test_activations_computed_again_are_the_same(
+    micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    calls: list[bool] = []
+    original = torch.utils.checkpoint.checkpoint
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["use_reentrant"])
+        return original(*args, **kwargs)
+
+    plain = micro.fit(stage, tmp_path, 2).losses
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
+    again = micro.fit(stage, tmp_path, 2, gradient_checkpointing=True).losses
+    assert calls and not any(calls)  # never reentrant
+    for ours, theirs in zip(again, plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
