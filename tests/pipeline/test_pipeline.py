@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from PIL import Image as Pillow
 
 from m2chat.errors import UserError
+from m2chat.models.weights.exported import read_manifest
 from m2chat.pipeline import ImagePart, M2ChatPipeline
 from m2chat.world import Scene, Shape, parse_caption, render
 
@@ -119,8 +119,8 @@ def test_saved_and_loaded_it_says_the_same(pipe: M2ChatPipeline, tmp_path: Path,
     first, second = (own(ASK, generator=seeded(), image_mode="force", **SHORT) for own in (pipe, loaded))
     assert first.text == second.text
     assert np.array_equal(np.asarray(first.images[0]), np.asarray(second.images[0]))
-    frozen = json.loads((tmp_path / "mine" / "config.json").read_text())["backbone"]
-    assert Path(frozen["language_model"]).is_absolute()
+    frozen = read_manifest(tmp_path / "mine").backbone
+    assert Path(frozen.language_model).is_absolute()
 
 
 def test_weights_of_stage_1_force_the_layout(tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_bad_calls(call: dict[str, Any], message: str, pipe: M2ChatPipeline) -> 
         pipe(**call)
 
 
-@pytest.mark.parametrize("content", ["", "config.json"])
+@pytest.mark.parametrize("content", ["", "manifest.json"])
 def test_a_folder_that_holds_no_weights(content: str, tmp_path: Path) -> None:
     if content:
         (tmp_path / content).write_text("{}")
-    with pytest.raises(UserError, match=r"is no folder of weights: it needs config\.json and m2chat\.ckpt"):
+    with pytest.raises(UserError, match=r"is no folder of weights: it needs manifest\.json and model\.safetensors"):
         M2ChatPipeline.from_pretrained(tmp_path)
 
 

@@ -5,29 +5,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.models.build import build_m2chat, fingerprint
-from m2chat.models.checkpoints import HEADER, VERSION, Header, load_trained, read_checkpoint
+from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
+from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage, trainable_names
+from m2chat.models.weights.exported import check_backbones, export_model, is_exported, read_manifest
+from m2chat.models.weights.exported import load_weights as load_exported
 from m2chat.pipeline.describer import released_tensors
 
 MICRO_ADAPTER = M3AdapterConfig(width=192, heads=6, blocks=2)
 """Numbers of the connector of the shipped weights."""
-CONFIG, TENSORS = "config.json", "m2chat.ckpt"
-"""What a folder of `save_weights` holds."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +93,8 @@ def load_weights(
     """
     path = micro_root() / "data" / "micro" / "m2chat" / "m3ft.ckpt" if source is None else Path(source)
     if path.is_dir():
-        if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
-            raise UserError(
-                f"{path} is no folder of weights: it needs {CONFIG} and {TENSORS}, as `save_pretrained` writes them; "
-                "of a training run name the .ckpt file itself"
-            )
-        said, path = _settings(json.loads((path / CONFIG).read_text())), path / TENSORS
-    else:
-        said = _run_settings(path)
+        return _load_exported(path, backbone, m3adapter)
+    said = _run_settings(path)
     payload = read_checkpoint(path)
     stage: Stage = payload[HEADER]["stage"]
     backbone, m3adapter = _anchored(backbone or said[0]), m3adapter or said[1]
@@ -116,28 +107,42 @@ def load_weights(
     return model, Origin(str(path), stage, backbone, m3adapter, name, tuple(payload.get("tasks", ())), before)
 
 
+def _load_exported(
+    folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None
+) -> tuple[M2ChatModel, Origin]:
+    """The same from exported weights."""
+    if not is_exported(folder):
+        raise UserError(
+            f"{folder} is no folder of weights: it needs manifest.json and model.safetensors, as `save_pretrained` and "
+            "`m2chat weights convert` write them; of a training run name the .ckpt file itself"
+        )
+    manifest = read_manifest(folder)
+    backbone, m3adapter = _anchored(backbone or manifest.backbone), m3adapter or manifest.m3adapter
+    check_backbones(manifest, part_fingerprints(backbone), folder)  # before gigabytes are read
+    model = build_m2chat(backbone, m3adapter)
+    stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
+    before = released_tensors(model) if stage == "m3ft" else {}
+    load_exported(model, folder)
+    model.eval().requires_grad_(False)
+    return model, Origin(str(folder), stage, backbone, m3adapter, manifest.fingerprint, tuple(manifest.tasks), before)
+
+
 def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None:
-    """Writes the trained tensors and what `load_weights` must know; the frozen networks stay where they are.
+    """Exports the trained tensors; the frozen networks stay where they are, and are named by their whole paths.
 
     Args:
-        folder: Made if it does not exist.
+        folder: To make; earlier exported weights there give way.
         model: Whose tensors.
         origin: What they are.
+
+    Raises:
+        UserError: If something else is in the folder.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    parameters = dict(model.named_parameters())
-    state = {f"model.{name}": parameters[name].detach().cpu() for name in trainable_names(model, origin.stage)}
-    header = Header(stage=origin.stage, fingerprint=origin.fingerprint, version=VERSION)
-    part = target / f".{TENSORS}.part"
-    torch.save({HEADER: header, "state_dict": state, "tasks": list(origin.tasks)}, part)
-    os.replace(part, target / TENSORS)
     backbone = asdict(origin.backbone)
     for name, value in backbone.items():
         if isinstance(value, str) and Path(value).exists():
             backbone[name] = str(Path(value).resolve())
-    config = {"stage": origin.stage, "backbone": backbone, "m3adapter": asdict(origin.m3adapter)}
-    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    export_model(model, origin.stage, BackboneConfig(**backbone), Path(folder), tasks=origin.tasks)
 
 
 def _settings(config: dict[str, Any]) -> tuple[BackboneConfig, M3AdapterConfig]:
