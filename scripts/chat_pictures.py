@@ -42,7 +42,7 @@ def main() -> None:
     save("wish", drawn(wish(pipe, "I dream of a ball like the sea in front of snow")))
     save("edit", [first, *drawn(edit(pipe, first, ["turn it into a ring", "make it small", "paint it white"]))])
     save("similar", [first, *drawn(similar(pipe, first, (0, 1, 2)))])
-    told = story(pipe, "tell me how it ripens : a large green ring on the left on a white background")
+    told = story(pipe, "tell me of the magic of a small green circle on the left on a purple background")
     save("story", drawn(told.parts), told.alone)
     shown: Any = first
     for name, text in (("lens", "turn it into a ring"), ("lens-inverse", "turn it into a circle")):

@@ -26,7 +26,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     similar.add_argument("picture", type=Path, help="a picture file")
     similar.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one picture each (default: 0 1 2)")
     story = commands.add_parser("story", help="tell and draw a story from its first line, beside the decoder alone")
-    story.add_argument("opener", help="such as 'tell me how it ripens : a large ring on a white background'")
+    story.add_argument(
+        "opener", help="such as 'tell me of the magic of a small green circle on the left on a purple background'"
+    )
     story.add_argument("--frames", type=int, default=4, help="parts (default: %(default)s)")
     dialogue = commands.add_parser("dialogue", help="reply to lines that are said one after the other")
     dialogue.add_argument("lines", nargs="+", help="what is said; a picture is shown with a line as PATH::TEXT")
