@@ -187,7 +187,7 @@ class Bench:
         features: FrozenFeatures | None = None
         if cached:
             with self.autocast():
-                features = model.frozen_features(batch, shape.batch)
+                features = model.frozen_features(batch, noise.samples)
         self.peak()
 
         def step() -> None:

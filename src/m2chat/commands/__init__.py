@@ -61,9 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         module.add(commands)
     options, rest = parser.parse_known_args(argv)
-    if rest and not getattr(options, "rest", False):
+    if getattr(options, "rest", False):
+        options.overrides = rest
+    elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.overrides = rest
     if "run" not in options:
         parser.print_help()
         return 0
