@@ -47,7 +47,7 @@ def test_command(
     if program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
         return
-    if program == "m2chat":
+    if program == "m2chat" and arguments[0] == "plan":
         monkeypatch.chdir(ROOT)
         assert commands.main(arguments) == 0
         printed = capsys.readouterr().out

@@ -23,7 +23,7 @@ FEW = EvalConfig(steps=3, max_tokens=256, max_text_tokens=8)
 
 @pytest.fixture(scope="module")
 def batch(micro: Any) -> Batch:
-    return next(iter(micro.data("m3ft", batch_size=8).train_dataloader()))
+    return next(iter(micro.data("m3ft", batch_size=8).train_dataloader())).ready()
 
 
 @pytest.fixture(scope="module")
