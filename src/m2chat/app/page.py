@@ -70,7 +70,7 @@ def _add_chat(talk: Talk, hints: Mapping[str, Sequence[str]]) -> None:
         examples=[{"text": text} for text in hints.get("chat", ())],
         elem_id="chat",
     )
-    box = words_box("chat-words", "Message, with pictures if you like. Enter sends, Escape stops.", autofocus=True)
+    box = words_box("chat-words", "Enter sends, Escape stops", autofocus=True)
     with gr.Row(elem_id="chat-buttons"):
         halt = gr.Button("Stop", variant="stop", size="sm", elem_id="chat-stop", min_width=60)
         again = gr.Button("Again", size="sm", elem_id="chat-again", min_width=60)
@@ -117,7 +117,7 @@ def _settings() -> list[Any]:
             steps = gr.Slider(1, 50, 25, step=1, label="Denoising steps")
             guidance = gr.Slider(1, 15, 5, step=0.5, label="Guidance")
         with gr.Row():
-            seed = gr.Number(None, label="Seed (empty: another each time)", precision=0, minimum=0, maximum=2**31,
+            seed = gr.Number(-1, label="Seed (-1: another each time)", precision=0, minimum=-1, maximum=2**31 - 1,
                              elem_id="setting-seed")  # fmt: skip
             temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature of the words")
             words = gr.Slider(8, 128, 64, step=8, label="Longest answer, in tokens")

@@ -18,13 +18,15 @@ Message = dict[str, Any]
 TYPING = "▍"
 
 
-def _picture(shelf: Shelf, pixels: Picture, line: str) -> gr.HTML:
+def figure_of(shelf: Shelf, pixels: Picture, line: str) -> str:
     """A picture and the line under it, which also stands for it where pictures are not seen."""
     url, told = f"./gradio_api/file={quote(shelf(pixels))}", escape(line)
-    return gr.HTML(
-        f'<figure><a href="{url}" target="_blank"><img src="{url}" alt="{told}"></a><figcaption>{told}</figcaption></figure>',
-        padding=False,
-    )
+    shown = f'<a href="{url}" target="_blank"><img src="{url}" alt="{told}"></a>'
+    return f"<figure>{shown}<figcaption>{told}</figcaption></figure>"
+
+
+def _picture(shelf: Shelf, pixels: Picture, line: str) -> gr.HTML:
+    return gr.HTML(figure_of(shelf, pixels, line), padding=False)
 
 
 def _line(text: str) -> gr.HTML:

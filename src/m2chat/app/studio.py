@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
-from m2chat.app.rendering import Shelf
+from m2chat.app.rendering import Shelf, figure_of
 from m2chat.app.talk import complaint, stop, uploaded
 from m2chat.app.widgets import AT_ONCE_ONLY, QUEUED, gallery, go_and_stop, hint, seeds, words_box
 from m2chat.errors import UserError
@@ -15,8 +15,8 @@ from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput, Session
 from m2chat.pipeline.inputs import as_pixels
 from m2chat.pipeline.tasks import alone, edit_rounds, similar, tell, text_to_image, wish
 
-Pictures: TypeAlias = list[tuple[str, str]]
-"""Paths and the lines under them, as gradio's gallery wants them."""
+Figures: TypeAlias = str
+"""HTML of pictures with their lines."""
 
 
 class Studio:
@@ -30,66 +30,67 @@ class Studio:
     def __init__(self, pipe: M2ChatPipeline, shelf: Shelf) -> None:
         self.pipe, self.shelf = pipe, shelf
 
-    def text_to_image(self, text: str, count: int, seed: float | None, steps: int) -> Iterator[Pictures]:
+    def text_to_image(self, text: str, count: int, seed: float | None, steps: int) -> Iterator[Figures]:
         """A caption, drawn as it stands."""
         yield from self._at_seeds(text_to_image, text, count, seed, steps)
 
-    def wish(self, text: str, count: int, seed: float | None, steps: int) -> Iterator[Pictures]:
+    def wish(self, text: str, count: int, seed: float | None, steps: int) -> Iterator[Figures]:
         """A vague wish, understood once for each seed."""
         yield from self._at_seeds(wish, text, count, seed, steps)
 
-    def edit(self, message: Mapping[str, Any], seed: float | None, steps: int) -> Iterator[tuple[Session, Pictures]]:
+    def edit(self, message: Mapping[str, Any], seed: float | None, steps: int) -> Iterator[tuple[Session, Figures]]:
         """A picture and what shall be changed of it, a line each."""
         try:
             first = self._picture(message)
             session = self.pipe.session(seed=int(seed or 0), steps=int(steps))
             lines = [line.strip() for line in (message.get("text") or "").splitlines() if line.strip()]
-            shown = [(self.shelf(first), "as shown")]
+            shown = figure_of(self.shelf, first, "as shown")
             yield session, shown
             for line, output in zip(lines, edit_rounds(session, first, lines), strict=False):
-                shown = [*shown, *self._drawn(output, f"{line} → ")]
+                shown += self._drawn(output, f"{line} → ")
                 yield session, shown
         except UserError as error:
             raise complaint(error) from error
 
-    def similar(self, message: Mapping[str, Any], count: int, seed: float | None, steps: int) -> Iterator[Pictures]:
-        """Pictures like one."""
+    def similar(self, message: Mapping[str, Any], count: int, seed: float | None, steps: int) -> Iterator[Figures]:
+        """Figures like one."""
         try:
             first = self._picture(message)
         except UserError as error:
             raise complaint(error) from error
-        shown = [(self.shelf(first), "as shown")]
+        shown = figure_of(self.shelf, first, "as shown")
         for drawn in self._at_seeds(similar, first, count, seed, steps):
             yield shown + drawn
 
     def story(self, opener: str, frames: int, seed: float | None, steps: int) -> Iterator[tuple[Session, Any, Any]]:
         """A story, part by part, and beside it the image decoder alone."""
         session = self.pipe.session(seed=int(seed or 0), steps=int(steps), image="force", max_images=1)
-        shown: Pictures = []
+        shown: Figures = ""
         parts: list[PipelineOutput] = []
-        yield session, shown, []
+        yield session, shown, ""
         try:
             for part in tell(session, opener, int(frames)):
                 parts.append(part)
-                shown = [*shown, *self._drawn(part)]
-                yield session, shown, []
+                shown += self._drawn(part)
+                yield session, shown, ""
         except UserError as error:
             raise complaint(error) from error
-        beside = [(self.shelf(pixels), "") for pixels in alone(session, parts, int(seed or 0))]
-        yield session, shown, beside
+        captions = [part.caption for output in parts for part in output.segments if isinstance(part, ImagePart)]
+        drawn = alone(session, parts, int(seed or 0))
+        yield session, shown, "".join(figure_of(self.shelf, *pair) for pair in zip(drawn, captions, strict=True))
 
     def _at_seeds(
         self, task: Callable[..., list[PipelineOutput]], what: Any, count: int, seed: float | None, steps: int
-    ) -> Iterator[Pictures]:
+    ) -> Iterator[Figures]:
         """A picture after the other, so that the first is there soon and the rest can be stopped."""
-        shown: Pictures = []
+        shown: Figures = ""
         yield shown
         try:
             if isinstance(what, str) and not what.strip():
                 raise UserError("say what shall be drawn")
             for k in range(int(count)):
                 (output,) = task(self.pipe, what, (int(seed or 0) + k,), steps=int(steps))
-                shown = [*shown, *self._drawn(output)]
+                shown += self._drawn(output)
                 yield shown
         except UserError as error:
             raise complaint(error) from error
@@ -100,14 +101,14 @@ class Studio:
             raise UserError(f"{len(pictures)} pictures: show one, with the clip in the box of words")
         return pictures[0]
 
-    def _drawn(self, output: PipelineOutput, before: str = "") -> Pictures:
-        """The pictures of a reply, each with what was said and what it was drawn from."""
-        shown: Pictures = []
+    def _drawn(self, output: PipelineOutput, before: str = "") -> Figures:
+        """The pictures of a reply, each over what was said and what it was drawn from."""
+        shown: Figures = ""
         said = ""
         for part in output.segments:
             if isinstance(part, ImagePart):
                 line = f"{before}{said} [{part.caption}]".strip() if said else f"{before}{part.caption}"
-                shown.append((self.shelf(as_pixels(part.image)), line))
+                shown += figure_of(self.shelf, as_pixels(part.image), line)
                 said = ""
             else:
                 said = part

@@ -148,7 +148,7 @@ class Talk:
             max_images=int(max_images),
             steps=int(steps),
             guidance=float(guidance),
-            seed=None if seed is None else int(seed),
+            seed=None if seed is None or seed < 0 else int(seed),
             temperature=float(temperature),
             max_new_tokens=int(max_new_tokens),
             size=None,

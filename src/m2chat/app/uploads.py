@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http.client
 import io
 import lzma
 import tempfile
+import urllib.request
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -126,3 +130,39 @@ def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
             continue
         with archive.open(entry) as source:  # ends at the size that the entry claims, and checks its sum
             (folder / name).write_bytes(source.read(MAX_UNPACKED))
+
+
+def read_url(url: str, hosts: Collection[str] = ()) -> Picture:
+    """A picture that a URL holds, or names on a host that may be asked.
+
+    Args:
+        url: ``data:``, or ``http(s)://`` of one of the hosts.
+        hosts: Hosts that may be asked, exact names; a redirection is never followed.
+
+    Raises:
+        UserError: If it is another URL, or there is no picture.
+    """
+    if url[:5].lower() == "data:":
+        return read_data_url(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"image_url: no URL ({error})") from error
+    if parts.scheme not in ("http", "https") or parts.hostname not in hosts:
+        known = f" or a picture on {', '.join(sorted(hosts))}" if hosts else "; --picture-hosts of the server allows more"
+        raise UserError(f"image_url: only 'data:image/png;base64,...' is read{known}")
+    try:
+        with _OPENER.open(url, timeout=_SECONDS) as answer:
+            data: bytes = answer.read(MAX_BYTES + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"image_url: {parts.hostname} does not give the picture ({error})") from error
+    return read_picture(data)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Goes nowhere: an allowed host must not send us to another."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+_SECONDS = 10

@@ -50,24 +50,15 @@ def go_and_stop(name: str, label: str) -> tuple[Any, Any]:
         return go, gr.Button("Stop", variant="stop", elem_id=f"{name}-stop")
 
 
-def gallery(label: str, name: str, columns: int = 4) -> Any:
-    """Pictures, each with a line under it."""
-    return gr.Gallery(
-        label=label,
-        columns=columns,
-        object_fit="contain",
-        height="auto",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        format="png",
-        elem_id=f"{name}-pictures",
-        elem_classes="pictures",
-    )
+def gallery(label: str, name: str) -> Any:
+    """A place for pictures, each with a line under it."""
+    gr.HTML(f"<h2>{label}</h2>")
+    return gr.HTML(elem_id=f"{name}-pictures", elem_classes="pictures", padding=False, min_height=80)
 
 
 def seeds() -> tuple[Any, Any]:
     """The settings of a tab, folded away: seed and denoising steps."""
     with gr.Accordion("Settings", open=False):
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
         steps = gr.Slider(1, 50, 25, step=1, label="Denoising steps")
     return seed, steps
