@@ -112,9 +112,9 @@ def _settings() -> list[Any]:
                 [("as it sees fit", "auto"), ("always", "force"), ("never", "never")], value="auto", label="Draw",
                 elem_id="setting-draw",
             )  # fmt: skip
-            most = gr.Slider(1, 8, 4, step=1, label="Most pictures of a reply")
+            most = gr.Slider(1, 8, 4, step=1, label="Most pictures of a reply", elem_id="setting-most")
         with gr.Row():
-            steps = gr.Slider(1, 50, 25, step=1, label="Denoising steps")
+            steps = gr.Slider(1, 50, 25, step=1, label="Denoising steps", elem_id="setting-steps")
             guidance = gr.Slider(1, 15, 5, step=0.5, label="Guidance")
         with gr.Row():
             seed = gr.Number(-1, label="Seed (-1: another each time)", precision=0, minimum=-1, maximum=2**31 - 1,

@@ -65,7 +65,7 @@ class Talk:
         except UserError as error:
             raise complaint(error) from error
 
-    def example(self, session: Session | None, *settings: Any, chosen: gr.SelectData) -> Iterator[Shown]:
+    def example(self, chosen: gr.SelectData, session: Session | None, *settings: Any) -> Iterator[Shown]:
         """Says one of the examples."""
         yield from self.say(session, {"text": chosen.value["text"]}, *settings)
 
