@@ -70,7 +70,7 @@ def build_api(
     # Its own pages of documentation would load scripts from elsewhere.
     api = FastAPI(title="M²Chat", version=__version__, docs_url=None, redoc_url=None)
     api.add_middleware(SizeLimit, most=MAX_BODY)
-    api.add_exception_handler(RequestValidationError, _invalid)
+    api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(UserError, _refused)
     api.add_exception_handler(AnyHTTPException, _failed)
     doors, since = Doors(at_once, waiting), int(time.time())
@@ -171,7 +171,7 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
     return JSONResponse(body, status, headers)
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def invalid(_: Request, error: Exception) -> JSONResponse:
     """What is wrong with a body, without repeating it."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()[:3]]

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 
 from m2chat import __version__
+from m2chat.app.api import invalid
 from m2chat.app.studio import Studio, add_tabs
 from m2chat.app.talk import Readings, Talk, as_shelf, stop
 from m2chat.app.uploads import MAX_BYTES
@@ -153,6 +155,7 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, block: bo
         theme=theme,
         css_paths=STYLE,
         show_error=False,
+        app_kwargs={"exception_handlers": {RequestValidationError: invalid}},  # FastAPI's own repeats what it was sent
     )
     print(f"M²Chat {__version__} at {address} (Ctrl-C ends it)", flush=True)
     if block:

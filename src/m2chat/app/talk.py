@@ -61,7 +61,7 @@ class Talk:
             count = len(session.images)
             events = session.stream(text, pictures)
             said = asked(text, pictures, count + 1, self.shelf)
-            yield from self._follow(session, [*before, said], events, count + len(pictures), gr.update(value=None))
+            yield from self._follow(session, [*before, said], events, count + len(pictures), message)
         except UserError as error:
             raise complaint(error) from error
 
@@ -158,17 +158,21 @@ class Talk:
         return session
 
     def _follow(self, session: Session, before: list[Message], events: Iterator[Event], pictures: int,
-                box: Any = None) -> Iterator[Shown]:  # fmt: skip
-        """Shows a reply as it grows, and in the end what the session holds."""
-        reply = Growing(self.shelf, pictures + 1)
-        yield session, [*before, reply.message()], gr.skip() if box is None else box
+                message: Mapping[str, Any] | None = None) -> Iterator[Shown]:  # fmt: skip
+        """Shows a reply as it grows, and in the end what the session holds; a message leaves the box meanwhile."""
+        reply, turns = Growing(self.shelf, pictures + 1), session.turns
+        yield session, [*before, reply.message()], gr.skip() if message is None else gr.update(value=None)
         seen = time.monotonic()
         for event in events:
             is_new = reply.add(event)
             if is_new and (not isinstance(event, Words) or time.monotonic() - seen > _PAUSE):
                 yield session, [*before, reply.message()], gr.skip()
                 seen = time.monotonic()
-        yield session, messages(session, self.shelf), gr.skip()
+        if session.turns != turns or message is None:
+            yield session, messages(session, self.shelf), gr.skip()
+        else:  # stopped before there was anything to keep: the words go back into the box
+            gr.Info("stopped before anything was said")
+            yield session, messages(session, self.shelf), gr.update(value=dict(message))
 
 
 def stop(session: Session | None) -> None:

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
     """
     from m2chat import __version__
-    from m2chat.commands import chat, data, lens, measure, release_weights, report, tasks
+    from m2chat.commands import chat, data, lens, measure, release_weights, report, serve, tasks
     from m2chat.commands.backbones import command as backbones
     from m2chat.errors import UserError
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"m2chat {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (chat, tasks, lens, data, report, measure, release_weights, backbones):
+    for module in (chat, serve, tasks, lens, data, report, measure, release_weights, backbones):
         module.add(commands)
     options = parser.parse_args(argv)
     if "run" not in options:
