@@ -26,7 +26,9 @@ def bomb(side: int = 20_000) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def bad_pictures() -> list[bytes]:
@@ -71,7 +73,13 @@ def _bodies() -> list[tuple[bytes, dict[str, str]]]:
     numbers = ("temperature", "top_p", "max_tokens", "seed", "n", "max_images", "steps", "guidance")
     made += [body(**{name: value}) for name in numbers for value in (-(10**30), "many", [], float("nan"), float("inf"))]
     made += [body(**{name: 0}) for name in ("top_p", "max_tokens", "n", "max_images", "steps")]
-    made += [body(stream="perhaps"), body(image="often"), body(modalities=["audio"]), body(tools=[{}]), body(stop=["a"])]
+    made += [
+        body(stream="perhaps"),
+        body(image="often"),
+        body(modalities=["audio"]),
+        body(tools=[{}]),
+        body(stop=["a"]),
+    ]
     made += [body(n=2), body(logprobs=True), body(messages=[{"role": "assistant", "content": "hello"}])]
     made += [body(messages=[{"role": "system", "content": "be kind"}])]
     made += [body(messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])]

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("gradio", reason="needs m2chat[serve]")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
 
-from m2chat.commands.serve import HINTS
 from m2chat.commands.lens import readings
+from m2chat.commands.serve import HINTS
 from m2chat.data.images import save_png
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.world import Scene, Shape, render

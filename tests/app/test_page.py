@@ -112,7 +112,9 @@ def test_over_long_talk_is_cut_and_the_user_is_told(pipe: M2ChatPipeline) -> Non
         *_, (session, shown, _) = talk.say(
             session, {"text": "so many words " * 40, "files": []}, "never", *SETTINGS[1:]
         )
-    assert "the oldest turns were left out" in json.dumps([str(part.value) for part in shown[-1]["content"] if not isinstance(part, str)])
+    assert "the oldest turns were left out" in json.dumps(
+        [str(part.value) for part in shown[-1]["content"] if not isinstance(part, str)]
+    )
     assert messages(session, shelf) and session.notes[-1]["cut_tokens"] > 0
 
 

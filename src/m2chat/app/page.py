@@ -85,7 +85,9 @@ def _add_chat(talk: Talk, hints: Mapping[str, Sequence[str]]) -> None:
     with gr.Accordion("See inside", open=False, elem_id="inside"):
         gr.Markdown("What each layer of the language model would paint, and where the queries look (paper, Fig. 5).")
         look = gr.Button("Look into the last picture", elem_id="inside-look")
-        told = gr.Textbox(show_label=False, label="What was seen", interactive=False, visible=True, lines=1, max_lines=4)
+        told = gr.Textbox(
+            show_label=False, label="What was seen", interactive=False, visible=True, lines=1, max_lines=4
+        )
         inside = gr.Image(label="Inside", format="png", interactive=False, buttons=["download", "fullscreen"],
                           elem_id="inside-picture")  # fmt: skip
     shown = [session, chat, box]

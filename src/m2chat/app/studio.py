@@ -133,7 +133,9 @@ def add_tabs(studio: Studio, hints: Mapping[str, Sequence[str]]) -> None:
             go, halt = go_and_stop(name.lower(), "Draw")
             shown = gallery("Pictures", name.lower())
             seed, steps = seeds()
-            gr.Examples([[item] for item in hints.get(name.lower(), ())], [text], label="Examples", cache_examples=False)
+            gr.Examples(
+                [[item] for item in hints.get(name.lower(), ())], [text], label="Examples", cache_examples=False
+            )
             running = gr.on([go.click, text.submit], task, [text, count, seed, steps], shown, **QUEUED)
             halt.click(None, cancels=[running])
     with gr.Tab("Edit", elem_id="tab-edit"):

@@ -33,7 +33,16 @@ MAX_SIDE = 1024
 MAX_UNPACKED = 200 * 2**20
 """Largest session, unpacked: an archive of some kB can claim any size."""
 MAX_FILES = 500
-_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError, OSError, ValueError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+)
 """What zipfile raises on archives that are broken, encrypted or of a kind that it does not know."""
 
 
@@ -149,7 +158,9 @@ def read_url(url: str, hosts: Collection[str] = ()) -> Picture:
     except ValueError as error:
         raise UserError(f"image_url: no URL ({error})") from error
     if parts.scheme not in ("http", "https") or parts.hostname not in hosts:
-        known = f" or a picture on {', '.join(sorted(hosts))}" if hosts else "; --picture-hosts of the server allows more"
+        known = (
+            f" or a picture on {', '.join(sorted(hosts))}" if hosts else "; --picture-hosts of the server allows more"
+        )
         raise UserError(f"image_url: only 'data:image/png;base64,...' is read{known}")
     try:
         with _OPENER.open(url, timeout=_SECONDS) as answer:
