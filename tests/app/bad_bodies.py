@@ -105,6 +105,6 @@ TRAVERSALS = (
     "....//....//etc/passwd", "..\\..\\etc\\passwd", "..%5c..%5cetc%5cpasswd", "/etc/passwd", "//etc/passwd",
     "file=/etc/passwd", "file=../../etc/passwd", "gradio_api/file=/etc/passwd", "gradio_api/file=../../../etc/passwd",
     "gradio_api/file=/proc/self/environ", "gradio_api/file=%2fetc%2fpasswd", "gradio_api/file=file:///etc/passwd",
-    "static/../../../etc/passwd", "assets/..%2f..%2f..%2f..%2fetc%2fpasswd", "..;/etc/passwd", "%c0%ae%c0%ae/etc/passwd",
+    "static/../../../etc/passwd", "assets/..%2f..%2f..%2f..%2fetc%2fpasswd", "..;/etc/passwd", "%c0%ae%c0%ae/etc/passwd",  # noqa: E501
     "gradio_api/file=http://127.0.0.1/", "theme.css/../../etc/passwd",
 )  # fmt: skip

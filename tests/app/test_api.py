@@ -1,5 +1,6 @@
 """The HTTP server as the real client of OpenAI meets it, and as those meet it who mean it ill."""
 
+# ruff: noqa: E402  (what may be missing is asked for first)
 from __future__ import annotations
 
 import base64

@@ -1,5 +1,6 @@
 """The web page in a browser, as people use it: at a desk and on a telephone."""
 
+# ruff: noqa: E402  (what may be missing is asked for first)
 from __future__ import annotations
 
 import os
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 WIDTHS = (1200, 390)
 SHOTS = os.environ.get("M2CHAT_SHOTS")
 """A folder for screenshots, to look at them."""
-WAIT = int(os.environ.get("W", "60000"))
+WAIT = 60_000
 """Milliseconds; long, because the machine may be busy."""
 
 
