@@ -37,8 +37,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine alone)"
     )
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
-    parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: fetch pictures from "
-                        "these hosts; otherwise requests must hold them as data: URLs")  # fmt: skip
+    parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: fetch pictures "
+                        "from these hosts; otherwise requests must hold them as data: URLs")  # fmt: skip
     add_model_options(parser)
     parser.set_defaults(run=run)
 
