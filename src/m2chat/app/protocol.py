@@ -12,7 +12,7 @@ from m2chat.data.images import save_png
 from m2chat.errors import UserError
 from m2chat.pipeline import Drawn, M2ChatPipeline, Session
 from m2chat.pipeline.events import Picture
-from m2chat.schema import Image, Turn
+from m2chat.schema import Image, Role, Turn
 
 MAX_CHARACTERS = 1_000_000
 """Longest text of one part; what the model can read of it is cut by whole turns afterwards."""
@@ -115,7 +115,7 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
         if message.role in ("system", "developer"):
             rules = " ".join([rules, *(part for part in texts if isinstance(part, str))]).strip()
             continue
-        role = "assistant" if message.role == "assistant" else "user"
+        role: Role = "assistant" if message.role == "assistant" else "user"
         if role == "assistant" and not turns:
             raise UserError("messages: the first one must be the user's")
         first = len(session.images)

@@ -111,7 +111,7 @@ class Talk:
             if session is None or not session.turns:
                 raise UserError("there is nothing to save yet: say something first")
             name = f"m2chat-{time.strftime('%Y%m%d-%H%M%S')}.zip"
-            return save_bytes_to_cache(pack_session(session), name, get_upload_folder())
+            return str(save_bytes_to_cache(pack_session(session), name, get_upload_folder()))
         except UserError as error:
             raise complaint(error) from error
 
@@ -189,7 +189,7 @@ def as_shelf(component: Any) -> Shelf:
     """
 
     def put(pixels: Picture) -> str:
-        path = save_img_array_to_cache(np.ascontiguousarray(pixels), component.GRADIO_CACHE, format="png")
+        path = str(save_img_array_to_cache(np.ascontiguousarray(pixels), component.GRADIO_CACHE, format="png"))
         component.temp_files.add(path)
         return path
 
