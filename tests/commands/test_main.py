@@ -21,7 +21,7 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("data", "report", "release-weights", "backbones", "chat", "draw", "lens", "measure"):
+    for command in ("data", "report", "release-weights", "backbones", "chat", "serve", "draw", "lens", "measure"):
         assert command in done.stdout
 
 

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan,
         release_weights,
         report,
+        serve,
         tasks,
         weights,
     )
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for module in (
         chat,
+        serve,
         tasks,
         lens,
         data,

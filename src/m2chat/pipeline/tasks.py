@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import ImagePart, PipelineOutput, output_of
 from m2chat.pipeline.pipeline import M2ChatPipeline
 from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
-from m2chat.pipeline.session import whole
+from m2chat.pipeline.session import Session, whole
 from m2chat.schema import Image, Sample, Turn
 
 SIMILAR = "a similar picture"
@@ -82,13 +82,24 @@ def edit(
     """
     if not instructions:
         raise UserError("instructions: name at least one change, such as 'paint it red'")
-    session = pipe.session(seed=seed, **settings)
+    return list(edit_rounds(pipe.session(seed=seed, **settings), picture, instructions))
+
+
+def edit_rounds(session: Session, picture: Any, instructions: Sequence[str]) -> Iterator[PipelineOutput]:
+    """The rounds of an edit, each as soon as it is drawn; `Session.stop` ends it.
+
+    Args:
+        session: Edits, and remembers.
+        picture: Where it starts: a Pillow picture, or RGB uint8 (H, W, 3).
+        instructions: What to change.
+    """
     shown: tuple[Any, ...] = (picture,)
-    outputs = []
     for instruction in instructions:
-        outputs.append(session.edit(instruction, images=shown))
+        output = session.edit(instruction, images=shown)
+        yield output
+        if output.stopped:
+            return
         shown = ()
-    return outputs
 
 
 def similar(pipe: M2ChatPipeline, picture: Any, seeds: Sequence[int] = (0,), **draw: Any) -> list[PipelineOutput]:
@@ -122,15 +133,45 @@ def story(pipe: M2ChatPipeline, opener: str, frames: int = 4, seed: int = 0, **s
     Raises:
         UserError: If there shall be no part.
     """
+    session = pipe.session(seed=seed, image="force", max_images=1, **settings)
+    parts = list(tell(session, opener, frames))
+    return Story(opener, parts, alone(session, parts, seed))
+
+
+def tell(session: Session, opener: str, frames: int = 4) -> Iterator[PipelineOutput]:
+    """The parts of a story, each as soon as it is drawn; `Session.stop` ends it.
+
+    Args:
+        session: Tells, and remembers the story.
+        opener: The first line.
+        frames: Parts.
+
+    Raises:
+        UserError: If there shall be no part.
+    """
     if frames < 1:
         raise UserError(f"frames={frames}: a story has at least one part")
-    session = pipe.session(seed=seed, image="force", max_images=1, **settings)
-    parts = [session.reply(opener)]
-    parts += [whole(session.go_on()) for _ in range(frames - 1)]
+    for frame in range(frames):
+        part = whole(session.go_on()) if frame else session.reply(opener)
+        yield part
+        if part.stopped:
+            return
+
+
+def alone(session: Session, parts: Sequence[PipelineOutput], seed: int = 0) -> list[Picture]:
+    """What the image decoder draws by itself from the captions of a story, all at one seed: the paper's comparison.
+
+    Args:
+        session: Which told it.
+        parts: The story.
+        seed: Of every picture.
+    """
     captions = [part.caption for output in parts for part in output.segments if isinstance(part, ImagePart)]
-    own = session.settings
+    if not captions:
+        return []
+    own, pipe = session.settings, session.pipe
     draw = DrawSettings(own.steps, own.guidance, seed, own.size or pipe.image_size)
-    return Story(opener, parts, pipe.draw_captions(captions, [noise_seed(seed, "story")] * len(captions), draw))
+    return pipe.draw_captions(captions, [noise_seed(seed, "story")] * len(captions), draw)
 
 
 def dialogue(

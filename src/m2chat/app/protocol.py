@@ -1,0 +1,158 @@
+"""What OpenAI's clients send to ``/v1/chat/completions``, as far as it means something here, and what they get."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from m2chat.data.images import save_png
+from m2chat.errors import UserError
+from m2chat.pipeline import Drawn, M2ChatPipeline, Session
+from m2chat.pipeline.events import Picture
+from m2chat.schema import Image, Role, Turn
+
+MAX_CHARACTERS = 1_000_000
+"""Longest text of one part; what the model can read of it is cut by whole turns afterwards."""
+MAX_PICTURES = 32
+ReadURL = Callable[[str], Picture]
+
+
+def encodable(text: str) -> str:
+    """The same without halves of surrogate pairs, which JSON can spell and no tokenizer can read."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(encodable)]
+
+
+class TextPart(BaseModel):
+    """Words."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImageURL(BaseModel):
+    """Where a picture is."""
+
+    url: str
+
+
+class ImagePart(BaseModel):
+    """A picture; ``caption`` as this server gave it, which spares describing it again."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+    caption: Text = ""
+
+
+class Said(BaseModel):
+    """A message."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+
+
+class ChatRequest(BaseModel):
+    """The body of a request. Fields that could not change a reply are ignored; those that ask for more are refused."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str
+    messages: list[Said] = Field(min_length=1, max_length=1000)
+    stream: bool = False
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=0.75, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    modalities: list[Literal["text", "image"]] = ["text", "image"]
+    n: Literal[1] | None = None
+    stop: None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: Literal[False] | None = None
+    image: Literal["auto", "force", "never"] = "auto"
+    max_images: int = Field(default=4, ge=1, le=16)
+    steps: int = Field(default=25, ge=1, le=100)
+    guidance: float = Field(default=5.0, ge=0, le=30)
+
+    def session(self, pipe: M2ChatPipeline) -> Session:
+        """An empty session with these settings."""
+        longest = min(self.max_completion_tokens or self.max_tokens or 64, 512)
+        return pipe.session(
+            image=self.image if "image" in self.modalities else "never",
+            max_images=self.max_images,
+            seed=self.seed,
+            steps=self.steps,
+            guidance=self.guidance,
+            preview_every=0,
+            max_new_tokens=longest,
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
+
+
+def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) -> tuple[Session, str, list[Picture]]:
+    """What was said so far, as a session, and what is said now.
+
+    System messages stand in front of the first words of the user: the model knows two speakers.
+
+    Args:
+        request: The body.
+        pipe: Will reply.
+        read_url: Reads a picture.
+
+    Raises:
+        UserError: If the conversation does not end with the user's words, or a picture cannot be read.
+    """
+    session, rules = request.session(pipe), ""
+    turns: list[Turn] = []
+    for message in request.messages:
+        texts, pictures = _parts(message, read_url)
+        if message.role in ("system", "developer"):
+            rules = " ".join([rules, *(part for part in texts if isinstance(part, str))]).strip()
+            continue
+        role: Role = "assistant" if message.role == "assistant" else "user"
+        if role == "assistant" and not turns:
+            raise UserError("messages: the first one must be the user's")
+        first = len(session.images)
+        if first + len(pictures) > MAX_PICTURES:
+            raise UserError(f"messages: more than {MAX_PICTURES} pictures")
+        parts: list[str | int] = [part if isinstance(part, str) else first + part for part in texts]
+        if rules and role == "user":
+            parts, rules = [rules, *parts], ""
+        session.images = (*session.images, *pictures)
+        turns.append(Turn(role, tuple(parts)))
+    if not turns or turns[-1].role != "user":
+        raise UserError("messages: the last one must be the user's")
+    *before, asked = turns
+    session.turns, session.notes = tuple(before), ({},) * len(before)
+    count = len(session.images) - len(asked.pictures)
+    shown = [image.pixels for image in session.images[count:]]
+    session.images = session.images[:count]
+    return session, asked.text, shown
+
+
+def _parts(message: Said, read_url: ReadURL) -> tuple[list[str | int], list[Image]]:
+    """Texts and numbers of pictures in their order, and the pictures."""
+    if message.content is None or isinstance(message.content, str):
+        return ([message.content] if message.content else []), []
+    parts: list[str | int] = []
+    pictures: list[Image] = []
+    for part in message.content:
+        if isinstance(part, TextPart):
+            parts += [part.text] if part.text else []
+            continue
+        parts.append(len(pictures))
+        caption_by = "model" if part.caption else ""
+        pictures.append(Image(read_url(part.image_url.url), part.caption, caption_by=caption_by))
+    return parts, pictures
+
+
+def image_part(event: Drawn) -> dict[str, Any]:
+    """A picture as a part of a message, with what it was drawn from, and g of Eq. 3."""
+    url = "data:image/png;base64," + base64.b64encode(save_png(event.picture)).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": url}, "caption": event.caption, "gate": round(event.gate, 4)}

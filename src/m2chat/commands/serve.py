@@ -1,0 +1,85 @@
+"""`m2chat serve`: the conversation on a web page, or over HTTP for programs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+from m2chat.commands.common import add_model_options, load_pipeline
+from m2chat.commands.lens import readings
+from m2chat.errors import UserError
+
+if TYPE_CHECKING:
+    from m2chat.pipeline import M2ChatPipeline
+
+HINTS = {
+    "chat": [
+        "please paint a large red circle on the left on a blue background",
+        "I dream of a ball like the sea in front of snow",
+        "tell me how it ripens : a large green ring on the left on a white background",
+    ],
+    "draw": ["a small red ring at the top on a white background", "a large yellow square on a black background"],
+    "wish": ["I dream of a ball like the sea in front of snow"],
+    "edit": ["turn it into a ring\nmake it small\npaint it white"],
+    "story": ["tell me how it ripens : a large green ring on the left on a white background"],
+}
+"""What the micro model knows to do."""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("serve", help="talk with it on a web page, or over HTTP with --api")
+    parser.add_argument("--api", action="store_true", help="serve an OpenAI-compatible API instead of the page")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine alone)"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: fetch pictures "
+                        "from these hosts; otherwise requests must hold them as data: URLs")  # fmt: skip
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serves until it is interrupted.
+
+    Raises:
+        UserError: If what it needs is not installed, or the port is taken.
+    """
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
+    try:
+        if options.api:
+            import fastapi  # noqa: F401
+            import uvicorn  # noqa: F401
+        else:
+            import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"m2chat serve needs {error.name}: pip install 'm2chat[serve]'") from error
+    pipe = load_pipeline(options)
+    if options.api:
+        _serve_api(pipe, options)
+    else:
+        _serve_page(pipe, options)
+
+
+def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
+    from m2chat.app.page import build_page, launch
+
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # nobody else's, unlike the default
+    try:
+        launch(build_page(pipe, HINTS, readings), options.host, options.port)
+    except OSError as error:
+        raise UserError(f"--port {options.port}: {error}; name another one") from error
+    finally:
+        shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+
+
+def _serve_api(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
+    import uvicorn
+
+    from m2chat.app.api import build_api
+
+    uvicorn.run(build_api(pipe, options.picture_hosts), host=options.host, port=options.port, log_level="info")

@@ -1,0 +1,129 @@
+"""The page's server without a browser: what it tells of itself, paths that lead nowhere, uploads of any kind."""
+
+# ruff: noqa: E402  (what may be missing is asked for first)
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+gr = pytest.importorskip("gradio", reason="needs m2chat[serve]")
+httpx = pytest.importorskip("httpx", reason="needs m2chat[serve]")
+
+from m2chat.app.page import build_page, launch
+from m2chat.app.rendering import Growing, messages, plain
+from m2chat.app.talk import Talk
+from m2chat.commands import main
+from m2chat.pipeline import Drawn, M2ChatPipeline, Notice, Progress, Words
+from m2chat.pipeline.events import Picture
+
+BAD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("bad_bodies.py")))
+SETTINGS = ("force", 1, 1, 5.0, 0, 0.0, 24)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> M2ChatPipeline:
+    return M2ChatPipeline.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def web(pipe: M2ChatPipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        page = build_page(pipe)
+        address = launch(page, port=0, block=False)
+        with httpx.Client(base_url=address, timeout=60) as client:
+            yield client
+        page.close()
+
+
+def shelf(_: Picture) -> str:
+    return "/somewhere/image.png"
+
+
+def test_help_does_not_import_it() -> None:
+    code = "import sys, m2chat.pipeline; from m2chat.commands import main; main([]); sys.exit('gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_without_gradio_one_line_tells_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["serve"]) == 2
+    assert "pip install 'm2chat[serve]'" in capsys.readouterr().err
+
+
+def test_nothing_is_told_to_anybody_else(web: Any) -> None:
+    config = web.get("/config").json()
+    assert config["analytics_enabled"] is False and not config.get("share_url")
+    assert not any(dependency.get("api_visibility") == "public" for dependency in config["dependencies"])
+    assert "googleapis" not in web.get("/").text and "googleapis" not in web.get("/theme.css").text
+
+
+@pytest.mark.parametrize("path", BAD["TRAVERSALS"])
+def test_paths_lead_nowhere(path: str, web: Any) -> None:
+    for prefix in ("", "gradio_api/file=", "file="):
+        done = web.get(f"/{prefix}{path}")
+        assert 400 <= done.status_code < 500 and "root:" not in done.text, (prefix, done.status_code)
+
+
+@pytest.mark.parametrize("body", sorted({body for body, _ in BAD["BODIES"]})[:100:4])
+def test_malformed_bodies_are_the_senders_fault(body: bytes, web: Any) -> None:
+    done = web.post("/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
+    assert 400 <= done.status_code < 500, done.text[:200]
+
+
+def test_a_user_says_something_and_sees_it_grow(pipe: M2ChatPipeline) -> None:
+    talk = Talk(pipe, shelf)
+    *growing, (session, shown, _) = talk.say(None, {"text": "hello <b>", "files": []}, *SETTINGS)
+    assert len(growing) > 2 and [message["role"] for message in shown] == ["user", "assistant"]
+    assert shown[0]["content"] == ["hello &lt;b&gt;"]
+    assert session.settings.seed == 0 and len(session.images) == 1
+    session, shown, box = talk.undo(session)
+    assert shown == [] and box["value"]["text"] == "hello <b>"
+
+
+def test_mistakes_are_told_in_words(pipe: M2ChatPipeline, tmp_path: Path) -> None:
+    talk = Talk(pipe, shelf)
+    (tmp_path / "no.png").write_text("hello")
+    for attempt in (
+        lambda: list(talk.say(None, {"text": " ", "files": []}, *SETTINGS)),
+        lambda: list(talk.say(None, {"text": "look", "files": [str(tmp_path / "no.png")]}, *SETTINGS)),
+        lambda: list(talk.again(None, *SETTINGS)),
+        lambda: list(talk.go_on(None, *SETTINGS)),
+        lambda: talk.undo(None),
+        lambda: talk.save(None),
+        lambda: talk.look(None),
+        lambda: talk.load(None, str(tmp_path / "no.png")),
+    ):
+        with pytest.raises(gr.Error):
+            attempt()
+
+
+def test_over_long_talk_is_cut_and_the_user_is_told(pipe: M2ChatPipeline) -> None:
+    talk, session = Talk(pipe, shelf), None
+    for _ in range(3):
+        *_, (session, shown, _) = talk.say(
+            session, {"text": "so many words " * 40, "files": []}, "never", *SETTINGS[1:]
+        )
+    remarks = [part.value for part in shown[-1]["content"] if not isinstance(part, str)]
+    assert any("the oldest turns were left out" in remark for remark in remarks)
+    assert messages(session, shelf) and session.notes[-1]["cut_tokens"] > 0
+
+
+def test_a_reply_grows_in_its_order() -> None:
+    reply = Growing(shelf, 3)
+    picture: Any = object()
+    assert reply.add(Notice("what did not fit", 3)) and reply.add(Words(0, "A <ring>"))
+    assert reply.add(Words(0, "a ring", "caption")) and reply.add(Progress(0, 1, 2))
+    assert "step 1 of 2" in reply.message()["content"][-1].value
+    assert reply.add(Drawn(0, picture, "a ring", 0.5, 0.1)) and reply.add(Words(1, "and"))
+    notice, said, drawn, more = reply.message()["content"]
+    assert "what did not fit" in notice.value and said == plain("A <ring>") == "A &lt;ring&gt;"
+    assert "Picture 3: a ring · gate 0.50</figcaption>" in drawn.value and more.startswith("and")

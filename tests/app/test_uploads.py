@@ -1,0 +1,112 @@
+"""What strangers send: pictures and sessions that are none, or worse."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import io
+import runpy
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m2chat.app import uploads
+from m2chat.app.uploads import MAX_SIDE, pack_session, read_data_url, read_picture, read_url, unpack_session
+from m2chat.data.images import save_png
+from m2chat.errors import UserError
+from m2chat.pipeline import M2ChatPipeline
+
+BAD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("bad_bodies.py")))
+GREY = np.full((8, 8, 3), 128, np.uint8)
+URL = "data:image/png;base64," + base64.b64encode(save_png(GREY)).decode()
+
+
+@pytest.fixture(scope="module")
+def pipe() -> M2ChatPipeline:
+    return M2ChatPipeline.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302 if self.path == "/moved" else 200)
+            self.send_header("Location", "/picture")
+            self.end_headers()
+            self.wfile.write(save_png(GREY))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("data", BAD["bad_pictures"]())
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(UserError, match="no picture"):
+        read_picture(data)
+
+
+def test_large_pictures_are_made_smaller_and_small_ones_stay() -> None:
+    assert read_picture(save_png(np.zeros((50, 3000, 3), np.uint8))).shape == (17, MAX_SIDE, 3)
+    assert np.array_equal(read_picture(save_png(GREY)), GREY)
+    assert np.array_equal(read_data_url(URL), GREY)
+
+
+def test_files_that_are_too_large_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_BYTES", 10)
+    for read in (lambda: read_picture(save_png(GREY)), lambda: read_data_url(URL)):
+        with pytest.raises(UserError, match="at most"):
+            read()
+
+
+def test_hosts_are_asked_only_if_they_are_allowed(host: str) -> None:
+    assert np.array_equal(read_url(f"{host}/picture", {"127.0.0.1"}), GREY)
+    with pytest.raises(UserError, match="only 'data:"):
+        read_url(f"{host}/picture")
+    with pytest.raises(UserError, match="302"):
+        read_url(f"{host}/moved", {"127.0.0.1"})
+
+
+def test_a_session_survives_its_zip_file(pipe: M2ChatPipeline) -> None:
+    session = pipe.session(seed=0, steps=1, image="force", max_images=1)
+    session.reply("hello", [GREY])
+    again = unpack_session(pipe, pack_session(session))
+    assert again.turns == session.turns
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(again.images, session.images, strict=True))
+
+
+def zipped(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_what_is_no_session_is_refused(pipe: M2ChatPipeline, tmp_path: Path) -> None:
+    whole = pack_session(pipe.session())
+    climbing = zipped(**{f"{'../' * 8}{tmp_path}/evil.txt": b"evil", "/etc/evil": b"evil", "..": b"", "a\\..\\b": b""})
+    bad = [b"", b"PK", b"hello", whole[:-30], zipped(), zipped(**{"session.json": b"{"}), climbing]
+    bad += [zipped(**{"session.json": b'{"format": "m2chat-session/1"}'}), bytes(whole[:20]) + b"\0" * 50]
+    for data in bad:
+        with pytest.raises(UserError) as told:
+            unpack_session(pipe, data)
+        assert "/tmp" not in str(told.value) and "m2chat-" not in str(told.value).replace("m2chat-session", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_archives_that_claim_too_much_are_not_unpacked(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_UNPACKED", 100_000)
+    with pytest.raises(UserError, match="too large"):
+        unpack_session(pipe, zipped(**{"session.json": bytes(200_000)}))
+    with pytest.raises(UserError, match="too large"):
+        unpack_session(pipe, zipped(**{f"{k}.png": b"" for k in range(600)}))
