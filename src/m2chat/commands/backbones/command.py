@@ -21,6 +21,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     instead.add_argument("--measure", action="store_true", help="train nothing: measure again what is there")
     instead.add_argument("--manifest", action="store_true", help="train nothing: write the manifest of what is there")
     instead.add_argument("--verify", action="store_true", help="train nothing: compare the files with the manifest")
+    parser.add_argument(
+        "--evaluations",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        default=[],
+        help="with --manifest: evaluations of the shipped M²Chat weights, to quote",
+    )
     parser.set_defaults(run=run)
 
 
@@ -32,13 +40,17 @@ def run(options: argparse.Namespace) -> None:
     """
     from m2chat.commands.backbones.build import build, measure
     from m2chat.commands.backbones.manifest import verify_manifest, write_manifest
+    from m2chat.commands.backbones.trained import trained_facts
     from m2chat.errors import UserError
 
+    if options.evaluations and not options.manifest:
+        raise UserError("--evaluations is of use with --manifest only: add it")
     if options.verify:
         if faults := verify_manifest(options.out):
             raise UserError(f"{options.out} differs from its manifest: {'; '.join(faults)}")
         print(f"{options.out} is as its manifest says")
     elif options.manifest:
-        print(f"Manifest: {write_manifest(options.out, {})}")
+        facts = {"m2chat": trained_facts(options.out, options.evaluations)} if options.evaluations else {}
+        print(f"Manifest: {write_manifest(options.out, facts)}")
     else:
         (measure if options.measure else build)(options.out, options.only)
