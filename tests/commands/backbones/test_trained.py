@@ -28,7 +28,7 @@ def test_seed_steps_and_quality(tmp_path: Path) -> None:
 
 def test_evaluations_that_cannot_be_quoted(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no results.json"):
+    with pytest.raises(UserError, match=r"no results\.json"):
         trained_facts(MICRO, [tmp_path / "empty"])
     with pytest.raises(UserError, match=r"of the seeds \[0, 1\]"):
         trained_facts(MICRO, [evaluation(tmp_path / "a", 0), evaluation(tmp_path / "b", 1)])
