@@ -149,14 +149,14 @@ class Bench:
         shape = self.shape(wanted)
         set_trainable(self.blank, trainable_names(self.blank, stage))
         lower_parameters((p for p in self.blank.parameters() if not p.requires_grad), torch.bfloat16)
-        one = Shape(1, shape.tokens, shape.image_size, shape.image_tokens)
-        planned = measure_step(self.blank, stage, one, torch.bfloat16)
+        planned = measure_step(self.blank, stage, shape, torch.bfloat16)
         useful = sum(
             flops
             for part in (planned.forward, planned.backward)
             for component, flops in part.items()
             if not cached or component in CACHED
         )
+        useful = useful / shape.batch  # of the batch, since stage 1 looks at its empty picture once for all samples
         result: dict[str, Any] = {
             "batch": shape.batch,
             "useful_tflop_a_sample": round(useful / 1e12, 4),
