@@ -3,13 +3,16 @@
 # ruff: noqa: E402  (what may be missing is asked for first)
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 gr = pytest.importorskip("gradio", reason="needs m2chat[serve]")
@@ -17,7 +20,7 @@ httpx = pytest.importorskip("httpx", reason="needs m2chat[serve]")
 
 from m2chat.app.page import build_page, launch
 from m2chat.app.rendering import Growing, messages, plain
-from m2chat.app.talk import Talk
+from m2chat.app.talk import Talk, as_shelf
 from m2chat.commands import main
 from m2chat.pipeline import Drawn, M2ChatPipeline, Notice, Progress, Words
 from m2chat.pipeline.events import Picture
@@ -127,3 +130,15 @@ def test_a_reply_grows_in_its_order() -> None:
     notice, said, drawn, more = reply.message()["content"]
     assert "what did not fit" in notice.value and said == plain("A <ring>") == "A &lt;ring&gt;"
     assert "Picture 3: a ring · gate 0.50</figcaption>" in drawn.value and more.startswith("and")
+
+
+def test_a_picture_is_written_once_and_again_if_it_went_away(tmp_path: Path) -> None:
+    component = SimpleNamespace(GRADIO_CACHE=str(tmp_path), temp_files=set())
+    put = as_shelf(component)
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    path = Path(put(pixels))
+    os.utime(path, (0, 0))
+    assert put(pixels.copy()) == str(path) and path.stat().st_mtime == 0
+    assert put(pixels + 1) != str(path)
+    path.unlink()
+    assert put(pixels) == str(path) and path.is_file() and component.temp_files >= {str(path)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
@@ -184,13 +186,22 @@ def stop(session: Session | None) -> None:
 def as_shelf(component: Any) -> Shelf:
     """A shelf in gradio's cache: only who knows a picture can name its file there, and old files go away.
 
+    A picture is written once: a reply that grows shows it again and again, and a file that is written anew while a
+    browser fetches it would reach it cut.
+
     Args:
         component: Of the page, among whose files they count.
     """
+    written: dict[bytes, str] = {}
+    lock = threading.Lock()
 
     def put(pixels: Picture) -> str:
-        path = str(save_img_array_to_cache(np.ascontiguousarray(pixels), component.GRADIO_CACHE, format="png"))
-        component.temp_files.add(path)
-        return path
+        pixels = np.ascontiguousarray(pixels)
+        key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+        with lock:
+            if key not in written or not Path(written[key]).is_file():
+                written[key] = str(save_img_array_to_cache(pixels, component.GRADIO_CACHE, format="png"))
+                component.temp_files.add(written[key])
+            return written[key]
 
     return put
