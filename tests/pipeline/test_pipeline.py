@@ -173,3 +173,21 @@ def test_a_folder_that_holds_no_weights(content: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(UserError, match="there is no checkpoint file"):
         M2ChatPipeline.from_pretrained("nowhere.ckpt")
+
+
+def test_generation_in_less_memory(pipe: M2ChatPipeline) -> None:
+    whole, fitted = pipe, M2ChatPipeline.from_pretrained().fit_to_memory("high")
+    first, second = (own(ASK, generator=seeded(), image_mode="force", **SHORT) for own in (whole, fitted))
+    assert first.text == second.text
+    assert np.allclose(np.asarray(first.images[0], float), np.asarray(second.images[0], float), atol=1)
+    with pytest.raises(UserError, match="--memory tiny: choose one of"):
+        fitted.fit_to_memory("tiny")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["balanced", "low"])
+def test_a_language_model_in_fewer_bits_still_replies(mode: Any) -> None:
+    pytest.importorskip("torchao", reason="needs m2chat[memory]")
+    fitted = M2ChatPipeline.from_pretrained().fit_to_memory(mode)
+    output = fitted(ASK, generator=seeded(), image_mode="force", **SHORT)
+    assert len(output.images) == 1
+    assert fitted.caption([np.asarray(output.images[0])])[0]

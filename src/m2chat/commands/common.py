@@ -23,6 +23,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", type=Path, metavar="YAML", help="the networks beneath, such as "
                         "configs/backbone/paper.yaml; as the weights say if not given")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    parser.add_argument("--memory", choices=("high", "balanced", "low"), help="bf16 on a GPU; with an int8 language "
+                        "model; with an int4 one, parts that take turns and pictures in tiles")  # fmt: skip
 
 
 def add_drawing_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -50,7 +52,8 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
         if not options.backbone.is_file():
             raise UserError(f"--backbone: there is no {options.backbone}")
         backbone = BackboneConfig(**yaml.safe_load(options.backbone.read_text()))
-    pipe = M2ChatPipeline.from_pretrained(options.weights, backbone=backbone).to(options.device)
+    pipe = M2ChatPipeline.from_pretrained(options.weights, backbone=backbone)
+    pipe = pipe.fit_to_memory(options.memory, options.device) if options.memory else pipe.to(options.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -18,6 +18,7 @@ from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
+from m2chat.models.memory import MemoryMode, fit_to_memory
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.inputs import as_pixels, seen, waiting
 from m2chat.pipeline.outputs import OUTPUT_TYPES, OutputType, PipelineOutput, output_of
@@ -88,6 +89,19 @@ class M2ChatPipeline:
     def to(self, *args: Any, **kwargs: Any) -> M2ChatPipeline:
         """Moves the model to a device or a dtype, as `torch.nn.Module.to`."""
         self.model.to(*args, **kwargs)
+        return self
+
+    def fit_to_memory(self, mode: MemoryMode, device: torch.device | str = "cpu") -> M2ChatPipeline:
+        """Prepares the model, instead of `to`, for generation within a device's memory; see `models.memory`.
+
+        Args:
+            mode: ``high``, ``balanced`` or ``low``.
+            device: Where it computes.
+
+        Raises:
+            UserError: If the mode is unknown, or needs torchao and that is not installed.
+        """
+        fit_to_memory(self.model, mode, device)
         return self
 
     @property
