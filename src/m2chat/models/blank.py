@@ -14,10 +14,10 @@ from torch import nn
 
 from m2chat.models import published
 from m2chat.models.adapter_file import AdapterShape
+from m2chat.models.build import composed
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
-from m2chat.models.m3adapter import M3Adapter
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.models.weights.adapter import open_adapter
 from m2chat.models.weights.files import load_json
@@ -46,15 +46,7 @@ def blank_m2chat(
         decoder = BlankDecoder(backbone.image_decoder)
         if not Path(backbone.image_decoder).exists():
             assumed.append(f"backbone.image_decoder={backbone.image_decoder!r} is not there: taken to be SDXL base 1.0")
-        connector = M3Adapter(
-            m3adapter,
-            llama.config.hidden_size,
-            clip.width,
-            decoder.queries,
-            decoder.sequence_width,
-            decoder.pooled_width,
-        )
-        return M2ChatModel(llama, clip, visual_query, connector, decoder), assumed
+        return composed(m3adapter, llama, visual_query, clip, decoder), assumed
 
 
 def _language(backbone: BackboneConfig, assumed: list[str]) -> tuple[Any, VisualQueryEncoder]:

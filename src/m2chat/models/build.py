@@ -42,6 +42,17 @@ def build_m2chat(
     """
     llama, visual_query, clip = load_reader(backbone, frozen_dtype)
     decoder = ImageDecoder(backbone.image_decoder, frozen_dtype)
+    return composed(m3adapter, llama, visual_query, clip, decoder)
+
+
+def composed(
+    m3adapter: M3AdapterConfig,
+    llama: AdapterLlamaForCausalLM,
+    visual_query: VisualQueryEncoder,
+    clip: ClipTokens,
+    decoder: ImageDecoder,
+) -> M2ChatModel:
+    """The networks with a new M³Adapter of the sizes that they ask for between them."""
     connector = M3Adapter(
         m3adapter,
         llama.config.hidden_size,

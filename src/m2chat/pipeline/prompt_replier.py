@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from m2chat.models.generation import Decoding, TokenSegment
 from m2chat.models.image_decoder import OnStep
 from m2chat.models.vlm_sd import VLMSDModel
-from m2chat.pipeline.replier import DrawSettings, Replier, to_pictures
+from m2chat.pipeline.replier import DrawSettings, Replier, drawn_places, to_pictures
 from m2chat.schema import Batch, Segment
 from m2chat.text import Layout
 
@@ -52,7 +52,7 @@ class PromptReplier(Replier):
     ) -> tuple[dict[tuple[int, int], NDArray[np.uint8]], dict[tuple[int, int], tuple[float, float]]]:
         """Every picture of every reply in one go, by reply and segment; there is no gate."""
         model: Any = self.model
-        places = [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]
+        places = drawn_places(replies)
         if not places:
             return {}, {}
         words = [prompt_of(self._segment(replies[i][k]), self.prompt) for i, k in places]

@@ -158,7 +158,7 @@ class Replier:
         on_step: OnStep | None,
     ) -> tuple[dict[tuple[int, int], NDArray[np.uint8]], dict[tuple[int, int], tuple[float, float]]]:
         """Every picture of every reply in one go, by reply and segment; and gate and cosine of each."""
-        places = [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]
+        places = drawn_places(replies)
         if not places:
             return {}, {}
         condition = self._condition(places, prompts, replies, batch)
@@ -249,6 +249,11 @@ class Replier:
             context_pixels=batch.context_pixels[chosen],
             has_context=batch.has_context[chosen],
         )
+
+
+def drawn_places(replies: Sequence[Sequence[TokenSegment]]) -> list[tuple[int, int]]:
+    """Reply and segment of every picture to draw."""
+    return [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]
 
 
 def to_pictures(pixels: Tensor) -> list[NDArray[np.uint8]]:
