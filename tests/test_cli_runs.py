@@ -135,3 +135,25 @@ def test_an_empty_shard_folder(refusal: Callable[..., str], tmp_path: Path) -> N
     over.write_text(f"data: {{train: [{{name: mine, path: {tmp_path}}}]}}\n", encoding="utf-8")
     message = refusal("fit", "--config=configs/stage1.yaml", f"--config={over}", *NO_BAR)
     assert str(tmp_path) in message and "without .tar files" in message
+
+
+def test_the_metrics_come_every_so_many_steps(workplace: Path, first: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    code = cli.main(
+        [
+            "fit", "--config=configs/stage2.yaml", "--config=configs/overlays/every_n_steps.yaml", *NO_BAR,
+            "--trainer.val_check_interval=2", "--trainer.max_steps=4", "--trainer.max_epochs=1",
+            "--data.batch_size=4", "--data.samples_per_epoch=32", "--data.val_samples=2",
+            "--model.init_args.evaluation.steps=2", "--model.init_args.evaluation.max_text_tokens=8",
+            "--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=.", "--trainer.logger.name=every",
+        ]
+    )  # fmt: skip
+    assert code == 0
+    (folder,) = (workplace / "every").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()
+    (curve,) = (name for name in tags["scalars"] if name.endswith("clip_score"))
+    assert [event.step for event in events.Scalars(curve)] == [1, 3]
+    assert any(len(events.Images(name)) == 2 for name in tags["images"])
+    assert any("replies" in name for name in tags["tensors"])

@@ -16,7 +16,8 @@ from m2chat.models.config import BackboneConfig
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
-OVERLAYS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
+OF_ROWS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
+OVERLAYS = [*OF_ROWS, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
 RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *OVERLAYS})
 PAPER = [path for path in RUNS if path.parent.name == "paper"]
 
@@ -79,7 +80,7 @@ def test_every_row_names_configurations_that_exist() -> None:
     names = {row.name for row in ROWS}
     assert len(names) == len(ROWS)
     used = {f"configs/{row.overlay}.yaml" for row in ROWS if row.overlay}
-    assert used == {name_of(path) for path in OVERLAYS}
+    assert used == {name_of(path) for path in OF_ROWS}
     for row in ROWS:
         for name in (*row.tests, *(fit.config for fit in row.fits)):
             assert (ROOT / f"configs/{name}.yaml").is_file()

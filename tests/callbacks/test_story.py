@@ -50,3 +50,11 @@ def test_neighbours_only_and_every_frame_in_its_place() -> None:
     assert found["story_consistency_oracle"].value == pytest.approx(100.0)
     places = [(found[f"clip_score_frame_{k}"].value, found[f"clip_score_frame_{k}"].n) for k in (1, 2, 3, 4)]
     assert places == [(100.0, 2), (100.0, 1), (50.0, 2), (50.0, 2)]
+
+
+def test_frames_that_were_left_out_of_the_samples_make_no_pair() -> None:
+    metric, store = StoryConsistency(Colours()), EvalStore()
+    parts = [part("a", turn, drawn) for turn, drawn in ((1, RED), (2, RED), (4, GREEN))]
+    for prediction, values in zip(parts, metric.measure(store, parts), strict=True):
+        store.put(metric.key, prediction, values)
+    assert metric.results(store, full=True)["story_consistency"].value == pytest.approx(100.0)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m2chat.callbacks.base import MetricCallback
 from m2chat.evaluation.statistics import Estimate, estimate
@@ -17,11 +18,15 @@ from m2chat.metrics.encoders import OpenClipEncoder, TextImageEncoder
 from m2chat.metrics.tasks import consistency
 from m2chat.schema import Prediction
 
+_GAP = np.full(1, np.nan, np.float32)
+"""Stands where a frame is missing."""
+
 
 class StoryConsistency(MetricCallback):
     """Logs ``story_consistency``: CLIP-I between each picture of a story and the next.
 
-    It is the mean over stories of the mean over their pairs; a frame that was not drawn is in no pair. In a test
+    It is the mean over stories of the mean over their pairs; a frame that was not drawn is in no pair, nor is one whose
+    neighbour was not among the samples. In a test
     also ``story_consistency_oracle`` (of the true pictures: stories change, so 100 is not the aim) and
     ``clip_score_frame_1``, ``_2``, ...: the CLIP score of each frame by its place. Each frame is generated from the
     true parts of the story before it.
@@ -52,6 +57,7 @@ class StoryConsistency(MetricCallback):
             values = [next(fits) if item.generated is not None else np.nan for item in targets]
             rows.append(
                 {
+                    "place": int(prediction.meta.get("reply", prediction.id.rpartition("#")[2])),
                     "frames": given,
                     "frames_there": np.array([item.generated is not None for item in targets], bool),
                     "true_frames": store.embed_images(self.encoder, known),
@@ -82,13 +88,17 @@ class StoryConsistency(MetricCallback):
     def _consistency(stories: Any, name: str) -> Estimate:
         means = []
         for story in stories:
-            there = np.concatenate([row.values[f"{name}_there"] for row in story])
-            drawn = [frame for row in story for frame in row.values[name]]
-            if not drawn:
+            frames, before = list[NDArray[np.float32]](), None
+            for row in story:
+                if before is not None and row.values["place"] != before + 1:
+                    frames.append(_GAP)
+                before, drawn = row.values["place"], iter(row.values[name])
+                # One that is not there keeps its place, and is in no pair.
+                frames += [next(drawn) if there else _GAP for there in row.values[f"{name}_there"]]
+            width = max(map(len, frames), default=0)
+            if width < 2:
                 continue
-            frames = np.full((len(there), len(drawn[0])), np.nan)
-            frames[there] = drawn  # one that is not there keeps its place, and is in no pair
-            pairs = consistency(frames)
+            pairs = consistency(np.stack([np.full(width, np.nan) if frame is _GAP else frame for frame in frames]))
             pairs = pairs[np.isfinite(pairs)]
             if len(pairs):
                 means.append(100.0 * float(pairs.mean()))

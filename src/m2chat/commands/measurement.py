@@ -101,7 +101,7 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
     """Whether a picture comes where one is due, and no other; and whether those of the replies are right.
 
     Returns:
-        The replies to edits, by the sample's id.
+        The replies to the first instructions of edits, by the sample's id.
     """
     asked = [(sample, turn) for sample in samples for turn in replies_of(sample)]
     # Of stories only the decision counts here, and their frames are drawn again when they are told.
@@ -125,11 +125,15 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
     findings.add("right: pictures of replies", right([picture for _, picture, _ in due], wanted))
     alone = talks.decoder_alone([place for place, _, _ in due], [caption for _, _, caption in due])
     findings.add("decoder right: pictures of replies", right(list(alone), wanted))
-    return {sample.id: reply for (sample, _), reply in zip(asked, replies, strict=True) if sample.kind == "edit"}
+    rounds = zip(asked, replies, strict=True)
+    return {sample.id: reply for (sample, turn), reply in rounds if sample.kind == "edit" and turn == 1}
 
 
 def measure_edits(talks: Talks, samples: Sequence[Sample], edits: dict[str, Reply], findings: Findings) -> None:
-    """Whether the named attribute changes and the others stay; and whether the reply follows another first picture."""
+    """Whether the named attribute changes and the others stay; and whether the reply follows another first picture.
+
+    Second rounds change the model's own picture of the first.
+    """
     asked = [(sample, 1) for sample in samples]
     after = [dict(sample.meta["scenes"][1]) for sample in samples]
     replies = [edits[sample.id] for sample in samples]
@@ -139,6 +143,7 @@ def measure_edits(talks: Talks, samples: Sequence[Sample], edits: dict[str, Repl
     findings.add("decoder right: edits", right(list(talks.decoder_alone(asked, whole)), after))
     given = [sample.images[1].caption for sample in samples]
     findings.add("decoder, the data's own caption: edits", right(list(talks.decoder_alone(asked, given)), after))
+    _measure_second_rounds(talks, samples, edits, findings)
     others = [_replaced(talks.maker, sample) for sample in samples]
     changed = [(sample, scene) for sample, scene in zip(samples, others, strict=True) if scene is not None]
     swapped = talks.told([_with_picture(talks.maker, sample, scene) for sample, scene in changed])
@@ -151,6 +156,23 @@ def measure_edits(talks: Talks, samples: Sequence[Sample], edits: dict[str, Repl
     )
 
 
+def _measure_second_rounds(
+    talks: Talks, samples: Sequence[Sample], edits: dict[str, Reply], findings: Findings
+) -> None:
+    """The instruction after the first, about the picture that the model drew."""
+    rounds = [sample for sample in samples if len(sample.turns) > 3]
+    after = [dict(sample.meta["scenes"][2]) for sample in rounds]
+    told = []
+    for sample in rounds:
+        turn, images = as_turn(edits[sample.id], sample.images[:1])
+        told.append(replace(sample, turns=(sample.turns[0], turn, sample.turns[2]), images=images))
+    replies = talks.reply([(sample, 3) for sample in told])
+    findings.add("right: second rounds of edits", right([_drawn(reply) for reply in replies], after))
+    whole = [caption_of(Scene.from_attributes(scene)) for scene in after]
+    alone = talks.decoder_alone([(sample, 3) for sample in told], whole)
+    findings.add("decoder right: second rounds of edits", right(list(alone), after))
+
+
 def measure_descriptions(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
     """What the model says of the pictures that users show, attribute by attribute."""
     for sample, said in zip(samples, talks.pipe.caption([own.images[0].pixels for own in samples]), strict=True):
@@ -161,7 +183,7 @@ def measure_descriptions(talks: Talks, samples: Sequence[Sample], findings: Find
 
 def _replaced(maker: Maker, sample: Sample) -> Scene | None:
     """Another scene in place of the first picture: the same, before another ground; None where the edit is that."""
-    before, after = (dict(scene) for scene in sample.meta["scenes"])
+    before, after = (dict(scene) for scene in sample.meta["scenes"][:2])
     if before["background"] != after["background"]:
         return None
     taken = {value for scene in (before, after) for name, value in scene.items() if name.startswith("colour")}

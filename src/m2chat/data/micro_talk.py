@@ -1,7 +1,8 @@
 """Conversations of the micro world: instructions, edits, dialogues and stories, as samples of the schema.
 
 Half of the edits and of the dialogues' pictures are told in captions that leave out what only the context picture
-shows (``meta["omitted"]``); there a model must look, not read.
+shows (``meta["omitted"]``); there a model must look, not read. The other half tell shown pictures in full, as a chat
+does, in which the model itself says what a picture shows.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from m2chat.world.scene import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Split, 
 
 _HIDDEN = ("size", "position", "background")
 """Attributes that a caption may leave to the context picture."""
-_TO = {
-    "middle": "to the middle",
-    "left": "to the left",
-    "right": "to the right",
-    "top": "to the top",
-    "bottom": "to the bottom",
-}
+_PLANS = (
+    "chat wish again",
+    "wish ask again",
+    "wish again ask",
+    "shown ask wish",
+    "shown wish chat",
+    "shown chat again",
+)
+"""Replies of a dialogue: two with a picture, one of text alone."""
 
 
 @dataclass
@@ -57,6 +60,10 @@ class Maker:
         """Whether a scene beside the target may be shown: training never sees a held-out one."""
         return scene.is_valid and (self.split != "train" or scene.key not in held_out_keys())
 
+    def drawable(self, scene: Scene) -> bool:
+        """Whether a scene may be the target of a reply: one of the split's own."""
+        return self.split == "train" or scene in scenes_of_split(self.split, 1 if scene.second is None else 2)
+
     def other(self, scene: Scene, name: str) -> Scene | None:
         """The scene with another value of one attribute, None if no allowed one was found."""
         choices = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "position": POSITIONS, "background": COLOURS}
@@ -81,22 +88,39 @@ class Maker:
         return talk
 
     def edit(self) -> Talk:
-        """A picture, an instruction, and the changed picture."""
-        return self.until(self._edit)
+        """A picture, an instruction and the changed picture; half of the time, a change of that one follows."""
+        rounds = self.rng.choice((1, 2))
+        return self.until(lambda: self._edit(rounds))
 
-    def _edit(self) -> Talk | None:
+    def _edit(self, rounds: int) -> Talk | None:
         after = self.scene()
-        name = self.rng.choice([name for name in after.attributes if after.second is None or "colour" in name])
+        name = self._changeable(after)
         before = self.other(after, name)
         if before is None:
             return None
-        instruction, answer = self._edit_words(name, after)
-        omit = [hidden for hidden in _HIDDEN if hidden != name] if self.rng.random() < 0.5 else []
+        brief = self.rng.random() < 0.5
         talk = Talk(self)
         # The picture before must not tell in words what the caption leaves to the eye.
-        talk.user(talk.picture(before, caption_of(before, omit=_HIDDEN if omit else ())), instruction)
-        talk.assistant(answer, talk.picture(after, caption_of(after, omit=omit)))
+        shown = talk.picture(before, caption_of(before, omit=_HIDDEN if brief else ()))
+        self._change(talk, (shown,), name, after, brief)
+        if rounds == 2:
+            name = self._changeable(after)
+            last = self.other(after, name)
+            if last is None or not self.drawable(last):
+                return None
+            self._change(talk, (), name, last, brief)
         return talk
+
+    def _changeable(self, scene: Scene) -> str:
+        """An attribute that an instruction can name."""
+        return self.rng.choice([name for name in scene.attributes if scene.second is None or "colour" in name])
+
+    def _change(self, talk: Talk, shown: tuple[int, ...], name: str, after: Scene, brief: bool) -> None:
+        """One round of an edit; a brief one leaves all but the change to the eye."""
+        instruction, answer = self._edit_words(name, after)
+        talk.user(*shown, instruction)
+        omit = [hidden for hidden in _HIDDEN if hidden != name] if brief else []
+        talk.assistant(answer, talk.picture(after, caption_of(after, omit=omit)))
 
     def _edit_words(self, name: str, after: Scene) -> tuple[str, str]:
         """Instruction and answer of an edit."""
@@ -107,20 +131,15 @@ class Maker:
         if name == "size":
             return f"make it {value}", f"Now it is {value} and ready ."
         if name == "position":
-            return f"move it {_TO[value]}", f"I have moved it {_TO[value]} ."
+            return f"move it to the {value}", f"I have moved it to the {value} ."
         if name == "background":
             return f"put {with_article(value)} background behind it", f"Behind it is {value} now ."
         if after.second is not None:
             side = "right" if name == "colour_2" else "left"
             return f"make the {side} one {value}", f"The {side} one is {value} now ."
-        return (
-            (f"paint it {value}", f"I have painted it {value} .")
-            if pick
-            else (
-                f"I like {value} more",
-                f"Sure , {value} it is !",
-            )
-        )
+        if pick:
+            return f"paint it {value}", f"I have painted it {value} ."
+        return f"I like {value} more", f"Sure , {value} it is !"
 
     def dialogue(self) -> Talk:
         """Three replies, one of them text alone; about half of the pictures depend on an earlier one."""
@@ -128,7 +147,7 @@ class Maker:
 
     def _dialogue(self) -> Talk | None:
         talk = Talk(self)
-        plan = self.rng.choice(("chat wish again", "wish ask again", "shown ask wish", "shown wish chat"))
+        plan = self.rng.choice(_PLANS)
         for step in plan.split():
             done = getattr(self, f"_{step}")(talk)
             if not done:
@@ -165,8 +184,8 @@ class Maker:
         return True
 
     def _again(self, talk: Talk) -> bool:
-        """A wish for something else in the place of the newest picture."""
-        last = talk.scenes[-1]
+        """A wish for something else in the place of the newest picture; what is told of that one is told again."""
+        last, told = talk.scenes[-1], parse_caption(talk.images[-1].caption)
         place = [last.attributes.get(name) for name in _HIDDEN]
         pool = scenes_of_split(self.split, 1)
         alike = [s for s in pool if s != last and [s.attributes[name] for name in _HIDDEN] == place]
@@ -175,7 +194,8 @@ class Maker:
         scene = self.rng.choice(alike)
         toy, like = TOY_OF[scene.first.shape], THING_OF[scene.first.colour]
         talk.user(f"now a {toy} like the {like} in its place")
-        talk.assistant(f"The {toy} takes its place .", talk.picture(scene, caption_of(scene, omit=_HIDDEN)))
+        omit = [name for name in _HIDDEN if name not in told]
+        talk.assistant(f"The {toy} takes its place .", talk.picture(scene, caption_of(scene, omit=omit)))
         return True
 
     def _shown(self, talk: Talk) -> bool:
@@ -186,11 +206,12 @@ class Maker:
         if before == scene or not self.allowed(before):
             return False
         toy, like = TOY_OF[scene.first.shape], THING_OF[scene.first.colour]
+        omit = _HIDDEN if self.rng.random() < 0.6 else ()
         talk.user(
-            talk.picture(before, caption_of(before, omit=_HIDDEN)),
+            talk.picture(before, caption_of(before, omit=omit)),
             f"I like this spot , give it a {toy} like the {like}",
         )
-        talk.assistant(f"Done , a {toy} stands there .", talk.picture(scene, caption_of(scene, omit=_HIDDEN)))
+        talk.assistant(f"Done , a {toy} stands there .", talk.picture(scene, caption_of(scene, omit=omit)))
         return True
 
     def _ask(self, talk: Talk) -> bool:

@@ -7,6 +7,7 @@ the project's own schema.
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,9 @@ from m2chat.data.sources import caption_sample
 from m2chat.schema import Image, Kind, Sample
 from m2chat.world.captions import alt_text, caption_of, paraphrases
 from m2chat.world.render import render
-from m2chat.world.scene import Split
+from m2chat.world.scene import Scene, Split
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the generated data change, so that old shards are made anew."""
 SEED = 0
 
@@ -31,11 +32,11 @@ _PAIRS: dict[str, dict[Split, int]] = {
 _TALKS: dict[str, tuple[Kind, dict[Split, int]]] = {
     "instruct": ("instruct", {"train": 2000, "val": 50, "test": 100}),
     "mmdialog": ("dialogue", {"train": 3000, "val": 40, "test": 150}),
-    "edit": ("edit", {"train": 3000, "val": 50, "test": 200}),
+    "edit": ("edit", {"train": 3000, "val": 40, "test": 150}),
     "story": ("story", {"train": 800, "val": 15, "test": 40}),
 }
-_PARAPHRASED = 0.3
-"""Share of the CC3M-like training captions that are put in another way than the exact one."""
+_PARAPHRASED, _PARTIAL = 0.2, 0.15
+"""Shares of the CC3M-like training captions that are put in another way than the exact one, or leave something out."""
 _COCO: dict[Split, int] = {"train": 200, "val": 100, "test": 400}
 
 
@@ -45,8 +46,8 @@ def _pairs(name: str, split: Split, count: int) -> Iterator[tuple[str, dict[str,
     for index in range(count):
         scene = maker.scene(1 if maker.rng.random() < 0.5 else 2)
         caption = alt_text(scene) if name == "laion" else caption_of(scene)
-        if name == "cc3m" and split == "train" and maker.rng.random() < _PARAPHRASED:
-            caption = maker.rng.choice(paraphrases(scene))
+        if name == "cc3m" and split == "train":
+            caption = _put_otherwise(scene, caption, maker.rng)
         pixels = render(scene, maker.noise)
         height, width = pixels.shape[:2]
         key = f"{index:09d}"
@@ -68,6 +69,16 @@ def _pairs(name: str, split: Split, count: int) -> Iterator[tuple[str, dict[str,
         yield key, members
 
 
+def _put_otherwise(scene: Scene, caption: str, rng: random.Random) -> str:
+    """A training caption: mostly the exact one, sometimes a paraphrase, sometimes without size or place."""
+    draw = rng.random()
+    if draw < _PARAPHRASED:
+        return rng.choice(paraphrases(scene))
+    if draw < _PARAPHRASED + _PARTIAL:
+        return caption_of(scene, omit=rng.choice((("size",), ("position",), ("size", "position"))))
+    return caption
+
+
 def _coco(split: Split, count: int) -> Iterator[Sample]:
     """Pictures with five captions each; the conversation asks for one of them."""
     maker = Maker(split, SEED + 2)
@@ -80,11 +91,27 @@ def _coco(split: Split, count: int) -> Iterator[Sample]:
         yield caption_sample(f"coco/{index:06d}", "coco", image, meta)
 
 
-def _talks(name: str, split: Split, count: int) -> Iterator[Sample]:
+def _talks(name: str, split: Split, count: int, said: set[tuple[str, ...]]) -> Iterator[Sample]:
+    """Conversations of a kind; held-out ones never say word for word what a training one does.
+
+    Args:
+        name: Of the data set.
+        split: Which of it.
+        count: How many.
+        said: The words of the training conversations of several requests: noted, or kept clear of.
+    """
     kind, _ = _TALKS[name]
     maker = Maker(split, SEED)
-    for index in range(count):
-        yield getattr(maker, kind)().sample(kind, name, index)
+    index = 0
+    while index < count:
+        sample = getattr(maker, kind)().sample(kind, name, index)
+        words = tuple(turn.text for turn in sample.turns)
+        if split == "train":
+            said.add(words)
+        elif words in said and sum(turn.role == "user" for turn in sample.turns) > 1:
+            continue
+        index += 1
+        yield sample
 
 
 def ensure_micro_shards(root: Path) -> None:
@@ -101,11 +128,12 @@ def ensure_micro_shards(root: Path) -> None:
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     splits: tuple[Split, ...] = ("train", "val", "test")
+    said: dict[str, set[tuple[str, ...]]] = {name: set() for name in _TALKS}
     for split in splits:
         for name, counts in _PAIRS.items():
             write_groups(_pairs(name, split, counts[split]), part / name / split, name, 1000)
         for name, (_, counts) in _TALKS.items():
-            write_shards(_talks(name, split, counts[split]), part / name / split, name, 500)
+            write_shards(_talks(name, split, counts[split], said[name]), part / name / split, name, 500)
         write_shards(_coco(split, _COCO[split]), part / "coco" / split, "coco", 500)
     (part / "version.json").write_text(json.dumps(wanted) + "\n")
     shutil.rmtree(root, ignore_errors=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m3adapter import Condition, M3Adapter
@@ -86,7 +87,12 @@ class M2ChatModel(nn.Module):
         visual_query: Maker of the adapter's prompts.
         m3adapter: The connector.
         decoder: The frozen hand.
+
+    Attributes:
+        read_parts: Into how many parts of like length `read` divides a batch; more parts compute less padding.
     """
+
+    read_parts: int = 1
 
     def __init__(
         self,
@@ -103,13 +109,17 @@ class M2ChatModel(nn.Module):
         self.m3adapter = m3adapter
         self.decoder = decoder
 
-    def read(self, input_ids: Tensor, context_pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def read(
+        self, input_ids: Tensor, context_pixels: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The language model's states of whole sequences.
 
         Args:
             input_ids: Right-padded, (B, T).
             context_pixels: Normalised for CLIP, zeros where there is no picture, (B, 3, S, S); or a single picture
                 that all sequences share, (1, 3, S, S).
+            lengths: Real tokens of each sequence, (B,); given, `read_parts` counts, and states of padding are zero
+                where no part computed them.
 
         Returns:
             States that the M³Adapter reads, (B, T, D), or (L, B, T, D) if it reads several layers; f_img
@@ -117,15 +127,31 @@ class M2ChatModel(nn.Module):
         """
         f_img = self.clip(context_pixels)
         visual_query = self.visual_query(f_img).expand(len(input_ids), -1, -1)
+        if lengths is None or self.read_parts == 1:
+            states, last = self._states(input_ids, visual_query)
+            return states, f_img, last
+        length = input_ids.shape[1]
+        # As many parts in every process: under FSDP all must gather weights equally often.
+        rows = lengths.argsort().tensor_split(min(self.read_parts, len(lengths)))
+        read = [self._states(input_ids[own, : int(lengths[own].max())], visual_query[own]) for own in rows]
+        back = torch.cat(rows).argsort()
+        states, last = (
+            torch.cat([F.pad(part, (0, 0, 0, length - part.shape[-2])) for part in parts], -3).index_select(-3, back)
+            for parts in zip(*read, strict=True)
+        )
+        return states, f_img, last
+
+    def _states(self, input_ids: Tensor, visual_query: Tensor) -> tuple[Tensor, Tensor]:
+        """States that the M³Adapter reads, and those that the next token is told from."""
         # No mask: padding is on the right and attention is causal, so real tokens never see it.
         layers = self.m3adapter.config.layers
         only_last = layers == (-1,)
         output = self.llama.model(input_ids, visual_query=visual_query, output_hidden_states=not only_last)
         last = output.last_hidden_state
         if only_last:
-            return last, f_img, last
+            return last, last
         chosen = [output.hidden_states[layer] for layer in layers]
-        return torch.stack(chosen) if len(chosen) > 1 else chosen[0], f_img, last
+        return torch.stack(chosen) if len(chosen) > 1 else chosen[0], last
 
     def condition(self, batch: Batch, states: Tensor, f_img: Tensor, use_image: bool = True) -> Condition:
         """The condition of the batch's pictures: the same in training and in generation."""
@@ -146,7 +172,7 @@ class M2ChatModel(nn.Module):
             batch: Raw inputs without context pictures, so that the empty one is looked at once for all.
             samples: Which samples get latents, (n,).
         """
-        states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1])
+        states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1], batch.attention_mask.sum(1))
         e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
         return FrozenFeatures(states, e_clip, e_pclip, self.decoder.encode_pixels(batch.target_pixels[samples]))
 
@@ -169,7 +195,8 @@ class M2ChatModel(nn.Module):
         """
         logits = labels = None
         if with_text:
-            states, f_img, last = self.read(batch.input_ids, batch.context_pixels)
+            lengths = batch.attention_mask.sum(1)
+            states, f_img, last = self.read(batch.input_ids, batch.context_pixels, lengths)
             scored = batch.labels[:, 1:] >= 0
             # Most positions are not scored, and at 7B the vocabulary's logits are the largest tensor of all.
             logits, labels = self.llama.lm_head(last[:, :-1][scored]), batch.labels[:, 1:][scored]

@@ -40,6 +40,10 @@ class ClipTokens(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """f_img of pictures, without a gradient: (B, 3, S, S) to (B, I, W), as `tokens` says."""
+        return self.tokens(pixel_values)
+
+    def tokens(self, pixel_values: Tensor) -> Tensor:
         """f_img of pictures.
 
         Args:
@@ -55,8 +59,8 @@ class ClipTokens(nn.Module):
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], 1) + visual.positional_embedding.to(x.dtype)
         x = visual.transformer(visual.ln_pre(x))
-        tokens: Tensor = visual.ln_post(x) @ visual.proj
-        return tokens
+        f_img: Tensor = visual.ln_post(x) @ visual.proj
+        return f_img
 
 
 class _Block(nn.Module):

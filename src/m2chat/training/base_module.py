@@ -54,6 +54,7 @@ class M2ChatModule(PredictingModule):
         shard_frozen: Under FSDP, whether the frozen networks are sharded too.
         gradient_checkpointing: Whether the UNet and, where it is trained, the language model compute their
             activations again in the backward pass instead of keeping them: less memory, a third more work there.
+        read_parts: Into how many parts of like length the language model divides a batch: less padding is computed.
     """
 
     stage: ClassVar[Stage]
@@ -76,15 +77,16 @@ class M2ChatModule(PredictingModule):
         shipped: str = "data/micro/m2chat",
         shard_frozen: bool = True,
         gradient_checkpointing: bool = False,
+        read_parts: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = backbone or BackboneConfig()
         self.m3adapter = m3adapter or M3AdapterConfig()
         self.optim, self.evaluation = optim or OptimConfig(), evaluation or EvalConfig()
         self.phi, self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = phi, lambda_ddpm, ddpm_samples, ddpm_draws
-        self.drop_condition, self.seed = drop_condition, seed
+        self.drop_condition, self.seed, self.gradient_checkpointing = drop_condition, seed, gradient_checkpointing
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
-        self.shard_frozen, self.gradient_checkpointing = shard_frozen, gradient_checkpointing
+        self.shard_frozen, self.read_parts = shard_frozen, read_parts
         self.model: M2ChatModel = None  # type: ignore[assignment]
         self.tasks: set[str] = set()
         self.cost, self.costs_before = Cost(self.stage), list[dict[str, Any]]()
@@ -121,6 +123,7 @@ class M2ChatModule(PredictingModule):
             return
         torch.manual_seed(self.seed)  # the connector's start belongs to the seed, whatever was drawn before
         self.model = self.build()
+        self.model.read_parts = self.read_parts
         self.source = self._load_start()
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")

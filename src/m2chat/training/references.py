@@ -10,10 +10,11 @@ import torch
 
 from m2chat.schema import Batch, Prediction, Reply, Sample
 from m2chat.text import view_of
+from m2chat.text.view import replies_of
 
 
 def reference_of(sample: Sample, turn: int, generated: Reply, note: Mapping[str, Any]) -> Prediction:
-    """The prediction of one reply.
+    """The prediction of one reply; its meta tells the how many-eth reply of the conversation it is (``reply``).
 
     Args:
         sample: The conversation.
@@ -23,7 +24,7 @@ def reference_of(sample: Sample, turn: int, generated: Reply, note: Mapping[str,
     """
     view = view_of(sample, turn)
     images = tuple(None if target is None else sample.images[target].pixels for target in view.targets)
-    meta = {**sample.meta, **note}
+    meta = {**sample.meta, **note, "reply": replies_of(sample).index(turn)}
     drawn = [target for target in view.targets if target is not None]
     if drawn and "scenes" in sample.meta:
         meta["scene"] = [sample.meta["scenes"][target] for target in drawn]

@@ -1,10 +1,16 @@
-"""The micro CLIP: an open_clip model in open_clip's own folder layout."""
+"""The micro CLIP: an open_clip model in open_clip's own folder layout.
+
+Contrast alone makes the class token tell pictures apart and leaves the others, which language model and M³Adapter
+read, with little of where things are. So the conditioning CLIP learns on while a throw-away reader of all its tokens
+names every attribute; larger CLIPs come by this through their data, or through a decoder of captions.
+"""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2chat.commands.backbones.attributes import AttributeHeads
 from m2chat.commands.backbones.common import Schedule, adamw, draw, scene_pool, seed_everything, to_pixels
 from m2chat.commands.backbones.text_encoders import CONTEXT_LENGTH, train_clip_tokenizer
+from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.world import Scene, caption_of, scenes_of_split
 from m2chat.world.captions import random_caption
 from m2chat.world.knowledge import TOY_OF, mood_of, themed_text
@@ -59,6 +67,7 @@ def train_clip(
     folder: Path,
     steps: int = 1200,
     batch: int = 128,
+    dense_steps: int = 0,
     seed: int = 0,
     text_of: Callable[[Scene, random.Random], str] = text_beside,
     context_length: int = CONTEXT_LENGTH,
@@ -68,8 +77,9 @@ def train_clip(
 
     Args:
         folder: Where to.
-        steps: Number of steps.
+        steps: Number of steps of contrast alone; 0 goes on from the weights in the folder.
         batch: Pairs a step.
+        dense_steps: Steps after them in which all tokens are read too.
         seed: Of everything random.
         text_of: The text that stands beside a picture.
         context_length: Tokens of a text with its start and end.
@@ -82,33 +92,73 @@ def train_clip(
     from safetensors.torch import save_file
 
     rng = seed_everything(seed)
-    train_clip_tokenizer(folder, context_length=context_length, words=words)
+    if steps:
+        train_clip_tokenizer(folder, context_length=context_length, words=words)
     config = json.loads(json.dumps(_CONFIG))
     config["model_cfg"]["text_cfg"]["context_length"] = context_length
     config["model_cfg"]["text_cfg"]["vocab_size"] = len(
         json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     )
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=not steps)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-    scenes = scene_pool("train", 0.5, 16000, rng)
-    pixels = normalise(to_pixels(draw(scenes, seed)))
-    schedule = Schedule(folder.name, adamw([model], 1e-3, 0.05), 1e-3, steps)
-    for _ in schedule:
+    course = _Course(model, tokenize, text_of, rng)
+    scenes, pixels = course.pictures(16000, seed)
+    for _ in (schedule := Schedule(folder.name, adamw([model], 1e-3, 0.05), 1e-3, steps)):
         chosen = torch.randperm(len(scenes))[:batch]
-        texts = [text_of(scenes[i], rng) for i in chosen.tolist()]
-        image, text, scale = model(pixels[chosen], tokenize(texts))
+        schedule.step(course.contrast([scenes[i] for i in chosen.tolist()], pixels[chosen]))
+        course.keep_scale()
+    if dense_steps:
+        _read_all_tokens(course, dense_steps)
+    model.half()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    model.float().eval()
+    return {"seed": seed, "steps": steps + dense_steps, **measure_clip(model, tokenize)}
+
+
+@dataclass
+class _Course:
+    """What a CLIP learns from."""
+
+    model: Any
+    tokenize: Any
+    text_of: Callable[[Scene, random.Random], str]
+    rng: random.Random
+
+    def pictures(self, count: int, seed: int) -> tuple[list[Scene], Tensor]:
+        """Scenes and their pictures, (count, 3, 32, 32)."""
+        scenes = scene_pool("train", 0.5, count, self.rng)
+        return scenes, normalise(to_pixels(draw(scenes, seed)))
+
+    def contrast(self, scenes: Sequence[Scene], pixels: Tensor) -> Tensor:
+        """The contrastive loss of a batch."""
+        texts = [self.text_of(scene, self.rng) for scene in scenes]
+        image, text, scale = self.model(pixels, self.tokenize(texts))
         logits = scale * image @ text.T
         # The same text may stand beside two pictures of a batch: then both are right.
         same = torch.tensor([[a == b for b in texts] for a in texts]).float()
         target = same / same.sum(1, keepdim=True)
-        schedule.step((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, 4.6052)
-    model.half()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
-    model.float().eval()
-    return {"seed": seed, "steps": steps, **measure_clip(model, tokenize)}
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    @torch.no_grad()
+    def keep_scale(self) -> None:
+        """CLIP's limit of the scale."""
+        self.model.logit_scale.clamp_(0, 4.6052)
+
+
+def _read_all_tokens(course: _Course, steps: int, batch: int = 80, lr: float = 1e-3) -> None:
+    """Contrast goes on, and a reader like LLaMA-Adapter's names every attribute from all tokens.
+
+    Every picture is new: attributes of a pool that comes back are learned by heart.
+    """
+    eye = ClipTokens(course.model.visual)
+    course.model.visual.requires_grad_(True)
+    reader = VisualQueryEncoder(eye.width, eye.width, prompts=10, depth=2, heads=2)
+    heads = AttributeHeads(eye.width)
+    for _ in (schedule := Schedule("clip, all tokens", adamw([course.model, reader, heads], lr, 0.05), lr, steps)):
+        scenes, pixels = course.pictures(batch, course.rng.randrange(2**31))
+        schedule.step(course.contrast(scenes, pixels) + heads.loss(scenes, reader(eye.tokens(pixels))))
+        course.keep_scale()
 
 
 @torch.no_grad()

@@ -19,11 +19,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2chat.commands.backbones.attributes import AttributeHeads
 from m2chat.commands.backbones.common import Schedule, adamw, save_half, scene_pool, seed_everything
 from m2chat.commands.backbones.corpus import Lesson, lesson
-from m2chat.commands.backbones.reader import Reader, load_reader, measure_language, new_reader, picture_pixels
+from m2chat.commands.backbones.reader import (
+    Reader,
+    load_reader,
+    measure_language,
+    new_reader,
+    picture_pixels,
+)
 from m2chat.commands.backbones.requests import request
 from m2chat.data.micro_talk import Maker
+from m2chat.text import DESCRIBE, Request
 from m2chat.text.layout import alpaca
 
 VOCABULARY = 640
@@ -78,14 +86,37 @@ def _copy_batch(vocabulary: int, batch: int) -> Tensor:
     return torch.cat([torch.ones(batch, 1, dtype=torch.long), once, once], 1)
 
 
-ROUNDS = ((3500, 1200, False, 0.0), (1500, 700, True, 0.0), (1400, 500, True, 0.5))
-"""Steps of reading, steps of the adapter, whether the words of conversations are practised, share of requests."""
+@dataclass(frozen=True)
+class Round:
+    """One round of pretraining.
+
+    Args:
+        eyes: Steps in which the visual encoder learns to name attributes straight from its prompts.
+        reading: Steps of base and visual encoder together.
+        adapter: Steps of what the adapter file holds, over the frozen base.
+        practise: Whether the words of conversations are practised.
+        requests: Share of replies to conversations among the lessons.
+    """
+
+    eyes: int
+    reading: int
+    adapter: int
+    practise: bool = False
+    requests: float = 0.0
+
+
+ROUNDS = (
+    Round(0, 3500, 1200),
+    Round(0, 1500, 700, practise=True),
+    Round(0, 1400, 500, practise=True, requests=0.5),
+    Round(700, 800, 500, practise=True, requests=0.4),
+)
 
 
 def train_language(
     root: Path,
     copy_steps: int = 1300,
-    rounds: Sequence[tuple[int, int, bool, float]] = ROUNDS,
+    rounds: Sequence[Round] = ROUNDS,
     first_round: int = 0,
     batch: int = 24,
     seed: int = 0,
@@ -95,7 +126,7 @@ def train_language(
     Args:
         root: Folder that already has ``clip/``.
         copy_steps: Steps of the dense copy warm-up.
-        rounds: As `ROUNDS`. In each the base reads, pictures through the adapter's prompts; then it is rounded and
+        rounds: What is done. In each the base reads, pictures through the adapter's prompts; then it is rounded and
             frozen, and the adapter learns on.
         first_round: Rounds that are done already, their result on disk.
         batch: Lessons a step.
@@ -111,11 +142,13 @@ def train_language(
     else:
         reader = new_reader(root)
         _learn_to_copy(reader, copy_steps)
-    for number, (reading_steps, adapter_steps, practise, requests) in enumerate(rounds[first_round:], first_round):
-        course = _Course(rng, Maker("train", seed + number), words if practise else (), requests, batch)
-        _read(reader, root, reading_steps, course)
-        _tune_adapter(reader, root, adapter_steps, course)
-    steps = {"copy": copy_steps, "reading": [r[0] for r in rounds], "adapter": [r[1] for r in rounds]}
+    for number, now in enumerate(rounds[first_round:], first_round):
+        course = _Course(rng, Maker("train", seed + number), words if now.practise else (), now.requests, batch)
+        _open_eyes(reader, now.eyes, course)
+        _read(reader, root, now.reading, course)
+        _tune_adapter(reader, root, now.adapter, course)
+    steps: dict[str, object] = {"copy": copy_steps}
+    steps |= {name: [getattr(own, name) for own in rounds] for name in ("eyes", "reading", "adapter")}
     return {"seed": seed, "steps": steps, **measure_language(reader)}
 
 
@@ -159,6 +192,18 @@ def _learn_to_copy(reader: Reader, steps: int) -> None:
         half = ids.shape[1] // 2
         logits = reader.llama(input_ids=ids).logits[:, half:-1]
         schedule.step(F.cross_entropy(logits.flatten(0, 1), ids[:, half + 1 :].flatten()))
+
+
+def _open_eyes(reader: Reader, steps: int, course: _Course, lr: float = 3e-3) -> None:
+    """The visual encoder alone, by heads that are thrown away: words are a slow teacher of where things are."""
+    _train_only(reader, {f"visual_query.{name}" for name, _ in reader.visual_query.named_parameters()})
+    heads = AttributeHeads(reader.llama.config.hidden_size)
+    schedule = Schedule("eyes", adamw([reader.visual_query, heads], lr), lr, steps)
+    for _ in schedule:
+        scenes = scene_pool("train", 0.4, 64, course.rng)
+        lessons = [Lesson(Request(DESCRIBE), "", scene) for scene in scenes]
+        prompts = reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        schedule.step(heads.loss(scenes, prompts))
 
 
 def _read(reader: Reader, root: Path, steps: int, course: _Course, lr: float = 2e-3) -> None:

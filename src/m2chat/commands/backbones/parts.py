@@ -82,7 +82,7 @@ def _measure_sd15(root: Path) -> Facts:
 def _train_clip(root: Path) -> Facts:
     from m2chat.commands.backbones.clip import train_clip
 
-    return train_clip(root / "clip")
+    return train_clip(root / "clip", dense_steps=1500)
 
 
 def _measure_clip(folder: Path) -> Facts:
