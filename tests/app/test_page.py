@@ -20,8 +20,10 @@ httpx = pytest.importorskip("httpx", reason="needs m2chat[serve]")
 
 from m2chat.app.page import build_page, launch
 from m2chat.app.rendering import Growing, messages, plain
+from m2chat.app.studio import Studio, end
 from m2chat.app.talk import Talk, as_shelf
 from m2chat.commands import main
+from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import Drawn, M2ChatPipeline, Notice, Progress, Words
 from m2chat.pipeline.events import Picture
 
@@ -90,6 +92,27 @@ def test_a_user_says_something_and_sees_it_grow(pipe: M2ChatPipeline) -> None:
     assert session.settings.seed == 0 and len(session.images) == 1
     session, shown, box = talk.undo(session)
     assert shown == [] and box["value"]["text"] == "hello <b>"
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "wish"])
+def test_a_stop_keeps_the_pictures_that_are_ready(
+    task: str, pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise, done = ImageDecoder.denoise, []
+
+    def watched(self: ImageDecoder, *args: Any) -> Iterator[Any]:
+        for state in denoise(self, *args):
+            done.append(state.step)
+            if len(done) == 5:  # the second step of the second picture
+                end(ender)
+            yield state
+
+    monkeypatch.setattr(ImageDecoder, "denoise", watched)
+    drawing = getattr(Studio(pipe, shelf), task)("a ball like the sea", 4, 0, 3)
+    ender, nothing = next(drawing)
+    assert nothing == "" and [figures.count("<figure>") for _, figures in drawing] == [1]
+    assert done == [1, 2, 3, 1, 2]
+    end(None)
 
 
 def test_mistakes_are_told_in_words(pipe: M2ChatPipeline, tmp_path: Path) -> None:

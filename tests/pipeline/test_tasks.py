@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 import torch
 
 from m2chat.errors import UserError
+from m2chat.models.image_decoder import Denoising, ImageDecoder
 from m2chat.models.m3adapter import attention_maps
 from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
 from m2chat.pipeline.lens import figure, look_inside
-from m2chat.pipeline.tasks import dialogue, edit, similar, story, text_to_image, wish
+from m2chat.pipeline.tasks import alone, dialogue, edit, edit_rounds, similar, story, tell, text_to_image, wish
 from m2chat.world import Scene, Shape, render
 
 PICTURE = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
@@ -57,6 +60,72 @@ def test_a_story_has_its_frames_and_the_decoders_beside_them(pipe: M2ChatPipelin
     assert told.alone[0].shape == (32, 32, 3) and all(part.seed == 0 for part in told.parts)
     with pytest.raises(UserError, match="at least one part"):
         story(pipe, "once", 0)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Denoising steps as they are done; what stands first in it is called at the second one."""
+    denoise, seen = ImageDecoder.denoise, []
+
+    def watched(self: ImageDecoder, *args: Any) -> Iterator[Denoising]:
+        for state in denoise(self, *args):
+            seen.append(state.step)
+            if state.step == 2:
+                seen[0]()
+            yield state
+
+    monkeypatch.setattr(ImageDecoder, "denoise", watched)
+    yield seen
+
+
+@pytest.mark.parametrize(
+    ("task", "what"), [(text_to_image, "a ring"), (wish, "a ball like the sea"), (similar, PICTURE)]
+)
+def test_a_task_is_stopped_within_one_step(pipe: M2ChatPipeline, steps: list[Any], task: Any, what: Any) -> None:
+    stop = threading.Event()
+    steps.append(stop.set)
+    assert task(pipe, what, (0, 1), stop, steps=20) == [] and steps[1:] == [1, 2]
+    assert task(pipe, what, (0, 1), stop, steps=20) == [] and steps[1:] == [1, 2], "and stays so"
+
+
+def test_a_stopped_story_draws_nothing_more(pipe: M2ChatPipeline, steps: list[Any]) -> None:
+    session = pipe.session(steps=20, seed=0, image="force", max_images=1)
+    steps.append(session.stop)
+    parts = list(tell(session, "tell me how it ripens : a large ring on a white background"))
+    assert steps[1:] == [1, 2] and [part.stopped for part in parts] == [True] and alone(session, parts) == []
+
+
+def test_stopped_between_two_rounds_no_other_one_begins(pipe: M2ChatPipeline) -> None:
+    session = pipe.session(steps=2, seed=0)
+    rounds = edit_rounds(session, PICTURE, ["turn it into a ring", "make it small"])
+    assert next(rounds).images
+    session.stop()
+    assert list(rounds) == [] and len(session.images) == 2
+
+
+def test_tasks_take_turns_with_others(pipe: M2ChatPipeline, steps: list[Any]) -> None:
+    free = []
+    for act in (lambda: text_to_image(pipe, "a ring", steps=3), lambda: wish(pipe, "a ring", (0,), steps=3)):
+        original, pipe.lock = pipe.lock, Counting()  # type: ignore[assignment]
+        steps[:] = [lambda: None]
+        try:
+            act()
+            free.append(pipe.lock.entered > len(steps) - 1 >= 3)  # type: ignore[attr-defined]
+        finally:
+            pipe.lock = original
+    assert free == [True, True]
+
+
+class Counting:
+    """A lock that counts."""
+
+    entered = 0
+
+    def __enter__(self) -> None:
+        self.entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def test_a_dialogue(pipe: M2ChatPipeline) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ class StreamingReplier(Replier):
     @torch.no_grad()
     def stream(
         self, batch: Batch, given: Given = "nothing", seed: int = 0, generator: torch.Generator | None = None
-    ) -> Iterator[Notice | Words | Progress | Drawn]:
+    ) -> Generator[Notice | Words | Progress | Drawn, None, None]:
         """The reply to the one conversation of a batch, as it comes into being.
 
         A picture is drawn as soon as its tokens are there, before the words behind it.
@@ -84,19 +84,12 @@ class StreamingReplier(Replier):
         segment = segments[index]
         if segment.caption is None:
             return
-        place, decoder, draw = [(0, index)], self.model.decoder, self.draw
+        place, decoder, every = [(0, index)], self.model.decoder, self.draw.preview_every
         condition = self._condition(place, prompts, [segments[: index + 1]], batch)
         latents = condition.h_align
-        for state in decoder.denoise(
-            condition.h_align,
-            condition.h_palign,
-            self._time_ids(condition),
-            self._seeds(place, batch, [seed]),
-            draw.steps,
-            draw.guidance,
-        ):
+        for state in self.denoise(condition, self._seeds(place, batch, [seed])):
             latents = state.latents
-            due = draw.preview_every and state.step % draw.preview_every == 0 and state.step < state.steps
+            due = every and state.step % every == 0 and state.step < state.steps
             shown = to_pictures(decoder.decode_latents(state.estimate))[0] if due else None
             yield Progress(index, state.step, state.steps, shown)
         (picture,) = to_pictures(decoder.decode_latents(latents))
