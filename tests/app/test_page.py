@@ -23,6 +23,7 @@ from m2chat.app.rendering import Growing, messages, plain
 from m2chat.app.studio import Studio, end
 from m2chat.app.talk import Talk, as_shelf
 from m2chat.commands import main
+from m2chat.data.images import save_png
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import Drawn, M2ChatPipeline, Notice, Progress, Words
 from m2chat.pipeline.events import Picture
@@ -113,6 +114,25 @@ def test_a_stop_keeps_the_pictures_that_are_ready(
     assert nothing == "" and [figures.count("<figure>") for _, figures in drawing] == [1]
     assert done == [1, 2, 3, 1, 2]
     end(None)
+
+
+def test_an_edit_needs_a_picture_and_a_line(pipe: M2ChatPipeline, tmp_path: Path) -> None:
+    studio, path = Studio(pipe, shelf), str(tmp_path / "grey.png")
+    Path(path).write_bytes(save_png(np.full((32, 32, 3), 128, np.uint8)))
+    for message, told in (
+        ({"text": "make it small", "files": []}, "there is no picture yet"),
+        ({"text": "make it small", "files": None}, "there is no picture yet"),
+        ({"text": "make it small", "files": [path, path]}, "there are 2 pictures"),
+        ({"text": None, "files": [path]}, "at least one change"),
+        ({"text": "\n \n", "files": [path]}, "at least one change"),
+    ):
+        with pytest.raises(gr.Error, match=told):
+            next(studio.edit(message, 0, 1))
+        if "no picture" in told:
+            with pytest.raises(gr.Error, match=told):
+                next(studio.similar(message, 3, 0, 1))
+    *_, (_, figures) = studio.edit({"text": "\nmake it small\n\n", "files": [path]}, 0, 1)
+    assert figures.count("<figure>") == 2 and "make it small → " in figures
 
 
 def test_mistakes_are_told_in_words(pipe: M2ChatPipeline, tmp_path: Path) -> None:

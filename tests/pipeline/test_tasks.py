@@ -45,8 +45,11 @@ def test_each_edit_starts_from_the_one_before(pipe: M2ChatPipeline) -> None:
     both = pictures(edit(pipe, PICTURE, ["turn it into a ring", "make it small"], steps=2))
     (alone,) = pictures(edit(pipe, PICTURE, ["make it small"], steps=2))
     assert len(both) == 2 and not np.array_equal(both[1], alone)
-    with pytest.raises(UserError, match="at least one change"):
-        edit(pipe, PICTURE, [])
+    blank = pictures(edit(pipe, PICTURE, ["", " \t", " make it small ", "\n"], steps=2))
+    assert len(blank) == 1 and np.array_equal(blank[0], alone)
+    for nothing in ([], ["", "  "]):
+        with pytest.raises(UserError, match="at least one change"):
+            edit(pipe, PICTURE, nothing)
 
 
 def test_similar_pictures_see_the_first(pipe: M2ChatPipeline) -> None:

@@ -14,7 +14,7 @@ from m2chat.app.widgets import AT_ONCE_ONLY, QUEUED, gallery, go_and_stop, hint,
 from m2chat.errors import UserError
 from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
 from m2chat.pipeline.inputs import as_pixels
-from m2chat.pipeline.tasks import alone, edit_rounds, similar, tell, text_to_image, wish
+from m2chat.pipeline.tasks import alone, changes, edit_rounds, similar, tell, text_to_image, wish
 
 Figures: TypeAlias = str
 """HTML of pictures with their lines."""
@@ -45,8 +45,8 @@ class Studio:
         """A picture and what shall be changed of it, a line each."""
         try:
             first = self._picture(message)
+            lines = changes((message.get("text") or "").splitlines())
             session = self.pipe.session(seed=int(seed or 0), steps=int(steps))
-            lines = [line.strip() for line in (message.get("text") or "").splitlines() if line.strip()]
             shown = figure_of(self.shelf, first, "as shown")
             yield session.stop, shown
             for line, output in zip(lines, edit_rounds(session, first, lines), strict=False):
@@ -105,8 +105,10 @@ class Studio:
 
     def _picture(self, message: Mapping[str, Any]) -> Any:
         pictures = uploaded(message.get("files"))
-        if len(pictures) != 1:
-            raise UserError(f"{len(pictures)} pictures: show one, with the clip in the box of words")
+        if not pictures:
+            raise UserError("there is no picture yet: show one with the clip in the box of words")
+        if len(pictures) > 1:
+            raise UserError(f"there are {len(pictures)} pictures: show one alone")
         return pictures[0]
 
     def _drawn(self, output: PipelineOutput, before: str = "") -> Figures:

@@ -94,8 +94,6 @@ def edit(
     Raises:
         UserError: If there is no instruction.
     """
-    if not instructions:
-        raise UserError("instructions: name at least one change, such as 'paint it red'")
     return list(edit_rounds(pipe.session(seed=seed, **settings), picture, instructions))
 
 
@@ -105,14 +103,26 @@ def edit_rounds(session: Session, picture: Any, instructions: Sequence[str]) -> 
     Args:
         session: Edits, and remembers.
         picture: Where it starts: a Pillow picture, or RGB uint8 (H, W, 3).
-        instructions: What to change.
+        instructions: What to change, as of `changes`.
     """
     shown: tuple[Any, ...] = (picture,)
-    for instruction in instructions:
+    for instruction in changes(instructions):
         yield session.edit(instruction, images=shown)
         if session.is_stopped:
             return
         shown = ()
+
+
+def changes(instructions: Sequence[str]) -> list[str]:
+    """Instructions without the blank ones.
+
+    Raises:
+        UserError: If nothing is left.
+    """
+    said = [line.strip() for line in instructions if line.strip()]
+    if not said:
+        raise UserError("instructions: name at least one change, such as 'paint it red', one a line")
+    return said
 
 
 def similar(
