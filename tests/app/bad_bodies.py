@@ -80,6 +80,7 @@ def _bodies() -> list[tuple[bytes, dict[str, str]]]:
         body(tools=[{}]),
         body(stop=["a"]),
     ]
+    made += [body(stream_options={"include_usage": True}), body(stream=True, stream_options="all")]
     made += [body(n=2), body(logprobs=True), body(messages=[{"role": "assistant", "content": "hello"}])]
     made += [body(messages=[{"role": "system", "content": "be kind"}])]
     made += [body(messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])]

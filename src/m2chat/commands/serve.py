@@ -39,6 +39,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
     parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: fetch pictures "
                         "from these hosts; otherwise requests must hold them as data: URLs")  # fmt: skip
+    parser.add_argument("--time-limit", type=float, default=300, metavar="SECONDS", help="with --api: of a request, "
+                        "waiting and reply together (default: %(default)s)")  # fmt: skip
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -47,8 +49,10 @@ def run(options: argparse.Namespace) -> None:
     """Serves until it is interrupted.
 
     Raises:
-        UserError: If what it needs is not installed, or the port is taken.
+        UserError: If what it needs is not installed, the port is taken, or the time limit is none.
     """
+    if not options.time_limit > 0:
+        raise UserError(f"--time-limit {options.time_limit}: name seconds, more than 0")
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     try:
         if options.api:
@@ -82,4 +86,5 @@ def _serve_api(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
 
     from m2chat.app.api import build_api
 
-    uvicorn.run(build_api(pipe, options.picture_hosts), host=options.host, port=options.port, log_level="info")
+    api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit)
+    uvicorn.run(api, host=options.host, port=options.port, log_level="info")

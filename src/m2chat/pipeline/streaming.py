@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from m2chat.models.generation import TokenSegment, stream_replies
-from m2chat.pipeline.events import Drawn, Notice, Progress, Words
+from m2chat.pipeline.events import Drawn, Notice, Progress, Usage, Words
 from m2chat.pipeline.replier import Given, Replier, to_pictures
 from m2chat.schema import Batch
 from m2chat.text import view_of
@@ -20,7 +20,7 @@ class StreamingReplier(Replier):
     @torch.no_grad()
     def stream(
         self, batch: Batch, given: Given = "nothing", seed: int = 0, generator: torch.Generator | None = None
-    ) -> Generator[Notice | Words | Progress | Drawn, None, None]:
+    ) -> Generator[Notice | Words | Progress | Drawn | Usage, None, None]:
         """The reply to the one conversation of a batch, as it comes into being.
 
         A picture is drawn as soon as its tokens are there, before the words behind it.
@@ -32,7 +32,8 @@ class StreamingReplier(Replier):
             generator: Of the words, if the temperature is above 0.
 
         Yields:
-            At least one event after every pass of the language model, and one after every denoising step.
+            At least one event after every pass of the language model, and one after every denoising step; in the end
+            what it was made of.
         """
         view = view_of(batch.samples[0], batch.turns[0])
         if given == "nothing":
@@ -53,6 +54,9 @@ class StreamingReplier(Replier):
                 done += 1
             yield from self._words(segments, done, said)
         yield from self._finish(prompts, segments, done, said, batch, seed)
+        texts = [segment.answer for segment in segments], [segment.caption for segment in segments]
+        whole = self.layout.assemble(prompts[0], *texts, target=0).input_ids
+        yield Usage(len(prompts[0]), len(whole) - len(prompts[0]))
 
     def _words(
         self, segments: list[TokenSegment], index: int, said: dict[tuple[int, str], str], whole: bool = False
