@@ -154,7 +154,7 @@ def test_usage_counts_what_was_read_and_what_was_said(client: Any, pipe: M2ChatP
 def test_who_waits_too_long_is_told_so(pipe: M2ChatPipeline) -> None:
     with served(build_api(pipe, at_once=0, waiting=1, time_limit=0.5)) as client:
         for stream in (False, True):
-            with pytest.raises(openai.InternalServerError, match="no place came free within 0[.]5 s") as told:
+            with pytest.raises(openai.InternalServerError, match="no place came free") as told:
                 client.chat.completions.create(model=MODEL, messages=asked("hello"), stream=stream)
             assert told.value.status_code == 503 and told.value.type == "server_error"
             assert told.value.response.headers["retry-after"]

@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (what may be missing is asked for first)
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -83,6 +84,61 @@ def test_paths_lead_nowhere(path: str, web: Any) -> None:
 def test_malformed_bodies_are_the_senders_fault(body: bytes, web: Any) -> None:
     done = web.post("/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
     assert 400 <= done.status_code < 500, done.text[:200]
+
+
+class Visitor:
+    """Sends the page what a browser would send.
+
+    Args:
+        web: Its server.
+        box: The element whose submission is meant.
+    """
+
+    def __init__(self, web: Any, box: str) -> None:
+        self.web, config = web, web.get("/config").json()
+        parts = {part["id"]: part for part in config["components"]}
+        self.box = next(k for k, part in parts.items() if part["props"].get("elem_id") == box)
+        self.event = next(event for event in config["dependencies"] if [self.box, "submit"] in event["targets"])
+        self.inputs = {k: parts[k]["props"].get("value") for k in self.event["inputs"]}
+
+    def upload(self, name: str, data: bytes) -> str | None:
+        """Where it is; None if it was refused."""
+        done = self.web.post("/gradio_api/upload", files={"files": (name, data, "image/png")})
+        assert done.status_code < 500
+        return str(done.json()[0]) if done.status_code == 200 else None
+
+    def says(self, text: str, *paths: str) -> dict[str, Any]:
+        files = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
+        data = list((self.inputs | {self.box: {"text": text, "files": files}}).values())
+        sent = {"data": data, "fn_index": self.event["id"], "session_hash": "visitor"}
+        assert self.web.post("/gradio_api/queue/join", json=sent).status_code == 200
+        with self.web.stream("GET", "/gradio_api/queue/data", params={"session_hash": "visitor"}) as answer:
+            for line in answer.iter_lines():
+                if '"process_completed"' in line:
+                    return dict(json.loads(line.removeprefix("data: ")))
+        raise AssertionError("no answer")
+
+
+def test_no_upload_is_too_odd(web: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    visitor = Visitor(web, "chat-words")
+    for kind, data in BAD["MALFORMED"].items():
+        path = visitor.upload("picture.png", data)
+        assert path is not None
+        done = visitor.says("look", path)
+        assert not done["success"] and "no picture" in done["output"]["error"], kind
+    assert "Traceback" not in capfd.readouterr().err
+    for name in ("picture", "../../picture.png", "picture.png/..", "ü<b>.png", "a" * 300 + ".png", ".png", "con.PNG"):
+        path = visitor.upload(name, b"text")
+        told = "" if path is None else visitor.says("look", path)["output"]["error"]
+        assert path is None or "no picture" in told or "file type" in told, name
+
+
+def test_only_what_was_uploaded_is_looked_at(web: Any, tmp_path: Path) -> None:
+    path = tmp_path / "private.png"
+    path.write_bytes(save_png(np.zeros((4, 4, 3), np.uint8)))
+    for stranger in (str(path), "/etc/passwd", f"file://{path}"):
+        done = Visitor(web, "chat-words").says("look", stranger)
+        assert not done["success"] and "private" not in json.dumps(done)
 
 
 def test_a_user_says_something_and_sees_it_grow(pipe: M2ChatPipeline) -> None:

@@ -14,7 +14,7 @@ from m2chat.errors import UserError
 from m2chat.models.image_decoder import Denoising, ImageDecoder
 from m2chat.models.m3adapter import attention_maps
 from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
-from m2chat.pipeline.lens import figure, look_inside
+from m2chat.pipeline.lens import charts, figure, look_inside, strip
 from m2chat.pipeline.tasks import alone, dialogue, edit, edit_rounds, similar, story, tell, text_to_image, wish
 from m2chat.world import Scene, Shape, render
 
@@ -154,7 +154,12 @@ def test_the_lens_ends_where_the_reply_was_drawn(pipe: M2ChatPipeline) -> None:
     assert lens.token_attention.shape == (pipe.model.decoder.queries, len(lens.tokens))
     assert np.allclose(lens.token_attention.sum(1), 1, atol=1e-4) and lens.picture_attention.shape == (8, 8)
     assert "".join(lens.tokens[:-1]).replace(" ", "").startswith(lens.caption.replace(" ", "")[:4])
-    assert figure(lens).axes and figure(lens, [{}, *[{"shape": "ring"}] * (layers + 1)]).axes
+    readings = [{}, *[{"shape": "ring"}] * (layers + 1)]
+    assert figure(lens).axes and figure(lens, readings).axes
+    assert all(plot.axes for plot in charts(lens, readings).values()) and len(charts(lens)) == 4
+    assert [title.partition(",")[0] for _, title, _ in strip(lens)] == [
+        "context", "embedding", *(f"layer {k}" for k in range(1, layers + 1)),
+    ]  # fmt: skip
 
 
 def test_attention_maps_are_what_the_adapter_does(pipe: M2ChatPipeline) -> None:

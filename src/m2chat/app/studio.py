@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from threading import Event
 from typing import Any, TypeAlias
 
@@ -10,7 +10,17 @@ import gradio as gr
 
 from m2chat.app.rendering import Shelf, figure_of
 from m2chat.app.talk import complaint, uploaded
-from m2chat.app.widgets import AT_ONCE_ONLY, QUEUED, gallery, go_and_stop, hint, seeds, words_box
+from m2chat.app.widgets import (
+    AT_ONCE_ONLY,
+    QUEUED,
+    Examples,
+    add_examples,
+    first_of,
+    gallery,
+    go_and_stop,
+    seeds,
+    words_box,
+)
 from m2chat.errors import UserError
 from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
 from m2chat.pipeline.inputs import as_pixels
@@ -131,52 +141,52 @@ def end(ender: Ender | None) -> None:
         ender()
 
 
-def add_tabs(studio: Studio, hints: Mapping[str, Sequence[str]]) -> None:
+def add_tabs(studio: Studio, examples: Examples) -> None:
     """Adds a tab for each task.
 
     Args:
         studio: Its handlers.
-        hints: Examples of what to say, by task: ``draw``, ``wish``, ``edit``, ``story``.
+        examples: What to say, by task: ``draw``, ``wish``, ``edit``, ``story``.
     """
-    for name, task, about in (
+    for title, task, about in (
         ("Draw", studio.text_to_image, "Draws a caption as it stands."),
         ("Wish", studio.wish, "Say vaguely what you dream of: each picture is another way to understand it."),
     ):
-        with gr.Tab(name, elem_id=f"tab-{name.lower()}"):
+        name = title.lower()
+        with gr.Tab(title, elem_id=f"tab-{name}"):
             gr.Markdown(about)
-            text = gr.Textbox(label="Words", lines=1, placeholder=hint(hints, name), elem_id=f"{name.lower()}-words")
-            count = gr.Slider(1, 4, 4 if name == "Wish" else 1, step=1, label="Pictures")
-            go, halt = go_and_stop(name.lower(), "Draw")
-            shown = gallery("Pictures", name.lower())
+            text = gr.Textbox(label="Words", lines=1, placeholder=first_of(examples, name), elem_id=f"{name}-words")
+            count = gr.Slider(1, 4, 4 if name == "wish" else 1, step=1, label="Pictures")
+            go, halt = go_and_stop(name, "Draw")
+            shown = gallery("Pictures", name)
             seed, steps = seeds()
-            gr.Examples(
-                [[item] for item in hints.get(name.lower(), ())], [text], label="Examples", cache_examples=False
-            )
+            add_examples(examples, name, text)
             ender = gr.State(None)
             running = gr.on([go.click, text.submit], task, [text, count, seed, steps], [ender, shown], **QUEUED)
             _stops(halt, ender, running)
     with gr.Tab("Edit", elem_id="tab-edit"):
         gr.Markdown("Show a picture and say what to change, one change a line; each starts from the picture before.")
-        box = words_box("edit-words", hint(hints, "edit"), lines=3)
+        box = words_box("edit-words", first_of(examples, "edit"), lines=3)
         with gr.Row():
             go = gr.Button("Change it", variant="primary", elem_id="edit-go")
             alike = gr.Button("Three like it", elem_id="edit-similar")
             halt = gr.Button("Stop", variant="stop", elem_id="edit-stop")
         shown = gallery("Pictures", "edit")
         seed, steps = seeds()
+        add_examples(examples, "edit", box)
         ender, three = gr.State(None), gr.State(3)
         changed = gr.on([go.click, box.submit], studio.edit, [box, seed, steps], [ender, shown], **QUEUED)
         likened = alike.click(studio.similar, [box, three, seed, steps], [ender, shown], **QUEUED)
         _stops(halt, ender, changed, likened)
     with gr.Tab("Story", elem_id="tab-story"):
         gr.Markdown("One line begins a story; every part is told and drawn in view of the one before.")
-        text = gr.Textbox(label="First line", lines=1, placeholder=hint(hints, "story"), elem_id="story-words")
+        text = gr.Textbox(label="First line", lines=1, placeholder=first_of(examples, "story"), elem_id="story-words")
         frames = gr.Slider(1, 8, 4, step=1, label="Parts")
         go, halt = go_and_stop("story", "Tell it")
         shown = gallery("The story", "story")
         beside = gallery("The image decoder alone, from the same captions at one seed", "alone")
         seed, steps = seeds()
-        gr.Examples([[item] for item in hints.get("story", ())], [text], label="Examples", cache_examples=False)
+        add_examples(examples, "story", text)
         ender = gr.State(None)
         told = gr.on([go.click, text.submit], studio.story, [text, frames, seed, steps], [ender, shown, beside],
                      **QUEUED)  # fmt: skip
