@@ -200,13 +200,16 @@ def test_the_tasks(width: int, visit: Callable[..., Any], picture: Path) -> None
     shot(page, "story")
 
 
-def test_a_reply_is_stopped_by_button_and_by_key(visit: Callable[..., Any]) -> None:
+def test_a_reply_is_stopped_by_button_and_by_key(visit: Callable[..., Any], drawing: Any) -> None:
     page = visit()
     settings(page, steps=50, most=8)
     for stop in (lambda: page.click("#chat-stop"), lambda: page.keyboard.press("Escape")):
+        drawing.hold_at(drawing.steps + 3)
         say(page, "please paint a large red circle on the left on a blue background")
         page.locator("#chat .bot-row").get_by_text("Drawing, step").last.wait_for()
         stop()
+        page.wait_for_timeout(500)
+        drawing.go_on()
         # What was there stays, with a remark; if there was nothing, the words return into the box.
         page.wait_for_function(
             """document.querySelector("#chat-words textarea").value.startsWith("please")
@@ -287,19 +290,21 @@ def test_examples_with_a_picture_show_it(visit: Callable[..., Any]) -> None:
     shot(page, "edit-example-done")
 
 
-def test_draw_is_stopped_within_a_step(visit: Callable[..., Any]) -> None:
+def test_draw_is_stopped_within_a_step(visit: Callable[..., Any], drawing: Any) -> None:
     page = visit()
     page.get_by_role("tab", name="Draw").locator("visible=true").click()
     page.locator("#tab-draw").locator("button.label-wrap", has_text="Settings").click()
-    for name, value in (("Denoising steps", "50"), ("Pictures", "4")):
+    for name, value in (("Denoising steps", "8"), ("Pictures", "4")):
         box = page.locator("#tab-draw").get_by_label(name).first
         box.fill(value)
         box.blur()
     page.fill("#draw-words textarea", HINTS["draw"][0])
+    drawing.hold_at(11)  # the third step of the second picture
     page.click("#draw-go")
     page.locator("#draw-pictures figure").first.wait_for()
+    drawing.wait(page)
     page.click("#draw-stop")
     page.wait_for_timeout(1000)
-    count = page.locator("#draw-pictures figure").count()
-    page.wait_for_timeout(3000)
-    assert page.locator("#draw-pictures figure").count() == count < 4
+    drawing.go_on()
+    page.wait_for_timeout(2000)
+    assert drawing.steps == 11 and page.locator("#draw-pictures figure").count() == 1
