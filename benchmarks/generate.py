@@ -145,7 +145,7 @@ def waiting(pipe: M2ChatPipeline, rounds: int = 7) -> dict[str, Any]:
         start, cpu = time.perf_counter(), time.process_time()
         heard, drawing = None, None
         for event in session.stream("I dream of a ball like the sea in front of snow", [picture], image="force"):
-            if heard is None and isinstance(event, Words) and event.text:
+            if heard is None and isinstance(event, Words) and event.of == "answer" and event.text.strip():
                 heard = (time.perf_counter() - start, time.process_time() - cpu)
             if isinstance(event, Words):
                 drawing = (time.perf_counter(), time.process_time())

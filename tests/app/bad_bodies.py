@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import struct
-import zlib
+import runpy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,34 +13,9 @@ import numpy as np
 from m2chat.data.images import save_png
 
 JSON = {"content-type": "application/json"}
-
-
+MALFORMED: dict[str, bytes] = runpy.run_path(str(Path(__file__).with_name("odd_pictures.py")))["malformed"]()
+"""Files that are no pictures of ours, by what is wrong with them."""
 PIXEL = "data:image/png;base64," + base64.b64encode(save_png(np.zeros((1, 1, 3), np.uint8))).decode()
-
-
-def bomb(side: int = 20_000) -> bytes:
-    """A PNG of few bytes that claims a great many pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
-
-
-def bad_pictures() -> list[bytes]:
-    """Files that are no pictures of ours: cut, altered, of other kinds, bombs."""
-    whole = save_png(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
-    cut = [whole[:end] for end in range(0, len(whole) - 20, max(1, len(whole) // 30))]
-    other = [b"<html></html>", b"GIF89a", b"\xff\xd8\xff\xe0 no", b"RIFF\0\0\0\0WEBP", b"BM" + bytes(60), b"%PDF-1.4"]
-    svg = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
-    tiff = io.BytesIO()
-    from PIL import Image
-
-    Image.new("RGB", (4, 4)).save(tiff, "TIFF")
-    return [*cut, *other, svg, tiff.getvalue(), bomb(), bomb(2**31 - 1)]
 
 
 def _bodies() -> list[tuple[bytes, dict[str, str]]]:
@@ -80,6 +54,7 @@ def _bodies() -> list[tuple[bytes, dict[str, str]]]:
         body(tools=[{}]),
         body(stop=["a"]),
     ]
+    made += [body(stream_options={"include_usage": True}), body(stream=True, stream_options="all")]
     made += [body(n=2), body(logprobs=True), body(messages=[{"role": "assistant", "content": "hello"}])]
     made += [body(messages=[{"role": "system", "content": "be kind"}])]
     made += [body(messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])]
@@ -92,7 +67,7 @@ def _bodies() -> list[tuple[bytes, dict[str, str]]]:
             "data:image/svg+xml;base64,PHN2Zz4=", "http://169.254.169.254/latest/meta-data", "../../etc/passwd",
         )
     ]  # fmt: skip
-    made += [url({"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}) for data in bad_pictures()]
+    made += [url({"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}) for data in MALFORMED.values()]
     made += [content([{"type": "image_url", "image_url": {"url": PIXEL}}] * 40)]  # a picture, but too many of it
     sent = [(data, JSON) for data in raw] + [(json.dumps(item).encode(), JSON) for item in made]
     sent += [(json.dumps(body()).encode(), {"content-type": kind}) for kind in ("text/plain", "application/xml")]

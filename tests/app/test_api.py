@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fastapi.testclient import TestClient
 
 from m2chat.app.api import MODEL, build_api
 from m2chat.data.images import load_image, save_png
+from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.world import Scene, Shape, render
 
@@ -46,12 +48,13 @@ def http(pipe: M2ChatPipeline) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def client(pipe: M2ChatPipeline) -> Iterator[Any]:
+@contextmanager
+def served(api: Any) -> Iterator[Any]:
+    """OpenAI's client of a server on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(build_api(pipe), port=port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -59,6 +62,21 @@ def client(pipe: M2ChatPipeline) -> Iterator[Any]:
     yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def client(pipe: M2ChatPipeline) -> Iterator[Any]:
+    with served(build_api(pipe)) as client:
+        yield client
+
+
+def wait_until_idle(client: Any) -> None:
+    """Waits until the server holds no request any more."""
+    health = str(client.base_url).replace("/v1/", "/health")
+    end = time.monotonic() + 20
+    while client._client.get(health).json()["requests"]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def asked(text: str, *urls: str) -> list[dict[str, Any]]:
@@ -113,18 +131,64 @@ def test_a_stream_tells_the_same_as_the_whole(client: Any) -> None:
     pictures = [part for chunk in chunks for part in getattr(chunk.choices[0].delta, "images", None) or []]
     assert words.strip() == " ".join(part["text"] for part in whole if part["type"] == "text")
     assert pictures == [part for part in whole if part["type"] == "image_url"]
-    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert chunks[-1].choices[0].finish_reason == "stop" and not any(chunk.usage for chunk in chunks)
+    *most, last = client.chat.completions.create(**kwargs, stream=True, stream_options={"include_usage": True})
+    assert last.choices == [] and not any(chunk.usage for chunk in most)
+    assert last.usage == client.chat.completions.create(**kwargs).usage and last.usage.total_tokens > 0
+
+
+def test_usage_counts_what_was_read_and_what_was_said(client: Any, pipe: M2ChatPipeline) -> None:
+    def used(text: str, **how: Any) -> Any:
+        return client.chat.completions.create(model=MODEL, messages=asked(text), seed=0, **how).usage
+
+    words, longer = used("hello", modalities=["text"]), used("hello hello", modalities=["text"])
+    assert longer.prompt_tokens > words.prompt_tokens > 5
+    said = pipe.session(seed=0, image="never").reply("hello").text
+    assert words.completion_tokens == len(pipe.layout.tokenizer.encode(said)) + 1, "and what ends it"
+    drawn = used("hello", extra_body={**QUICK, "image": "force"})
+    assert drawn.completion_tokens > pipe.layout.num_image_tokens + 3 and drawn.prompt_tokens == words.prompt_tokens
+    for usage in (words, longer, drawn):
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_who_waits_too_long_is_told_so(pipe: M2ChatPipeline) -> None:
+    with served(build_api(pipe, at_once=0, waiting=1, time_limit=0.5)) as client:
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError, match="no place came free") as told:
+                client.chat.completions.create(model=MODEL, messages=asked("hello"), stream=stream)
+            assert told.value.status_code == 503 and told.value.type == "server_error"
+            assert told.value.response.headers["retry-after"]
+        wait_until_idle(client)
+
+
+def test_what_takes_too_long_is_ended(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, denoise = [], ImageDecoder.denoise
+
+    def slow(self: ImageDecoder, *args: Any) -> Iterator[Any]:
+        for state in denoise(self, *args):
+            steps.append(state.step)
+            time.sleep(0.1)
+            yield state
+
+    monkeypatch.setattr(ImageDecoder, "denoise", slow)
+    how: dict[str, Any] = {"model": MODEL, "messages": asked("hello"), "extra_body": {"image": "force", "steps": 100}}
+    with served(build_api(pipe, time_limit=4)) as client:
+        with pytest.raises(openai.InternalServerError, match="not ready within 4 s") as told:
+            client.chat.completions.create(**how)
+        assert told.value.status_code == 504
+        with pytest.raises(openai.APIError, match="not ready within 4 s"):
+            list(client.chat.completions.create(**how, stream=True))
+        wait_until_idle(client)
+        done = len(steps)
+        time.sleep(1)
+        assert 0 < len(steps) <= done + 1, "the reply has ended too"
 
 
 def test_who_hangs_up_has_stopped_the_reply(client: Any) -> None:
     body = {"image": "force", "steps": 100, "max_images": 16}
     with client.chat.completions.create(model=MODEL, messages=asked("hello"), stream=True, extra_body=body) as stream:
         next(iter(stream))
-    health = str(client.base_url).replace("/v1/", "/health")
-    end = time.monotonic() + 20
-    while client._client.get(health).json()["requests"]:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until_idle(client)
 
 
 def test_over_long_prompts_lose_whole_turns_and_the_user_is_told(client: Any) -> None:

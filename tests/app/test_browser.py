@@ -16,7 +16,7 @@ pytest.importorskip("gradio", reason="needs m2chat[serve]")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
 
 from m2chat.commands.lens import readings
-from m2chat.commands.serve import HINTS
+from m2chat.commands.serve import HINTS, hints
 from m2chat.data.images import save_png
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.world import Scene, Shape, render
@@ -36,7 +36,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        page = build_page(M2ChatPipeline.from_pretrained(), HINTS, readings)
+        page = build_page(M2ChatPipeline.from_pretrained(), hints(), readings)
         yield launch(page, port=0, block=False)
         page.close()
 
@@ -152,7 +152,10 @@ def test_a_conversation(width: int, visit: Callable[..., Any], picture: Path, tm
     wait_for(page, "Picture 4: ")
     page.click("#inside button.label-wrap")
     page.click("#inside-look")
-    page.wait_for_selector("#inside-picture img")
+    page.locator("#inside-plots img").nth(3).wait_for()
+    images = page.locator("#inside-layers img, #inside-plots img")
+    assert images.evaluate_all("images => images.every(image => image.clientWidth <= innerWidth)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     shot(page, "inside")
 
 
@@ -197,13 +200,16 @@ def test_the_tasks(width: int, visit: Callable[..., Any], picture: Path) -> None
     shot(page, "story")
 
 
-def test_a_reply_is_stopped_by_button_and_by_key(visit: Callable[..., Any]) -> None:
+def test_a_reply_is_stopped_by_button_and_by_key(visit: Callable[..., Any], drawing: Any) -> None:
     page = visit()
     settings(page, steps=50, most=8)
     for stop in (lambda: page.click("#chat-stop"), lambda: page.keyboard.press("Escape")):
+        drawing.hold_at(drawing.steps + 3)
         say(page, "please paint a large red circle on the left on a blue background")
         page.locator("#chat .bot-row").get_by_text("Drawing, step").last.wait_for()
         stop()
+        page.wait_for_timeout(500)
+        drawing.go_on()
         # What was there stays, with a remark; if there was nothing, the words return into the box.
         page.wait_for_function(
             """document.querySelector("#chat-words textarea").value.startsWith("please")
@@ -260,3 +266,45 @@ def test_an_example_is_said_with_a_click(visit: Callable[..., Any]) -> None:
     page.get_by_role("button", name=HINTS["chat"][0]).click()
     wait_for(page, "Picture 1: ")
     assert HINTS["chat"][0] in page.locator("#chat .user-row").inner_text()
+
+
+def test_examples_with_a_picture_show_it(visit: Callable[..., Any]) -> None:
+    page = visit(390)
+    settings(page)
+    example = page.get_by_role("button", name="turn it into a ring")
+    assert example.locator("img").evaluate("image => image.naturalWidth") == 32
+    shot(page, "examples")
+    example.click()
+    wait_for(page, "Picture 2: ")
+    assert len(captions(page)) == 2 and page.locator("#chat .user-row img").count() == 1
+    page.get_by_role("tab", name="Edit").locator("visible=true").click()
+    panel = page.locator("#tab-edit")
+    panel.locator("button.label-wrap", has_text="Settings").click()
+    panel.get_by_label("Denoising steps").first.fill("2")
+    panel.get_by_label("Denoising steps").first.blur()
+    shot(page, "edit-example")
+    panel.locator(".gallery-item, tr.tr-body, .table tbody tr").first.click()
+    page.wait_for_selector("#edit-words .thumbnail-item")
+    page.click("#edit-go")
+    page.locator("#edit-pictures figure").nth(3).wait_for()
+    shot(page, "edit-example-done")
+
+
+def test_draw_is_stopped_within_a_step(visit: Callable[..., Any], drawing: Any) -> None:
+    page = visit()
+    page.get_by_role("tab", name="Draw").locator("visible=true").click()
+    page.locator("#tab-draw").locator("button.label-wrap", has_text="Settings").click()
+    for name, value in (("Denoising steps", "8"), ("Pictures", "4")):
+        box = page.locator("#tab-draw").get_by_label(name).first
+        box.fill(value)
+        box.blur()
+    page.fill("#draw-words textarea", HINTS["draw"][0])
+    drawing.hold_at(11)  # the third step of the second picture
+    page.click("#draw-go")
+    page.locator("#draw-pictures figure").first.wait_for()
+    drawing.wait(page)
+    page.click("#draw-stop")
+    page.wait_for_timeout(1000)
+    drawing.go_on()
+    page.wait_for_timeout(2000)
+    assert drawing.steps == 11 and page.locator("#draw-pictures figure").count() == 1

@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (what may be missing is asked for first)
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -20,8 +21,11 @@ httpx = pytest.importorskip("httpx", reason="needs m2chat[serve]")
 
 from m2chat.app.page import build_page, launch
 from m2chat.app.rendering import Growing, messages, plain
+from m2chat.app.studio import Studio, end
 from m2chat.app.talk import Talk, as_shelf
 from m2chat.commands import main
+from m2chat.data.images import save_png
+from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import Drawn, M2ChatPipeline, Notice, Progress, Words
 from m2chat.pipeline.events import Picture
 
@@ -82,6 +86,61 @@ def test_malformed_bodies_are_the_senders_fault(body: bytes, web: Any) -> None:
     assert 400 <= done.status_code < 500, done.text[:200]
 
 
+class Visitor:
+    """Sends the page what a browser would send.
+
+    Args:
+        web: Its server.
+        box: The element whose submission is meant.
+    """
+
+    def __init__(self, web: Any, box: str) -> None:
+        self.web, config = web, web.get("/config").json()
+        parts = {part["id"]: part for part in config["components"]}
+        self.box = next(k for k, part in parts.items() if part["props"].get("elem_id") == box)
+        self.event = next(event for event in config["dependencies"] if [self.box, "submit"] in event["targets"])
+        self.inputs = {k: parts[k]["props"].get("value") for k in self.event["inputs"]}
+
+    def upload(self, name: str, data: bytes) -> str | None:
+        """Where it is; None if it was refused."""
+        done = self.web.post("/gradio_api/upload", files={"files": (name, data, "image/png")})
+        assert done.status_code < 500
+        return str(done.json()[0]) if done.status_code == 200 else None
+
+    def says(self, text: str, *paths: str) -> dict[str, Any]:
+        files = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
+        data = list((self.inputs | {self.box: {"text": text, "files": files}}).values())
+        sent = {"data": data, "fn_index": self.event["id"], "session_hash": "visitor"}
+        assert self.web.post("/gradio_api/queue/join", json=sent).status_code == 200
+        with self.web.stream("GET", "/gradio_api/queue/data", params={"session_hash": "visitor"}) as answer:
+            for line in answer.iter_lines():
+                if '"process_completed"' in line:
+                    return dict(json.loads(line.removeprefix("data: ")))
+        raise AssertionError("no answer")
+
+
+def test_no_upload_is_too_odd(web: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    visitor = Visitor(web, "chat-words")
+    for kind, data in BAD["MALFORMED"].items():
+        path = visitor.upload("picture.png", data)
+        assert path is not None
+        done = visitor.says("look", path)
+        assert not done["success"] and "no picture" in done["output"]["error"], kind
+    assert "Traceback" not in capfd.readouterr().err
+    for name in ("picture", "../../picture.png", "picture.png/..", "ü<b>.png", "a" * 300 + ".png", ".png", "con.PNG"):
+        path = visitor.upload(name, b"text")
+        told = "" if path is None else visitor.says("look", path)["output"]["error"]
+        assert path is None or "no picture" in told or "file type" in told, name
+
+
+def test_only_what_was_uploaded_is_looked_at(web: Any, tmp_path: Path) -> None:
+    path = tmp_path / "private.png"
+    path.write_bytes(save_png(np.zeros((4, 4, 3), np.uint8)))
+    for stranger in (str(path), "/etc/passwd", f"file://{path}"):
+        done = Visitor(web, "chat-words").says("look", stranger)
+        assert not done["success"] and "private" not in json.dumps(done)
+
+
 def test_a_user_says_something_and_sees_it_grow(pipe: M2ChatPipeline) -> None:
     talk = Talk(pipe, shelf)
     *growing, (session, shown, _) = talk.say(None, {"text": "hello <b>", "files": []}, *SETTINGS)
@@ -90,6 +149,46 @@ def test_a_user_says_something_and_sees_it_grow(pipe: M2ChatPipeline) -> None:
     assert session.settings.seed == 0 and len(session.images) == 1
     session, shown, box = talk.undo(session)
     assert shown == [] and box["value"]["text"] == "hello <b>"
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "wish"])
+def test_a_stop_keeps_the_pictures_that_are_ready(
+    task: str, pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise, done = ImageDecoder.denoise, []
+
+    def watched(self: ImageDecoder, *args: Any) -> Iterator[Any]:
+        for state in denoise(self, *args):
+            done.append(state.step)
+            if len(done) == 5:  # the second step of the second picture
+                end(ender)
+            yield state
+
+    monkeypatch.setattr(ImageDecoder, "denoise", watched)
+    drawing = getattr(Studio(pipe, shelf), task)("a ball like the sea", 4, 0, 3)
+    ender, nothing = next(drawing)
+    assert nothing == "" and [figures.count("<figure>") for _, figures in drawing] == [1]
+    assert done == [1, 2, 3, 1, 2]
+    end(None)
+
+
+def test_an_edit_needs_a_picture_and_a_line(pipe: M2ChatPipeline, tmp_path: Path) -> None:
+    studio, path = Studio(pipe, shelf), str(tmp_path / "grey.png")
+    Path(path).write_bytes(save_png(np.full((32, 32, 3), 128, np.uint8)))
+    for message, told in (
+        ({"text": "make it small", "files": []}, "there is no picture yet"),
+        ({"text": "make it small", "files": None}, "there is no picture yet"),
+        ({"text": "make it small", "files": [path, path]}, "there are 2 pictures"),
+        ({"text": None, "files": [path]}, "at least one change"),
+        ({"text": "\n \n", "files": [path]}, "at least one change"),
+    ):
+        with pytest.raises(gr.Error, match=told):
+            next(studio.edit(message, 0, 1))
+        if "no picture" in told:
+            with pytest.raises(gr.Error, match=told):
+                next(studio.similar(message, 3, 0, 1))
+    *_, (_, figures) = studio.edit({"text": "\nmake it small\n\n", "files": [path]}, 0, 1)
+    assert figures.count("<figure>") == 2 and "make it small → " in figures
 
 
 def test_mistakes_are_told_in_words(pipe: M2ChatPipeline, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from m2chat.errors import UserError
 from m2chat.pipeline import M2ChatPipeline
 
 BAD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("bad_bodies.py")))
+ODD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("odd_pictures.py")))
+UNUSUAL = ODD["unusual"]()
 GREY = np.full((8, 8, 3), 128, np.uint8)
 URL = "data:image/png;base64," + base64.b64encode(save_png(GREY)).decode()
 
@@ -49,10 +51,25 @@ def host() -> Iterator[str]:
     server.shutdown()
 
 
-@pytest.mark.parametrize("data", BAD["bad_pictures"]())
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_there_are_many_of_them() -> None:
+    assert len(set(BAD["MALFORMED"].values())) >= 50
+
+
+@pytest.mark.parametrize("name", BAD["MALFORMED"])
+def test_what_is_no_picture_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="no picture"):
-        read_picture(data)
+        read_picture(BAD["MALFORMED"][name])
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_pictures_of_every_form_are_read_as_a_person_sees_them(name: str) -> None:
+    data, expected = UNUSUAL[name]
+    pixels = read_picture(data)
+    assert pixels.dtype == np.uint8 and pixels.ndim == 3
+    if expected is None:
+        assert pixels.shape == (*ODD["SIZES"].get(name, (32, 32)), 3)
+    else:
+        assert np.array_equal(pixels, expected)
 
 
 def test_large_pictures_are_made_smaller_and_small_ones_stay() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from m2chat.data.collate import Collator
+from m2chat.models.image_decoder import Denoising
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.pipeline import Replier
@@ -29,11 +30,12 @@ def in_generation(replier: Replier, monkeypatch: pytest.MonkeyPatch) -> Callable
     def conditions(batch: Batch) -> dict[tuple[int, int], Any]:
         told: list[Tensor] = []
 
-        def no_drawing(h_align: Tensor, h_palign: Tensor, *_: Any) -> Tensor:
+        def no_drawing(h_align: Tensor, h_palign: Tensor, *_: Any) -> Iterator[Denoising]:
             told.extend([h_align, h_palign])
-            return torch.zeros(len(h_align), 3, 32, 32)
+            nothing = torch.zeros(len(h_align), 8, 8, 8)
+            yield Denoising(1, 1, 0, nothing, nothing)
 
-        monkeypatch.setattr(replier.model.decoder, "sample", no_drawing)
+        monkeypatch.setattr(replier.model.decoder, "denoise", no_drawing)
         replies, notes = replier.reply(batch, given="reply")
         places = [
             (i, k) for i, reply in enumerate(replies) for k, image in enumerate(reply.images) if image is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 import torch
 
 from m2chat.errors import UserError
+from m2chat.models.image_decoder import Denoising, ImageDecoder
 from m2chat.models.m3adapter import attention_maps
 from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
-from m2chat.pipeline.lens import figure, look_inside
-from m2chat.pipeline.tasks import dialogue, edit, similar, story, text_to_image, wish
+from m2chat.pipeline.lens import charts, figure, look_inside, strip
+from m2chat.pipeline.tasks import alone, dialogue, edit, edit_rounds, similar, story, tell, text_to_image, wish
 from m2chat.world import Scene, Shape, render
 
 PICTURE = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
@@ -42,8 +45,11 @@ def test_each_edit_starts_from_the_one_before(pipe: M2ChatPipeline) -> None:
     both = pictures(edit(pipe, PICTURE, ["turn it into a ring", "make it small"], steps=2))
     (alone,) = pictures(edit(pipe, PICTURE, ["make it small"], steps=2))
     assert len(both) == 2 and not np.array_equal(both[1], alone)
-    with pytest.raises(UserError, match="at least one change"):
-        edit(pipe, PICTURE, [])
+    blank = pictures(edit(pipe, PICTURE, ["", " \t", " make it small ", "\n"], steps=2))
+    assert len(blank) == 1 and np.array_equal(blank[0], alone)
+    for nothing in ([], ["", "  "]):
+        with pytest.raises(UserError, match="at least one change"):
+            edit(pipe, PICTURE, nothing)
 
 
 def test_similar_pictures_see_the_first(pipe: M2ChatPipeline) -> None:
@@ -57,6 +63,72 @@ def test_a_story_has_its_frames_and_the_decoders_beside_them(pipe: M2ChatPipelin
     assert told.alone[0].shape == (32, 32, 3) and all(part.seed == 0 for part in told.parts)
     with pytest.raises(UserError, match="at least one part"):
         story(pipe, "once", 0)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Denoising steps as they are done; what stands first in it is called at the second one."""
+    denoise, seen = ImageDecoder.denoise, []
+
+    def watched(self: ImageDecoder, *args: Any) -> Iterator[Denoising]:
+        for state in denoise(self, *args):
+            seen.append(state.step)
+            if state.step == 2:
+                seen[0]()
+            yield state
+
+    monkeypatch.setattr(ImageDecoder, "denoise", watched)
+    yield seen
+
+
+@pytest.mark.parametrize(
+    ("task", "what"), [(text_to_image, "a ring"), (wish, "a ball like the sea"), (similar, PICTURE)]
+)
+def test_a_task_is_stopped_within_one_step(pipe: M2ChatPipeline, steps: list[Any], task: Any, what: Any) -> None:
+    stop = threading.Event()
+    steps.append(stop.set)
+    assert task(pipe, what, (0, 1), stop, steps=20) == [] and steps[1:] == [1, 2]
+    assert task(pipe, what, (0, 1), stop, steps=20) == [] and steps[1:] == [1, 2], "and stays so"
+
+
+def test_a_stopped_story_draws_nothing_more(pipe: M2ChatPipeline, steps: list[Any]) -> None:
+    session = pipe.session(steps=20, seed=0, image="force", max_images=1)
+    steps.append(session.stop)
+    parts = list(tell(session, "tell me how it ripens : a large ring on a white background"))
+    assert steps[1:] == [1, 2] and [part.stopped for part in parts] == [True] and alone(session, parts) == []
+
+
+def test_stopped_between_two_rounds_no_other_one_begins(pipe: M2ChatPipeline) -> None:
+    session = pipe.session(steps=2, seed=0)
+    rounds = edit_rounds(session, PICTURE, ["turn it into a ring", "make it small"])
+    assert next(rounds).images
+    session.stop()
+    assert list(rounds) == [] and len(session.images) == 2
+
+
+def test_tasks_take_turns_with_others(pipe: M2ChatPipeline, steps: list[Any]) -> None:
+    free = []
+    for act in (lambda: text_to_image(pipe, "a ring", steps=3), lambda: wish(pipe, "a ring", (0,), steps=3)):
+        original, pipe.lock = pipe.lock, Counting()  # type: ignore[assignment]
+        steps[:] = [lambda: None]
+        try:
+            act()
+            free.append(pipe.lock.entered > len(steps) - 1 >= 3)  # type: ignore[attr-defined]
+        finally:
+            pipe.lock = original
+    assert free == [True, True]
+
+
+class Counting:
+    """A lock that counts."""
+
+    entered = 0
+
+    def __enter__(self) -> None:
+        self.entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def test_a_dialogue(pipe: M2ChatPipeline) -> None:
@@ -82,7 +154,12 @@ def test_the_lens_ends_where_the_reply_was_drawn(pipe: M2ChatPipeline) -> None:
     assert lens.token_attention.shape == (pipe.model.decoder.queries, len(lens.tokens))
     assert np.allclose(lens.token_attention.sum(1), 1, atol=1e-4) and lens.picture_attention.shape == (8, 8)
     assert "".join(lens.tokens[:-1]).replace(" ", "").startswith(lens.caption.replace(" ", "")[:4])
-    assert figure(lens).axes and figure(lens, [{}, *[{"shape": "ring"}] * (layers + 1)]).axes
+    readings = [{}, *[{"shape": "ring"}] * (layers + 1)]
+    assert figure(lens).axes and figure(lens, readings).axes
+    assert all(plot.axes for plot in charts(lens, readings).values()) and len(charts(lens)) == 4
+    assert [title.partition(",")[0] for _, title, _ in strip(lens)] == [
+        "context", "embedding", *(f"layer {k}" for k in range(1, layers + 1)),
+    ]  # fmt: skip
 
 
 def test_attention_maps_are_what_the_adapter_does(pipe: M2ChatPipeline) -> None:

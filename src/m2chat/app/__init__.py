@@ -1,1 +1,1 @@
-"""Where people talk with it: a terminal. Everything else is a `m2chat.pipeline.Session`."""
+"""Where people talk with it: terminal, web page, HTTP. Everything else is a `m2chat.pipeline.Session`."""

@@ -2,62 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from m2chat import __version__
-from m2chat.app.protocol import ChatRequest, conversation, encodable, image_part
+from m2chat.app.limits import Doors, Streamed, Timer
+from m2chat.app.protocol import ChatRequest, conversation, encodable, image_part, usage_of
 from m2chat.app.size_limit import SizeLimit
 from m2chat.app.uploads import read_url
 from m2chat.errors import UserError
-from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Session, Words
+from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Usage, Words
 
 MODEL = "m2chat"
 MAX_BODY = 64 * 2**20
-
-
-class Doors:
-    """How many are served at a time, and how many may wait.
-
-    Args:
-        at_once: Replies that are made at a time; they take turns, a token or a denoising step each.
-        waiting: Requests that may wait; more are turned away.
-    """
-
-    def __init__(self, at_once: int, waiting: int) -> None:
-        self.at_once, self.waiting, self.inside = at_once, waiting, 0
-        self._free = asyncio.Semaphore(at_once)
-
-    def check(self) -> None:
-        """Turns away who would have to wait too long."""
-        if self.inside >= self.at_once + self.waiting:
-            raise HTTPException(429, "too many requests wait already: try again later", {"Retry-After": "5"})
-
-    @asynccontextmanager
-    async def enter(self) -> AsyncIterator[None]:
-        """Waits for a place, and holds it."""
-        self.inside += 1
-        try:
-            async with self._free:
-                yield
-        finally:
-            self.inside -= 1
+TIME_LIMIT = 300.0
+"""Seconds of a request, unless the server is told otherwise."""
 
 
 def build_api(
-    pipe: M2ChatPipeline, picture_hosts: Collection[str] = (), at_once: int = 4, waiting: int = 32
+    pipe: M2ChatPipeline,
+    picture_hosts: Collection[str] = (),
+    at_once: int = 4,
+    waiting: int = 32,
+    time_limit: float = TIME_LIMIT,
 ) -> FastAPI:
     """Builds the server.
 
@@ -66,6 +44,8 @@ def build_api(
         picture_hosts: Hosts from which pictures may be fetched; without any, they must come inside the request.
         at_once: Replies that are made at a time.
         waiting: Requests that may wait; more get 429.
+        time_limit: Seconds that a request may take in all: one that waits longer gets 503, one whose reply takes longer
+            504.
     """
     # Its own pages of documentation would load scripts from elsewhere.
     api = FastAPI(title="M²Chat", version=__version__, docs_url=None, redoc_url=None)
@@ -94,20 +74,22 @@ def build_api(
     async def complete(body: ChatRequest, request: Request) -> Response | dict[str, Any]:
         _check_model(body.model)
         doors.check()
-        session, text, pictures = await run_in_threadpool(conversation, body, pipe, reader)
-        events = session.stream(text, pictures)
+        timer = Timer(time_limit)
+        session, text, pictures = await timer.within(run_in_threadpool(conversation, body, pipe, reader))
+        events = timer.each(session.stream(text, pictures))
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": MODEL}
+        place = AsyncExitStack()
+        place.callback(session.stop)  # whatever ends the request ends the reply
+        await timer.within(place.enter_async_context(doors.enter()), 503)
         if body.stream:
-            return StreamingResponse(_stream(events, session, doors, head), media_type="text/event-stream")
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            return Streamed(place, _stream(events, head, usage), media_type="text/event-stream")
         heard: list[Event] = []
-        async with doors.enter():
-            try:
-                async for event in iterate_in_threadpool(events):
-                    heard.append(event)
-                    if await request.is_disconnected():
-                        break
-            finally:
-                session.stop()
+        async with place:
+            async for event in events:
+                heard.append(event)
+                if await request.is_disconnected():
+                    break
         return whole(heard, head)
 
     return api
@@ -130,33 +112,41 @@ def whole(events: list[Event], head: Mapping[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
     notices = [event.text for event in events if isinstance(event, Notice)]
-    return {**head, "object": "chat.completion", "choices": [choice], "notices": notices}
+    usage = next((usage_of(event) for event in events if isinstance(event, Usage)), None)
+    return {**head, "object": "chat.completion", "choices": [choice], "usage": usage, "notices": notices}
 
 
-async def _stream(
-    events: Iterator[Event], session: Session, doors: Doors, head: Mapping[str, Any]
-) -> AsyncIterator[str]:
-    """A completion as it comes; who hangs up has stopped it."""
+async def _stream(events: AsyncIterator[Event], head: Mapping[str, Any], usage: bool) -> AsyncIterator[str]:
+    """A completion as it comes; with usage, OpenAI's last chunk has it and no choice."""
+
+    def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return _data({**own, "choices": [choice], **more})
+
+    own = {**head, "object": "chat.completion.chunk", **({"usage": None} if usage else {})}
+    used: dict[str, int] | None = None
     try:
-        async with doors.enter():
-            yield _chunk(head, {"role": "assistant", "content": ""})
-            async for event in iterate_in_threadpool(events):
-                if isinstance(event, Words) and event.of == "answer" and event.text:
-                    yield _chunk(head, {"content": event.text})
-                elif isinstance(event, Drawn):
-                    yield _chunk(head, {"images": [image_part(event)]})
-                elif isinstance(event, Notice):
-                    yield _chunk(head, {}, notices=[event.text])
-                elif isinstance(event, Finished):
-                    yield _chunk(head, {}, finish="stop")
-            yield "data: [DONE]\n\n"
-    finally:
-        session.stop()
+        yield chunk({"role": "assistant", "content": ""})
+        async for event in events:
+            if isinstance(event, Words) and event.of == "answer" and event.text:
+                yield chunk({"content": event.text})
+            elif isinstance(event, Drawn):
+                yield chunk({"images": [image_part(event)]})
+            elif isinstance(event, Notice):
+                yield chunk({}, notices=[event.text])
+            elif isinstance(event, Usage):
+                used = usage_of(event)
+            elif isinstance(event, Finished):
+                yield chunk({}, finish="stop")
+        if usage:
+            yield _data({**own, "choices": [], "usage": used})
+        yield "data: [DONE]\n\n"
+    except HTTPException as error:  # the status is sent already
+        yield _data(_error_body(error.status_code, str(error.detail)))
 
 
-def _chunk(head: Mapping[str, Any], delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-    return f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [choice], **more})}\n\n"
+def _data(what: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(what)}\n\n"
 
 
 def _check_model(name: str) -> None:
@@ -165,10 +155,13 @@ def _check_model(name: str) -> None:
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(_error_body(status, message), status, headers)
+
+
+def _error_body(status: int, message: str) -> dict[str, Any]:
     """An error in OpenAI's form."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": encodable(message[:2000]), "type": kind, "param": None, "code": None}}
-    return JSONResponse(body, status, headers)
+    return {"error": {"message": encodable(message[:2000]), "type": kind, "param": None, "code": None}}
 
 
 async def invalid(_: Request, error: Exception) -> JSONResponse:

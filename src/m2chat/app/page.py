@@ -14,7 +14,7 @@ from m2chat.app.api import invalid
 from m2chat.app.studio import Studio, add_tabs
 from m2chat.app.talk import Readings, Talk, as_shelf, stop
 from m2chat.app.uploads import MAX_BYTES
-from m2chat.app.widgets import AT_ONCE, AT_ONCE_ONLY, QUEUED, WAITING, words_box
+from m2chat.app.widgets import AT_ONCE, AT_ONCE_ONLY, QUEUED, WAITING, Hint, as_examples, words_box
 from m2chat.pipeline import M2ChatPipeline
 
 STYLE = Path(__file__).with_name("page.css")
@@ -29,34 +29,35 @@ _DAY = 24 * 3600
 
 def build_page(
     pipe: M2ChatPipeline,
-    hints: Mapping[str, Sequence[str]] | None = None,
+    hints: Mapping[str, Sequence[Hint]] | None = None,
     readings: Readings | None = None,
 ) -> gr.Blocks:
     """Builds the page.
 
     Args:
         pipe: Replies.
-        hints: Examples of what to say, by task: ``chat``, ``draw``, ``wish``, ``edit``, ``story``.
+        hints: Examples of what to say, by task: ``chat``, ``draw``, ``wish``, ``edit``, ``story``; words, or
+            words and the picture that is shown with them.
         readings: Reads the pictures of a lens; None where no judge knows the pictures.
 
     Returns:
         It, ready for `launch`.
     """
-    hints = hints or {}
     # Files older than a day go away, all of them when the server ends.
     page: gr.Blocks = gr.Blocks(title="M²Chat", analytics_enabled=False, delete_cache=(3600, _DAY), fill_width=False)
     with page:
         head = gr.HTML(_HEAD, elem_id="head")
         shelf = as_shelf(head)
+        examples = as_examples(hints or {}, shelf, head)
         with gr.Tab("Chat", elem_id="tab-chat"):
-            _add_chat(Talk(pipe, shelf, readings), hints)
-        add_tabs(Studio(pipe, shelf), hints)
+            _add_chat(Talk(pipe, shelf, readings, examples.get("chat", ())))
+        add_tabs(Studio(pipe, shelf), examples)
         page.load(None, js=ESCAPE_STOPS)
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
     return page
 
 
-def _add_chat(talk: Talk, hints: Mapping[str, Sequence[str]]) -> None:
+def _add_chat(talk: Talk) -> None:
     """The conversation."""
     session = gr.State(None, time_to_live=_DAY, delete_callback=stop)
     chat = gr.Chatbot(
@@ -69,7 +70,9 @@ def _add_chat(talk: Talk, hints: Mapping[str, Sequence[str]]) -> None:
         buttons=["copy"],
         feedback_options=None,
         placeholder="Say something, or try one of these",
-        examples=[{"text": text} for text in hints.get("chat", ())],
+        examples=[
+            {"text": said["text"], **({"icon": said["files"][0]} if said["files"] else {})} for said in talk.examples
+        ],
         elem_id="chat",
     )
     box = words_box("chat-words", "Enter sends, Escape stops", autofocus=True)
@@ -88,14 +91,14 @@ def _add_chat(talk: Talk, hints: Mapping[str, Sequence[str]]) -> None:
         told = gr.Textbox(
             show_label=False, label="What was seen", interactive=False, visible=True, lines=1, max_lines=4
         )
-        inside = gr.Image(label="Inside", format="png", interactive=False, buttons=["download", "fullscreen"],
-                          elem_id="inside-picture")  # fmt: skip
+        layers = gr.HTML(elem_id="inside-layers", elem_classes="pictures", padding=False)
+        plots = gr.HTML(elem_id="inside-plots", elem_classes="plots", padding=False)
     shown = [session, chat, box]
     box.submit(talk.say, [session, box, *settings], shown, **QUEUED)
     chat.example_select(talk.example, [session, *settings], shown, **QUEUED)
     again.click(talk.again, [session, *settings], shown, **QUEUED)
     more.click(talk.go_on, [session, *settings], shown, **QUEUED)
-    look.click(talk.look, session, [inside, told], **{**QUEUED, "show_progress": "minimal"})
+    look.click(talk.look, session, [layers, plots, told], **{**QUEUED, "show_progress": "minimal"})
     halt.click(stop, session, **AT_ONCE_ONLY)
     undo.click(talk.undo, session, shown, **AT_ONCE_ONLY)
     gr.on([new.click, chat.clear], talk.new, session, shown, **AT_ONCE_ONLY)

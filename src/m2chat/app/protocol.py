@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from m2chat.data.images import save_png
 from m2chat.errors import UserError
-from m2chat.pipeline import Drawn, M2ChatPipeline, Session
+from m2chat.pipeline import Drawn, M2ChatPipeline, Session, Usage
 from m2chat.pipeline.events import Picture
 from m2chat.schema import Image, Role, Turn
 
@@ -56,6 +57,12 @@ class Said(BaseModel):
     content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
 
 
+class StreamOptions(BaseModel):
+    """What else a stream tells."""
+
+    include_usage: bool = False
+
+
 class ChatRequest(BaseModel):
     """The body of a request. Fields that could not change a reply are ignored; those that ask for more are refused."""
 
@@ -64,6 +71,7 @@ class ChatRequest(BaseModel):
     model: str
     messages: list[Said] = Field(min_length=1, max_length=1000)
     stream: bool = False
+    stream_options: StreamOptions | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=0.75, gt=0, le=1)
@@ -78,6 +86,12 @@ class ChatRequest(BaseModel):
     max_images: int = Field(default=4, ge=1, le=16)
     steps: int = Field(default=25, ge=1, le=100)
     guidance: float = Field(default=5.0, ge=0, le=30)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> ChatRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is of streams alone: set stream to true, or leave it out")
+        return self
 
     def session(self, pipe: M2ChatPipeline) -> Session:
         """An empty session with these settings."""
@@ -150,6 +164,11 @@ def _parts(message: Said, read_url: ReadURL) -> tuple[list[str | int], list[Imag
         caption_by = "model" if part.caption else ""
         pictures.append(Image(read_url(part.image_url.url), part.caption, caption_by=caption_by))
     return parts, pictures
+
+
+def usage_of(event: Usage) -> dict[str, int]:
+    """What a reply was made of."""
+    return {**asdict(event), "total_tokens": event.prompt_tokens + event.completion_tokens}
 
 
 def image_part(event: Drawn) -> dict[str, Any]:

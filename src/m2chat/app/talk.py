@@ -9,20 +9,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache, save_img_array_to_cache
 from gradio.utils import get_upload_folder
 
-from m2chat.app.rendering import Growing, Message, Shelf, asked, messages
+from m2chat.app.rendering import Growing, Message, Shelf, asked, figure_of, messages
 from m2chat.app.uploads import pack_session, read_picture, unpack_session
 from m2chat.data.images import load_image
 from m2chat.errors import UserError
 from m2chat.pipeline import Event, M2ChatPipeline, Session, Words
 from m2chat.pipeline.events import Picture
-from m2chat.pipeline.lens import Lens, figure, look_inside
+from m2chat.pipeline.lens import Lens, charts, look_inside, strip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Readings: TypeAlias = Callable[[Lens], Sequence[Mapping[str, str]] | None]
 """What a judge reads in the pictures of a lens."""
@@ -49,10 +52,17 @@ class Talk:
         pipe: Replies.
         shelf: Where pictures go for the page to show.
         readings: Reads the pictures of a lens; None where no judge knows the pictures.
+        examples: What to say with a click: ``text`` and ``files`` each.
     """
 
-    def __init__(self, pipe: M2ChatPipeline, shelf: Shelf, readings: Readings | None = None) -> None:
-        self.pipe, self.shelf, self.readings = pipe, shelf, readings
+    def __init__(
+        self,
+        pipe: M2ChatPipeline,
+        shelf: Shelf,
+        readings: Readings | None = None,
+        examples: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.pipe, self.shelf, self.readings, self.examples = pipe, shelf, readings, examples
 
     def say(self, session: Session | None, message: Mapping[str, Any], *settings: Any) -> Iterator[Shown]:
         """Says what is in the box, and follows the reply."""
@@ -68,8 +78,10 @@ class Talk:
             raise complaint(error) from error
 
     def example(self, chosen: gr.SelectData, session: Session | None, *settings: Any) -> Iterator[Shown]:
-        """Says one of the examples."""
-        yield from self.say(session, {"text": chosen.value["text"]}, *settings)
+        """Says one of the examples: ours of that number, whatever the browser says of it."""
+        if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(self.examples):
+            raise complaint(UserError("there is no such example"))
+        yield from self.say(session, self.examples[chosen.index], *settings)
 
     def again(self, session: Session | None, *settings: Any) -> Iterator[Shown]:
         """Another reply in the place of the last one."""
@@ -126,8 +138,8 @@ class Talk:
         stop(session)
         return loaded, messages(loaded, self.shelf), gr.update(value=None)
 
-    def look(self, session: Session | None) -> tuple[Any, str]:
-        """The inside of the newest reply that has a picture, and a sentence on it."""
+    def look(self, session: Session | None) -> tuple[str, str, str]:
+        """The inside of the newest reply that has a picture: layers, plots, and a sentence on it."""
         try:
             turns = session.turns if session is not None else ()
             drawn = [k for k, turn in enumerate(turns) if turn.role == "assistant" and turn.pictures]
@@ -136,10 +148,15 @@ class Talk:
             lens = look_inside(session, drawn[-1])
         except UserError as error:
             raise complaint(error) from error
-        buffer = io.BytesIO()
-        figure(lens, self.readings(lens) if self.readings else None).savefig(buffer, dpi=90, format="png")
+        readings = self.readings(lens) if self.readings else None
+        layers = "".join(
+            figure_of(self.shelf, pixels, f"{title}\n{said}".strip())
+            for pixels, title, said in strip(lens, readings)
+            if pixels is not None
+        )
+        plots = "".join(figure_of(self.shelf, _pixels(plot), name) for name, plot in charts(lens, readings).items())
         gate = f"gate {lens.gates[-1]:.2f} (1: the words alone, 0: the picture alone)"
-        return self.shelf(load_image(buffer.getvalue())), f"“{lens.answer}” was drawn from “{lens.caption}”, {gate}."
+        return layers, plots, f"“{lens.answer}” was drawn from “{lens.caption}”, {gate}."
 
     def configured(self, session: Session | None, image: str, max_images: int, steps: int, guidance: float,
                    seed: float | None, temperature: float, max_new_tokens: int) -> Session:  # fmt: skip
@@ -175,6 +192,13 @@ class Talk:
         else:  # stopped before there was anything to keep: the words go back into the box
             gr.Info("stopped before anything was said")
             yield session, messages(session, self.shelf), gr.update(value=dict(message))
+
+
+def _pixels(plot: Figure) -> Picture:
+    """A plot as a picture, sharp enough for two pixels a point of the page."""
+    buffer = io.BytesIO()
+    plot.savefig(buffer, dpi=160, format="png")
+    return load_image(buffer.getvalue())
 
 
 def stop(session: Session | None) -> None:

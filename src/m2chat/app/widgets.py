@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
+
+from m2chat.app.rendering import Shelf
+from m2chat.pipeline.events import Picture
+
+Hint: TypeAlias = str | tuple[str, Picture]
+"""An example of what to say, with a picture that is shown with it."""
+Examples: TypeAlias = Mapping[str, Sequence[dict[str, Any]]]
+"""The same by task, as a box of words holds them: ``text`` and ``files``."""
 
 AT_ONCE = 4
 """Replies that are made at a time; they take turns, a token or a denoising step each."""
@@ -22,9 +30,38 @@ AT_ONCE_ONLY: dict[str, Any] = {"queue": False, "api_visibility": "private", "sh
 """Of events that must not wait behind the model."""
 
 
-def hint(hints: Mapping[str, Sequence[str]], name: str) -> str:
-    """The first example of a task."""
-    return next(iter(hints.get(name.lower(), ())), "")
+def as_examples(hints: Mapping[str, Sequence[Hint]], shelf: Shelf, head: Any) -> Examples:
+    """Hints whose pictures are files that stay for as long as the page does.
+
+    Args:
+        hints: By task.
+        shelf: Where pictures go.
+        head: The component among whose files they count.
+    """
+
+    def message(hint: Hint) -> dict[str, Any]:
+        text, picture = (hint, None) if isinstance(hint, str) else hint
+        if picture is None:
+            return {"text": text, "files": []}
+        path = shelf(picture)
+        head.keep_in_cache.add(path)
+        gr.set_static_paths(path)  # shown from there, instead of from copies that go away after a day
+        return {"text": text, "files": [path]}
+
+    return {name: [message(hint) for hint in said] for name, said in hints.items()}
+
+
+def first_of(examples: Examples, name: str) -> str:
+    """The words of a task's first example."""
+    return next((str(example["text"]) for example in examples.get(name, ())), "")
+
+
+def add_examples(examples: Examples, name: str, box: Any) -> None:
+    """A task's examples, which fill a box of words, or of words and pictures."""
+    with_pictures = isinstance(box, gr.MultimodalTextbox)
+    rows = [[example if with_pictures else example["text"]] for example in examples.get(name, ())]
+    if rows:
+        gr.Examples(rows, [box], label="Examples", cache_examples=False)
 
 
 def words_box(elem_id: str, placeholder: str, lines: int = 1, autofocus: bool = False) -> Any:

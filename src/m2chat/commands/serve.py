@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from m2chat.commands.common import add_model_options, load_pipeline
@@ -13,9 +14,10 @@ from m2chat.commands.lens import readings
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:
+    from m2chat.app.widgets import Hint
     from m2chat.pipeline import M2ChatPipeline
 
-HINTS = {
+HINTS: Mapping[str, Sequence[str]] = {
     "chat": [
         "please paint a large red circle on the left on a blue background",
         "I dream of a ball like the sea in front of snow",
@@ -29,6 +31,17 @@ HINTS = {
 """What the micro model knows to do."""
 
 
+def hints() -> Mapping[str, Sequence[Hint]]:
+    """The same, and what is said with a picture of the micro world."""
+    import numpy as np
+
+    from m2chat.world import Scene, Shape, render
+
+    picture = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
+    with_it: list[Hint] = [("turn it into a ring", picture)]
+    return {**HINTS, "chat": [*HINTS["chat"], *with_it], "edit": [(HINTS["edit"][0], picture)]}
+
+
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("serve", help="talk with it on a web page, or over HTTP with --api")
@@ -39,6 +52,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
     parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: fetch pictures "
                         "from these hosts; otherwise requests must hold them as data: URLs")  # fmt: skip
+    parser.add_argument("--time-limit", type=float, default=300, metavar="SECONDS", help="with --api: of a request, "
+                        "waiting and reply together (default: %(default)s)")  # fmt: skip
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -47,8 +62,10 @@ def run(options: argparse.Namespace) -> None:
     """Serves until it is interrupted.
 
     Raises:
-        UserError: If what it needs is not installed, or the port is taken.
+        UserError: If what it needs is not installed, the port is taken, or the time limit is none.
     """
+    if not options.time_limit > 0:
+        raise UserError(f"--time-limit {options.time_limit}: name seconds, more than 0")
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     try:
         if options.api:
@@ -70,7 +87,7 @@ def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
 
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # nobody else's, unlike the default
     try:
-        launch(build_page(pipe, HINTS, readings), options.host, options.port)
+        launch(build_page(pipe, hints(), readings), options.host, options.port)
     except OSError as error:
         raise UserError(f"--port {options.port}: {error}; name another one") from error
     finally:
@@ -82,4 +99,5 @@ def _serve_api(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
 
     from m2chat.app.api import build_api
 
-    uvicorn.run(build_api(pipe, options.picture_hosts), host=options.host, port=options.port, log_level="info")
+    api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit)
+    uvicorn.run(api, host=options.host, port=options.port, log_level="info")

@@ -1,6 +1,6 @@
 """What users import: from a conversation to a reply of text and pictures. No Lightning."""
 
-from m2chat.pipeline.events import Drawn, Event, Finished, Notice, Progress, Words
+from m2chat.pipeline.events import Drawn, Event, Finished, Notice, Progress, Usage, Words
 from m2chat.pipeline.outputs import ImagePart, PipelineOutput
 from m2chat.pipeline.pipeline import M2ChatPipeline
 from m2chat.pipeline.plan import SessionSettings
@@ -20,5 +20,6 @@ __all__ = [
     "Replier",
     "Session",
     "SessionSettings",
+    "Usage",
     "Words",
 ]

@@ -7,7 +7,7 @@ two of them has stopped the reply.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -84,6 +84,19 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What a whole reply was made of, in tokens of the language model.
+
+    Args:
+        prompt_tokens: Of the conversation, as far as it was read.
+        completion_tokens: Of the reply: what was said, captions, image slots and the marks between and behind them.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """The reply is over; always the last event.
 
@@ -98,7 +111,7 @@ class Finished:
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event: TypeAlias = Notice | Words | Progress | Drawn | Finished
+Event: TypeAlias = Notice | Words | Progress | Drawn | Usage | Finished
 
 
 class Draft:
@@ -108,6 +121,7 @@ class Draft:
         self._answers: dict[int, str] = {}
         self._drawn: dict[int, Drawn] = {}
         self._cut = 0
+        self._usage: dict[str, int] = {}
 
     def add(self, event: Event) -> None:
         """Takes an event in."""
@@ -117,6 +131,8 @@ class Draft:
             self._drawn[event.segment] = event
         elif isinstance(event, Notice):
             self._cut += event.cut_tokens
+        elif isinstance(event, Usage):
+            self._usage = asdict(event)
 
     def reply(self) -> Reply:
         """What there is: texts, and the pictures that are ready."""
@@ -127,10 +143,11 @@ class Draft:
         return Reply(segments, tuple(self._drawn[k].picture if k in self._drawn else None for k in numbers))
 
     def note(self) -> dict[str, Any]:
-        """``gate`` and ``cosine`` of each picture, and ``cut_tokens``."""
+        """``gate`` and ``cosine`` of each picture, ``cut_tokens``, and of a whole reply what `Usage` tells."""
         drawn = [self._drawn[k] for k in sorted(self._drawn)]
         return {
             "gate": [event.gate for event in drawn],
             "cosine": [event.cosine for event in drawn],
             "cut_tokens": self._cut,
+            **self._usage,
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from m2chat.text import view_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Readings: TypeAlias = Sequence[Mapping[str, str]] | None
+"""What a judge reads in pictures, attribute to value each; None without a judge."""
 _CLASS_TOKENS = 1
 """CLIP's tokens that stand for no patch."""
 
@@ -155,47 +157,86 @@ def _by_token(
     return [*names, f"<|img|>×{len(slots)}"], spread.float().cpu().numpy()
 
 
-def figure(lens: Lens, readings: Sequence[Mapping[str, str]] | None = None) -> Figure:
-    """The whole view as one matplotlib figure.
+def strip(lens: Lens, readings: Readings = None) -> list[tuple[Picture | None, str, str]]:
+    """The context picture and each layer's, with their names and with what a judge reads in them.
 
     Args:
         lens: What was seen.
         readings: What a judge reads in the context picture (empty without one) and then in each layer's picture,
             attribute to value; a picture that shows nothing known has none.
     """
+    names = ["embedding", *(f"layer {k}" for k in range(1, len(lens.layers)))]
+    titles = ["context", *(f"{name}, g={gate:.2f}" for name, gate in zip(names, lens.gates, strict=True))]
+    said = [_said(reading) for reading in readings] if readings is not None else [""] * len(titles)
+    return list(zip([lens.context, *lens.layers], titles, said, strict=True))
+
+
+def charts(lens: Lens, readings: Readings = None) -> dict[str, Figure]:
+    """The plots of `figure` one by one, by what they show: what is too wide for a page can stand in a column.
+
+    Args:
+        lens: What was seen.
+        readings: As for `strip`.
+    """
     from matplotlib.figure import Figure as Canvas
 
-    count = len(lens.layers)
-    page = Canvas(figsize=(2 * (count + 1), 8.4), layout="constrained")
+    drawn = {}
+    for name, draw in _CHARTS.items():
+        drawn[name] = Canvas(figsize=(4.2, 3), layout="constrained")
+        draw(drawn[name].subplots(), lens, readings)
+    return drawn
+
+
+def figure(lens: Lens, readings: Readings = None) -> Figure:
+    """The whole view as one matplotlib figure.
+
+    Args:
+        lens: What was seen.
+        readings: As for `strip`.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    shown = strip(lens, readings)
+    page = Canvas(figsize=(2 * len(shown), 8.4), layout="constrained")
     page.suptitle(f"“{lens.request}”\n“{lens.answer}”  caption: {lens.caption}", fontsize=11)
     rows: Any = page.subfigures(3, 1, height_ratios=(3, 2.6, 3))
-    strip = rows[0].subplots(1, count + 1)
-    titles = ["context", "embedding", *(f"layer {k}" for k in range(1, count))]
-    for k, (axis, title) in enumerate(zip(strip, titles, strict=True)):
-        shown = lens.context if k == 0 else lens.layers[k - 1]
+    for axis, (picture, title, said) in zip(rows[0].subplots(1, len(shown)), shown, strict=True):
         axis.set_axis_off()
-        axis.set_title(title if k == 0 else f"{title}, g={lens.gates[k - 1]:.2f}", fontsize=9)
-        if shown is not None:
-            axis.imshow(shown, interpolation="nearest")
-        if readings is not None:
-            axis.text(0.5, -0.04, _said(readings[k]), transform=axis.transAxes, ha="center", va="top", fontsize=8)
-    middle = rows[1].subplots(1, 2)
-    _changes(middle[0], readings)
-    replies = [(number, g) for number, gates in enumerate(lens.gate_by_turn, 1) for g in gates]
-    middle[1].plot([number for number, _ in replies], [g for _, g in replies], "o-", color="tab:green")
-    middle[1].set(title="gate of each reply", xlabel="reply", ylabel="g", ylim=(-0.05, 1.05))
-    middle[1].set_xticks(range(1, len(lens.gate_by_turn) + 1))
-    words, where = rows[2].subplots(1, 2, width_ratios=(3, 1))
-    words.imshow(lens.token_attention, aspect="auto", cmap="magma", interpolation="nearest")
-    words.set_xticks(range(len(lens.tokens)), lens.tokens, rotation=60, ha="right", fontsize=7)
-    words.set(title="the queries over the caption's tokens", ylabel="query")
-    where.set_axis_off()
-    where.set_title("the queries over the context picture", fontsize=9)
-    if lens.context is not None:
-        extent = (0, 1, 1, 0)
-        where.imshow(lens.context, extent=extent, interpolation="nearest")
-        where.imshow(lens.picture_attention, extent=extent, cmap="magma", alpha=0.6, interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+        if picture is not None:
+            axis.imshow(picture, interpolation="nearest")
+        axis.text(0.5, -0.04, said, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    axes = [*rows[1].subplots(1, 2), *rows[2].subplots(1, 2, width_ratios=(3, 1))]
+    for axis, (name, draw) in zip(axes, _CHARTS.items(), strict=True):
+        axis.set_title(name, fontsize=10)
+        draw(axis, lens, readings)
     return page
+
+
+def _gates(axis: Any, lens: Lens, _: Readings) -> None:
+    """The gate of every picture, by the reply that it is part of."""
+    replies = [(number, g) for number, gates in enumerate(lens.gate_by_turn, 1) for g in gates]
+    axis.plot([number for number, _ in replies], [g for _, g in replies], "o-", color="tab:green")
+    axis.set(xlabel="reply", ylabel="g", ylim=(-0.05, 1.05))
+    axis.set_xticks(range(1, len(lens.gate_by_turn) + 1))
+
+
+def _words(axis: Any, lens: Lens, _: Readings) -> None:
+    """The attention of each query, a row, to each token, a column."""
+    axis.imshow(lens.token_attention, aspect="auto", cmap="magma", interpolation="nearest")
+    axis.set_xticks(range(len(lens.tokens)), lens.tokens, rotation=60, ha="right", fontsize=8)
+    axis.set(ylabel="query")
+
+
+def _where(axis: Any, lens: Lens, _: Readings) -> None:
+    """The attention of the queries over the context picture."""
+    axis.set_axis_off()
+    if lens.context is None:
+        axis.text(0.5, 0.5, "no picture was in view", transform=axis.transAxes, ha="center")
+        return
+    extent = (0, 1, 1, 0)
+    axis.imshow(lens.context, extent=extent, interpolation="nearest")
+    axis.imshow(lens.picture_attention, extent=extent, cmap="magma", alpha=0.6, interpolation="nearest")
 
 
 def _said(reading: Mapping[str, str]) -> str:
@@ -207,9 +248,9 @@ def _said(reading: Mapping[str, str]) -> str:
     return f"{thing}\n{other or reading.get('position', '')}\non {reading.get('background', '?')}"
 
 
-def _changes(axis: Any, readings: Sequence[Mapping[str, str]] | None) -> None:
+def _changes(axis: Any, _: Lens, readings: Readings) -> None:
     """How many attributes of each layer's picture are the context picture's, and how many the last one's."""
-    axis.set(title="attributes that the judge reads", xlabel="layer", ylabel="equal to")
+    axis.set(xlabel="layer", ylabel="equal to")
     if not readings:
         axis.text(0.5, 0.5, "no judge of these pictures", transform=axis.transAxes, ha="center")
         return
@@ -220,3 +261,11 @@ def _changes(axis: Any, readings: Sequence[Mapping[str, str]] | None) -> None:
     axis.set_xticks(range(len(readings) - 1))
     axis.set_ylim(-0.3, max(len(reading) for reading in readings) + 0.5)
     axis.legend(fontsize=8)
+
+
+_CHARTS: dict[str, Callable[[Any, Lens, Readings], None]] = {
+    "attributes that the judge reads": _changes,
+    "gate of each reply": _gates,
+    "the queries over the caption's tokens": _words,
+    "the queries over the context picture": _where,
+}

@@ -25,6 +25,7 @@ from m2chat.pipeline.outputs import OUTPUT_TYPES, OutputType, PipelineOutput, ou
 from m2chat.pipeline.plan import IMAGE_MODES, ImageMode
 from m2chat.pipeline.replier import DrawSettings, Given
 from m2chat.pipeline.streaming import StreamingReplier
+from m2chat.pipeline.turns import finish, in_turns
 from m2chat.pipeline.watch import OnStepEnd, Watch
 from m2chat.pipeline.weights import Origin, load_weights, save_weights
 from m2chat.schema import Image, Sample, Turn
@@ -260,7 +261,11 @@ class M2ChatPipeline:
 
     @torch.no_grad()
     def draw_captions(
-        self, captions: Sequence[str], seeds: Sequence[int], draw: DrawSettings | None = None
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        draw: DrawSettings | None = None,
+        stop: threading.Event | None = None,
     ) -> list[NDArray[np.uint8]]:
         """Pictures by the image decoder alone, from its own text encoders: what it does without us, to compare.
 
@@ -268,12 +273,14 @@ class M2ChatPipeline:
             captions: What to draw.
             seeds: Of each picture's noise.
             draw: How.
+            stop: Set from any thread, it ends the drawing before its next denoising step; then there is no picture.
         """
         ids, ids_2 = (tokens.to(self.device) for tokens in self.captions(list(captions)))
         with self.lock:
             sequence, pooled = self.model.decoder.encode_text(ids, ids_2)
-            ones = torch.ones(len(captions), device=self.device)
-            return self.replier(draw=draw).paint(Condition(sequence, pooled, ones, ones), seeds)
+        ones = torch.ones(len(captions), device=self.device)
+        painting = self.replier(draw=draw).painting(Condition(sequence, pooled, ones, ones), seeds)
+        return finish(in_turns(painting, self.lock, stop)) or []
 
 
 def _asked(prompts: Sequence[str], shown: Sequence[Any], captions: Any, given: Given) -> list[Sample]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from m2chat.models.generation import Decoding, TokenSegment
 from m2chat.models.image_decoder import OnStep
+from m2chat.models.m3adapter import Condition
 from m2chat.models.vlm_sd import VLMSDModel
-from m2chat.pipeline.replier import DrawSettings, Replier, drawn_places, to_pictures
+from m2chat.pipeline.replier import Drawings, DrawSettings, Replier, drawn_places
 from m2chat.schema import Batch, Segment
 from m2chat.text import Layout
 
@@ -49,16 +47,15 @@ class PromptReplier(Replier):
         batch: Batch,
         seeds: Sequence[int],
         on_step: OnStep | None,
-    ) -> tuple[dict[tuple[int, int], NDArray[np.uint8]], dict[tuple[int, int], tuple[float, float]]]:
-        """Every picture of every reply in one go, by reply and segment; there is no gate."""
+    ) -> Generator[None, None, Drawings]:
+        """Every picture of every reply in one go; there is no gate."""
         model: Any = self.model
         places = drawn_places(replies)
         if not places:
             return {}, {}
         words = [prompt_of(self._segment(replies[i][k]), self.prompt) for i, k in places]
         text, pooled = model.encode_prompts(words)
-        size = self.draw.size
-        time_ids = text.new_tensor([[size, size, 0, 0, size, size]]).expand(len(places), -1)
-        own = self._seeds(places, batch, seeds)
-        pixels = model.decoder.sample(text, pooled, time_ids, own, self.draw.steps, self.draw.guidance, on_step)
-        return dict(zip(places, to_pictures(pixels), strict=True)), {}
+        ones = text.new_ones(len(places))
+        condition = Condition(text, pooled, ones, ones)
+        pixels = yield from self.painting(condition, self._seeds(places, batch, seeds), on_step)
+        return dict(zip(places, pixels, strict=True)), {}

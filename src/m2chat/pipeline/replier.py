@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, decode_replies
-from m2chat.models.image_decoder import OnStep
+from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, finished, stream_replies
+from m2chat.models.image_decoder import Denoising, OnStep
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.models.vlm_sd import VLMSDModel
+from m2chat.pipeline.turns import finish
 from m2chat.schema import Batch, Reply, Segment
 from m2chat.text import Layout, View, view_of
 
@@ -26,6 +27,12 @@ Given = Literal["nothing", "caption", "reply"]
 forces the true answer and caption and only draws."""
 Conditioner = Literal["m3adapter", "text_encoder"]
 """Who tells the image decoder what to draw: ours, or for comparison its own text encoders, from the true caption."""
+Replies: TypeAlias = tuple[list[Reply], list[dict[str, Any]]]
+"""Replies, and beside each what happened: ``gate`` and ``cosine`` of each picture, ``cut_tokens``."""
+Place: TypeAlias = tuple[int, int]
+"""Of a picture: its reply in the batch, and its segment there."""
+Drawings: TypeAlias = tuple[dict[Place, NDArray[np.uint8]], dict[Place, tuple[float, float]]]
+"""Pictures, and gate and cosine of each."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,6 @@ class Replier:
         tokens = layout.tokenizer
         self.special = SpecialTokens(tokens.ic_id, tokens.img_id, tokens.eos_id, tokens.pad_id)
 
-    @torch.no_grad()
     def reply(
         self,
         batch: Batch,
@@ -88,26 +94,45 @@ class Replier:
         seeds: Sequence[int] | None = None,
         on_step: OnStep | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[list[Reply], list[dict[str, Any]]]:
-        """Replies to the conversations of a batch.
+    ) -> Replies:
+        """Replies to the conversations of a batch; arguments as for `pieces`."""
+        return finish(self.pieces(batch, given, seeds, on_step, generator))
+
+    @torch.no_grad()
+    def pieces(
+        self,
+        batch: Batch,
+        given: Given = "nothing",
+        seeds: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Generator[None, None, Replies]:
+        """Replies to the conversations of a batch, a bounded piece of work at a time.
 
         Args:
             batch: Its `samples`, `turns`, context pictures and, where something is given, the true replies count.
             given: What is given of the true reply.
             seeds: Of each conversation's pictures; None takes the settings' one for all.
-            on_step: Looks at every denoising step.
+            on_step: Looks at every denoising step; true ends the drawing where it stands.
             generator: Of the words, if the temperature is above 0.
 
+        Yields:
+            After every pass of the language model and every denoising step.
+
         Returns:
-            The replies, and beside each what happened: ``gate`` and ``cosine`` of each picture, ``cut_tokens``.
+            The replies, and what happened.
         """
         views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
         if given == "nothing":
             prompts, cut = self._prompts(views)
-            tokens = decode_replies(self.model, prompts, batch.context_pixels, self.special, self.decoding, generator)
+            looks, said = batch.context_pixels, []
+            for said in stream_replies(self.model, prompts, looks, self.special, self.decoding, generator):  # noqa: B007
+                yield
+            tokens = [finished(own) for own in said]
         else:
             prompts, cut, tokens = self._told(views, given)
-        pictures, gates = self._draw(prompts, tokens, batch, seeds or [self.draw.seed] * len(batch.samples), on_step)
+        seeds = seeds or [self.draw.seed] * len(batch.samples)
+        pictures, gates = yield from self._draw(prompts, tokens, batch, seeds, on_step)
         replies, notes = [], []
         for index, segments in enumerate(tokens):
             own = [self._segment(segment) for segment in segments]
@@ -156,18 +181,18 @@ class Replier:
         batch: Batch,
         seeds: Sequence[int],
         on_step: OnStep | None,
-    ) -> tuple[dict[tuple[int, int], NDArray[np.uint8]], dict[tuple[int, int], tuple[float, float]]]:
-        """Every picture of every reply in one go, by reply and segment; and gate and cosine of each."""
+    ) -> Generator[None, None, Drawings]:
+        """Every picture of every reply in one go."""
         places = drawn_places(replies)
         if not places:
             return {}, {}
         condition = self._condition(places, prompts, replies, batch)
-        pixels = self.paint(condition, self._seeds(places, batch, seeds), on_step)
+        pixels = yield from self.painting(condition, self._seeds(places, batch, seeds), on_step)
         gates = zip(condition.gate.tolist(), condition.cosine.tolist(), strict=True)
         return dict(zip(places, pixels, strict=True)), dict(zip(places, gates, strict=True))
 
     def _condition(
-        self, places: list[tuple[int, int]], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
+        self, places: list[Place], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
     ) -> Condition:
         """What the image decoder is told of each picture."""
         rows = self._pictures_batch(places, prompts, replies, batch)
@@ -177,7 +202,7 @@ class Replier:
         return condition
 
     @staticmethod
-    def _seeds(places: list[tuple[int, int]], batch: Batch, seeds: Sequence[int]) -> list[int]:
+    def _seeds(places: list[Place], batch: Batch, seeds: Sequence[int]) -> list[int]:
         """Of each picture's noise, by the name of its reply and its place there."""
         return [noise_seed(seeds[i], f"{batch.samples[i].id}#{batch.turns[i]}/{k}") for i, k in places]
 
@@ -186,32 +211,43 @@ class Replier:
         size = self.draw.size
         return condition.h_align.new_tensor([[size, size, 0, 0, size, size]]).expand(len(condition.h_align), -1)
 
+    def paint(self, condition: Condition, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Pictures from conditions; arguments as for `painting`."""
+        return finish(self.painting(condition, seeds))
+
     @torch.no_grad()
-    def paint(
+    def painting(
         self, condition: Condition, seeds: Sequence[int], on_step: OnStep | None = None
-    ) -> list[NDArray[np.uint8]]:
-        """Pictures from conditions.
+    ) -> Generator[None, None, list[NDArray[np.uint8]]]:
+        """Pictures from conditions, a denoising step at a time.
 
         Args:
             condition: Of B pictures.
             seeds: Of each picture's noise.
-            on_step: Looks at every denoising step.
+            on_step: Looks at every step; true ends the drawing where it stands.
+
+        Yields:
+            After every step.
 
         Returns:
             RGB (H, W, 3) of 0-255 each.
         """
-        pixels = self.model.decoder.sample(
-            condition.h_align,
-            condition.h_palign,
-            self._time_ids(condition),
-            seeds,
-            self.draw.steps,
-            self.draw.guidance,
-            on_step,
-        )
-        return to_pictures(pixels)
+        latents = condition.h_align
+        for state in self.denoise(condition, seeds):
+            ended = on_step is not None and on_step(state)
+            latents = state.latents
+            if ended:
+                break
+            yield
+        return to_pictures(self.model.decoder.decode_latents(latents))
 
-    def _encoded_captions(self, places: list[tuple[int, int]], batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def denoise(self, condition: Condition, seeds: Sequence[int]) -> Iterator[Denoising]:
+        """The image decoder's denoising by our settings; arguments as for `painting`."""
+        told = condition.h_align, condition.h_palign, self._time_ids(condition)
+        states: Iterator[Denoising] = self.model.decoder.denoise(*told, seeds, self.draw.steps, self.draw.guidance)
+        return states
+
+    def _encoded_captions(self, places: list[Place], batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What the decoder's own text encoders say of the true captions."""
         if any(k for _, k in places) or not all(bool(batch.has_target[i]) for i, _ in places):
             raise UserError(
@@ -225,7 +261,7 @@ class Replier:
         return encoded
 
     def _pictures_batch(
-        self, places: list[tuple[int, int]], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
+        self, places: list[Place], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
     ) -> Batch:
         """The sequences again, a row a picture, laid out by the function that training uses."""
         rows = [
@@ -251,7 +287,7 @@ class Replier:
         )
 
 
-def drawn_places(replies: Sequence[Sequence[TokenSegment]]) -> list[tuple[int, int]]:
+def drawn_places(replies: Sequence[Sequence[TokenSegment]]) -> list[Place]:
     """Reply and segment of every picture to draw."""
     return [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]
 

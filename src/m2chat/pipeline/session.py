@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of
 from m2chat.pipeline.plan import ImageMode, Plan, SessionSettings, as_turn, pictures_in
 from m2chat.pipeline.replier import DrawSettings
+from m2chat.pipeline.turns import in_turns
 from m2chat.schema import Image, Role, Sample, Turn
 
 if TYPE_CHECKING:
@@ -144,6 +145,11 @@ class Session:
         """
         self._stop.set()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called since the newest reply was begun."""
+        return self._stop.is_set()
+
     # The conversation
 
     def messages(self) -> list[tuple[Role, list[str | Image]]]:
@@ -220,22 +226,14 @@ class Session:
         """Makes a reply an event at a time, and keeps it."""
         draft = Draft()
         plan = self._described(plan)
-        finished = False
         try:
-            steps = self._steps(plan)
-            while not stop.is_set():
-                # Held for one step only: sessions take turns, and one that nobody listens to blocks none.
-                with self.pipe.lock:
-                    event = next(steps, None)
-                if event is None:
-                    finished = True
-                    break
+            for event in in_turns(self._steps(plan), self.pipe.lock, stop):
                 draft.add(event)
                 yield event
         except (GeneratorExit, KeyboardInterrupt):
             self._keep(plan, draft, stopped=True)
             raise
-        yield self._keep(plan, draft, stopped=not finished)
+        yield self._keep(plan, draft, stopped=stop.is_set())
 
     def _described(self, plan: Plan) -> Plan:
         """The same with a caption for every picture that was shown without one."""
@@ -247,7 +245,7 @@ class Session:
         )
         return replace(plan, images=images)
 
-    def _steps(self, plan: Plan) -> Iterator[Any]:
+    def _steps(self, plan: Plan) -> Generator[Event, None, None]:
         own = self.settings
         replier = self.pipe.replier(
             plan.image,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal
 
 import torch
 
 from m2chat.models.generation import TokenSegment, stream_replies
-from m2chat.pipeline.events import Drawn, Notice, Progress, Words
+from m2chat.pipeline.events import Drawn, Notice, Progress, Usage, Words
 from m2chat.pipeline.replier import Given, Replier, to_pictures
 from m2chat.schema import Batch
 from m2chat.text import view_of
@@ -20,7 +20,7 @@ class StreamingReplier(Replier):
     @torch.no_grad()
     def stream(
         self, batch: Batch, given: Given = "nothing", seed: int = 0, generator: torch.Generator | None = None
-    ) -> Iterator[Notice | Words | Progress | Drawn]:
+    ) -> Generator[Notice | Words | Progress | Drawn | Usage, None, None]:
         """The reply to the one conversation of a batch, as it comes into being.
 
         A picture is drawn as soon as its tokens are there, before the words behind it.
@@ -32,7 +32,8 @@ class StreamingReplier(Replier):
             generator: Of the words, if the temperature is above 0.
 
         Yields:
-            At least one event after every pass of the language model, and one after every denoising step.
+            At least one event after every pass of the language model, and one after every denoising step; in the end
+            what it was made of.
         """
         view = view_of(batch.samples[0], batch.turns[0])
         if given == "nothing":
@@ -53,6 +54,9 @@ class StreamingReplier(Replier):
                 done += 1
             yield from self._words(segments, done, said)
         yield from self._finish(prompts, segments, done, said, batch, seed)
+        texts = [segment.answer for segment in segments], [segment.caption for segment in segments]
+        whole = self.layout.assemble(prompts[0], *texts, target=0).input_ids
+        yield Usage(len(prompts[0]), len(whole) - len(prompts[0]))
 
     def _words(
         self, segments: list[TokenSegment], index: int, said: dict[tuple[int, str], str], whole: bool = False
@@ -84,19 +88,12 @@ class StreamingReplier(Replier):
         segment = segments[index]
         if segment.caption is None:
             return
-        place, decoder, draw = [(0, index)], self.model.decoder, self.draw
+        place, decoder, every = [(0, index)], self.model.decoder, self.draw.preview_every
         condition = self._condition(place, prompts, [segments[: index + 1]], batch)
         latents = condition.h_align
-        for state in decoder.denoise(
-            condition.h_align,
-            condition.h_palign,
-            self._time_ids(condition),
-            self._seeds(place, batch, [seed]),
-            draw.steps,
-            draw.guidance,
-        ):
+        for state in self.denoise(condition, self._seeds(place, batch, [seed])):
             latents = state.latents
-            due = draw.preview_every and state.step % draw.preview_every == 0 and state.step < state.steps
+            due = every and state.step % every == 0 and state.step < state.steps
             shown = to_pictures(decoder.decode_latents(state.estimate))[0] if due else None
             yield Progress(index, state.step, state.steps, shown)
         (picture,) = to_pictures(decoder.decode_latents(latents))

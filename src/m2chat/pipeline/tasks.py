@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from m2chat.pipeline.outputs import ImagePart, PipelineOutput, output_of
 from m2chat.pipeline.pipeline import M2ChatPipeline
 from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
 from m2chat.pipeline.session import Session, whole
+from m2chat.pipeline.turns import finish, in_turns
 from m2chat.schema import Image, Sample, Turn
 
 SIMILAR = "a similar picture"
@@ -36,33 +38,45 @@ class Story:
     alone: list[Picture]
 
 
-def text_to_image(pipe: M2ChatPipeline, prompt: str, seeds: Sequence[int] = (0,), **draw: Any) -> list[PipelineOutput]:
+def text_to_image(
+    pipe: M2ChatPipeline, prompt: str, seeds: Sequence[int] = (0,), stop: Event | None = None, **draw: Any
+) -> list[PipelineOutput]:
     """Draws what a prompt says, as it stands, once for each seed.
 
     Args:
         pipe: Draws.
         prompt: The caption.
         seeds: Of the pictures.
+        stop: Set from any thread, it ends the work before its next token or denoising step.
         draw: ``steps``, ``guidance``, ``size``: as for `DrawSettings`.
+
+    Returns:
+        One for each seed; none if it was stopped.
     """
     blank = Image(np.zeros((0, 0, 3), np.uint8), prompt)
     sample = Sample("draw", "caption", "tasks", (Turn("user", (prompt,)), Turn("assistant", (0,))), (blank,))
     replier = pipe.replier(draw=_settings(pipe, draw))
-    return _at_seeds(pipe, replier, sample, seeds, "caption")
+    return _at_seeds(pipe, replier, sample, seeds, "caption", stop)
 
 
-def wish(pipe: M2ChatPipeline, text: str, seeds: Sequence[int] = (0, 1, 2, 3), **draw: Any) -> list[PipelineOutput]:
+def wish(
+    pipe: M2ChatPipeline, text: str, seeds: Sequence[int] = (0, 1, 2, 3), stop: Event | None = None, **draw: Any
+) -> list[PipelineOutput]:
     """Chat-based generation: the model makes a caption of a vague wish, and draws it once for each seed.
 
     Args:
         pipe: Replies.
         text: The wish.
         seeds: Of the pictures.
+        stop: As for `text_to_image`.
         draw: As for `text_to_image`.
+
+    Returns:
+        One for each seed; none if it was stopped.
     """
     sample = Sample("wish", "dialogue", "tasks", (Turn("user", (text,)),), ())
     replier = pipe.replier("force", 1, _settings(pipe, draw))
-    return _at_seeds(pipe, replier, sample, seeds, "nothing")
+    return _at_seeds(pipe, replier, sample, seeds, "nothing", stop)
 
 
 def edit(
@@ -80,8 +94,6 @@ def edit(
     Raises:
         UserError: If there is no instruction.
     """
-    if not instructions:
-        raise UserError("instructions: name at least one change, such as 'paint it red'")
     return list(edit_rounds(pipe.session(seed=seed, **settings), picture, instructions))
 
 
@@ -91,25 +103,42 @@ def edit_rounds(session: Session, picture: Any, instructions: Sequence[str]) -> 
     Args:
         session: Edits, and remembers.
         picture: Where it starts: a Pillow picture, or RGB uint8 (H, W, 3).
-        instructions: What to change.
+        instructions: What to change, as of `changes`.
     """
     shown: tuple[Any, ...] = (picture,)
-    for instruction in instructions:
-        output = session.edit(instruction, images=shown)
-        yield output
-        if output.stopped:
+    for instruction in changes(instructions):
+        yield session.edit(instruction, images=shown)
+        if session.is_stopped:
             return
         shown = ()
 
 
-def similar(pipe: M2ChatPipeline, picture: Any, seeds: Sequence[int] = (0,), **draw: Any) -> list[PipelineOutput]:
+def changes(instructions: Sequence[str]) -> list[str]:
+    """Instructions without the blank ones.
+
+    Raises:
+        UserError: If nothing is left.
+    """
+    said = [line.strip() for line in instructions if line.strip()]
+    if not said:
+        raise UserError("instructions: name at least one change, such as 'paint it red', one a line")
+    return said
+
+
+def similar(
+    pipe: M2ChatPipeline, picture: Any, seeds: Sequence[int] = (0,), stop: Event | None = None, **draw: Any
+) -> list[PipelineOutput]:
     """Pictures like one: what the model says that it shows, drawn anew with the picture in view (paper, Fig. 6).
 
     Args:
         pipe: Looks and draws.
         picture: A Pillow picture, or RGB uint8 (H, W, 3).
         seeds: Of the pictures.
+        stop: As for `text_to_image`.
         draw: As for `text_to_image`.
+
+    Returns:
+        One for each seed; none if it was stopped.
     """
     pixels = as_pixels(picture)
     (caption,) = pipe.caption([pixels])
@@ -117,7 +146,7 @@ def similar(pipe: M2ChatPipeline, picture: Any, seeds: Sequence[int] = (0,), **d
     images = (Image(pixels, caption), Image(np.zeros((0, 0, 3), np.uint8), caption))
     sample = Sample("similar", "edit", "tasks", (asked, Turn("assistant", (SIMILAR, 1))), images)
     replier = pipe.replier(draw=_settings(pipe, draw))
-    return _at_seeds(pipe, replier, sample, seeds, "reply")
+    return _at_seeds(pipe, replier, sample, seeds, "reply", stop)
 
 
 def story(pipe: M2ChatPipeline, opener: str, frames: int = 4, seed: int = 0, **settings: Any) -> Story:
@@ -152,9 +181,8 @@ def tell(session: Session, opener: str, frames: int = 4) -> Iterator[PipelineOut
     if frames < 1:
         raise UserError(f"frames={frames}: a story has at least one part")
     for frame in range(frames):
-        part = whole(session.go_on()) if frame else session.reply(opener)
-        yield part
-        if part.stopped:
+        yield whole(session.go_on()) if frame else session.reply(opener)
+        if session.is_stopped:
             return
 
 
@@ -165,13 +193,16 @@ def alone(session: Session, parts: Sequence[PipelineOutput], seed: int = 0) -> l
         session: Which told it.
         parts: The story.
         seed: Of every picture.
+
+    Returns:
+        One for each picture of the story; none if the session is stopped.
     """
     captions = [part.caption for output in parts for part in output.segments if isinstance(part, ImagePart)]
     if not captions:
         return []
     own, pipe = session.settings, session.pipe
     draw = DrawSettings(own.steps, own.guidance, seed, own.size or pipe.image_size)
-    return pipe.draw_captions(captions, [noise_seed(seed, "story")] * len(captions), draw)
+    return pipe.draw_captions(captions, [noise_seed(seed, "story")] * len(captions), draw, session._stop)
 
 
 def dialogue(
@@ -198,12 +229,11 @@ def _settings(pipe: M2ChatPipeline, draw: dict[str, Any]) -> DrawSettings:
 
 
 def _at_seeds(
-    pipe: M2ChatPipeline, replier: Replier, sample: Sample, seeds: Sequence[int], given: Given
+    pipe: M2ChatPipeline, replier: Replier, sample: Sample, seeds: Sequence[int], given: Given, stop: Event | None
 ) -> list[PipelineOutput]:
-    """The reply to turn 0 of a conversation, its pictures once for each seed."""
-    with pipe.lock:
-        batch = waiting([sample] * len(seeds), pipe.vision, pipe.device, [1] * len(seeds))
-        replies, notes = replier.reply(batch, given, seeds)
-    return [
-        output_of(reply, {**note, "seed": seed}, "pil") for reply, note, seed in zip(replies, notes, seeds, strict=True)
-    ]
+    """The reply to turn 0 of a conversation, its pictures once for each seed; nothing if it was stopped."""
+    batch = waiting([sample] * len(seeds), pipe.vision, pipe.device, [1] * len(seeds))
+    done = finish(in_turns(replier.pieces(batch, given, seeds), pipe.lock, stop))
+    if done is None:
+        return []
+    return [output_of(reply, {**note, "seed": seed}, "pil") for reply, note, seed in zip(*done, seeds, strict=True)]
