@@ -15,7 +15,7 @@ from m2chat.pipeline.inputs import waiting
 from m2chat.pipeline.plan import ImageMode, as_turn
 from m2chat.pipeline.replier import noise_seed
 from m2chat.pipeline.tasks import wish
-from m2chat.schema import Kind, Reply, Sample
+from m2chat.schema import Kind, Reply, Sample, Turn
 from m2chat.text import view_of
 from m2chat.text.view import replies_of
 from m2chat.world import Scene, caption_of, parse_caption, render
@@ -80,6 +80,28 @@ class Talks:
                 replies += replier.reply(batch, seeds=[self.seed] * len(part))[0]
         return replies
 
+    def converse(self, samples: Sequence[Sample]) -> dict[tuple[str, int], Reply]:
+        """Replies to every request of conversations, by the sample's id and the turn.
+
+        As in a chat, each is in view of the model's own replies before it; with the data's captions, of the data's.
+        """
+        if not self.own_captions:
+            asked = [(sample, turn) for sample in samples for turn in replies_of(sample)]
+            return {(s.id, turn): reply for (s, turn), reply in zip(asked, self.reply(asked), strict=True)}
+        talks = {sample.id: replace(sample, turns=(), images=()) for sample in samples}
+        found: dict[tuple[str, int], Reply] = {}
+        for turn in range(max(len(sample.turns) for sample in samples)):
+            there = [sample for sample in samples if turn < len(sample.turns)]
+            for sample in there:
+                if sample.turns[turn].role == "user":
+                    talks[sample.id] = _said(talks[sample.id], sample, sample.turns[turn])
+            asked = [(talks[sample.id], turn) for sample in there if sample.turns[turn].role == "assistant"]
+            for (talk, _), reply in zip(asked, self.reply(asked), strict=True):
+                found[talk.id, turn] = reply
+                said, images = as_turn(reply, talk.images)
+                talks[talk.id] = replace(talk, turns=(*talk.turns, said), images=images)
+        return found
+
     def decoder_alone(self, asked: Sequence[tuple[Sample, int]], captions: Sequence[str]) -> list[Picture]:
         """What the image decoder draws of captions by itself, from the same noise as the replies' pictures."""
         seeds = [noise_seed(self.seed, f"{sample.id}#{turn}/0") for sample, turn in asked]
@@ -93,24 +115,31 @@ class Talks:
         return DrawSettings(self.steps, size=self.pipe.image_size)
 
 
+def _said(talk: Sample, sample: Sample, turn: Turn) -> Sample:
+    """The conversation and what the user of another one says and shows next."""
+    shown = {picture: len(talk.images) + place for place, picture in enumerate(turn.pictures)}
+    parts = tuple(shown[part] if isinstance(part, int) else part for part in turn.parts)
+    images = (*talk.images, *(sample.images[picture] for picture in turn.pictures))
+    return replace(talk, turns=(*talk.turns, replace(turn, parts=parts)), images=images)
+
+
 def _drawn(reply: Reply) -> Picture | None:
     return next(iter(reply.pictures), None)
 
 
-def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings) -> dict[str, Reply]:
+def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings) -> dict[tuple[str, int], Reply]:
     """Whether a picture comes where one is due, and no other; and whether those of the replies are right.
 
     Returns:
-        The replies to the first instructions of edits, by the sample's id.
+        The replies, by the sample's id and the turn.
     """
-    asked = [(sample, turn) for sample in samples for turn in replies_of(sample)]
     # Of stories only the decision counts here, and their frames are drawn again when they are told.
-    drawn = [place for place in asked if place[0].kind != "story"]
-    undrawn = [place for place in asked if place[0].kind == "story"]
-    replies, asked = talks.reply(drawn) + talks.reply(undrawn, steps=1), drawn + undrawn
+    replies = talks.converse([sample for sample in samples if sample.kind != "story"])
+    undrawn = [(sample, turn) for sample in samples if sample.kind == "story" for turn in replies_of(sample)]
+    replies |= {(s.id, k): reply for (s, k), reply in zip(undrawn, talks.reply(undrawn, steps=1), strict=True)}
     due: list[tuple[tuple[Sample, int], Picture | None, str]] = []
-    for (sample, turn), reply in zip(asked, replies, strict=True):
-        view = view_of(sample, turn)
+    for sample, turn in [(own, turn) for own in samples for turn in replies_of(own)]:
+        view, reply = view_of(sample, turn), replies[sample.id, turn]
         caption = view.reply[0].caption
         comes = bool(reply.pictures)
         if caption is None:
@@ -125,25 +154,24 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
     findings.add("right: pictures of replies", right([picture for _, picture, _ in due], wanted))
     alone = talks.decoder_alone([place for place, _, _ in due], [caption for _, _, caption in due])
     findings.add("decoder right: pictures of replies", right(list(alone), wanted))
-    rounds = zip(asked, replies, strict=True)
-    return {sample.id: reply for (sample, turn), reply in rounds if sample.kind == "edit" and turn == 1}
+    return replies
 
 
-def measure_edits(talks: Talks, samples: Sequence[Sample], edits: dict[str, Reply], findings: Findings) -> None:
-    """Whether the named attribute changes and the others stay; and whether the reply follows another first picture.
-
-    Second rounds change the model's own picture of the first.
-    """
-    asked = [(sample, 1) for sample in samples]
-    after = [dict(sample.meta["scenes"][1]) for sample in samples]
-    replies = [edits[sample.id] for sample in samples]
-    findings.add("right: edits", right([_drawn(reply) for reply in replies], after))
-    # The decoder gets the whole scene in words: what is to be kept must be told to it.
-    whole = [caption_of(Scene.from_attributes(scene)) for scene in after]
-    findings.add("decoder right: edits", right(list(talks.decoder_alone(asked, whole)), after))
-    given = [sample.images[1].caption for sample in samples]
-    findings.add("decoder, the data's own caption: edits", right(list(talks.decoder_alone(asked, given)), after))
-    _measure_second_rounds(talks, samples, edits, findings)
+def measure_edits(
+    talks: Talks, samples: Sequence[Sample], edits: dict[tuple[str, int], Reply], findings: Findings
+) -> None:
+    """Whether the named attribute changes and the others stay; and whether the reply follows another first picture."""
+    for name, turn in (("edits", 1), ("second rounds of edits", 3)):
+        asked = [(sample, turn) for sample in samples if turn < len(sample.turns)]
+        targets = [sample.turns[turn].pictures[0] for sample, _ in asked]
+        after = [dict(sample.meta["scenes"][k]) for (sample, _), k in zip(asked, targets, strict=True)]
+        findings.add(f"right: {name}", right([_drawn(edits[sample.id, turn]) for sample, _ in asked], after))
+        # The decoder gets the whole scene in words: what is to be kept must be told to it.
+        whole = [caption_of(Scene.from_attributes(scene)) for scene in after]
+        findings.add(f"decoder right: {name}", right(list(talks.decoder_alone(asked, whole)), after))
+        given = [sample.images[k].caption for (sample, _), k in zip(asked, targets, strict=True)]
+        findings.add(f"decoder, the data's own caption: {name}", right(list(talks.decoder_alone(asked, given)), after))
+    replies = [edits[sample.id, 1] for sample in samples]
     others = [_replaced(talks.maker, sample) for sample in samples]
     changed = [(sample, scene) for sample, scene in zip(samples, others, strict=True) if scene is not None]
     swapped = talks.told([_with_picture(talks.maker, sample, scene) for sample, scene in changed])
@@ -154,23 +182,6 @@ def measure_edits(talks: Talks, samples: Sequence[Sample], edits: dict[str, Repl
     findings.add(
         "its background is taken over", [own.get("background") == value for own, value in zip(new, ground, strict=True)]
     )
-
-
-def _measure_second_rounds(
-    talks: Talks, samples: Sequence[Sample], edits: dict[str, Reply], findings: Findings
-) -> None:
-    """The instruction after the first, about the picture that the model drew."""
-    rounds = [sample for sample in samples if len(sample.turns) > 3]
-    after = [dict(sample.meta["scenes"][2]) for sample in rounds]
-    told = []
-    for sample in rounds:
-        turn, images = as_turn(edits[sample.id], sample.images[:1])
-        told.append(replace(sample, turns=(sample.turns[0], turn, sample.turns[2]), images=images))
-    replies = talks.reply([(sample, 3) for sample in told])
-    findings.add("right: second rounds of edits", right([_drawn(reply) for reply in replies], after))
-    whole = [caption_of(Scene.from_attributes(scene)) for scene in after]
-    alone = talks.decoder_alone([(sample, 3) for sample in told], whole)
-    findings.add("decoder right: second rounds of edits", right(list(alone), after))
 
 
 def measure_descriptions(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:

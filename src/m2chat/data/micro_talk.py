@@ -78,10 +78,13 @@ class Maker:
         return talk
 
     def instruct(self) -> Talk:
-        """A request that says what to draw."""
+        """A request that says what to draw, or small talk."""
+        talk = Talk(self)
+        if self.rng.random() < 0.5:
+            self._chat(talk)
+            return talk
         scene = self.scene(self.rng.choice((1, 2)))
         caption = caption_of(scene)
-        talk = Talk(self)
         words = self.rng.choice(("please paint {}", "I want {}", "can you show me {} ?", "make a picture of {}"))
         talk.user(words.format(caption))
         talk.assistant("", talk.picture(scene, caption))
