@@ -10,7 +10,7 @@ from m2chat.commands.backbones.fid_net import train_fid_net
 from m2chat.commands.backbones.llama import ROUNDS, train_language
 from m2chat.commands.backbones.manifest import LIMIT, read_manifest, verify_manifest
 from m2chat.commands.backbones.metric_clip import train_metric_clip
-from m2chat.commands.backbones.parts import PARTS
+from m2chat.commands.backbones.parts import DENSE_STEPS, PARTS
 from m2chat.commands.backbones.text_encoders import train_text_encoders
 from m2chat.commands.backbones.unet import train_unet
 from m2chat.commands.backbones.vae import train_vae
@@ -49,12 +49,14 @@ def test_recipes_repeat_the_steps_that_were_taken() -> None:
         "vae": train_vae,
         "text_encoders": train_text_encoders,
         "unet": train_unet,
-        "clip": train_clip,
         "metric_clip": train_metric_clip,
         "fid": train_fid_net,
     }
     for name, recipe in recipes.items():
         assert inspect.signature(recipe).parameters["steps"].default == parts[name]["steps"], name
+    # The conditioning CLIP has steps of contrast, then steps in which all its tokens are read.
+    contrast = inspect.signature(train_clip).parameters["steps"].default
+    assert parts["clip"]["steps"] == contrast + DENSE_STEPS
     copy_steps = inspect.signature(train_language).parameters["copy_steps"].default
-    reading, adapter, *_ = (list(column) for column in zip(*ROUNDS, strict=True))
-    assert parts["language"]["steps"] == {"copy": copy_steps, "reading": reading, "adapter": adapter}
+    taken = {name: [getattr(own, name) for own in ROUNDS] for name in ("eyes", "reading", "adapter")}
+    assert parts["language"]["steps"] == {"copy": copy_steps, **taken}

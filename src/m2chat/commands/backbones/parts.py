@@ -79,10 +79,14 @@ def _measure_sd15(root: Path) -> Facts:
     return measure_unet(root / "sd15", is_xl=False)
 
 
+DENSE_STEPS = 1500
+"""Of the conditioning CLIP, in which all its tokens are read; the one that measures has none."""
+
+
 def _train_clip(root: Path) -> Facts:
     from m2chat.commands.backbones.clip import train_clip
 
-    return train_clip(root / "clip", dense_steps=1500)
+    return train_clip(root / "clip", dense_steps=DENSE_STEPS)
 
 
 def _measure_clip(folder: Path) -> Facts:
