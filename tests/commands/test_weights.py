@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import runpy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +167,14 @@ def test_sdxl_in_one_file_becomes_a_folder(tmp_path: Path, refiner: bool) -> Non
     assert run("convert", tmp_path / "folder", tmp_path / "again") == 2, "a folder is read as it is"
 
 
+def without_configuration(source: Path, target: Path) -> Path:
+    """A checkpoint as versions wrote it that did not keep the configuration."""
+    payload = torch.load(source, weights_only=True)
+    del payload["config"]
+    torch.save(payload, target)
+    return target
+
+
 @pytest.mark.parametrize("stage", ["align", "m3ft"])
 def test_a_checkpoint_becomes_a_folder_that_training_starts_from(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -178,7 +185,8 @@ def test_a_checkpoint_becomes_a_folder_that_training_starts_from(
 
     monkeypatch.chdir(ROOT)
     source, number = MICRO / "m2chat" / f"{stage}.ckpt", {"align": 1, "m3ft": 2}[stage]
-    assert run("convert", source, tmp_path / "out") == 2
+    assert run("convert", source, tmp_path / "as_it_is") == 0
+    assert run("convert", without_configuration(source, tmp_path / "older.ckpt"), tmp_path / "out") == 2
     assert "does not hold its configuration" in capsys.readouterr().err
     config = ROOT / "configs" / f"stage{number}.yaml"
     assert run("convert", source, tmp_path / "out", "--config", config) == 0
@@ -203,7 +211,8 @@ def test_a_run_s_own_configuration_is_found_beside_its_checkpoint(
     monkeypatch.chdir(ROOT)
     run_folder = tmp_path / "version_0"
     (run_folder / "checkpoints").mkdir(parents=True)
-    checkpoint = shutil.copy(MICRO / "m2chat" / "align.ckpt", run_folder / "checkpoints" / "last.ckpt")
+    checkpoint = run_folder / "checkpoints" / "last.ckpt"
+    without_configuration(MICRO / "m2chat" / "align.ckpt", checkpoint)
     config = run_folder / "config.yaml"
     config.write_text("model:\n  init_args:\n    m3adapter: {width: 192, heads: 6, blocks: 2}\n")
     assert run("convert", checkpoint, tmp_path / "out") == 0

@@ -43,3 +43,11 @@ def test_low_precision_is_summed_in_full_precision() -> None:
 def test_text_loss_is_cross_entropy() -> None:
     logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
     assert text_loss(logits, torch.tensor([1, 0])).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+
+
+def test_text_loss_over_replies_counts_each_reply_the_same() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(7, 5), torch.randint(5, (7,))
+    replies = torch.tensor([0, 0, 0, 0, 0, 3, 3])  # the others have nothing scored
+    expected = (text_loss(logits[:5], labels[:5]) + text_loss(logits[5:], labels[5:])) / 2
+    torch.testing.assert_close(text_loss(logits, labels, replies), expected)

@@ -58,14 +58,14 @@ def test_exactly_unet_and_language_side_are_trained(module: VLMSDModule, batch: 
 
 
 def test_it_trains_on_the_true_words_of_the_segment_that_is_drawn(module: VLMSDModule, batch: Batch) -> None:
-    prompts = module.prompts(batch, len(batch))
+    prompts = module.prompts(batch, torch.arange(len(batch)))
     drawn = [k for k, has in enumerate(batch.has_target.tolist()) if has]
     assert drawn
     for k in drawn:
         segments = view_of(batch.samples[k], batch.turns[k]).reply
         assert prompts[k] in {prompt_of(segment, "answer") for segment in segments}
     module.prompt = "caption"
-    assert module.prompts(batch, len(batch)) != prompts
+    assert module.prompts(batch, torch.arange(len(batch))) != prompts
     module.prompt = "answer"
 
 

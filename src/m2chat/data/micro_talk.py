@@ -78,16 +78,19 @@ class Maker:
         return talk
 
     def instruct(self) -> Talk:
-        """A request that says what to draw, or small talk."""
-        talk = Talk(self)
-        if self.rng.random() < 0.5:
-            self._chat(talk)
-            return talk
+        """A request that says what to draw."""
         scene = self.scene(self.rng.choice((1, 2)))
         caption = caption_of(scene)
+        talk = Talk(self)
         words = self.rng.choice(("please paint {}", "I want {}", "can you show me {} ?", "make a picture of {}"))
         talk.user(words.format(caption))
         talk.assistant("", talk.picture(scene, caption))
+        return talk
+
+    def small_talk(self) -> Talk:
+        """One greeting or the like, and its answer."""
+        talk = Talk(self)
+        self._chat(talk)
         return talk
 
     def edit(self) -> Talk:

@@ -30,6 +30,7 @@ _PAIRS: dict[str, dict[Split, int]] = {
     "laion": {"train": 3000, "val": 50, "test": 100},
 }
 _TALKS: dict[str, tuple[Kind, dict[Split, int]]] = {
+    "smalltalk": ("dialogue", {"train": 400, "val": 10, "test": 20}),
     "instruct": ("instruct", {"train": 2000, "val": 50, "test": 100}),
     "mmdialog": ("dialogue", {"train": 3000, "val": 40, "test": 150}),
     "edit": ("edit", {"train": 3000, "val": 40, "test": 150}),
@@ -104,7 +105,8 @@ def _talks(name: str, split: Split, count: int, said: set[tuple[str, ...]]) -> I
     maker = Maker(split, SEED)
     index = 0
     while index < count:
-        sample = getattr(maker, kind)().sample(kind, name, index)
+        talk = maker.small_talk() if name == "smalltalk" else getattr(maker, kind)()
+        sample = talk.sample(kind, name, index)
         words = tuple(turn.text for turn in sample.turns)
         if split == "train":
             said.add(words)

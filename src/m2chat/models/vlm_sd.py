@@ -79,23 +79,22 @@ class VLMSDModel(nn.Module):
 
         Args:
             batch: The samples.
-            prompts: What the picture of each of the first n is drawn from; the true text.
-            noise: For the first n samples.
+            prompts: What the picture of each sample of the noise is drawn from; the true text.
+            noise: For those that are drawn.
         """
         visual_query = self.visual_query(self.clip(batch.context_pixels))
         last = self.llama.model(batch.input_ids, visual_query=visual_query).last_hidden_state
         scored = batch.labels[:, 1:] >= 0
-        count = len(noise.timesteps) // noise.draws
-        chosen = torch.arange(count, device=last.device).repeat(noise.draws)
         text, pooled = self.encode_prompts(prompts)
+        chosen = torch.arange(len(prompts), device=last.device).repeat(noise.draws)
         keep = (~noise.drop).to(text.dtype)[:, None]
-        latents = self.decoder.encode_pixels(batch.target_pixels[:count])
+        latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
         noisy, target = self.decoder.diffuse(latents[chosen], noise.noise, noise.timesteps)
         prediction = self.decoder.predict(
             noisy,
             noise.timesteps,
             text[chosen] * keep[..., None],
             None if pooled is None else pooled[chosen] * keep,
-            batch.time_ids[chosen],
+            batch.time_ids[noise.samples][chosen],
         )
         return VLMSDOutput(prediction, target, self.llama.lm_head(last[:, :-1][scored]), batch.labels[:, 1:][scored])

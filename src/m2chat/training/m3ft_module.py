@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2chat.losses import text_loss
 from m2chat.schema import Batch
 from m2chat.training.base_module import M2ChatModule
-from m2chat.training.global_batch import weights_of_means
+from m2chat.training.text_mean import TextMean, global_text_loss
 
 
 class M3FTModule(M2ChatModule):
@@ -18,6 +17,7 @@ class M3FTModule(M2ChatModule):
 
     Args:
         lambda_text: Weight of L_text.
+        text_mean: Whether in L_text each token counts the same (``tokens``) or each reply (``replies``).
         align_context: Weight within L_align of samples that have a context picture, 0-1. L_align pulls the condition
             towards the caption alone, and so away from what only the context picture shows.
         init_from: Stage-1 weights: ``auto`` takes the newest checkpoint on the same backbones, else the shipped.
@@ -28,10 +28,15 @@ class M3FTModule(M2ChatModule):
     init_stage = "align"
 
     def __init__(
-        self, lambda_text: float = 1.0, align_context: float = 1.0, init_from: str = "auto", **kwargs: Any
+        self,
+        lambda_text: float = 1.0,
+        text_mean: TextMean = "tokens",
+        align_context: float = 1.0,
+        init_from: str = "auto",
+        **kwargs: Any,
     ) -> None:
         super().__init__(init_from=init_from, **kwargs)
-        self.lambda_text, self.align_context = lambda_text, align_context
+        self.lambda_text, self.text_mean, self.align_context = lambda_text, text_mean, align_context
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The losses of Eq. 7, and the gate and its cosine for the log."""
@@ -40,8 +45,7 @@ class M3FTModule(M2ChatModule):
         align_weights = torch.where(batch.has_context, self.align_context, 1.0)
         ddpm, align = self.picture_losses(batch, noise, output, align_weights)
         assert output.logits is not None and output.logit_labels is not None
-        weight = weights_of_means(torch.tensor([len(output.logit_labels)], device=output.logit_labels.device))[0]
-        text = text_loss(output.logits, output.logit_labels) * weight
+        text = global_text_loss(batch, output.logits, output.logit_labels, self.text_mean)
         total = self.lambda_ddpm * ddpm + self.phi * align + self.lambda_text * text
         losses = {"loss": total, "loss_ddpm": ddpm, "loss_align": align, "loss_text": text}
         return losses, output.condition.gate, output.condition.cosine

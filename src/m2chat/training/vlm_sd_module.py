@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.losses import ddpm_loss, text_loss
+from m2chat.losses import ddpm_loss
 from m2chat.models.build import build_vlm_sd
 from m2chat.models.trainable import Stage
 from m2chat.pipeline.prompt_replier import PromptReplier, PromptSource, prompt_of
@@ -16,6 +16,7 @@ from m2chat.schema import Batch, Segment
 from m2chat.text import M2ChatTokenizer
 from m2chat.training.base_module import M2ChatModule
 from m2chat.training.global_batch import weights_of_means
+from m2chat.training.text_mean import TextMean, global_text_loss
 
 
 class VLMSDModule(M2ChatModule):
@@ -28,6 +29,7 @@ class VLMSDModule(M2ChatModule):
         prompt: Which words of a reply the picture is drawn from: its ``answer`` (the paper's baseline has no other
             text), or the ``caption`` that the language model learns to write in M²Chat's layout.
         lambda_text: Weight of L_text.
+        text_mean: As for `M3FTModule`.
         lr_unet: Peak learning rate of the UNet; None for that of all.
         init_from: ``none``: it starts from the backbones.
         kwargs: As for `M2ChatModule`.
@@ -40,6 +42,7 @@ class VLMSDModule(M2ChatModule):
         self,
         prompt: PromptSource = "answer",
         lambda_text: float = 1.0,
+        text_mean: TextMean = "tokens",
         lr_unet: float | None = None,
         init_from: str = "none",
         **kwargs: Any,
@@ -48,7 +51,7 @@ class VLMSDModule(M2ChatModule):
         if prompt not in ("answer", "caption"):
             raise UserError(f"prompt={prompt!r}: choose answer or caption")
         self.prompt: PromptSource = prompt
-        self.lambda_text, self.lr_unet = lambda_text, lr_unet
+        self.lambda_text, self.text_mean, self.lr_unet = lambda_text, text_mean, lr_unet
 
     def build(self) -> Any:
         """The model as it is before any training of ours."""
@@ -70,23 +73,21 @@ class VLMSDModule(M2ChatModule):
             "visual_query": (model.visual_query, lr_language),
         }
 
-    def prompts(self, batch: Batch, count: int) -> list[str]:
-        """The true words from which the pictures of the first `count` samples are to be drawn."""
+    def prompts(self, batch: Batch, samples: Tensor) -> list[str]:
+        """The true words from which the pictures of some samples are to be drawn."""
         decode = M2ChatTokenizer(self.backbone.language_model).decode
-        rows = zip(batch.input_ids[:count], batch.answer_mask, batch.caption_mask, strict=False)
+        rows = zip(batch.input_ids[samples], batch.answer_mask[samples], batch.caption_mask[samples], strict=True)
         segments = [Segment(decode(ids[said].tolist()), decode(ids[shown].tolist())) for ids, said, shown in rows]
         return [prompt_of(segment, self.prompt) for segment in segments]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_ddpm of the Stable Diffusion and L_text of the language model."""
         noise = self.draw_noise(batch)
-        count = len(noise.timesteps) // noise.draws
-        output: Any = self.model(batch, self.prompts(batch, count), noise)
-        known = batch.has_target[:count]
-        labels = output.logit_labels
-        weights = weights_of_means(torch.stack([known.sum(), torch.tensor(len(labels), device=known.device)]))
-        ddpm = ddpm_loss(output.prediction, output.diffusion_target, known.repeat(noise.draws)) * weights[0]
-        text = text_loss(output.logits, labels) * weights[1]
+        output: Any = self.model(batch, self.prompts(batch, noise.samples), noise)
+        drawn = batch.has_target[noise.samples]
+        weight = weights_of_means(drawn.sum()[None])[0]
+        ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws)) * weight
+        text = global_text_loss(batch, output.logits, output.logit_labels, self.text_mean)
         return {"loss": self.lambda_ddpm * ddpm + self.lambda_text * text, "loss_ddpm": ddpm, "loss_text": text}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -91,8 +91,6 @@ def request(maker: Maker) -> Lesson:
     sample = in_own_words(getattr(maker, kind)().sample(kind, kind, 0), rng)
     talks = rng.random() < 0.5
     chosen = [turn for turn in replies_of(sample) if talks or sample.turns[turn].pictures]
-    if not chosen:  # nothing but small talk, and a caption is wanted
-        return request(maker)
     view = view_of(sample, rng.choice(chosen))
     context = _context(sample, view)
     if talks:
