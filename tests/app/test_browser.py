@@ -131,7 +131,8 @@ def test_a_conversation(width: int, visit: Callable[..., Any], picture: Path, tm
     wait_for(page, "Picture 3: ")
     alt = page.locator("#chat .bot-row img").last.get_attribute("alt")
     assert alt == captions(page)[-1] and "gate" in alt
-    assert page.locator("#chat img").evaluate_all("images => images.every(image => image.naturalWidth > 0)")
+    # The line below a picture may come before the browser has fetched it.
+    page.wait_for_function("[...document.querySelectorAll('#chat img')].every(image => image.naturalWidth > 0)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     shot(page, "chat")
     kept = captions(page)
@@ -272,7 +273,7 @@ def test_examples_with_a_picture_show_it(visit: Callable[..., Any]) -> None:
     page = visit(390)
     settings(page)
     example = page.get_by_role("button", name="turn it into a ring")
-    assert example.locator("img").evaluate("image => image.naturalWidth") == 32
+    assert example.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
     shot(page, "examples")
     example.click()
     wait_for(page, "Picture 2: ")
