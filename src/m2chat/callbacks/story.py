@@ -18,9 +18,6 @@ from m2chat.metrics.encoders import OpenClipEncoder, TextImageEncoder
 from m2chat.metrics.tasks import consistency
 from m2chat.schema import Prediction
 
-_GAP = np.full(1, np.nan, np.float32)
-"""Stands where a frame is missing."""
-
 
 class StoryConsistency(MetricCallback):
     """Logs ``story_consistency``: CLIP-I between each picture of a story and the next.
@@ -88,17 +85,18 @@ class StoryConsistency(MetricCallback):
     def _consistency(stories: Any, name: str) -> Estimate:
         means = []
         for story in stories:
-            frames, before = list[NDArray[np.float32]](), None
+            frames, before = list[NDArray[np.float32] | None](), None
             for row in story:
                 if before is not None and row.values["place"] != before + 1:
-                    frames.append(_GAP)
+                    frames.append(None)
                 before, drawn = row.values["place"], iter(row.values[name])
                 # One that is not there keeps its place, and is in no pair.
-                frames += [next(drawn) if there else _GAP for there in row.values[f"{name}_there"]]
-            width = max(map(len, frames), default=0)
-            if width < 2:
+                frames += [next(drawn) if there else None for there in row.values[f"{name}_there"]]
+            known = next((frame for frame in frames if frame is not None), None)
+            if known is None:
                 continue
-            pairs = consistency(np.stack([np.full(width, np.nan) if frame is _GAP else frame for frame in frames]))
+            nothing = np.full_like(known, np.nan)
+            pairs = consistency(np.stack([nothing if frame is None else frame for frame in frames]))
             pairs = pairs[np.isfinite(pairs)]
             if len(pairs):
                 means.append(100.0 * float(pairs.mean()))

@@ -14,7 +14,7 @@ from m2chat.text.view import replies_of
 
 
 def reference_of(sample: Sample, turn: int, generated: Reply, note: Mapping[str, Any]) -> Prediction:
-    """The prediction of one reply; its meta tells the how many-eth reply of the conversation it is (``reply``).
+    """The prediction of one reply; ``reply`` in its meta is its place among the replies.
 
     Args:
         sample: The conversation.

@@ -103,11 +103,8 @@ def train_clip(
     model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=not steps)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     course = _Course(model, tokenize, text_of, rng)
-    scenes, pixels = course.pictures(16000, seed)
-    for _ in (schedule := Schedule(folder.name, adamw([model], 1e-3, 0.05), 1e-3, steps)):
-        chosen = torch.randperm(len(scenes))[:batch]
-        schedule.step(course.contrast([scenes[i] for i in chosen.tolist()], pixels[chosen]))
-        course.keep_scale()
+    if steps:
+        _contrast_alone(course, Schedule(folder.name, adamw([model], 1e-3, 0.05), 1e-3, steps), batch, seed)
     if dense_steps:
         _read_all_tokens(course, dense_steps)
     model.half()
@@ -144,6 +141,15 @@ class _Course:
     def keep_scale(self) -> None:
         """CLIP's limit of the scale."""
         self.model.logit_scale.clamp_(0, 4.6052)
+
+
+def _contrast_alone(course: _Course, schedule: Schedule, batch: int, seed: int) -> None:
+    """Batches of a pool of pictures, each with another text every time."""
+    scenes, pixels = course.pictures(16000, seed)
+    for _ in schedule:
+        chosen = torch.randperm(len(scenes))[:batch]
+        schedule.step(course.contrast([scenes[i] for i in chosen.tolist()], pixels[chosen]))
+        course.keep_scale()
 
 
 def _read_all_tokens(course: _Course, steps: int, batch: int = 80, lr: float = 1e-3) -> None:
