@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from typing import IO, Any
 from m2chat.data.entries import Entries, Entry
 from m2chat.data.remote import CACHE, Url, opened, read_range, stamp
 from m2chat.data.sources import BadSample, outline, sample_of
+from m2chat.files import whole_file
 from m2chat.schema import Kind, Sample
 from m2chat.text.view import view_of
 
@@ -132,18 +132,11 @@ def open_shard(place: Path | Url, cache: str | Path = CACHE) -> Shard:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that nobody ever sees a part of it, several ranks at once included."""
+    """`whole_file` of some bytes; makes the folder of indices."""
     if path.parent.name == "index":
         path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError:
-        os.unlink(name)
-        raise
+    with whole_file(path) as part:
+        part.write_bytes(data)
 
 
 def _index(place: Path | Url) -> Shard:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 from m2chat.errors import UserError
+from m2chat.files import whole_file
 
 PIPE = "pipe:"
 CACHE = "~/.cache/m2chat"
@@ -97,17 +95,12 @@ def fetch(command: str, folder: Path, setting: str, *, allowed: bool) -> Path:
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with whole_file(target) as part:
+        with part.open("wb") as file:
             done = subprocess.run(command.removeprefix(PIPE), shell=True, stdout=file, stderr=subprocess.PIPE)
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip()[-500:]
             raise UserError(f"{setting}={command!r} ended with {done.returncode}: {said or 'it said nothing'}")
-        os.replace(name, target)
-    finally:
-        with suppress(FileNotFoundError):  # It has its name by now.
-            os.unlink(name)
     return target
 
 

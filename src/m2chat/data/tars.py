@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from m2chat.files import whole_file
 
 
 def write_tar(path: Path, groups: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
@@ -22,10 +23,8 @@ def write_tar(path: Path, groups: Iterable[tuple[str, Mapping[str, bytes]]]) -> 
     Raises:
         ValueError: If a key holds a dot.
     """
-    # The process's number: a run that was killed may still have a worker that writes the same shard.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     count = 0
-    with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with whole_file(path) as part, tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, members in groups:
             if "." in key:
                 raise ValueError(f"key {key!r}: a key ends at its first dot, so it must not hold one")
@@ -36,5 +35,4 @@ def write_tar(path: Path, groups: Iterable[tuple[str, Mapping[str, bytes]]]) -> 
                 tar.addfile(entry, io.BytesIO(members[suffix]))
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             count += 1
-    os.replace(part, path)
     return count

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import numpy as np
 
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
+from m2chat.files import whole_file
 from m2chat.schema import Prediction, Reply
 
 RESULTS = "results.json"
@@ -73,9 +73,8 @@ def _plain(value: Any) -> Any:
 def _write(path: Path, text: str) -> None:
     """All of a file or nothing: a run that is killed leaves no half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_results(folder: Path, metrics: Mapping[str, Estimate], protocol: Mapping[str, Any]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.errors import UserError
+from m2chat.files import whole_file
 from m2chat.pipeline.pipeline import M2ChatPipeline
 from m2chat.pipeline.plan import SessionSettings
 from m2chat.pipeline.session import Session
@@ -83,13 +83,12 @@ def save_session(session: Session, folder: Path) -> None:
         pictures=pictures,
         turns=turns,
     )
-    part = folder / f".{FILE}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for entry, image in zip(pictures, session.images, strict=True):
             (folder / entry.file).write_bytes(save_png(image.pixels))
-        part.write_text(whole.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
-        os.replace(part, folder / FILE)
+        with whole_file(folder / FILE) as part:
+            part.write_text(whole.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"the session cannot be written to {folder}: {error.strerror or error}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from m2chat.errors import UserError
+from m2chat.files import whole_file
 from m2chat.models.build import fingerprint, part_fingerprints
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.models.weights.exported import Manifest, export_weights
@@ -63,13 +63,9 @@ def adapter(source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | N
             "--channel-order bgr if LLaMA-Adapter's own code trained it (OpenCV's order), else --channel-order rgb"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with whole_file(target) as part:
         tensors = {name: tensor.contiguous().clone() for name, tensor in opened.state.items()}
         save_file(tensors, part, metadata={"format": "pt", "channel_order": order, "variant": opened.variant})
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
     return order
 
 

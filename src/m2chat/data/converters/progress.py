@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 from m2chat.data.converters.drafts import Job
 from m2chat.data.record import SCHEMA
 from m2chat.errors import UserError
+from m2chat.files import whole_file
 
 INDEX = "index.json"
 REJECTS = "rejects.jsonl"
@@ -55,10 +55,8 @@ class Receipt:
 
 def write_whole(path: Path, texts: Iterable[str]) -> None:
     """Writes a file so that nobody ever sees a part of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+    with whole_file(path) as part, open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.writelines(texts)
-    os.replace(part, path)
 
 
 def settings_of(job: Job) -> dict[str, Any]:
