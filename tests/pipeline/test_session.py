@@ -200,7 +200,7 @@ def test_stopping_ends_within_one_step(session: Session, pipe: M2ChatPipeline) -
         if isinstance(event, Progress):
             steps.append(event.step)
             threading.Thread(target=session.stop).start()
-            while not session._stop.is_set():
+            while not session.stopping.is_set():
                 pass
         last = event
     assert steps == [1] and isinstance(last, Finished) and last.stopped

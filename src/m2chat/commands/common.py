@@ -30,7 +30,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_drawing_options(parser: argparse.ArgumentParser, out: str) -> None:
     """How pictures are drawn and where they go."""
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default: 5; of wishes 2)")
     parser.add_argument("--out", type=Path, default=Path(out), metavar="FOLDER", help="for pictures (%(default)s)")
 
 

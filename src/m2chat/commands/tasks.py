@@ -40,10 +40,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         add_drawing_options(parser, OUT)
         add_model_options(parser)
         parser.set_defaults(run=runs[name])
+    # Their task knows better; its default is not repeated here.
+    wish.set_defaults(guidance=None)
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
-    return {"steps": options.steps, "guidance": options.guidance}
+    asked = {"steps": options.steps, "guidance": options.guidance}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _draw(options: argparse.Namespace) -> None:

@@ -46,7 +46,8 @@ class Session:
         self.images: tuple[Image, ...] = ()
         self.notes: tuple[dict[str, Any], ...] = ()
         """One a turn: ``seed``, ``gate``, ``cosine``, ``cut_tokens``, ``stopped`` of replies, empty for the user's."""
-        self._stop = threading.Event()
+        self.stopping = threading.Event()
+        """Set by `stop`; a new one for each reply."""
         self._running: Iterator[Event] | None = None
 
     # To reply
@@ -143,12 +144,12 @@ class Session:
 
         What has been said, and pictures that are ready, stay.
         """
-        self._stop.set()
+        self.stopping.set()
 
     @property
     def is_stopped(self) -> bool:
         """Whether `stop` was called since the newest reply was begun."""
-        return self._stop.is_set()
+        return self.stopping.is_set()
 
     # The conversation
 
@@ -218,8 +219,8 @@ class Session:
                 self._running.close()  # type: ignore[attr-defined]
             except ValueError as error:
                 raise UserError("a reply is under way in this session: wait for it, or stop it first") from error
-        self._stop = threading.Event()
-        self._running = self._run(plan, self._stop)
+        self.stopping = threading.Event()
+        self._running = self._run(plan, self.stopping)
         return self._running
 
     def _run(self, plan: Plan, stop: threading.Event) -> Iterator[Event]:

@@ -21,6 +21,8 @@ from m2chat.schema import Image, Sample, Turn
 
 SIMILAR = "a similar picture"
 """What asks for another picture of the same kind (paper, Fig. 6)."""
+WISH_GUIDANCE = 2.0
+"""Guidance of a wish's pictures: more of it draws what the wish leaves open always in the same way."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ def wish(
         text: The wish.
         seeds: Of the pictures.
         stop: As for `text_to_image`.
-        draw: As for `text_to_image`.
+        draw: As for `text_to_image`; ``guidance`` is `WISH_GUIDANCE` unless given.
 
     Returns:
         One for each seed; none if it was stopped.
     """
     sample = Sample("wish", "dialogue", "tasks", (Turn("user", (text,)),), ())
-    replier = pipe.replier("force", 1, _settings(pipe, draw))
+    replier = pipe.replier("force", 1, _settings(pipe, {"guidance": WISH_GUIDANCE, **draw}))
     return _at_seeds(pipe, replier, sample, seeds, "nothing", stop)
 
 
@@ -202,7 +204,7 @@ def alone(session: Session, parts: Sequence[PipelineOutput], seed: int = 0) -> l
         return []
     own, pipe = session.settings, session.pipe
     draw = DrawSettings(own.steps, own.guidance, seed, own.size or pipe.image_size)
-    return pipe.draw_captions(captions, [noise_seed(seed, "story")] * len(captions), draw, session._stop)
+    return pipe.draw_captions(captions, [noise_seed(seed, "story")] * len(captions), draw, session.stopping)
 
 
 def dialogue(
