@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from typing import get_args
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from m2chat.commands.backbones.corpus import lesson
 from m2chat.commands.backbones.requests import request
 from m2chat.data.micro_talk import Maker
+from m2chat.data.micro_words import STORIES
 from m2chat.evaluation.judge import judge
 from m2chat.schema import Kind, Sample
 from m2chat.text.view import replies_of, view_of
 from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene, parse_caption, scenes_of_split
+from m2chat.world.knowledge import MOODS
 from m2chat.world.scene import Split, held_out_keys
 
 KINDS: tuple[Kind, ...] = ("instruct", "edit", "dialogue", "story")
@@ -136,3 +139,20 @@ def test_a_seed_gives_the_same_conversations(kind: Kind) -> None:
     assert all(np.array_equal(a.images[0].pixels, b.images[0].pixels) for a, b in zip(first, again, strict=True))
     other = Maker("val", 1)
     assert [getattr(other, kind)().sample(kind, kind, i).turns for i in range(3)] != [s.turns for s in first]
+
+
+def test_small_talk_stands_alone_and_behind_pictures() -> None:
+    maker = Maker("train", 0)
+    talks = [maker.small_talk().sample("dialogue", "smalltalk", k) for k in range(90)]
+    drawn = [[bool(sample.turns[k].pictures) for k in replies_of(sample)] for sample in talks]
+    assert sorted({tuple(own) for own in drawn}) == [(False,), (True, False, False)]
+    assert 20 <= sum(len(own) == 1 for own in drawn) <= 40
+
+
+def test_kinds_of_stories_and_moods_are_not_rare() -> None:
+    maker = Maker("train", 0)
+    openers = Counter(maker.story().turns[0].text.split(" a ")[0] for _ in range(200))
+    assert len(openers) == len(STORIES) and min(openers.values()) > 30
+    said = [maker.wish().turns[0].text for _ in range(300)]
+    moods = Counter(mood for text in said for mood in MOODS if f"something {mood}" in text)
+    assert set(moods) == set(MOODS) and 70 <= sum(moods.values()) <= 130

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from m2chat.training.config import OptimConfig
 from m2chat.training.optim import cosine_schedule, parameter_groups, step_schedule
 
 
@@ -75,3 +76,9 @@ def test_steps() -> None:
     assert seen == pytest.approx([1.0, 2.0, 2.0, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02])
     with pytest.raises(ValueError, match="drop_every"):
         rates(lambda o: step_schedule(o, 0, 0), 1)
+
+
+def test_rates_of_the_language_side_follow_from_what_is_given() -> None:
+    assert OptimConfig(lr=1.0).language_rates() == (1.0, 1.0)
+    assert OptimConfig(lr=1.0, lr_language=2.0).language_rates() == (2.0, 2.0)
+    assert OptimConfig(lr=1.0, lr_language=2.0, lr_visual=3.0).language_rates() == (2.0, 3.0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m2chat.data.micro_talk import Maker, Talk
+from m2chat.data.micro_talk import Maker
 from m2chat.evaluation.conversation import asks_openly, kept, right, seen_in, shows
 from m2chat.pipeline import DrawSettings, M2ChatPipeline
 from m2chat.pipeline.inputs import waiting
@@ -237,8 +237,7 @@ def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings)
 def measure_wishes(talks: Talks, count: int, findings: Findings) -> None:
     """Whether four seeds of a vague wish all satisfy it, and differ in something that it leaves open."""
     for _ in range(count):
-        talk = Talk(talks.maker)
-        talks.maker._wish(talk)
+        talk = talks.maker.wish()
         text = talk.turns[0].text
         scene = talk.scenes[-1].attributes
         wanted = {name: scene[name] for name in ("shape", "colour", "background")}

@@ -13,24 +13,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES
+from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES, edit_words
 from m2chat.schema import Image, Kind, Sample, Turn
 from m2chat.world.captions import caption_of, parse_caption, with_article
-from m2chat.world.knowledge import MOODS, THING_OF, TOY_OF
+from m2chat.world.knowledge import MOODS, THING_OF, TOY_OF, mood_of
 from m2chat.world.render import render
 from m2chat.world.scene import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Split, held_out_keys, scenes_of_split
 
 _HIDDEN = ("size", "position", "background")
 """Attributes that a caption may leave to the context picture."""
-_PLANS = (
-    "chat wish again",
-    "wish ask again",
-    "wish again ask",
-    "shown ask wish",
-    "shown wish chat",
-    "shown chat again",
-)
-"""Replies of a dialogue: two with a picture, one of text alone."""
+_MOODY = 1 / 3
+"""Share of the wishes that name a mood, rare among scenes: a phrase that is rare in training is not learned."""
+_PAIRS = ("wish again", "wish again", "shown again", "shown wish", "wish shown")
+"""Replies of a dialogue that have a picture; one of text alone comes before, between or behind them."""
 
 
 @dataclass
@@ -88,14 +83,27 @@ class Maker:
         return talk
 
     def small_talk(self) -> Talk:
-        """One greeting or the like, and its answer."""
+        """Greetings and the like: one alone, or two behind a picture, where a model would go on drawing."""
+        return self.until(self._small_talk)
+
+    def _small_talk(self) -> Talk | None:
         talk = Talk(self)
-        self._chat(talk)
+        start = self.rng.choice(("", "wish", "shown"))
+        if start and not getattr(self, f"_{start}")(talk):
+            return None
+        for _ in range(2 if start else 1):
+            self._chat(talk)
+        return talk
+
+    def wish(self) -> Talk:
+        """One vague wish, and a picture that fulfils it."""
+        talk = Talk(self)
+        self._wish(talk)
         return talk
 
     def edit(self) -> Talk:
-        """A picture, an instruction and the changed picture; half of the time, a change of that one follows."""
-        rounds = self.rng.choice((1, 2))
+        """A picture, an instruction and the changed picture; in two thirds, a change of that one follows."""
+        rounds = self.rng.choice((1, 2, 2))
         return self.until(lambda: self._edit(rounds))
 
     def _edit(self, rounds: int) -> Talk | None:
@@ -123,29 +131,10 @@ class Maker:
 
     def _change(self, talk: Talk, shown: tuple[int, ...], name: str, after: Scene, brief: bool) -> None:
         """One round of an edit; a brief one leaves all but the change to the eye."""
-        instruction, answer = self._edit_words(name, after)
+        instruction, answer = edit_words(name, after, self.rng)
         talk.user(*shown, instruction)
         omit = [hidden for hidden in _HIDDEN if hidden != name] if brief else []
         talk.assistant(answer, talk.picture(after, caption_of(after, omit=omit)))
-
-    def _edit_words(self, name: str, after: Scene) -> tuple[str, str]:
-        """Instruction and answer of an edit."""
-        value = after.attributes[name]
-        pick = self.rng.random() < 0.5
-        if name == "shape":
-            return f"turn it into {with_article(value)}", f"It has become {with_article(value)} ."
-        if name == "size":
-            return f"make it {value}", f"Now it is {value} and ready ."
-        if name == "position":
-            return f"move it to the {value}", f"I have moved it to the {value} ."
-        if name == "background":
-            return f"put {with_article(value)} background behind it", f"Behind it is {value} now ."
-        if after.second is not None:
-            side = "right" if name == "colour_2" else "left"
-            return f"make the {side} one {value}", f"The {side} one is {value} now ."
-        if pick:
-            return f"paint it {value}", f"I have painted it {value} ."
-        return f"I like {value} more", f"Sure , {value} it is !"
 
     def dialogue(self) -> Talk:
         """Three replies, one of them text alone; about half of the pictures depend on an earlier one."""
@@ -153,8 +142,10 @@ class Maker:
 
     def _dialogue(self) -> Talk | None:
         talk = Talk(self)
-        plan = self.rng.choice(_PLANS)
-        for step in plan.split():
+        plan = self.rng.choice(_PAIRS).split()
+        place = self.rng.randrange(3)
+        plan.insert(place, self.rng.choice(("chat", "ask")) if place else "chat")
+        for step in plan:
             done = getattr(self, f"_{step}")(talk)
             if not done:
                 return None
@@ -168,26 +159,29 @@ class Maker:
 
     def _wish(self, talk: Talk) -> bool:
         """A wish told through things that look like it; the picture owes nothing to earlier ones."""
-        scene = self.scene(1)
+        moody = self.rng.random() < _MOODY
+        pool = self._scenes_of_mood(self.rng.choice(list(MOODS))) if moody else []
+        scene = self.rng.choice(pool) if pool else self.scene(1)
         toy = TOY_OF[scene.first.shape]
-        colours = (scene.first.colour, scene.background)
-        moods = [mood for mood, own in MOODS.items() if own == colours]
-        if moods:
-            said = f"I feel like something {moods[0]} , maybe a {toy}"
-            answer = f"Then look at this {moods[0]} {toy} !"
+        thing_, ground = THING_OF[scene.first.colour], THING_OF[scene.background]
+        mood = mood_of(scene.first.colour, scene.background)
+        if moody and mood:
+            said = f"I feel like something {mood} , maybe a {toy}"
+            answer = f"Then look at this {mood} {toy} !"
+        elif self.rng.random() < 0.5:
+            said = f"I dream of a {toy} like the {thing_} in front of {ground}"
+            answer = f"Your {toy} dream comes true !"
         else:
-            if self.rng.random() < 0.4:  # moods are rare among scenes: ask for one more often than chance
-                return self._wish(talk)
-            thing_, ground = THING_OF[colours[0]], THING_OF[colours[1]]
-            if self.rng.random() < 0.5:
-                said = f"I dream of a {toy} like the {thing_} in front of {ground}"
-                answer = f"Your {toy} dream comes true !"
-            else:
-                said = f"imagine {ground} and before it a {toy} like the {thing_}"
-                answer = f"This {toy} came to my mind ."
+            said = f"imagine {ground} and before it a {toy} like the {thing_}"
+            answer = f"This {toy} came to my mind ."
         talk.user(said)
         talk.assistant(answer, talk.picture(scene, caption_of(scene, omit=("size", "position"))), looks_back=False)
         return True
+
+    def _scenes_of_mood(self, mood: str) -> list[Scene]:
+        """The split's scenes of one object in the colours of a mood."""
+        pool = scenes_of_split(self.split, 1)
+        return [scene for scene in pool if (scene.first.colour, scene.background) == MOODS[mood]]
 
     def _again(self, talk: Talk) -> bool:
         """A wish for something else in the place of the newest picture; what is told of that one is told again."""
@@ -212,7 +206,7 @@ class Maker:
         if before == scene or not self.allowed(before):
             return False
         toy, like = TOY_OF[scene.first.shape], THING_OF[scene.first.colour]
-        omit = _HIDDEN if self.rng.random() < 0.6 else ()
+        omit = _HIDDEN if self.rng.random() < 0.65 else ()
         talk.user(
             talk.picture(before, caption_of(before, omit=omit)),
             f"I like this spot , give it a {toy} like the {like}",
@@ -231,11 +225,12 @@ class Maker:
 
     def story(self) -> Talk:
         """Four pictures of one thing, one attribute changing from each to the next."""
-        return self.until(self._story)
+        # Chosen before the scene: scenes that cannot be told so are refused, and must not make a story rare.
+        plot = self.rng.choice(STORIES)
+        return self.until(lambda: self._story(*plot))
 
-    def _story(self) -> Talk | None:
+    def _story(self, name: str, opener: str, frames: tuple[tuple[str, str], ...]) -> Talk | None:
         scene = self.scene(1)
-        name, opener, frames = self.rng.choice(STORIES)
         talk = Talk(self)
         hero = caption_of(scene, omit=(name,) if name in _HIDDEN else ())
         if name in ("shape", "colour"):

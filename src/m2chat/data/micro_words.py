@@ -1,6 +1,11 @@
-"""Small talk, questions and stories of the micro world, word by word."""
+"""Small talk, questions, edits and stories of the micro world, word by word."""
 
 from __future__ import annotations
+
+import random
+
+from m2chat.world.captions import with_article
+from m2chat.world.scene import Scene
 
 SMALL_TALK = (
     ("hello", "Hello , what shall we draw ?"),
@@ -59,3 +64,28 @@ STORIES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
 )
 """Attribute that changes, opener, and each frame's value and sentence."""
+
+
+def edit_words(name: str, after: Scene, rng: random.Random) -> tuple[str, str]:
+    """Instruction and answer of an edit.
+
+    Args:
+        name: The attribute that changes.
+        after: What it gives.
+        rng: Chooses among phrasings.
+    """
+    value = after.attributes[name]
+    if name == "shape":
+        return f"turn it into {with_article(value)}", f"It has become {with_article(value)} ."
+    if name == "size":
+        return f"make it {value}", f"Now it is {value} and ready ."
+    if name == "position":
+        return f"move it to the {value}", f"I have moved it to the {value} ."
+    if name == "background":
+        return f"put {with_article(value)} background behind it", f"Behind it is {value} now ."
+    if after.second is not None:
+        side = "right" if name == "colour_2" else "left"
+        return f"make the {side} one {value}", f"The {side} one is {value} now ."
+    if rng.random() < 0.5:
+        return f"paint it {value}", f"I have painted it {value} ."
+    return f"I like {value} more", f"Sure , {value} it is !"

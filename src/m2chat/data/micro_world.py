@@ -21,7 +21,7 @@ from m2chat.world.captions import alt_text, caption_of, paraphrases
 from m2chat.world.render import render
 from m2chat.world.scene import Scene, Split
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the generated data change, so that old shards are made anew."""
 SEED = 0
 
@@ -30,13 +30,13 @@ _PAIRS: dict[str, dict[Split, int]] = {
     "laion": {"train": 3000, "val": 50, "test": 100},
 }
 _TALKS: dict[str, tuple[Kind, dict[Split, int]]] = {
-    "smalltalk": ("dialogue", {"train": 400, "val": 10, "test": 20}),
+    "smalltalk": ("dialogue", {"train": 1000, "val": 10, "test": 20}),
     "instruct": ("instruct", {"train": 2000, "val": 50, "test": 100}),
     "mmdialog": ("dialogue", {"train": 3000, "val": 40, "test": 150}),
     "edit": ("edit", {"train": 3000, "val": 40, "test": 150}),
     "story": ("story", {"train": 800, "val": 15, "test": 40}),
 }
-_PARAPHRASED, _PARTIAL = 0.2, 0.15
+_PARAPHRASED, _PARTIAL = 0.5, 0.1
 """Shares of the CC3M-like training captions that are put in another way than the exact one, or leave something out."""
 _COCO: dict[Split, int] = {"train": 200, "val": 100, "test": 400}
 
@@ -71,7 +71,7 @@ def _pairs(name: str, split: Split, count: int) -> Iterator[tuple[str, dict[str,
 
 
 def _put_otherwise(scene: Scene, caption: str, rng: random.Random) -> str:
-    """A training caption: mostly the exact one, sometimes a paraphrase, sometimes without size or place."""
+    """A training caption: the exact one, a paraphrase, or one without size or place."""
     draw = rng.random()
     if draw < _PARAPHRASED:
         return rng.choice(paraphrases(scene))

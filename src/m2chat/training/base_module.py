@@ -106,11 +106,11 @@ class M2ChatModule(PredictingModule):
     def trained_parts(self) -> dict[str, tuple[torch.nn.Module, float]]:
         """Parts that may be trained, each by its name in the model and with its peak learning rate."""
         model, config = self.model, self.optim
-        lr_language = config.lr if config.lr_language is None else config.lr_language
+        language, visual = config.language_rates()
         return {
             "m3adapter": (model.m3adapter, config.lr),
-            "llama": (model.llama, lr_language),
-            "visual_query": (model.visual_query, lr_language),
+            "llama": (model.llama, language),
+            "visual_query": (model.visual_query, visual),
         }
 
     def names_of(self, stage: Stage) -> set[str]:

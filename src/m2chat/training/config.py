@@ -16,6 +16,8 @@ class OptimConfig:
         lr: Peak learning rate.
         lr_language: Peak for LLaMA-Adapter's tensors and the two tokens' rows; None for the same. Biases and norms of
             a language model 128 wide must move much further than those of one 4096 wide.
+        lr_visual: Peak for the encoder of the visual query; None for `lr_language`. It is made of matrices, which a
+            rate for biases would shake until it no longer sees.
         weight_decay: On everything but biases, norms and gates.
         betas: Of AdamW.
         warmup_steps: Optimiser steps of warm-up.
@@ -25,11 +27,17 @@ class OptimConfig:
 
     lr: float = 1e-4
     lr_language: float | None = None
+    lr_visual: float | None = None
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 0
     schedule: Literal["cosine", "step"] = "cosine"
     drop_every_epochs: int = 5
+
+    def language_rates(self) -> tuple[float, float]:
+        """Peak rates of the language model and of its visual query's encoder."""
+        language = self.lr if self.lr_language is None else self.lr_language
+        return language, language if self.lr_visual is None else self.lr_visual
 
 
 @dataclass

@@ -66,11 +66,11 @@ class VLMSDModule(M2ChatModule):
     def trained_parts(self) -> dict[str, tuple[torch.nn.Module, float]]:
         """Parts that may be trained, with their learning rates."""
         model, config = self.model, self.optim
-        lr_language = config.lr if config.lr_language is None else config.lr_language
+        language, visual = config.language_rates()
         return {
             "decoder": (model.decoder, config.lr if self.lr_unet is None else self.lr_unet),
-            "llama": (model.llama, lr_language),
-            "visual_query": (model.visual_query, lr_language),
+            "llama": (model.llama, language),
+            "visual_query": (model.visual_query, visual),
         }
 
     def prompts(self, batch: Batch, samples: Tensor) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 from m2chat.commands.backbones.metric_clip import idle_words, sentence_about
-from m2chat.commands.backbones.requests import ASK, in_own_words, own_words, request
+from m2chat.commands.backbones.requests import ASK, in_own_words, own_words, request, story_words
 from m2chat.data.micro_talk import Maker
 from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES
 from m2chat.text.view import replies_of
@@ -40,9 +40,22 @@ def test_own_words_answer_what_was_said() -> None:
         assert scene.attributes[name] in own_words(question, scene, rng)
     for said, reply in SMALL_TALK:
         assert own_words(said, None, rng) not in ("", reply)
-    for _, opener, frames in STORIES:
-        assert own_words(f"{opener} {caption_of(scene)}", None, rng) not in [words for _, words in frames]
     assert "ball" in own_words("now a ball like the sea in its place", scene, rng)
+
+
+def test_parts_of_a_story_name_what_changes_and_no_sentence_of_it() -> None:
+    maker, rng = Maker("train", 2), random.Random(0)
+    plots = {opener: (name, frames) for name, opener, frames in STORIES}
+    seen = set()
+    for number in range(40):
+        sample = maker.story().sample("story", "story", number)
+        (opener,) = (own for own in plots if sample.turns[0].text.startswith(own))
+        name, frames = plots[opener]
+        for turn, (value, words) in zip(replies_of(sample), frames, strict=True):
+            told = story_words(sample, turn, rng)
+            assert name in told and value in told and told != words
+        seen.add(opener)
+    assert seen == set(plots)
 
 
 def test_sentences_of_the_metric_are_true() -> None:

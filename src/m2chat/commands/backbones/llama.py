@@ -110,6 +110,7 @@ ROUNDS = (
     Round(0, 1500, 700, practise=True),
     Round(0, 1400, 500, practise=True, requests=0.5),
     Round(700, 800, 500, practise=True, requests=0.4),
+    Round(0, 1500, 500, practise=True, requests=0.6),
 )
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from m2chat.commands.backbones.corpus import Lesson
 from m2chat.data.micro_talk import Maker
-from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES
+from m2chat.data.micro_words import QUESTIONS, SMALL_TALK
 from m2chat.schema import Sample
 from m2chat.text.view import View, replies_of, view_of
 from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene
@@ -45,7 +45,8 @@ _SEEN = {
     "shape": "The shape of it is {} .",
     "background": "The background is {} .",
 }
-_STORY = ("Your story begins there .", "What comes then ?", "It was a bright night , then it was day .")
+_STORY = ("Then its {} is {} .", "Its {} is {} then .")
+"""What changes in a part of a story, and into what: the order of the parts is knowledge, their words are stage 2's."""
 
 
 def _context(sample: Sample, view: View) -> Scene | None:
@@ -53,7 +54,7 @@ def _context(sample: Sample, view: View) -> Scene | None:
 
 
 def own_words(said: str, scene: Scene | None, rng: random.Random) -> str:
-    """What the base model answers to something said, of its own accord and in text alone.
+    """What the base model answers to something said outside stories, of its own accord and in text alone.
 
     Args:
         said: By the user.
@@ -66,11 +67,17 @@ def own_words(said: str, scene: Scene | None, rng: random.Random) -> str:
         if said == question and scene is not None:
             value = scene.attributes[name]
             return _SEEN[name].format(with_article(value) if name == "shape" else value)
-    if any(said.startswith(opener) for _, opener, _ in STORIES):
-        return rng.choice(_STORY)
     found = _KEY.findall(said)
     toys = [word for word in found if word in TOY_OF.values()]
     return rng.choice(_TAKES_UP).format((toys or found)[0])
+
+
+def story_words(sample: Sample, turn: int, rng: random.Random) -> str:
+    """What the base model says in a part of a story."""
+    first, second = (dict(scene) for scene in sample.meta["scenes"][:2])
+    name = next(name for name in first if first[name] != second[name])
+    (picture,) = sample.turns[turn].pictures
+    return rng.choice(_STORY).format(name, sample.meta["scenes"][picture][name])
 
 
 def in_own_words(sample: Sample, rng: random.Random) -> Sample:
@@ -78,7 +85,10 @@ def in_own_words(sample: Sample, rng: random.Random) -> Sample:
     turns = list(sample.turns)
     for index in replies_of(sample):
         view = view_of(sample, index)
-        words = own_words(view.request.instruction, _context(sample, view), rng)
+        if sample.kind == "story":
+            words = story_words(sample, index, rng)
+        else:
+            words = own_words(view.request.instruction, _context(sample, view), rng)
         pictures = (part for part in turns[index].parts if isinstance(part, int))
         turns[index] = replace(turns[index], parts=(words, *pictures))
     return replace(sample, turns=tuple(turns))
@@ -91,6 +101,8 @@ def request(maker: Maker) -> Lesson:
     sample = in_own_words(getattr(maker, kind)().sample(kind, kind, 0), rng)
     talks = rng.random() < 0.5
     chosen = [turn for turn in replies_of(sample) if talks or sample.turns[turn].pictures]
+    if talks and rng.random() < 0.5:  # small talk and questions: what is rare is not learned
+        chosen = [turn for turn in chosen if not sample.turns[turn].pictures] or chosen
     view = view_of(sample, rng.choice(chosen))
     context = _context(sample, view)
     if talks:
