@@ -26,7 +26,7 @@ def test_a_training_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Each of 2 GPUs, 4 samples" in out and "taken to be" not in out
     rows = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("|")}
     assert "504,128" in rows["M³Adapter"] and "504,128" in rows["together"]
-    assert "yes" in rows["fits"] and "GPU-hours of 25,600 samples" in out
+    assert "yes" in rows["fits"] and "GPU-hours of 32,000 samples" in out
 
 
 def test_the_largest_batch(capsys: pytest.CaptureFixture[str]) -> None:
