@@ -30,8 +30,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_drawing_options(parser: argparse.ArgumentParser, out: str) -> None:
     """How pictures are drawn and where they go."""
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default: 5; of wishes 2)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the task's own: 2 of wishes, else 5)")
     parser.add_argument("--out", type=Path, default=Path(out), metavar="FOLDER", help="for pictures (%(default)s)")
+
+
+def how_to_draw(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_drawing_options` was given of steps and guidance; what was not is the task's own business."""
+    asked = {"steps": options.steps, "guidance": options.guidance}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2chat.commands.common import add_drawing_options, add_model_options, load_pipeline, read_picture
+from m2chat.commands.common import add_drawing_options, add_model_options, how_to_draw, load_pipeline, read_picture
 
 if TYPE_CHECKING:
     from m2chat.pipeline.lens import Lens
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     shown = [] if options.picture is None else [read_picture(options.picture)]
     pipe = load_pipeline(options)
     session = pipe.session() if options.session is None else Session.load(pipe, options.session)
-    session.configure(steps=options.steps, guidance=options.guidance)
+    session.configure(**how_to_draw(options))
     session.reply(options.text, shown, image="force", max_images=1, seed=options.seed)
     lens = look_inside(session)
     page = figure(lens, readings(lens))

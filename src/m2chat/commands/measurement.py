@@ -18,7 +18,7 @@ from m2chat.pipeline.tasks import wish
 from m2chat.schema import Kind, Reply, Sample, Turn
 from m2chat.text import view_of
 from m2chat.text.view import replies_of
-from m2chat.world import Scene, caption_of, parse_caption, render
+from m2chat.world import Scene, caption_of, first_change, parse_caption, render
 
 if TYPE_CHECKING:
     from m2chat.commands.measure import Findings
@@ -226,7 +226,7 @@ def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings)
     alone = talks.decoder_alone(places, [view_of(*place).reply[0].caption or "" for place in places])
     for k, sample in enumerate(samples):
         scenes = [dict(scene) for scene in sample.meta["scenes"]]
-        changing = next(name for name in scenes[0] if scenes[0][name] != scenes[1][name])
+        changing = first_change(*scenes[:2])
         ours, theirs = drawn[k], alone[k * frames : (k + 1) * frames]
         findings.add("kept: subject of stories", kept(ours, changing))
         findings.add("decoder kept: subject of stories", kept(list(theirs), changing))

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from m2chat.commands.common import add_drawing_options, add_model_options, load_pipeline, read_picture, show
+from m2chat.commands.common import (
+    add_drawing_options,
+    add_model_options,
+    how_to_draw,
+    load_pipeline,
+    read_picture,
+    show,
+)
 
 OUT = "m2chat_pictures"
 
@@ -40,33 +47,26 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         add_drawing_options(parser, OUT)
         add_model_options(parser)
         parser.set_defaults(run=runs[name])
-    # Their task knows better; its default is not repeated here.
-    wish.set_defaults(guidance=None)
-
-
-def _how(options: argparse.Namespace) -> dict[str, Any]:
-    asked = {"steps": options.steps, "guidance": options.guidance}
-    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _draw(options: argparse.Namespace) -> None:
     from m2chat.pipeline.tasks import text_to_image
 
     pipe = load_pipeline(options)
-    show(text_to_image(pipe, options.prompt, options.seeds, **_how(options)), options.out, "draw")
+    show(text_to_image(pipe, options.prompt, options.seeds, **how_to_draw(options)), options.out, "draw")
 
 
 def _wish(options: argparse.Namespace) -> None:
     from m2chat.pipeline.tasks import wish
 
-    show(wish(load_pipeline(options), options.prompt, options.seeds, **_how(options)), options.out, "wish")
+    show(wish(load_pipeline(options), options.prompt, options.seeds, **how_to_draw(options)), options.out, "wish")
 
 
 def _edit(options: argparse.Namespace) -> None:
     from m2chat.pipeline.tasks import edit
 
     picture = read_picture(options.picture)
-    outputs = edit(load_pipeline(options), picture, options.instructions, options.seed, **_how(options))
+    outputs = edit(load_pipeline(options), picture, options.instructions, options.seed, **how_to_draw(options))
     show(outputs, options.out, "edit", picture)
 
 
@@ -74,7 +74,9 @@ def _similar(options: argparse.Namespace) -> None:
     from m2chat.pipeline.tasks import similar
 
     picture = read_picture(options.picture)
-    show(similar(load_pipeline(options), picture, options.seeds, **_how(options)), options.out, "similar", picture)
+    show(
+        similar(load_pipeline(options), picture, options.seeds, **how_to_draw(options)), options.out, "similar", picture
+    )
 
 
 def _story(options: argparse.Namespace) -> None:
@@ -84,7 +86,7 @@ def _story(options: argparse.Namespace) -> None:
     from m2chat.evaluation.grid import grid
     from m2chat.pipeline.tasks import story
 
-    told = story(load_pipeline(options), options.opener, options.frames, options.seed, **_how(options))
+    told = story(load_pipeline(options), options.opener, options.frames, options.seed, **how_to_draw(options))
     show(told.parts, options.out, "story")
     ours = [np.asarray(image) for part in told.parts for image in part.images]
     path = options.out / "story-beside-decoder.png"
@@ -99,4 +101,4 @@ def _dialogue(options: argparse.Namespace) -> None:
     for line in options.lines:
         path, mark, text = line.partition("::")
         lines.append((text, read_picture(Path(path))) if mark else line)
-    show(dialogue(load_pipeline(options), lines, options.seed, **_how(options)), options.out, "dialogue")
+    show(dialogue(load_pipeline(options), lines, options.seed, **how_to_draw(options)), options.out, "dialogue")

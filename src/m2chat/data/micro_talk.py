@@ -159,13 +159,12 @@ class Maker:
 
     def _wish(self, talk: Talk) -> bool:
         """A wish told through things that look like it; the picture owes nothing to earlier ones."""
-        moody = self.rng.random() < _MOODY
-        pool = self._scenes_of_mood(self.rng.choice(list(MOODS))) if moody else []
+        mood = self.rng.choice(list(MOODS)) if self.rng.random() < _MOODY else None
+        pool = self._scenes_of_mood(mood) if mood else []
         scene = self.rng.choice(pool) if pool else self.scene(1)
         toy = TOY_OF[scene.first.shape]
         thing_, ground = THING_OF[scene.first.colour], THING_OF[scene.background]
-        mood = mood_of(scene.first.colour, scene.background)
-        if moody and mood:
+        if pool:
             said = f"I feel like something {mood} , maybe a {toy}"
             answer = f"Then look at this {mood} {toy} !"
         elif self.rng.random() < 0.5:
@@ -181,7 +180,7 @@ class Maker:
     def _scenes_of_mood(self, mood: str) -> list[Scene]:
         """The split's scenes of one object in the colours of a mood."""
         pool = scenes_of_split(self.split, 1)
-        return [scene for scene in pool if (scene.first.colour, scene.background) == MOODS[mood]]
+        return [scene for scene in pool if mood_of(scene.first.colour, scene.background) == mood]
 
     def _again(self, talk: Talk) -> bool:
         """A wish for something else in the place of the newest picture; what is told of that one is told again."""

@@ -15,6 +15,7 @@ from m2chat.world.scene import (
     Scene,
     Shape,
     all_scenes,
+    first_change,
     scenes_of_split,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "Shape",
     "all_scenes",
     "caption_of",
+    "first_change",
     "parse_caption",
     "render",
     "scenes_of_split",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -118,6 +118,16 @@ class Scene:
         """Whether every object can be told from the background."""
         objects = (self.first,) if self.second is None else (self.first, self.second)
         return all(item.colour != self.background for item in objects)
+
+
+def first_change(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """The first attribute in which two scenes of the same attributes differ.
+
+    Args:
+        before: Attributes of one.
+        after: Of the other, which is not the same.
+    """
+    return next(name for name in before if before[name] != after[name])
 
 
 def _singles() -> Iterator[Scene]:

@@ -16,7 +16,7 @@ from m2chat.data.micro_talk import Maker
 from m2chat.data.micro_words import QUESTIONS, SMALL_TALK
 from m2chat.schema import Sample
 from m2chat.text.view import View, replies_of, view_of
-from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene
+from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene, first_change
 from m2chat.world.captions import with_article
 from m2chat.world.knowledge import TOY_OF
 
@@ -74,8 +74,7 @@ def own_words(said: str, scene: Scene | None, rng: random.Random) -> str:
 
 def story_words(sample: Sample, turn: int, rng: random.Random) -> str:
     """What the base model says in a part of a story."""
-    first, second = (dict(scene) for scene in sample.meta["scenes"][:2])
-    name = next(name for name in first if first[name] != second[name])
+    name = first_change(*sample.meta["scenes"][:2])
     (picture,) = sample.turns[turn].pictures
     return rng.choice(_STORY).format(name, sample.meta["scenes"][picture][name])
 
