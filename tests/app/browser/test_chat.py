@@ -1,0 +1,149 @@
+"""The web page in a browser, as people use it: at a desk and on a telephone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2chat.commands.serve import HINTS
+
+WIDTHS = (1200, 390)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_conversation(width: int, visit: Callable[..., Any], picture: Path, tmp_path: Path) -> None:
+    visitor = visit(width)
+    page = visitor.page
+    visitor.shot("start")
+    visitor.settings()
+    visitor.say("<b>please</b> <img src=x onerror=alert(1)> paint a *large* red circle <|img|>")
+    visitor.wait_for("Picture 1: ")
+    asked = page.locator("#chat .user-row").first
+    assert "<b>please</b> <img src=x onerror=alert(1)> paint a *large* red circle <|img|>" in asked.inner_text()
+    assert asked.locator("b, em, img").count() == 0
+    visitor.say("turn it into a ring", picture)
+    visitor.wait_for("Picture 3: ")
+    alt = page.locator("#chat .bot-row img").last.get_attribute("alt")
+    assert alt == visitor.captions()[-1] and "gate" in alt
+    # The line below a picture may come before the browser has fetched it.
+    page.wait_for_function("[...document.querySelectorAll('#chat img')].every(image => image.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    visitor.shot("chat")
+    kept = visitor.captions()
+    with page.expect_download() as saved:
+        page.click("#chat-save")
+    saved.value.save_as(tmp_path / "talk.zip")
+    page.click("#chat-undo")
+    page.wait_for_function("document.querySelectorAll('#chat figcaption').length === 1")
+    assert page.input_value("#chat-words textarea") == "turn it into a ring"
+    page.click("#chat-new")
+    page.wait_for_function("document.querySelectorAll('#chat figcaption').length === 0")
+    with page.expect_file_chooser() as chooser:
+        page.click("#chat-load")
+    chooser.value.set_files(str(tmp_path / "talk.zip"))
+    visitor.wait_for("Picture 3: ")
+    assert visitor.captions() == kept
+    page.click("#chat-more")
+    visitor.wait_for("Picture 4: ")
+    page.click("#inside button.label-wrap")
+    page.click("#inside-look")
+    page.locator("#inside-plots img").nth(3).wait_for()
+    images = page.locator("#inside-layers img, #inside-plots img")
+    assert images.evaluate_all("images => images.every(image => image.clientWidth <= innerWidth)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    visitor.shot("inside")
+
+
+def test_a_reply_is_stopped_by_button_and_by_key(visit: Callable[..., Any], drawing: Any) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.settings(steps=50, most=8)
+    for stop in (lambda: page.click("#chat-stop"), lambda: page.keyboard.press("Escape")):
+        drawing.hold_at(drawing.steps + 3)
+        visitor.say("please paint a large red circle on the left on a blue background")
+        page.locator("#chat .bot-row").get_by_text("Drawing, step").last.wait_for()
+        stop()
+        page.wait_for_timeout(500)
+        drawing.go_on()
+        # What was there stays, with a remark; if there was nothing, the words return into the box.
+        page.wait_for_function(
+            """document.querySelector("#chat-words textarea").value.startsWith("please")
+            || [...document.querySelectorAll("#chat .remark")].some(line => line.textContent === "stopped")"""
+        )
+        assert page.locator("#chat").get_by_text("Drawing, step").count() == 0
+        page.click("#chat-new")
+        page.wait_for_function("document.querySelectorAll('#chat .bot-row').length === 0")
+
+
+def test_users_do_not_see_each_other(visit: Callable[..., Any]) -> None:
+    first, second = visit(), visit()
+    first.settings()
+    first.say("please paint a large red circle on the left on a blue background")
+    first.wait_for("Picture 1: ")
+    second.page.click("#chat-more")
+    second.page.get_by_text("say something first").wait_for()
+    second.settings()
+    second.say("hello")
+    second.wait_for("Picture 1: ")
+    assert "red circle" not in second.page.locator("#chat").inner_text()
+    second.rest()
+    second.page.reload()
+    second.page.wait_for_selector("#chat-words textarea")
+    assert second.captions() == []
+
+
+def test_the_keyboard_is_enough(visit: Callable[..., Any]) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.settings()
+    assert page.get_by_role("tab", name="Chat").count() > 0
+    page.focus("#chat-words textarea")
+    page.keyboard.type("hello")
+    page.keyboard.press("Enter")
+    visitor.wait_for("Picture 1: ")
+    reached = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.closest('[id]').id"))
+    assert {"chat-stop", "chat-again", "chat-more", "chat-undo", "chat-new"} <= reached
+
+
+def test_what_is_no_picture_is_refused_in_words(visit: Callable[..., Any], tmp_path: Path) -> None:
+    visitor = visit()
+    page = visitor.page
+    path = tmp_path / "page.png"
+    path.write_text("<script>alert(1)</script>")
+    visitor.say("look", path)
+    page.get_by_text("that is no picture").wait_for()
+    assert page.input_value("#chat-words textarea") == "look"
+
+
+def test_an_example_is_said_with_a_click(visit: Callable[..., Any]) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.settings()
+    page.get_by_role("button", name=HINTS["chat"][0]).click()
+    visitor.wait_for("Picture 1: ")
+    assert HINTS["chat"][0] in page.locator("#chat .user-row").inner_text()
+
+
+def test_examples_with_a_picture_show_it(visit: Callable[..., Any]) -> None:
+    visitor = visit(390)
+    page = visitor.page
+    visitor.settings()
+    example = page.get_by_role("button", name="turn it into a ring")
+    assert example.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+    visitor.shot("examples")
+    example.click()
+    visitor.wait_for("Picture 2: ")
+    assert len(visitor.captions()) == 2 and page.locator("#chat .user-row img").count() == 1
+    panel = visitor.open_tab("Edit", Denoising_steps=2)
+    visitor.shot("edit-example")
+    panel.locator(".gallery-item, tr.tr-body, .table tbody tr").first.click()
+    page.wait_for_selector("#edit-words .thumbnail-item")
+    page.click("#edit-go")
+    page.locator("#edit-pictures figure").nth(3).wait_for()
+    visitor.shot("edit-example-done")
