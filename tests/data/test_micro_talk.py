@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -13,28 +14,33 @@ from m2chat.commands.backbones.requests import request
 from m2chat.data.micro_talk import Maker
 from m2chat.data.micro_words import STORIES
 from m2chat.evaluation.judge import judge
-from m2chat.schema import Kind, Sample
+from m2chat.schema import Sample
 from m2chat.text.view import replies_of, view_of
 from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene, parse_caption, scenes_of_split
 from m2chat.world.knowledge import MOODS
 from m2chat.world.scene import Split, held_out_keys
 
-KINDS: tuple[Kind, ...] = ("instruct", "edit", "dialogue", "story")
+KINDS = ("instruct", "edit", "dialogue", "mixed", "story")
 COUNT = 300
 
 
-def samples(kind: Kind, split: Split, count: int = COUNT) -> list[Sample]:
+def samples(name: str, split: Split, count: int = COUNT) -> list[Sample]:
     maker = Maker(split, 0)
-    return [getattr(maker, kind)().sample(kind, kind, index) for index in range(count)]
+    return [getattr(maker, name)().sample("dialogue", name, index) for index in range(count)]
+
+
+def alone(sample: Sample, turn: int) -> bool:
+    """Whether a reply is no part of a story: nothing but a user's turn stands beside it."""
+    return all(own.role == "user" for own in (*sample.turns[turn - 1 : turn], *sample.turns[turn + 1 : turn + 2]))
 
 
 @pytest.fixture(scope="module")
-def train() -> dict[Kind, list[Sample]]:
+def train() -> dict[str, list[Sample]]:
     return {kind: samples(kind, "train") for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_never_shows_a_held_out_scene(train: dict[Kind, list[Sample]], kind: Kind) -> None:
+def test_training_never_shows_a_held_out_scene(train: dict[str, list[Sample]], kind: str) -> None:
     shown = [Scene.from_attributes(own) for sample in train[kind] for own in sample.meta["scenes"]]
     assert len(shown) >= COUNT and not {scene.key for scene in shown} & held_out_keys()
     # And the pictures show what the record says.
@@ -44,10 +50,15 @@ def test_training_never_shows_a_held_out_scene(train: dict[Kind, list[Sample]], 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_held_out_replies_draw_held_out_scenes(kind: Kind, split: Split) -> None:
+def test_held_out_replies_draw_held_out_scenes(kind: str, split: Split) -> None:
     own = {scene.key for objects in (1, 2) for scene in scenes_of_split(split, objects)}
     for sample in samples(kind, split, 40):
-        drawn = [k for turn in sample.turns if turn.role == "assistant" for k in turn.pictures]
+        drawn = [
+            k
+            for turn in replies_of(sample)
+            for k in sample.turns[turn].pictures
+            if kind == "story" or alone(sample, turn)
+        ]
         keys = [Scene.from_attributes(sample.meta["scenes"][k]).key for k in drawn]
         if kind == "story":  # frames follow from each other: not all can be of one split
             assert set(keys) & held_out_keys()
@@ -55,24 +66,38 @@ def test_held_out_replies_draw_held_out_scenes(kind: Kind, split: Split) -> None
             assert keys and set(keys) <= own
 
 
-def test_a_third_of_the_replies_in_dialogues_is_text_alone(train: dict[Kind, list[Sample]]) -> None:
+def test_a_third_of_the_replies_in_dialogues_is_text_alone(train: dict[str, list[Sample]]) -> None:
     replies = [sample.turns[k] for sample in train["dialogue"] for k in replies_of(sample)]
     assert np.mean([not reply.pictures for reply in replies]) == pytest.approx(1 / 3, abs=0.02)
     assert all(reply.text for reply in replies)
 
 
+def test_mixed_dialogues_have_edits_and_stories(train: dict[str, list[Sample]]) -> None:
+    said = [" | ".join(turn.text for turn in sample.turns if turn.role == "user") for sample in train["mixed"]]
+    edits = re.compile(r"turn it into|make it|move it|background behind|make the|paint it|more\b")
+    stories = [any(opener in text for _, opener, _ in STORIES) for text in said]
+    assert all(story or edits.search(text) for text, story in zip(said, stories, strict=True))
+    assert COUNT / 3 < sum(stories) < COUNT / 2
+
+
+def test_a_change_tells_what_the_picture_before_told(train: dict[str, list[Sample]]) -> None:
+    for sample in train["edit"]:
+        told = [parse_caption(image.caption).keys() for image in sample.images]
+        assert all(len(after - before) <= 1 and before <= after for before, after in itertools.pairwise(told))
+
+
 @pytest.mark.parametrize("kind", ["edit", "dialogue"])
-def test_half_of_the_pictures_depend_on_the_context_picture(train: dict[Kind, list[Sample]], kind: Kind) -> None:
+def test_half_of_the_pictures_depend_on_the_context_picture(train: dict[str, list[Sample]], kind: str) -> None:
     hidden = total = 0
     for sample in train[kind]:
-        for turn in replies_of(sample):
+        for turn in [turn for turn in replies_of(sample) if alone(sample, turn)]:
             total += bool(sample.turns[turn].pictures)
             hidden += str(turn) in sample.meta["omitted"]
     assert 0.4 < hidden / total < 0.6
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_omitted_is_seen_and_nowhere_told(train: dict[Kind, list[Sample]], kind: Kind) -> None:
+def test_what_is_omitted_is_seen_and_nowhere_told(train: dict[str, list[Sample]], kind: str) -> None:
     for sample in train[kind]:
         for turn, names in sample.meta["omitted"].items():
             view = view_of(sample, int(turn))
@@ -85,15 +110,15 @@ def test_what_is_omitted_is_seen_and_nowhere_told(train: dict[Kind, list[Sample]
             assert all(before[name] == after[name] for name in names)
 
 
-def test_captions_are_true(train: dict[Kind, list[Sample]]) -> None:
+def test_captions_are_true(train: dict[str, list[Sample]]) -> None:
     for kind in KINDS:
         for sample in train[kind]:
             for image, own in zip(sample.images, sample.meta["scenes"], strict=True):
                 assert image.caption and parse_caption(image.caption).items() <= own.items()
 
 
-def test_answers_differ_from_captions(train: dict[Kind, list[Sample]]) -> None:
-    for kind in ("edit", "dialogue", "story"):
+def test_answers_differ_from_captions(train: dict[str, list[Sample]]) -> None:
+    for kind in ("edit", "dialogue", "mixed", "story"):
         for sample in train[kind]:
             for segment in (s for k in replies_of(sample) for s in view_of(sample, k).reply):
                 assert segment.answer and segment.answer != segment.caption
@@ -107,7 +132,7 @@ def template(text: str) -> str:
     return _VALUE.sub("*", text)
 
 
-def test_answers_of_stage_2_do_not_occur_in_pretraining(train: dict[Kind, list[Sample]]) -> None:
+def test_answers_of_stage_2_do_not_occur_in_pretraining(train: dict[str, list[Sample]]) -> None:
     talks = [sample for kind in KINDS for split in get_args(Split) for sample in samples(kind, split, 100)]
     talks += [sample for kind in KINDS for sample in train[kind]]
     answers = {s.answer for sample in talks for k in replies_of(sample) for s in view_of(sample, k).reply if s.answer}
@@ -133,7 +158,7 @@ def test_pretraining_shows_no_held_out_scene() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_seed_gives_the_same_conversations(kind: Kind) -> None:
+def test_a_seed_gives_the_same_conversations(kind: str) -> None:
     first, again = samples(kind, "val", 3), samples(kind, "val", 3)
     assert [(s.id, s.turns, s.meta) for s in first] == [(s.id, s.turns, s.meta) for s in again]
     assert all(np.array_equal(a.images[0].pixels, b.images[0].pixels) for a, b in zip(first, again, strict=True))

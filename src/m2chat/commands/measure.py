@@ -6,15 +6,12 @@ import argparse
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from m2chat.commands.common import add_model_options, load_pipeline
 
-if TYPE_CHECKING:
-    from m2chat.schema import Kind
-
-MIX: dict[Kind, float] = {"instruct": 0.25, "dialogue": 0.35, "edit": 0.25, "story": 0.15}
-"""Kinds of conversation and their shares."""
+MIX = {"instruct": 0.2, "dialogue": 0.25, "mixed": 0.2, "edit": 0.2, "story": 0.15}
+"""Conversations, named by what makes them, and their shares."""
 DECISION, SHARE = 95.0, 0.8
 """Least percentage of right decisions for or against a picture; least share of what the decoder alone gets right."""
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from m2chat.commands.measure import Findings
     from m2chat.pipeline.events import Picture
 
+KIND_OF: dict[str, Kind] = {"instruct": "instruct", "edit": "edit", "story": "story"}
+"""Kind of what the maker makes, where it is no dialogue."""
 _UNSAID = ("size", "position", "background")
 """What a picture may tell and its caption leave out."""
 
@@ -49,9 +51,10 @@ class Talks:
     def __post_init__(self) -> None:
         self.maker = Maker("test", self.seed)
 
-    def make(self, kind: Kind, count: int) -> list[Sample]:
-        """Held-out conversations of a kind."""
-        return self.told([getattr(self.maker, kind)().sample(kind, f"measure-{kind}", k) for k in range(count)])
+    def make(self, name: str, count: int) -> list[Sample]:
+        """Held-out conversations; the name is that of a method of the maker."""
+        kind: Kind = KIND_OF.get(name, "dialogue")
+        return self.told([getattr(self.maker, name)().sample(kind, f"measure-{name}", k) for k in range(count)])
 
     def told(self, samples: list[Sample]) -> list[Sample]:
         """The same, with the model's captions of the pictures that the user shows."""
@@ -137,7 +140,7 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
     replies = talks.converse([sample for sample in samples if sample.kind != "story"])
     undrawn = [(sample, turn) for sample in samples if sample.kind == "story" for turn in replies_of(sample)]
     replies |= {(s.id, k): reply for (s, k), reply in zip(undrawn, talks.reply(undrawn, steps=1), strict=True)}
-    due: list[tuple[tuple[Sample, int], Picture | None, str]] = []
+    due: dict[str, list[tuple[tuple[Sample, int], Picture | None, str]]] = {}
     for sample, turn in [(own, turn) for own in samples for turn in replies_of(own)]:
         view, reply = view_of(sample, turn), replies[sample.id, turn]
         caption = view.reply[0].caption
@@ -149,12 +152,20 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
         findings.add("decision: a picture where one is due", [comes])
         findings.add(f"decision: a picture, asked for {'with' if openly else 'without'} words like draw", [comes])
         if sample.kind in ("instruct", "dialogue"):
-            due.append(((sample, turn), _drawn(reply), caption))
-    wanted = [parse_caption(caption) for _, _, caption in due]
-    findings.add("right: pictures of replies", right([picture for _, picture, _ in due], wanted))
-    alone = talks.decoder_alone([place for place, _, _ in due], [caption for _, _, caption in due])
-    findings.add("decoder right: pictures of replies", right(list(alone), wanted))
+            name = "frames of stories inside dialogues" if _is_frame(sample, turn) else "pictures of replies"
+            due.setdefault(name, []).append(((sample, turn), _drawn(reply), caption))
+    for name, own in due.items():
+        wanted = [parse_caption(caption) for _, _, caption in own]
+        findings.add(f"right: {name}", right([picture for _, picture, _ in own], wanted))
+        alone = talks.decoder_alone([place for place, _, _ in own], [caption for _, _, caption in own])
+        findings.add(f"decoder right: {name}", right(list(alone), wanted))
     return replies
+
+
+def _is_frame(sample: Sample, turn: int) -> bool:
+    """Whether a reply stands beside another reply, as only the parts of a story do."""
+    beside = (*sample.turns[turn - 1 : turn], *sample.turns[turn + 1 : turn + 2])
+    return any(own.role == "assistant" for own in beside)
 
 
 def measure_edits(

@@ -8,24 +8,23 @@ does, in which the model itself says what a picture shows.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from m2chat.data.micro_turns import HIDDEN, Talk
 from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES, edit_words
-from m2chat.schema import Image, Kind, Sample, Turn
-from m2chat.world.captions import caption_of, parse_caption, with_article
+from m2chat.world.captions import caption_of, paraphrases, with_article
 from m2chat.world.knowledge import MOODS, THING_OF, TOY_OF, mood_of
-from m2chat.world.render import render
 from m2chat.world.scene import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Split, held_out_keys, scenes_of_split
 
-_HIDDEN = ("size", "position", "background")
-"""Attributes that a caption may leave to the context picture."""
 _MOODY = 1 / 3
 """Share of the wishes that name a mood, rare among scenes: a phrase that is rare in training is not learned."""
 _PAIRS = ("wish again", "wish again", "shown again", "shown wish", "wish shown")
-"""Replies of a dialogue that have a picture; one of text alone comes before, between or behind them."""
+"""Requests of a dialogue that are answered with pictures; one for text alone comes before, between or behind them."""
+_MIXED = ("wish change", "shown change", "wish edit", "edit again", "wish story", "edit story", "shown story")
+"""The same where people also edit and have stories told on the way."""
 
 
 @dataclass
@@ -73,10 +72,10 @@ class Maker:
         return talk
 
     def instruct(self) -> Talk:
-        """A request that says what to draw."""
+        """A request that says what to draw, half of the time as other people would put it."""
         scene = self.scene(self.rng.choice((1, 2)))
-        caption = caption_of(scene)
-        talk = Talk(self)
+        caption = caption_of(scene) if self.rng.random() < 0.5 else self.rng.choice(paraphrases(scene))
+        talk = Talk(self.noise)
         words = self.rng.choice(("please paint {}", "I want {}", "can you show me {} ?", "make a picture of {}"))
         talk.user(words.format(caption))
         talk.assistant("", talk.picture(scene, caption))
@@ -87,7 +86,7 @@ class Maker:
         return self.until(self._small_talk)
 
     def _small_talk(self) -> Talk | None:
-        talk = Talk(self)
+        talk = Talk(self.noise)
         start = self.rng.choice(("", "wish", "shown"))
         if start and not getattr(self, f"_{start}")(talk):
             return None
@@ -97,52 +96,62 @@ class Maker:
 
     def wish(self) -> Talk:
         """One vague wish, and a picture that fulfils it."""
-        talk = Talk(self)
+        talk = Talk(self.noise)
         self._wish(talk)
         return talk
 
     def edit(self) -> Talk:
-        """A picture, an instruction and the changed picture; in two thirds, a change of that one follows."""
-        rounds = self.rng.choice((1, 2, 2))
-        return self.until(lambda: self._edit(rounds))
+        """A picture, an instruction and the changed picture; in three quarters, changes of that one follow."""
+        rounds = self.rng.choice((1, 2, 2, 3))
+        return self.until(lambda: self._edited(rounds))
 
-    def _edit(self, rounds: int) -> Talk | None:
+    def _edited(self, rounds: int) -> Talk | None:
+        talk = Talk(self.noise)
+        return talk if self._edit(talk) and all(self._change(talk) for _ in range(rounds - 1)) else None
+
+    def _edit(self, talk: Talk) -> bool:
+        """The user shows a picture and has one attribute of it changed."""
         after = self.scene()
         name = self._changeable(after)
         before = self.other(after, name)
         if before is None:
-            return None
-        brief = self.rng.random() < 0.5
-        talk = Talk(self)
+            return False
         # The picture before must not tell in words what the caption leaves to the eye.
-        shown = talk.picture(before, caption_of(before, omit=_HIDDEN if brief else ()))
-        self._change(talk, (shown,), name, after, brief)
-        if rounds == 2:
-            name = self._changeable(after)
-            last = self.other(after, name)
-            if last is None or not self.drawable(last):
-                return None
-            self._change(talk, (), name, last, brief)
-        return talk
+        omit = HIDDEN if self.rng.random() < 0.5 else ()
+        self._ask_for(talk, name, after, talk.picture(before, caption_of(before, omit=omit)))
+        return True
+
+    def _change(self, talk: Talk) -> bool:
+        """The user has one attribute of the newest picture changed."""
+        name = self._changeable(talk.scenes[-1])
+        after = self.other(talk.scenes[-1], name)
+        if after is None or not self.drawable(after):
+            return False
+        self._ask_for(talk, name, after)
+        return True
+
+    def _ask_for(self, talk: Talk, name: str, after: Scene, *shown: int) -> None:
+        """An instruction to change an attribute, and what comes of it."""
+        instruction, answer = edit_words(name, after, self.rng)
+        talk.user(*shown, instruction)
+        omit = [hidden for hidden in talk.untold() if hidden != name]
+        talk.assistant(answer, talk.picture(after, caption_of(after, omit=omit)))
 
     def _changeable(self, scene: Scene) -> str:
         """An attribute that an instruction can name."""
         return self.rng.choice([name for name in scene.attributes if scene.second is None or "colour" in name])
 
-    def _change(self, talk: Talk, shown: tuple[int, ...], name: str, after: Scene, brief: bool) -> None:
-        """One round of an edit; a brief one leaves all but the change to the eye."""
-        instruction, answer = edit_words(name, after, self.rng)
-        talk.user(*shown, instruction)
-        omit = [hidden for hidden in _HIDDEN if hidden != name] if brief else []
-        talk.assistant(answer, talk.picture(after, caption_of(after, omit=omit)))
-
     def dialogue(self) -> Talk:
         """Three replies, one of them text alone; about half of the pictures depend on an earlier one."""
-        return self.until(self._dialogue)
+        return self.until(lambda: self._dialogue(_PAIRS))
 
-    def _dialogue(self) -> Talk | None:
-        talk = Talk(self)
-        plan = self.rng.choice(_PAIRS).split()
+    def mixed(self) -> Talk:
+        """A dialogue of three requests in which edits are asked for too, or a story."""
+        return self.until(lambda: self._dialogue(_MIXED))
+
+    def _dialogue(self, plans: Sequence[str]) -> Talk | None:
+        talk = Talk(self.noise)
+        plan = self.rng.choice(plans).split()
         place = self.rng.randrange(3)
         plan.insert(place, self.rng.choice(("chat", "ask")) if place else "chat")
         for step in plan:
@@ -184,16 +193,15 @@ class Maker:
 
     def _again(self, talk: Talk) -> bool:
         """A wish for something else in the place of the newest picture; what is told of that one is told again."""
-        last, told = talk.scenes[-1], parse_caption(talk.images[-1].caption)
-        place = [last.attributes.get(name) for name in _HIDDEN]
+        last, omit = talk.scenes[-1], talk.untold()
+        place = [last.attributes.get(name) for name in HIDDEN]
         pool = scenes_of_split(self.split, 1)
-        alike = [s for s in pool if s != last and [s.attributes[name] for name in _HIDDEN] == place]
+        alike = [s for s in pool if s != last and [s.attributes[name] for name in HIDDEN] == place]
         if not alike:
             return False
         scene = self.rng.choice(alike)
         toy, like = TOY_OF[scene.first.shape], THING_OF[scene.first.colour]
         talk.user(f"now a {toy} like the {like} in its place")
-        omit = [name for name in _HIDDEN if name not in told]
         talk.assistant(f"The {toy} takes its place .", talk.picture(scene, caption_of(scene, omit=omit)))
         return True
 
@@ -205,7 +213,7 @@ class Maker:
         if before == scene or not self.allowed(before):
             return False
         toy, like = TOY_OF[scene.first.shape], THING_OF[scene.first.colour]
-        omit = _HIDDEN if self.rng.random() < 0.65 else ()
+        omit = HIDDEN if self.rng.random() < 0.65 else ()
         talk.user(
             talk.picture(before, caption_of(before, omit=omit)),
             f"I like this spot , give it a {toy} like the {like}",
@@ -214,7 +222,9 @@ class Maker:
         return True
 
     def _ask(self, talk: Talk) -> bool:
-        """A question about the newest picture."""
+        """A question about the newest picture, if it shows one thing."""
+        if talk.scenes[-1].second is not None:
+            return False
         seen = talk.scenes[-1].attributes
         name, said, answer = self.rng.choice(QUESTIONS)
         answer = answer.format(with_article(seen[name]) if name == "shape" else seen[name])
@@ -224,71 +234,28 @@ class Maker:
 
     def story(self) -> Talk:
         """Four pictures of one thing, one attribute changing from each to the next."""
+        talk = Talk(self.noise)
+        self._story(talk)
+        return talk
+
+    def _story(self, talk: Talk) -> bool:
+        """The user gives the first line of a story, and it is told."""
         # Chosen before the scene: scenes that cannot be told so are refused, and must not make a story rare.
         plot = self.rng.choice(STORIES)
-        return self.until(lambda: self._story(*plot))
+        while not self._told(talk, *plot):
+            pass
+        return True
 
-    def _story(self, name: str, opener: str, frames: tuple[tuple[str, str], ...]) -> Talk | None:
+    def _told(self, talk: Talk, name: str, opener: str, frames: tuple[tuple[str, str], ...]) -> bool:
         scene = self.scene(1)
-        talk = Talk(self)
-        hero = caption_of(scene, omit=(name,) if name in _HIDDEN else ())
+        hero = caption_of(scene, omit=(name,) if name in HIDDEN else ())
         if name in ("shape", "colour"):
             hero = caption_of(scene.with_attribute(name, frames[0][0]))
         scenes = [scene.with_attribute(name, value) for value, _ in frames]
         is_new = self.split == "train" or any(item.key in held_out_keys() for item in scenes)
         if not is_new or not all(self.allowed(item) for item in scenes):
-            return None
+            return False
         talk.user(f"{opener} {hero}")
         for item, (_, words) in zip(scenes, frames, strict=True):
             talk.assistant(words, talk.picture(item, caption_of(item)))
-        return talk
-
-
-class Talk:
-    """A conversation while it is being made.
-
-    Args:
-        maker: Whose randomness it uses.
-    """
-
-    def __init__(self, maker: Maker) -> None:
-        self.maker = maker
-        self.turns: list[Turn] = []
-        self.images: list[Image] = []
-        self.scenes: list[Scene] = []
-        self.omitted: dict[str, list[str]] = {}
-
-    def picture(self, scene: Scene, caption: str) -> int:
-        """Draws a scene and returns its index."""
-        pixels = render(scene, self.maker.noise)
-        self.images.append(Image(pixels, caption, (pixels.shape[0], pixels.shape[1])))
-        self.scenes.append(scene)
-        return len(self.images) - 1
-
-    def user(self, *parts: str | int) -> None:
-        """The user's turn."""
-        self.turns.append(Turn("user", parts))
-
-    def assistant(self, *parts: str | int, looks_back: bool = True) -> None:
-        """The reply; notes which attributes of its picture nothing but the context picture tells.
-
-        Args:
-            parts: Texts and pictures.
-            looks_back: Whether the picture continues an earlier one.
-        """
-        turn = Turn("assistant", tuple(part for part in parts if part != ""))
-        for target in turn.pictures:
-            own = self.scenes[target].attributes
-            texts = [image.caption for image in self.images] + [item.text for item in self.turns]
-            told = {name for text in texts for name in parse_caption(text)}
-            if target and looks_back:
-                before = self.scenes[target - 1].attributes
-                hidden = [n for n in _HIDDEN if n in own and n not in told and before.get(n) == own[n]]
-                if hidden:
-                    self.omitted[str(len(self.turns))] = hidden
-        self.turns.append(turn)
-
-    def sample(self, kind: Kind, source: str, number: int) -> Sample:
-        """The finished conversation."""
-        meta = {"scenes": [scene.attributes for scene in self.scenes], "omitted": self.omitted}
-        return Sample(f"{source}/{number:06d}", kind, source, tuple(self.turns), tuple(self.images), meta)
+        return True

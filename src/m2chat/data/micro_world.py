@@ -21,7 +21,7 @@ from m2chat.world.captions import alt_text, caption_of, paraphrases
 from m2chat.world.render import render
 from m2chat.world.scene import Scene, Split
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the generated data change, so that old shards are made anew."""
 SEED = 0
 
@@ -33,9 +33,12 @@ _TALKS: dict[str, tuple[Kind, dict[Split, int]]] = {
     "smalltalk": ("dialogue", {"train": 1000, "val": 10, "test": 20}),
     "instruct": ("instruct", {"train": 2000, "val": 50, "test": 100}),
     "mmdialog": ("dialogue", {"train": 3000, "val": 40, "test": 150}),
+    "mixed": ("dialogue", {"train": 3000, "val": 20, "test": 60}),
     "edit": ("edit", {"train": 3000, "val": 40, "test": 150}),
     "story": ("story", {"train": 800, "val": 15, "test": 40}),
 }
+_MADE_BY = {"smalltalk": "small_talk", "mmdialog": "dialogue"}
+"""Method of the maker, where it has not the data set's name."""
 _PARAPHRASED, _PARTIAL = 0.5, 0.1
 """Shares of the CC3M-like training captions that are put in another way than the exact one, or leave something out."""
 _COCO: dict[Split, int] = {"train": 200, "val": 100, "test": 400}
@@ -103,10 +106,10 @@ def _talks(name: str, split: Split, count: int, said: set[tuple[str, ...]]) -> I
     """
     kind, _ = _TALKS[name]
     maker = Maker(split, SEED)
+    make = getattr(maker, _MADE_BY.get(name, name))
     index = 0
     while index < count:
-        talk = maker.small_talk() if name == "smalltalk" else getattr(maker, kind)()
-        sample = talk.sample(kind, name, index)
+        sample = make().sample(kind, name, index)
         words = tuple(turn.text for turn in sample.turns)
         if split == "train":
             said.add(words)

@@ -21,6 +21,8 @@ from m2chat.world import Scene, Shape, render
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOTS = os.environ.get("M2CHAT_SHOTS")
 """A folder for screenshots, to look at them."""
+STEPS = 25 if SHOTS else 2
+"""Denoising steps: few where nobody looks."""
 WAIT = 60_000
 """Milliseconds; long, because the machine may be busy."""
 
@@ -91,7 +93,7 @@ class Visitor:
             assert time.monotonic() < end, "a stream does not end"
             self.page.wait_for_timeout(50)
 
-    def settings(self, draw: str = "always", steps: int = 2, most: int = 1) -> None:
+    def settings(self, draw: str = "always", steps: int = STEPS, most: int = 1) -> None:
         """Unfolds the settings and makes replies quick."""
         self.page.click("#settings button.label-wrap")
         self.page.get_by_label(draw, exact=True).check()

@@ -5,7 +5,7 @@ import random
 from m2chat.commands.backbones.metric_clip import idle_words, sentence_about
 from m2chat.commands.backbones.requests import ASK, in_own_words, own_words, request, story_words
 from m2chat.data.micro_talk import Maker
-from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES
+from m2chat.data.micro_words import QUESTIONS, SMALL_TALK, STORIES, edit_words
 from m2chat.text.view import replies_of
 from m2chat.world import Scene, caption_of, parse_caption, scenes_of_split
 from m2chat.world.knowledge import TOY_OF
@@ -25,9 +25,9 @@ def test_only_who_asks_gets_a_caption() -> None:
 
 def test_no_reply_of_a_conversation_is_left() -> None:
     maker, rng = Maker("train", 1), random.Random(0)
-    for kind in ("dialogue", "edit", "story", "instruct"):
+    for name in ("dialogue", "mixed", "edit", "story", "instruct"):
         for number in range(50):
-            sample = getattr(maker, kind)().sample(kind, kind, number)
+            sample = getattr(maker, name)().sample("dialogue", name, number)
             changed = in_own_words(sample, rng)
             for turn in replies_of(sample):
                 before, after = sample.turns[turn], changed.turns[turn]
@@ -56,6 +56,15 @@ def test_parts_of_a_story_name_what_changes_and_no_sentence_of_it() -> None:
             assert name in told and value in told and told != words
         seen.add(opener)
     assert seen == set(plots)
+
+
+def test_own_words_of_an_edit_tell_what_changes() -> None:
+    before, rng = scenes_of_split("train", 1)[0], random.Random(0)
+    for name, value in (("size", "small"), ("position", "bottom"), ("background", "pink")):
+        after = before.with_attribute(name, value)
+        if after != before:
+            told = own_words(edit_words(name, after, rng)[0], before, rng, after)
+            assert name in told and value in told
 
 
 def test_sentences_of_the_metric_are_true() -> None:

@@ -49,14 +49,3 @@ class AttributeHeads(nn.Module):
                 labels = torch.tensor([VALUES[name].index(scenes[row].attributes[name]) for row in own])
                 losses.append(F.cross_entropy(head(prompts[own, place]), labels))
         return torch.stack(losses).sum()
-
-    @torch.no_grad()
-    def right(self, scenes: Sequence[Scene], prompts: Tensor) -> dict[str, float]:
-        """Share of the pictures whose attribute is named right, by attribute; arguments as for `loss`."""
-        found: dict[str, float] = {}
-        for place, (name, head) in enumerate(self.heads.items()):
-            own = [row for row, scene in enumerate(scenes) if name in scene.attributes]
-            said = head(prompts[own, place]).argmax(-1).tolist()
-            truth = [VALUES[name].index(scenes[row].attributes[name]) for row in own]
-            found[name] = round(sum(a == b for a, b in zip(said, truth, strict=True)) / max(1, len(own)), 4)
-        return found

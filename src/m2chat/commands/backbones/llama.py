@@ -111,6 +111,8 @@ ROUNDS = (
     Round(0, 1400, 500, practise=True, requests=0.5),
     Round(700, 800, 500, practise=True, requests=0.4),
     Round(0, 1500, 500, practise=True, requests=0.6),
+    Round(0, 1500, 500, practise=True, requests=0.7),
+    Round(0, 1000, 400, practise=True, requests=0.8),
 )
 
 

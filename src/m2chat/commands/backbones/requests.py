@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from m2chat.commands.backbones.corpus import Lesson
@@ -47,19 +48,22 @@ _SEEN = {
 }
 _STORY = ("Then its {} is {} .", "Its {} is {} then .")
 """What changes in a part of a story, and into what: the order of the parts is knowledge, their words are stage 2's."""
+_EDIT = ("The {} of it shall be {} .", "You like its {} to be {} .")
+"""What an instruction changes, and into what."""
 
 
 def _context(sample: Sample, view: View) -> Scene | None:
     return None if view.context is None else Scene.from_attributes(sample.meta["scenes"][view.context])
 
 
-def own_words(said: str, scene: Scene | None, rng: random.Random) -> str:
+def own_words(said: str, scene: Scene | None, rng: random.Random, after: Scene | None = None) -> str:
     """What the base model answers to something said outside stories, of its own accord and in text alone.
 
     Args:
         said: By the user.
         scene: What the context picture shows.
         rng: Chooses among several ways to say it.
+        after: What a picture of the reply shows.
     """
     if said in _SMALL:
         return _SMALL[said]
@@ -69,14 +73,41 @@ def own_words(said: str, scene: Scene | None, rng: random.Random) -> str:
             return _SEEN[name].format(with_article(value) if name == "shape" else value)
     found = _KEY.findall(said)
     toys = [word for word in found if word in TOY_OF.values()]
+    if scene is not None and after is not None and not toys and _is_edit(scene, after):
+        return rng.choice(_EDIT).format(*_changed(scene.attributes, after.attributes))
     return rng.choice(_TAKES_UP).format((toys or found)[0])
+
+
+def _is_edit(scene: Scene, after: Scene) -> bool:
+    """Whether one is an edit of the other, told by an instruction."""
+    own, new = scene.attributes, after.attributes
+    return own.keys() == new.keys() and sum(own[name] != new[name] for name in own) == 1
+
+
+def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, str]:
+    """The attribute that changes, in words, and what it becomes."""
+    name = first_change(before, after)
+    return name.replace("_2", " on the right"), after[name]
 
 
 def story_words(sample: Sample, turn: int, rng: random.Random) -> str:
     """What the base model says in a part of a story."""
-    name = first_change(*sample.meta["scenes"][:2])
+    scenes = sample.meta["scenes"]
     (picture,) = sample.turns[turn].pictures
-    return rng.choice(_STORY).format(name, sample.meta["scenes"][picture][name])
+    first = sample.turns[_opener(sample, turn) + 1].pictures[0]
+    name = first_change(*scenes[first : first + 2])
+    return rng.choice(_STORY).format(name, scenes[picture][name])
+
+
+def _opener(sample: Sample, turn: int) -> int:
+    """The user's turn that a reply follows."""
+    return max(index for index in range(turn) if sample.turns[index].role == "user")
+
+
+def _is_story(sample: Sample, turn: int) -> bool:
+    """Whether a reply is a part of a story: there more than one reply follows what was said."""
+    start = _opener(sample, turn)
+    return [own.role for own in sample.turns[start + 1 : start + 3]] == ["assistant"] * 2
 
 
 def in_own_words(sample: Sample, rng: random.Random) -> Sample:
@@ -84,11 +115,12 @@ def in_own_words(sample: Sample, rng: random.Random) -> Sample:
     turns = list(sample.turns)
     for index in replies_of(sample):
         view = view_of(sample, index)
-        if sample.kind == "story":
+        pictures = turns[index].pictures
+        if _is_story(sample, index):
             words = story_words(sample, index, rng)
         else:
-            words = own_words(view.request.instruction, _context(sample, view), rng)
-        pictures = (part for part in turns[index].parts if isinstance(part, int))
+            after = Scene.from_attributes(sample.meta["scenes"][pictures[0]]) if pictures else None
+            words = own_words(view.request.instruction, _context(sample, view), rng, after)
         turns[index] = replace(turns[index], parts=(words, *pictures))
     return replace(sample, turns=tuple(turns))
 
@@ -96,8 +128,8 @@ def in_own_words(sample: Sample, rng: random.Random) -> Sample:
 def request(maker: Maker) -> Lesson:
     """A reply to a conversation: half of the time in own words, else the caption of the picture asked for."""
     rng = maker.rng
-    kind = rng.choice(("instruct", "edit", "edit", "dialogue", "dialogue", "dialogue", "story"))
-    sample = in_own_words(getattr(maker, kind)().sample(kind, kind, 0), rng)
+    kind = rng.choice(("instruct", "edit", "dialogue", "dialogue", "mixed", "mixed", "mixed", "story"))
+    sample = in_own_words(getattr(maker, kind)().sample("dialogue", kind, 0), rng)
     talks = rng.random() < 0.5
     chosen = [turn for turn in replies_of(sample) if talks or sample.turns[turn].pictures]
     if talks and rng.random() < 0.5:  # small talk and questions: what is rare is not learned
