@@ -121,3 +121,11 @@ def test_stage_2_starts_from_the_newest_stage_1(micro: Any, tmp_path: Path, capl
     assert all(torch.equal(parameters[name], tensor) for name, tensor in learned.items())
     with pytest.raises(UserError, match=r"there is no checkpoint file nowhere\.ckpt"):
         micro.module("m3ft", init_from="nowhere.ckpt").configure_model()
+
+
+def test_what_stage_1_has_trained_counts_as_trained(micro: Any, tmp_path: Path) -> None:
+    path = tmp_path / "stage1.ckpt"
+    before = micro.fit("align", tmp_path, 1, save=(1, path))
+    module = micro.module("m3ft", init_from=str(path))
+    module.configure_model()
+    assert before.module.tasks == module.tasks == {"caption"}

@@ -172,7 +172,7 @@ class M2ChatModule(PredictingModule):
         names = self.names_of(wanted)
         load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, fingerprint=self.fingerprint())
         payload = read_checkpoint(path)
-        self.tasks = set(payload.get("tasks", [])) if testing else set()
+        self.tasks = set(payload.get("tasks", []))  # what stage 1 has trained, stage 2 has too
         self.costs_before = payload.get("costs", [])
         rank_zero_info(f"{'Evaluating' if testing else 'Starting from'} the weights of {path}")
         return str(path)
