@@ -14,7 +14,7 @@ from m2chat.pipeline import DrawSettings, M2ChatPipeline
 from m2chat.pipeline.inputs import waiting
 from m2chat.pipeline.plan import ImageMode, as_turn
 from m2chat.pipeline.replier import noise_seed
-from m2chat.pipeline.tasks import wish
+from m2chat.pipeline.tasks import WISH_GUIDANCE, wish
 from m2chat.schema import Kind, Reply, Sample, Turn
 from m2chat.text import view_of
 from m2chat.text.view import replies_of
@@ -247,14 +247,18 @@ def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings)
 
 def measure_wishes(talks: Talks, count: int, findings: Findings) -> None:
     """Whether four seeds of a vague wish all satisfy it, and differ in something that it leaves open."""
+    draw = DrawSettings(talks.steps, WISH_GUIDANCE, size=talks.pipe.image_size)
+    seeds = range(4)
     for _ in range(count):
         talk = talks.maker.wish()
-        text = talk.turns[0].text
         scene = talk.scenes[-1].attributes
         wanted = {name: scene[name] for name in ("shape", "colour", "background")}
-        outputs = wish(talks.pipe, text, steps=talks.steps)
-        pictures: list[Any] = [np.asarray(output.images[0]) if output.images else None for output in outputs]
-        seen = seen_in(pictures)
-        findings.add("wishes: all four seeds satisfy it", [all(shows(own, wanted) for own in seen)])
-        open_ = {(own.get("size"), own.get("position")) for own in seen}
-        findings.add("wishes: two of them differ in what it leaves open", [len(open_) > 1])
+        outputs = wish(talks.pipe, talk.turns[0].text, seeds, steps=talks.steps)
+        noise = [noise_seed(seed, "wish#1/0") for seed in seeds]
+        alone = talks.pipe.draw_captions([talk.images[-1].caption or ""] * len(seeds), noise, draw)
+        ours: list[Any] = [np.asarray(output.images[0]) if output.images else None for output in outputs]
+        for whose, pictures in (("", ours), ("decoder ", list(alone))):
+            seen = seen_in(pictures)
+            findings.add(f"{whose}wishes: all four seeds satisfy it", [all(shows(own, wanted) for own in seen)])
+            open_ = {(own.get("size"), own.get("position")) for own in seen}
+            findings.add(f"{whose}wishes: two of them differ in what it leaves open", [len(open_) > 1])
