@@ -15,7 +15,7 @@ from m2chat.data.micro_talk import Maker
 from m2chat.data.micro_words import STORIES
 from m2chat.evaluation.judge import judge
 from m2chat.schema import Sample
-from m2chat.text.view import replies_of, view_of
+from m2chat.text.view import replies_of, stands_alone, view_of
 from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene, parse_caption, scenes_of_split
 from m2chat.world.knowledge import MOODS
 from m2chat.world.scene import Split, held_out_keys
@@ -27,11 +27,6 @@ COUNT = 300
 def samples(name: str, split: Split, count: int = COUNT) -> list[Sample]:
     maker = Maker(split, 0)
     return [getattr(maker, name)().sample("dialogue", name, index) for index in range(count)]
-
-
-def alone(sample: Sample, turn: int) -> bool:
-    """Whether a reply is no part of a story: nothing but a user's turn stands beside it."""
-    return all(own.role == "user" for own in (*sample.turns[turn - 1 : turn], *sample.turns[turn + 1 : turn + 2]))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def test_held_out_replies_draw_held_out_scenes(kind: str, split: Split) -> None:
             k
             for turn in replies_of(sample)
             for k in sample.turns[turn].pictures
-            if kind == "story" or alone(sample, turn)
+            if kind == "story" or stands_alone(sample, turn)
         ]
         keys = [Scene.from_attributes(sample.meta["scenes"][k]).key for k in drawn]
         if kind == "story":  # frames follow from each other: not all can be of one split
@@ -90,7 +85,7 @@ def test_a_change_tells_what_the_picture_before_told(train: dict[str, list[Sampl
 def test_half_of_the_pictures_depend_on_the_context_picture(train: dict[str, list[Sample]], kind: str) -> None:
     hidden = total = 0
     for sample in train[kind]:
-        for turn in [turn for turn in replies_of(sample) if alone(sample, turn)]:
+        for turn in [turn for turn in replies_of(sample) if stands_alone(sample, turn)]:
             total += bool(sample.turns[turn].pictures)
             hidden += str(turn) in sample.meta["omitted"]
     assert 0.4 < hidden / total < 0.6

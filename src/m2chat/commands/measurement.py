@@ -9,25 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from m2chat.data.micro_talk import Maker
+from m2chat.data.micro_turns import HIDDEN
 from m2chat.evaluation.conversation import asks_openly, kept, right, seen_in, shows
 from m2chat.pipeline import DrawSettings, M2ChatPipeline
 from m2chat.pipeline.inputs import waiting
 from m2chat.pipeline.plan import ImageMode, as_turn
 from m2chat.pipeline.replier import noise_seed
 from m2chat.pipeline.tasks import WISH_GUIDANCE, wish
-from m2chat.schema import Kind, Reply, Sample, Turn
+from m2chat.schema import KINDS, Reply, Sample, Turn
 from m2chat.text import view_of
-from m2chat.text.view import replies_of
+from m2chat.text.view import replies_of, stands_alone
 from m2chat.world import Scene, caption_of, first_change, parse_caption, render
 
 if TYPE_CHECKING:
     from m2chat.commands.measure import Findings
     from m2chat.pipeline.events import Picture
-
-KIND_OF: dict[str, Kind] = {"instruct": "instruct", "edit": "edit", "story": "story"}
-"""Kind of what the maker makes, where it is no dialogue."""
-_UNSAID = ("size", "position", "background")
-"""What a picture may tell and its caption leave out."""
 
 
 @dataclass
@@ -53,7 +49,7 @@ class Talks:
 
     def make(self, name: str, count: int) -> list[Sample]:
         """Held-out conversations; the name is that of a method of the maker."""
-        kind: Kind = KIND_OF.get(name, "dialogue")
+        kind = next((kind for kind in KINDS if kind == name), "dialogue")
         return self.told([getattr(self.maker, name)().sample(kind, f"measure-{name}", k) for k in range(count)])
 
     def told(self, samples: list[Sample]) -> list[Sample]:
@@ -72,7 +68,7 @@ class Talks:
         self, asked: Sequence[tuple[Sample, int]], image: ImageMode = "auto", steps: int | None = None
     ) -> list[Reply]:
         """Replies to turns of conversations, in the words and pictures of the model."""
-        draw = self._draw()
+        draw = self.draw_settings()
         replier = self.pipe.replier(image, 1, draw if steps is None else replace(draw, steps=steps))
         replies: list[Reply] = []
         for start in range(0, len(asked), self.size):
@@ -111,10 +107,11 @@ class Talks:
         pictures: list[Picture] = []
         for start in range(0, len(captions), self.size):
             part = slice(start, start + self.size)
-            pictures += self.pipe.draw_captions(captions[part], seeds[part], self._draw())
+            pictures += self.pipe.draw_captions(captions[part], seeds[part], self.draw_settings())
         return pictures
 
-    def _draw(self) -> DrawSettings:
+    def draw_settings(self) -> DrawSettings:
+        """How all pictures but those of wishes are drawn."""
         return DrawSettings(self.steps, size=self.pipe.image_size)
 
 
@@ -152,7 +149,7 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
         findings.add("decision: a picture where one is due", [comes])
         findings.add(f"decision: a picture, asked for {'with' if openly else 'without'} words like draw", [comes])
         if sample.kind in ("instruct", "dialogue"):
-            name = "frames of stories inside dialogues" if _is_frame(sample, turn) else "pictures of replies"
+            name = "pictures of replies" if stands_alone(sample, turn) else "frames of stories inside dialogues"
             due.setdefault(name, []).append(((sample, turn), _drawn(reply), caption))
     for name, own in due.items():
         wanted = [parse_caption(caption) for _, _, caption in own]
@@ -160,12 +157,6 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
         alone = talks.decoder_alone([place for place, _, _ in own], [caption for _, _, caption in own])
         findings.add(f"decoder right: {name}", right(list(alone), wanted))
     return replies
-
-
-def _is_frame(sample: Sample, turn: int) -> bool:
-    """Whether a reply stands beside another reply, as only the parts of a story do."""
-    beside = (*sample.turns[turn - 1 : turn], *sample.turns[turn + 1 : turn + 2])
-    return any(own.role == "assistant" for own in beside)
 
 
 def measure_edits(
@@ -218,7 +209,7 @@ def _replaced(maker: Maker, sample: Sample) -> Scene | None:
 def _with_picture(maker: Maker, sample: Sample, scene: Scene) -> Sample:
     first = replace(sample.images[0], pixels=render(scene, maker.noise))
     said = parse_caption(first.caption)
-    first = replace(first, caption=caption_of(scene, omit=[name for name in _UNSAID if name not in said]))
+    first = replace(first, caption=caption_of(scene, omit=[name for name in HIDDEN if name not in said]))
     return replace(sample, images=(first, *sample.images[1:]))
 
 
@@ -247,14 +238,14 @@ def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings)
 
 def measure_wishes(talks: Talks, count: int, findings: Findings) -> None:
     """Whether four seeds of a vague wish all satisfy it, and differ in something that it leaves open."""
-    draw = DrawSettings(talks.steps, WISH_GUIDANCE, size=talks.pipe.image_size)
+    draw = replace(talks.draw_settings(), guidance=WISH_GUIDANCE)
     seeds = range(4)
     for _ in range(count):
         talk = talks.maker.wish()
         scene = talk.scenes[-1].attributes
         wanted = {name: scene[name] for name in ("shape", "colour", "background")}
         outputs = wish(talks.pipe, talk.turns[0].text, seeds, steps=talks.steps)
-        noise = [noise_seed(seed, "wish#1/0") for seed in seeds]
+        noise = [noise_seed(seed, "wish#1/0") for seed in seeds]  # that of `wish`'s pictures
         alone = talks.pipe.draw_captions([talk.images[-1].caption or ""] * len(seeds), noise, draw)
         ours: list[Any] = [np.asarray(output.images[0]) if output.images else None for output in outputs]
         for whose, pictures in (("", ours), ("decoder ", list(alone))):

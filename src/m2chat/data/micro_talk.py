@@ -242,8 +242,7 @@ class Maker:
         """The user gives the first line of a story, and it is told."""
         # Chosen before the scene: scenes that cannot be told so are refused, and must not make a story rare.
         plot = self.rng.choice(STORIES)
-        while not self._told(talk, *plot):
-            pass
+        self.until(lambda: talk if self._told(talk, *plot) else None)
         return True
 
     def _told(self, talk: Talk, name: str, opener: str, frames: tuple[tuple[str, str], ...]) -> bool:

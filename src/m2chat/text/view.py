@@ -78,6 +78,12 @@ def replies_of(sample: Sample) -> list[int]:
     return [i for i, turn in enumerate(sample.turns) if turn.role == "assistant" and turn.loss and i > 0]
 
 
+def stands_alone(sample: Sample, turn: int) -> bool:
+    """Whether no other reply stands beside a reply, as the parts of a story do."""
+    beside = (*sample.turns[turn - 1 : turn], *sample.turns[turn + 1 : turn + 2])
+    return all(own.role == "user" for own in beside)
+
+
 def view_of(sample: Sample, turn: int) -> View:
     """The view from one reply.
 

@@ -27,7 +27,7 @@ WAIT = 60_000
 """Milliseconds; long, because the machine may be busy."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("gradio", reason="needs m2chat[serve]")
     from m2chat.app.page import build_page, launch
@@ -39,7 +39,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         page.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "square.png"
     scene = Scene(Shape("square", "yellow"), "black", None, "large", "middle")
@@ -47,7 +47,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
@@ -134,6 +134,12 @@ class Visitor:
         if SHOTS:
             self.page.wait_for_timeout(500)
             self.page.screenshot(path=f"{SHOTS}/{name}-{self.page.viewport_size['width']}.png", full_page=True)
+
+
+@pytest.fixture(params=(1200, 390))
+def width(request: pytest.FixtureRequest) -> int:
+    """Of a desk's window and of a telephone's, in pixels."""
+    return int(request.param)
 
 
 @pytest.fixture

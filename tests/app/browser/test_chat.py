@@ -6,14 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from m2chat.commands.serve import HINTS
 
-WIDTHS = (1200, 390)
 
-
-@pytest.mark.parametrize("width", WIDTHS)
 def test_a_conversation(width: int, visit: Callable[..., Any], picture: Path, tmp_path: Path) -> None:
     visitor = visit(width)
     page = visitor.page

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 
 from m2chat.commands.backbones.corpus import Lesson
 from m2chat.data.micro_talk import Maker
 from m2chat.data.micro_words import QUESTIONS, SMALL_TALK
 from m2chat.schema import Sample
-from m2chat.text.view import View, replies_of, view_of
+from m2chat.text.view import View, replies_of, stands_alone, view_of
 from m2chat.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene, first_change
 from m2chat.world.captions import with_article
 from m2chat.world.knowledge import TOY_OF
@@ -73,41 +72,26 @@ def own_words(said: str, scene: Scene | None, rng: random.Random, after: Scene |
             return _SEEN[name].format(with_article(value) if name == "shape" else value)
     found = _KEY.findall(said)
     toys = [word for word in found if word in TOY_OF.values()]
-    if scene is not None and after is not None and not toys and _is_edit(scene, after):
-        return rng.choice(_EDIT).format(*_changed(scene.attributes, after.attributes))
+    if scene is not None and after is not None and not toys and (changed := _edited(scene, after)):
+        return rng.choice(_EDIT).format(changed.replace("_2", " on the right"), after.attributes[changed])
     return rng.choice(_TAKES_UP).format((toys or found)[0])
 
 
-def _is_edit(scene: Scene, after: Scene) -> bool:
-    """Whether one is an edit of the other, told by an instruction."""
-    own, new = scene.attributes, after.attributes
-    return own.keys() == new.keys() and sum(own[name] != new[name] for name in own) == 1
-
-
-def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, str]:
-    """The attribute that changes, in words, and what it becomes."""
-    name = first_change(before, after)
-    return name.replace("_2", " on the right"), after[name]
+def _edited(before: Scene, after: Scene) -> str | None:
+    """The only attribute in which two scenes differ, as an instruction would change it; None if that is not so."""
+    own, new = before.attributes, after.attributes
+    changes = [name for name in own if own[name] != new.get(name)]
+    return changes[0] if len(changes) == 1 else None
 
 
 def story_words(sample: Sample, turn: int, rng: random.Random) -> str:
     """What the base model says in a part of a story."""
     scenes = sample.meta["scenes"]
     (picture,) = sample.turns[turn].pictures
-    first = sample.turns[_opener(sample, turn) + 1].pictures[0]
+    opener = max(index for index in range(turn) if sample.turns[index].role == "user")
+    first = sample.turns[opener + 1].pictures[0]
     name = first_change(*scenes[first : first + 2])
     return rng.choice(_STORY).format(name, scenes[picture][name])
-
-
-def _opener(sample: Sample, turn: int) -> int:
-    """The user's turn that a reply follows."""
-    return max(index for index in range(turn) if sample.turns[index].role == "user")
-
-
-def _is_story(sample: Sample, turn: int) -> bool:
-    """Whether a reply is a part of a story: there more than one reply follows what was said."""
-    start = _opener(sample, turn)
-    return [own.role for own in sample.turns[start + 1 : start + 3]] == ["assistant"] * 2
 
 
 def in_own_words(sample: Sample, rng: random.Random) -> Sample:
@@ -116,7 +100,7 @@ def in_own_words(sample: Sample, rng: random.Random) -> Sample:
     for index in replies_of(sample):
         view = view_of(sample, index)
         pictures = turns[index].pictures
-        if _is_story(sample, index):
+        if not stands_alone(sample, index):
             words = story_words(sample, index, rng)
         else:
             after = Scene.from_attributes(sample.meta["scenes"][pictures[0]]) if pictures else None
@@ -128,8 +112,8 @@ def in_own_words(sample: Sample, rng: random.Random) -> Sample:
 def request(maker: Maker) -> Lesson:
     """A reply to a conversation: half of the time in own words, else the caption of the picture asked for."""
     rng = maker.rng
-    kind = rng.choice(("instruct", "edit", "dialogue", "dialogue", "mixed", "mixed", "mixed", "story"))
-    sample = in_own_words(getattr(maker, kind)().sample("dialogue", kind, 0), rng)
+    name = rng.choice(("instruct", "edit", "dialogue", "dialogue", "mixed", "mixed", "mixed", "story"))
+    sample = in_own_words(getattr(maker, name)().sample("dialogue", name, 0), rng)
     talks = rng.random() < 0.5
     chosen = [turn for turn in replies_of(sample) if talks or sample.turns[turn].pictures]
     if talks and rng.random() < 0.5:  # small talk and questions: what is rare is not learned
