@@ -26,6 +26,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     wish = commands.add_parser("wish", help="draw what a vague wish may mean, four times")
     wish.add_argument("prompt", help="such as 'I dream of a ball like the sea in front of snow'")
     wish.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="one picture each (default: 0 1 2 3)")
+    wish.add_argument(
+        "--candidates", type=int, default=2, metavar="N",
+        help="pictures drawn for each seed, of which the one most like its caption is kept (default: %(default)s)",
+    )  # fmt: skip
     edit = commands.add_parser("edit", help="change a picture, instruction by instruction")
     edit.add_argument("picture", type=Path, help="a picture file")
     edit.add_argument("instructions", nargs="+", help="such as 'paint it red' 'move it to the left'")
@@ -59,7 +63,8 @@ def _draw(options: argparse.Namespace) -> None:
 def _wish(options: argparse.Namespace) -> None:
     from m2chat.pipeline.tasks import wish
 
-    show(wish(load_pipeline(options), options.prompt, options.seeds, **how_to_draw(options)), options.out, "wish")
+    how = {"candidates": options.candidates, **how_to_draw(options)}
+    show(wish(load_pipeline(options), options.prompt, options.seeds, **how), options.out, "wish")
 
 
 def _edit(options: argparse.Namespace) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
 import numpy as np
 
 from m2chat.errors import UserError
+from m2chat.pipeline.candidates import best_of
 from m2chat.pipeline.events import Picture
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import ImagePart, PipelineOutput, output_of
@@ -62,7 +63,12 @@ def text_to_image(
 
 
 def wish(
-    pipe: M2ChatPipeline, text: str, seeds: Sequence[int] = (0, 1, 2, 3), stop: Event | None = None, **draw: Any
+    pipe: M2ChatPipeline,
+    text: str,
+    seeds: Sequence[int] = (0, 1, 2, 3),
+    stop: Event | None = None,
+    candidates: int = 2,
+    **draw: Any,
 ) -> list[PipelineOutput]:
     """Chat-based generation: the model makes a caption of a vague wish, and draws it once for each seed.
 
@@ -71,14 +77,29 @@ def wish(
         text: The wish.
         seeds: Of the pictures.
         stop: As for `text_to_image`.
+        candidates: Pictures that are drawn for each seed; the one that the image decoder itself finds most like its
+            caption is kept. With little guidance a picture is broken now and then.
         draw: As for `text_to_image`; ``guidance`` is `WISH_GUIDANCE` unless given.
 
     Returns:
         One for each seed; none if it was stopped.
+
+    Raises:
+        UserError: If there shall be no candidate.
     """
+    if candidates < 1:
+        raise UserError(f"candidates={candidates}: draw at least one picture for each seed")
     sample = Sample("wish", "dialogue", "tasks", (Turn("user", (text,)),), ())
     replier = pipe.replier("force", 1, _settings(pipe, {"guidance": WISH_GUIDANCE, **draw}))
-    return _at_seeds(pipe, replier, sample, seeds, "nothing", stop)
+    rounds = []
+    for number in range(candidates):  # one after the other: no more pictures at once than there are seeds
+        own = [noise_seed(seed, f"candidate {number}") if number else seed for seed in seeds]
+        drawn = _at_seeds(pipe, replier, sample, own, "nothing", stop)
+        if not drawn:
+            return []
+        rounds.append(drawn)
+    best = [best_of(pipe, outputs) for outputs in zip(*rounds, strict=True)]
+    return [replace(output, seed=seed) for output, seed in zip(best, seeds, strict=True)]
 
 
 def edit(
