@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from threading import Event
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
 from m2chat.errors import UserError
+from m2chat.models.image_decoder import Denoising, ImageDecoder
 from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
 from m2chat.pipeline.candidates import best_of, denoising_errors
 from m2chat.pipeline.replier import noise_seed
@@ -63,3 +68,19 @@ def test_a_wish_keeps_one_of_its_candidates(pipe: M2ChatPipeline) -> None:
         assert np.array_equal(np.asarray(own.images[0]), np.asarray(expected.images[0]))
     with pytest.raises(UserError, match="candidates=0"):
         wish(pipe, WISH, candidates=0)
+
+
+def test_a_stop_among_candidates_keeps_the_finished_ones(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, stop, denoise, done = wish(pipe, WISH, (0,), candidates=1, steps=3), Event(), ImageDecoder.denoise, []
+
+    def watched(self: ImageDecoder, *args: Any) -> Iterator[Denoising]:
+        for state in denoise(self, *args):
+            done.append(state.step)
+            if len(done) == 5:
+                stop.set()
+            yield state
+
+    monkeypatch.setattr(ImageDecoder, "denoise", watched)
+    (kept,) = wish(pipe, WISH, (0,), stop, steps=3)
+    assert done == [1, 2, 3, 1, 2] and kept.segments[:-1] == first[0].segments[:-1]
+    assert np.array_equal(np.asarray(kept.images[0]), np.asarray(first[0].images[0]))

@@ -82,7 +82,7 @@ def wish(
         draw: As for `text_to_image`; ``guidance`` is `WISH_GUIDANCE` unless given.
 
     Returns:
-        One for each seed; none if it was stopped.
+        One for each seed; none if it was stopped before each had a candidate.
 
     Raises:
         UserError: If there shall be no candidate.
@@ -96,10 +96,10 @@ def wish(
         own = [noise_seed(seed, f"candidate {number}") if number else seed for seed in seeds]
         drawn = _at_seeds(pipe, replier, sample, own, "nothing", stop)
         if not drawn:
-            return []
+            break
         rounds.append(drawn)
-    best = [best_of(pipe, outputs) for outputs in zip(*rounds, strict=True)]
-    return [replace(output, seed=seed) for output, seed in zip(best, seeds, strict=True)]
+    best = [best_of(pipe, outputs) for outputs in zip(*rounds, strict=True)]  # none, where no round was finished
+    return [replace(output, seed=seed) for output, seed in zip(best, seeds, strict=bool(best))]
 
 
 def edit(
