@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from m2chat.pipeline.outputs import ImagePart, PipelineOutput
+from m2chat.schema import in_unit_range
 
 if TYPE_CHECKING:
     from m2chat.pipeline.pipeline import M2ChatPipeline
@@ -38,15 +39,14 @@ def denoising_errors(
         Mean squared errors.
     """
     decoder = pipe.model.decoder
-    ids, ids_2 = (tokens.to(pipe.device) for tokens in pipe.captions(list(captions)))
+    text, pooled = pipe.encode_captions(captions)
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(pipe.device)
     height, width = pixels.shape[-2:]
     timesteps = torch.full((len(pixels),), int(_NOISE * decoder.noiser.config.num_train_timesteps), device=pipe.device)
     errors = torch.zeros(len(pixels))
     with pipe.lock:
-        text, pooled = decoder.encode_text(ids, ids_2)
         time_ids = text.new_tensor([[height, width, 0, 0, height, width]]).expand(len(pixels), -1)
-        latents = decoder.encode_pixels(pixels.to(text) / 127.5 - 1)
+        latents = decoder.encode_pixels(in_unit_range(pixels).to(text))
         for seed in range(_NOISES):
             noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed)).to(latents)
             noisy, target = decoder.diffuse(latents, noise.expand_as(latents), timesteps)

@@ -256,8 +256,13 @@ class M2ChatPipeline:
         if not pictures:
             return []
         with self.lock:
-            shown = seen(pictures, self.vision, self.device)
-            return describe(self.model, self.origin.released, shown, self.layout)
+            return describe(self.model, self.origin.released, seen(pictures, self.vision, self.device), self.layout)
+
+    def encode_captions(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the image decoder's own text encoders say of captions: (B, Q, C), and of SDXL (B, P)."""
+        ids, ids_2 = (tokens.to(self.device) for tokens in self.captions(list(captions)))
+        with self.lock:
+            return self.model.decoder.encode_text(ids, ids_2)
 
     @torch.no_grad()
     def draw_captions(
@@ -275,11 +280,8 @@ class M2ChatPipeline:
             draw: How.
             stop: Set from any thread, it ends the drawing before its next denoising step; then there is no picture.
         """
-        ids, ids_2 = (tokens.to(self.device) for tokens in self.captions(list(captions)))
-        with self.lock:
-            sequence, pooled = self.model.decoder.encode_text(ids, ids_2)
         ones = torch.ones(len(captions), device=self.device)
-        painting = self.replier(draw=draw).painting(Condition(sequence, pooled, ones, ones), seeds)
+        painting = self.replier(draw=draw).painting(Condition(*self.encode_captions(captions), ones, ones), seeds)
         return finish(in_turns(painting, self.lock, stop)) or []
 
 

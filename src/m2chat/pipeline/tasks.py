@@ -98,8 +98,9 @@ def wish(
         if not drawn:
             break
         rounds.append(drawn)
-    best = [best_of(pipe, outputs) for outputs in zip(*rounds, strict=True)]  # none, where no round was finished
-    return [replace(output, seed=seed) for output, seed in zip(best, seeds, strict=bool(best))]
+    if not rounds:
+        return []
+    return [replace(best_of(pipe, outputs), seed=seed) for seed, *outputs in zip(seeds, *rounds, strict=True)]
 
 
 def edit(
