@@ -29,8 +29,7 @@ install: .venv/.installed ## Make .venv and install everything into it (done by 
 	touch $@
 
 data: install ## Generate the micro data set (training does it too, on first use)
-	$(BIN)/python -c 'from pathlib import Path; from m2chat.data.micro_world import ensure_micro_shards; \
-		ensure_micro_shards(Path("data/micro/shards"))'
+	$(BIN)/m2chat data micro
 
 train: install data ## Train stage 1 and stage 2 at micro scale, evaluate, print the table of metrics
 	$(BIN)/lightning fit --config configs/stage1.yaml $(RUN_ARGS)

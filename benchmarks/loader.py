@@ -161,12 +161,12 @@ def in_a_step(folder: Path, workers: int = 0, steps: int = 5) -> dict[str, Any]:
     from lightning import Callback, Trainer
 
     from m2chat.data.datamodule import M2ChatDataModule
-    from m2chat.data.micro_world import ensure_micro_shards
     from m2chat.models.config import BackboneConfig, M3AdapterConfig
     from m2chat.training.align_module import AlignModule
     from m2chat.training.config import OptimConfig
+    from m2chat.worlds.shapes.shards import write_world
 
-    ensure_micro_shards(MICRO / "shards")
+    write_world(MICRO / "shards")
     parts = [str(MICRO / name) for name in ("llama", "adapter/BIAS-micro.pth", "clip", "sdxl")]
     module = AlignModule(
         backbone=BackboneConfig(*parts), m3adapter=M3AdapterConfig(width=192, heads=6), ddpm_samples=8,

@@ -16,7 +16,7 @@ from m2chat.evaluation.grid import grid
 from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
 from m2chat.pipeline.lens import figure, look_inside
 from m2chat.pipeline.tasks import edit, similar, story, wish
-from m2chat.world import Scene, Shape, render
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 OUT = Path(__file__).parents[1] / "docs" / "chat"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from m2chat import cli
-from m2chat.data.micro_world import ensure_micro_shards
 from m2chat.models.checkpoints import read_checkpoint
+from m2chat.worlds.shapes.shards import write_world
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--data.batch_size=4", "--data.samples_per_epoch=8", "--trainer.max_steps=2", "--trainer.max_epochs=1")
@@ -27,7 +27,7 @@ def fit(stage: int, *arguments: str) -> int:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like the repository's, with a run of each stage in it, and what they printed."""
-    ensure_micro_shards(ROOT / "data/micro/shards")
+    write_world(ROOT / "data/micro/shards")
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("configs", "data"):
         (folder / name).symlink_to(ROOT / name)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from m2chat import cli
 from m2chat.commands import main
-from m2chat.data.micro_world import ensure_micro_shards
+from m2chat.worlds.shapes.shards import write_world
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ SHORT = ("--data.batch_size=4", "--data.samples_per_epoch=8", "--trainer.max_epo
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    ensure_micro_shards(ROOT / "data/micro/shards")
+    write_world(ROOT / "data/micro/shards")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "micro").symlink_to(ROOT / "data/micro")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from m2chat import cli, commands
-from m2chat.data.micro_world import ensure_micro_shards
+from m2chat.worlds.shapes.shards import write_world
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def test_command(
         monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
         assert commands.main([*arguments, "--steps", "2"]) == 0
         return
-    ensure_micro_shards(ROOT / "data/micro/shards")
+    write_world(ROOT / "data/micro/shards")
     for name in ("configs", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ from m2chat.app.api import MODEL, build_api
 from m2chat.data.images import load_image, save_png
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import M2ChatPipeline
-from m2chat.world import Scene, Shape, render
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 BAD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("bad_bodies.py")))
 BODIES, TRAVERSALS = BAD["BODIES"], BAD["TRAVERSALS"]

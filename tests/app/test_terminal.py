@@ -14,7 +14,7 @@ from m2chat.app.blocks import blocks
 from m2chat.app.terminal import COMMANDS, TerminalChat
 from m2chat.data.images import load_image, save_png
 from m2chat.pipeline import M2ChatPipeline
-from m2chat.world import Scene, Shape, render
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 PICTURE = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
 Talk = Callable[..., str]

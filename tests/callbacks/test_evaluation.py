@@ -29,9 +29,10 @@ from m2chat.callbacks.sample_images import SampleImages
 from m2chat.callbacks.text_overlap import TextOverlap
 from m2chat.errors import UserError
 from m2chat.metrics.extractors import MicroExtractor
-from m2chat.metrics.micro_net import MicroFeatureNet
+from m2chat.metrics.feature_net import FeatureNet
 from m2chat.schema import Prediction, Reply, Segment
-from m2chat.world import COLOURS, caption_of, render, scenes_of_split
+from m2chat.worlds.shapes.captions import caption_of
+from m2chat.worlds.shapes.scenes import COLOURS, render, scenes_of_split
 
 _COLOURS = np.array(list(COLOURS.values()), np.float64)
 
@@ -113,7 +114,7 @@ class Replies(LightningModule):
 def fid_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fid")
     torch.manual_seed(0)
-    MicroFeatureNet({"shape": 4}, num_features=4, width=8).save(folder)
+    FeatureNet({"shape": 4}, num_features=4, width=8).save(folder)
     return folder
 
 

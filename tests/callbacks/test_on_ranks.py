@@ -24,7 +24,8 @@ from m2chat.evaluation.store import EvalStore
 from m2chat.metrics.encoders import OpenClipEncoder
 from m2chat.metrics.extractors import MicroExtractor
 from m2chat.schema import Prediction, Reply, Segment
-from m2chat.world import caption_of, render, scenes_of_split
+from m2chat.worlds.shapes.captions import caption_of
+from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
 MICRO = Path(__file__).parents[2] / "data" / "micro"
 SCENES = scenes_of_split("test", 1)

@@ -14,9 +14,8 @@ from m2chat.data.images import save_png
 from m2chat.data.shards import find_shards, open_shard
 from m2chat.data.sources import read_record, sample_of
 from m2chat.text import Layout, M2ChatTokenizer, view_of
-from m2chat.world import caption_of, parse_caption
-from m2chat.world.render import render
-from m2chat.world.scene import scenes_of_split
+from m2chat.worlds.shapes.captions import caption_of, parse_caption
+from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
 ROOT = Path(__file__).parents[2]
 MICRO = ROOT / "data" / "micro"

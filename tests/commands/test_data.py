@@ -53,6 +53,6 @@ def test_inspect_prints(shards: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_micro_uses_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
-    monkeypatch.setattr("m2chat.data.micro_world.ensure_micro_shards", seen.append)
+    monkeypatch.setattr("m2chat.worlds.shapes.shards.write_world", seen.append)
     assert main(["data", "micro", "--root", str(tmp_path)]) == 0
     assert seen == [tmp_path]

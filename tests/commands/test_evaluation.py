@@ -13,7 +13,8 @@ from m2chat.commands.evaluation.rows import ROWS
 from m2chat.commands.evaluation.run import Runner
 from m2chat.evaluation.results import read_results, write_results
 from m2chat.evaluation.statistics import Estimate
-from m2chat.world import caption_of, render, scenes_of_split
+from m2chat.worlds.shapes.captions import caption_of
+from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
 ROOT = Path(__file__).parents[2]
 SCENES = scenes_of_split("test", 1)[:6]

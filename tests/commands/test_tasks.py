@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from m2chat.commands import main
-from m2chat.commands.measure import Findings
 from m2chat.data.images import load_image, save_png
-from m2chat.world import Scene, Shape, render
+from m2chat.worlds.shapes.metrics import Findings
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 SCENE = Scene(Shape("square", "yellow"), "black", None, "large", "middle")
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -206,17 +204,20 @@ def test_seen_samples_are_no_validation_either(shards: Path, backbones: Path, tm
     data.prepare_data()
 
 
-def test_the_micro_world_is_made_on_first_use(
+def test_a_generated_world_is_made_on_first_use(
     shards: Path, backbones: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made: list[Path] = []
-    stand_in = types.ModuleType("m2chat.data.micro_world")
-    stand_in.ensure_micro_shards = made.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "m2chat.data.micro_world", stand_in)
+    monkeypatch.setattr("m2chat.worlds.shapes.shards.write_world", made.append)
     data_of(shards, backbones).prepare_data()
     assert made == []
-    data_of(shards, backbones, val=[SourceConfig("v", "data/micro/shards/val/*.tar")]).prepare_data()
-    assert made == [Path("data/micro/shards")]
+    world = SourceConfig("v", str(tmp_path / "root" / "cc3m" / "val"), world="shapes")
+    data_of(shards, backbones, val=[world], check_leaks=False).prepare_data()
+    assert made == [tmp_path / "root"]
+    with pytest.raises(UserError, match=r"path='x' of the generated world 'shapes' must read ROOT/<data set>/<split>"):
+        SourceConfig("v", "x", world="shapes").generate()
+    with pytest.raises(UserError, match=r"world='moon' is no generated world: choose one of .*shapes"):
+        SourceConfig("v", "a/b/c", world="moon").generate()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,11 +14,11 @@ from m2chat.data import prints
 from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.images import save_png
 from m2chat.data.leak import refuse_leaks
-from m2chat.data.micro_world import ensure_micro_shards
 from m2chat.data.prints import prints_of_shard
 from m2chat.data.shards import open_shard, write_groups, write_shards
 from m2chat.errors import UserError
 from m2chat.schema import Image, Sample, Turn
+from m2chat.worlds.shapes.shards import write_world
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,7 +140,7 @@ def test_prints_go_into_the_cache_where_the_shards_cannot_be_written(
 
 @pytest.mark.parametrize("config", ["stage1", "stage2"])
 def test_the_shipped_configurations_have_no_leak(config: str) -> None:
-    ensure_micro_shards(ROOT / "data/micro/shards")
+    write_world(ROOT / "data/micro/shards")
     data = yaml.safe_load((ROOT / "configs" / f"{config}.yaml").read_text())["data"]
     train, val = (
         [Source(SourceConfig(**{**row, "path": str(ROOT / row["path"])})) for row in data[split]]

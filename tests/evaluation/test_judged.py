@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from m2chat.evaluation.grid import GAP, comparison, conversation_table
-from m2chat.evaluation.judged import judge_targets
 from m2chat.evaluation.targets import targets_of
 from m2chat.schema import Prediction, Reply, Segment
-from m2chat.world import Scene, Shape, caption_of, render
+from m2chat.worlds.shapes.captions import caption_of
+from m2chat.worlds.shapes.judge import judge_targets
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 SCENE = Scene(Shape("circle", "red"), "blue", None, "large", "left")
 

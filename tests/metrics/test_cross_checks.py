@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from m2chat.metrics.clip_score import clip_score, cosines
 from m2chat.metrics.encoders import OpenClipEncoder
-from m2chat.world import caption_of, render, scenes_of_split
+from m2chat.worlds.shapes.captions import caption_of
+from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
 MICRO = Path(__file__).parents[2] / "data" / "micro" / "metric_clip"
 SCENES = scenes_of_split("test", 1)[:6]

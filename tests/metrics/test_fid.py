@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from m2chat.errors import UserError
 from m2chat.metrics.extractors import InceptionExtractor, MicroExtractor
+from m2chat.metrics.feature_net import FeatureNet
 from m2chat.metrics.fid import Moments, _congruent, frechet_distance, root_trace
-from m2chat.metrics.micro_net import MicroFeatureNet
 
 RNG = np.random.default_rng(0)
 
@@ -24,7 +24,7 @@ def pictures(count: int, seed: int, size: int = 32) -> list[NDArray[np.uint8]]:
 def extractor(tmp_path_factory: pytest.TempPathFactory) -> MicroExtractor:
     folder = tmp_path_factory.mktemp("fid")
     torch.manual_seed(0)
-    MicroFeatureNet({"shape": 4}, num_features=6, width=8).save(folder)
+    FeatureNet({"shape": 4}, num_features=6, width=8).save(folder)
     return MicroExtractor(str(folder))
 
 
@@ -68,7 +68,7 @@ def test_the_distance_is_that_of_torchmetrics(extractor: MicroExtractor) -> None
 
     real, generated = pictures(30, 1), pictures(25, 2)
     generated = [np.clip(picture.astype(int) // 2 + 60, 0, 255).astype(np.uint8) for picture in generated]
-    network = MicroFeatureNet.load(extractor.folder)
+    network = FeatureNet.load(extractor.folder)
 
     class Features(torch.nn.Module):
         num_features = 6

@@ -13,7 +13,7 @@ from m2chat.models.config import BackboneConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.text import CaptionTokens
-from m2chat.world import render, scenes_of_split
+from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
 CAPTIONS = ["a large red circle on the left on a blue background", "a ring"]
 

@@ -9,7 +9,6 @@ import torch
 
 from m2chat.data.collate import Collator
 from m2chat.data.images import VisionInput
-from m2chat.data.micro_talk import Maker
 from m2chat.data.sources import caption_sample
 from m2chat.models.config import BackboneConfig
 from m2chat.models.generation import Decoding
@@ -18,6 +17,7 @@ from m2chat.pipeline import DrawSettings, M2ChatPipeline, Replier
 from m2chat.schema import Batch, Sample, Turn
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 from m2chat.text.view import replies_of
+from m2chat.worlds.shapes.conversations import Maker
 
 Item = tuple[Sample, int, int | None]
 SIZE = 32

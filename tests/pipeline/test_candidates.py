@@ -16,7 +16,8 @@ from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
 from m2chat.pipeline.candidates import best_of, denoising_errors
 from m2chat.pipeline.replier import noise_seed
 from m2chat.pipeline.tasks import wish
-from m2chat.world import Scene, Shape, caption_of, render
+from m2chat.worlds.shapes.captions import caption_of
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 SCENES = [
     Scene(Shape("ring", "blue"), "white", None, "large", "left"),

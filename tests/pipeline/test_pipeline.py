@@ -14,7 +14,8 @@ from PIL import Image as Pillow
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
 from m2chat.pipeline import ImagePart, M2ChatPipeline
-from m2chat.world import Scene, Shape, parse_caption, render
+from m2chat.worlds.shapes.captions import parse_caption
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 ASK = "please paint a large red circle on the left on a blue background"
 SHORT: dict[str, Any] = {"num_inference_steps": 2, "max_new_tokens": 24, "max_images": 1}

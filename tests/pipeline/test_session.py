@@ -24,7 +24,7 @@ from m2chat.pipeline import (
     Session,
     Words,
 )
-from m2chat.world import Scene, Shape, render
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 ASK = "please paint a large red circle on the left on a blue background"
 

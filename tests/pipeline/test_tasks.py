@@ -16,7 +16,7 @@ from m2chat.models.m3adapter import attention_maps
 from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
 from m2chat.pipeline.lens import charts, figure, look_inside, strip
 from m2chat.pipeline.tasks import alone, dialogue, edit, edit_rounds, similar, story, tell, text_to_image, wish
-from m2chat.world import Scene, Shape, render
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 PICTURE = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
 

@@ -19,7 +19,6 @@ from lightning.pytorch.strategies import Strategy
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import SourceConfig
-from m2chat.data.micro_talk import Maker
 from m2chat.data.shards import write_shards
 from m2chat.data.sources import caption_sample
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
@@ -29,8 +28,9 @@ from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.base_module import M2ChatModule
 from m2chat.training.config import OptimConfig
 from m2chat.training.m3ft_module import M3FTModule
-from m2chat.world.captions import caption_of
-from m2chat.world.render import render
+from m2chat.worlds.shapes.captions import caption_of
+from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.scenes import render
 
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' loading threads do not survive a fork
 MICRO = Path(__file__).parents[2] / "data" / "micro"

@@ -14,8 +14,9 @@ from m2chat.app.api import invalid
 from m2chat.app.studio import Studio, add_tabs
 from m2chat.app.talk import Readings, Talk, as_shelf, stop
 from m2chat.app.uploads import MAX_BYTES
-from m2chat.app.widgets import AT_ONCE, AT_ONCE_ONLY, QUEUED, WAITING, Hint, as_examples, words_box
+from m2chat.app.widgets import AT_ONCE, AT_ONCE_ONLY, QUEUED, WAITING, as_examples, words_box
 from m2chat.pipeline import M2ChatPipeline
+from m2chat.world import Example
 
 STYLE = Path(__file__).with_name("page.css")
 ESCAPE_STOPS = """() => document.addEventListener("keydown", event => {
@@ -29,7 +30,7 @@ _DAY = 24 * 3600
 
 def build_page(
     pipe: M2ChatPipeline,
-    hints: Mapping[str, Sequence[Hint]] | None = None,
+    hints: Mapping[str, Sequence[Example]] | None = None,
     readings: Readings | None = None,
 ) -> gr.Blocks:
     """Builds the page.

@@ -8,10 +8,8 @@ from typing import Any, TypeAlias
 import gradio as gr
 
 from m2chat.app.rendering import Shelf
-from m2chat.pipeline.events import Picture
+from m2chat.world import Example
 
-Hint: TypeAlias = str | tuple[str, Picture]
-"""An example of what to say, with a picture that is shown with it."""
 Examples: TypeAlias = Mapping[str, Sequence[dict[str, Any]]]
 """The same by task, as a box of words holds them: ``text`` and ``files``."""
 
@@ -30,7 +28,7 @@ AT_ONCE_ONLY: dict[str, Any] = {"queue": False, "api_visibility": "private", "sh
 """Of events that must not wait behind the model."""
 
 
-def as_examples(hints: Mapping[str, Sequence[Hint]], shelf: Shelf, head: Any) -> Examples:
+def as_examples(hints: Mapping[str, Sequence[Example]], shelf: Shelf, head: Any) -> Examples:
     """Hints whose pictures are files that stay for as long as the page does.
 
     Args:
@@ -39,7 +37,7 @@ def as_examples(hints: Mapping[str, Sequence[Hint]], shelf: Shelf, head: Any) ->
         head: The component among whose files they count.
     """
 
-    def message(hint: Hint) -> dict[str, Any]:
+    def message(hint: Example) -> dict[str, Any]:
         text, picture = (hint, None) if isinstance(hint, str) else hint
         if picture is None:
             return {"text": text, "files": []}

@@ -1,4 +1,4 @@
-"""The micro world's judge: whether generated pictures show what they should."""
+"""A generated world's judge: whether generated pictures show what they should."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from m2chat.callbacks.base import MetricCallback, flat
-from m2chat.evaluation.judge import MAX_ERROR
-from m2chat.evaluation.judged import judge_targets
 from m2chat.evaluation.statistics import Estimate, estimate
 from m2chat.evaluation.store import EvalStore, Row
 from m2chat.evaluation.targets import targets_of
 from m2chat.schema import Prediction
+from m2chat.world import find_world
 
 
 class Judge(MetricCallback):
@@ -25,17 +24,23 @@ class Judge(MetricCallback):
     ``right_<attribute>`` for each that captions name, and ``all_right_oracle`` of the true pictures.
 
     Pictures that were due but not drawn are in no share; `CLIPScore` counts them.
+
+    Args:
+        world: Name of the generated world that the data come from, a folder under ``m2chat/worlds/``.
     """
 
     key = "judge"
 
+    def __init__(self, world: str = "shapes") -> None:
+        self.world = find_world(world, "Judge: world")
+
     def protocol(self) -> dict[str, Any]:
-        """Up to which difference a picture counts as a scene."""
-        return {"judge_max_error": MAX_ERROR}
+        """Largest error at which a picture counts as one of the world."""
+        return {"judge_max_error": self.world.max_error}
 
     def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """Verdicts on each prediction's pictures."""
-        return [asdict(judge_targets(targets_of(prediction))) for prediction in predictions]
+        return [asdict(self.world.judge(targets_of(prediction))) for prediction in predictions]
 
     def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
         """Shares in percent, without those that nothing was asked about."""

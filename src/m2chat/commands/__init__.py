@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from m2chat import __version__
     from m2chat.commands import (
+        backbones,
         chat,
         consolidate,
         data,
@@ -36,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         tasks,
         weights,
     )
-    from m2chat.commands.backbones import command as backbones
     from m2chat.errors import UserError
 
     parser = argparse.ArgumentParser(

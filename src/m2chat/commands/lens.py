@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from m2chat.commands.common import add_drawing_options, add_model_options, how_to_draw, load_pipeline, read_picture
 
@@ -27,18 +27,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def readings(lens: Lens) -> Sequence[Mapping[str, str]] | None:
-    """What the judge of the micro world reads in the context picture and in each layer's; None for other pictures."""
-    import numpy as np
+    """What the judge of the shapes world reads in the context picture and in each layer's; None for other pictures."""
+    from m2chat.world import find_world
 
-    from m2chat.evaluation.judge import MAX_ERROR, judge
-    from m2chat.world import IMAGE_SIZE
-
-    if lens.layers[0].shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
+    world = find_world("shapes")
+    shape = lens.layers[0].shape
+    if shape != (world.image_size, world.image_size, 3):
         return None
-    known: list[Any] = [lens.context, *lens.layers]
-    verdicts = [judge(np.stack([item]))[0] if item is not None and item.shape == lens.layers[0].shape else None
-                for item in known]  # fmt: skip
-    return [v.scene.attributes if v is not None and v.error <= MAX_ERROR else {} for v in verdicts]
+    context = lens.context if lens.context is not None and lens.context.shape == shape else None
+    return world.seen_in([context, *lens.layers])
 
 
 def run(options: argparse.Namespace) -> None:

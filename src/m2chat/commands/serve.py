@@ -6,7 +6,6 @@ import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from m2chat.commands.common import add_model_options, load_pipeline
@@ -14,32 +13,7 @@ from m2chat.commands.lens import readings
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:
-    from m2chat.app.widgets import Hint
     from m2chat.pipeline import M2ChatPipeline
-
-HINTS: Mapping[str, Sequence[str]] = {
-    "chat": [
-        "please paint a large red circle on the left on a blue background",
-        "I dream of a ball like the sea in front of snow",
-        "tell me how it ripens : a large green ring on the left on a white background",
-    ],
-    "draw": ["a small red ring at the top on a white background", "a large yellow square on a black background"],
-    "wish": ["I dream of a ball like the sea in front of snow"],
-    "edit": ["turn it into a ring\nmake it small\npaint it white"],
-    "story": ["tell me how it ripens : a large green ring on the left on a white background"],
-}
-"""What the micro model knows to do."""
-
-
-def hints() -> Mapping[str, Sequence[Hint]]:
-    """The same, and what is said with a picture of the micro world."""
-    import numpy as np
-
-    from m2chat.world import Scene, Shape, render
-
-    picture = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
-    with_it: list[Hint] = [("turn it into a ring", picture)]
-    return {**HINTS, "chat": [*HINTS["chat"], *with_it], "edit": [(HINTS["edit"][0], picture)]}
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,10 +58,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
     from m2chat.app.page import build_page, launch
+    from m2chat.world import find_world
 
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # nobody else's, unlike the default
     try:
-        launch(build_page(pipe, hints(), readings), options.host, options.port)
+        launch(build_page(pipe, find_world("shapes").examples(), readings), options.host, options.port)
     except OSError as error:
         raise UserError(f"--port {options.port}: {error}; name another one") from error
     finally:

@@ -28,7 +28,6 @@ from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-_MICRO = ("data", "micro", "shards")
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
@@ -120,14 +119,9 @@ class M2ChatDataModule(LightningDataModule):
         self._collator: Collator | None = None
 
     def prepare_data(self) -> None:
-        """Generates the micro world's shards on first use, indexes what has no index yet, and refuses leaks."""
+        """Generates the shards of generated worlds on first use, indexes what has no index yet, and refuses leaks."""
         for config in (config for configs in self.configs.values() for config in configs):
-            parts = Path(config.path).parts
-            for end in range(len(_MICRO), len(parts) + 1):
-                if parts[end - len(_MICRO) : end] == _MICRO:
-                    from m2chat.data.micro_world import ensure_micro_shards
-
-                    ensure_micro_shards(Path(*parts[:end]))
+            config.generate()
         function = self.trainer.state.fn if self.trainer else None
         for split in _SPLITS.get(function.value, ()) if function else ():
             self._open(split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from m2chat.data.shards import find_shards
 from m2chat.data.sources import sample_of
 from m2chat.errors import UserError
 from m2chat.schema import KINDS, Sample
+from m2chat.world import find_world
 
 
 @dataclass
@@ -28,6 +29,8 @@ class SourceConfig:
         weight: Its share of training, relative to the other sources; 0 leaves it out.
         kinds: Kinds of sample to keep (``caption``, ``instruct``, ``dialogue``, ``edit``, ``story``); all by default.
         allow_pipe: Whether a path ``pipe:COMMAND`` may run its command.
+        world: Name of the generated world that the data come from, a folder under ``m2chat/worlds/``. Its path is
+            ``ROOT/<data set>/<split>`` then, and all its data sets are generated below ROOT if they are not there.
     """
 
     name: str
@@ -35,6 +38,23 @@ class SourceConfig:
     weight: float = 1.0
     kinds: list[str] | None = None
     allow_pipe: bool = False
+    world: str | None = None
+
+    def generate(self) -> None:
+        """Generates the shards of a generated world; of other data there is nothing to do.
+
+        Raises:
+            UserError: If there is no such world, or the path is too short to name its root.
+        """
+        if self.world is None:
+            return
+        root = Path(self.path).parent.parent
+        if root == Path("."):
+            raise UserError(
+                f"source {self.name!r}: path={self.path!r} of the generated world {self.world!r} must read "
+                "ROOT/<data set>/<split>, such as data/micro/shards/cc3m/train"
+            )
+        find_world(self.world, f"source {self.name!r}: world").write_shards(root)
 
 
 class Source:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from m2chat.errors import UserError
-from m2chat.evaluation.judge import judge
 from m2chat.evaluation.results import read_predictions
 from m2chat.evaluation.statistics import Estimate, estimate
-from m2chat.world import parse_caption
+from m2chat.evaluation.targets import known_of
+from m2chat.world import Target, find_world
 
 
 def judged_pictures(folder: Path) -> dict[str, dict[str, Any]]:
@@ -32,22 +32,18 @@ def judged_pictures(folder: Path) -> dict[str, dict[str, Any]]:
     """
     from PIL import Image
 
-    names, wanted, hidden, pictures = [], [], [], []
+    found = {}
+    judge = find_world("shapes").judge
     for row in read_predictions(folder):
         due = [segment for segment in row["reference"] if segment["caption"] is not None]
         drawn = [segment["image"] for segment in row["generated"] if segment["image"]]
+        known = known_of(row["meta"], len(due))
         for index, (segment, image) in enumerate(zip(due, drawn, strict=False)):
-            names.append(f"{row['id']}/{index}")
-            wanted.append(parse_caption(segment["caption"]))
-            scene = row["meta"].get("scene") or [{}] * len(due)
-            omitted = row["meta"].get("omitted") or [[]] * len(due)
-            hidden.append({name: scene[index][name] for name in omitted[index]})
-            pictures.append(np.asarray(Image.open(folder / image).convert("RGB")))
-    verdicts = judge(np.stack(pictures)) if pictures else []
-    return {
-        name: {"all_right": verdict.all_right(named), "omitted": list(verdict.right(attributes).values())}
-        for name, verdict, named, attributes in zip(names, verdicts, wanted, hidden, strict=True)
-    }
+            attributes, omitted = known[index]
+            picture = np.asarray(Image.open(folder / image).convert("RGB"))
+            judged = judge([Target(segment["caption"], None, picture, attributes, omitted)])
+            found[f"{row['id']}/{index}"] = {"all_right": judged.all_right[0], "omitted": judged.omitted_right}
+    return found
 
 
 def compare(first: Path, second: Path) -> dict[str, Estimate]:

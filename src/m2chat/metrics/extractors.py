@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from m2chat.errors import UserError
 from m2chat.metrics.encoders import Picture
-from m2chat.metrics.micro_net import MicroFeatureNet
+from m2chat.metrics.feature_net import FeatureNet
 
 
 class FeatureExtractor(Protocol):
@@ -109,7 +109,7 @@ class MicroExtractor(_NetworkExtractor):
     """The network of the micro world; its distance is called ``fid_micro`` and compares with no other.
 
     Args:
-        folder: Holds ``config.json`` and ``model.safetensors``, as `MicroFeatureNet.save` writes them.
+        folder: Holds ``config.json`` and ``model.safetensors``, as `FeatureNet.save` writes them.
         batch_size: Pictures in one forward pass.
     """
 
@@ -122,12 +122,12 @@ class MicroExtractor(_NetworkExtractor):
     @property
     def num_features(self) -> int:
         """Width D of a feature vector."""
-        return int(MicroFeatureNet.read_config(self.folder)["num_features"])
+        return int(FeatureNet.read_config(self.folder)["num_features"])
 
     def _load(self) -> torch.nn.Module:
-        return MicroFeatureNet.load(self.folder)
+        return FeatureNet.load(self.folder)
 
-    def _forward(self, network: MicroFeatureNet, pixels: torch.Tensor) -> torch.Tensor:
+    def _forward(self, network: FeatureNet, pixels: torch.Tensor) -> torch.Tensor:
         return network.features(network.prepare(pixels))
 
 

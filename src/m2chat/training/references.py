@@ -14,7 +14,10 @@ from m2chat.text.view import replies_of
 
 
 def reference_of(sample: Sample, turn: int, generated: Reply, note: Mapping[str, Any]) -> Prediction:
-    """The prediction of one reply; ``reply`` in its meta is its place among the replies.
+    """The prediction of one reply.
+
+    Its meta holds the reply's place among the replies (``reply``) and among the turns (``turn``), and the indices of
+    the reference pictures (``targets``).
 
     Args:
         sample: The conversation.
@@ -24,11 +27,8 @@ def reference_of(sample: Sample, turn: int, generated: Reply, note: Mapping[str,
     """
     view = view_of(sample, turn)
     images = tuple(None if target is None else sample.images[target].pixels for target in view.targets)
-    meta = {**sample.meta, **note, "reply": replies_of(sample).index(turn)}
-    drawn = [target for target in view.targets if target is not None]
-    if drawn and "scenes" in sample.meta:
-        meta["scene"] = [sample.meta["scenes"][target] for target in drawn]
-        meta["omitted"] = [list(sample.meta.get("omitted", {}).get(str(turn), [])) for _ in drawn]
+    targets = [target for target in view.targets if target is not None]
+    meta = {**sample.meta, **note, "reply": replies_of(sample).index(turn), "turn": turn, "targets": targets}
     if view.context is not None:
         meta["context_caption"] = sample.images[view.context].caption
     return Prediction(

@@ -16,7 +16,7 @@ from m2chat.commands.lens import readings
 from m2chat.commands.serve import hints
 from m2chat.data.images import save_png
 from m2chat.pipeline import M2ChatPipeline
-from m2chat.world import Scene, Shape, render
+from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOTS = os.environ.get("M2CHAT_SHOTS")

@@ -1,4 +1,4 @@
-"""`m2chat data micro`: generates the micro data set."""
+"""`m2chat data micro`: the data set of a generated world, made on this machine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from pathlib import Path
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the action."""
-    parser = actions.add_parser("micro", help="generate the micro data set, unless it is there already")
-    parser.add_argument("--root", type=Path, default=Path("data/micro/shards"), help="where to (default: %(default)s)")
+    """Adds the command."""
+    parser = actions.add_parser("micro", help="generate the data sets of a world, unless they are there already")
+    parser.add_argument("--world", default="shapes", help="name of the generated world (default: %(default)s)")
+    parser.add_argument("--root", type=Path, help="folder to write; the world's usual one by default")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Generates the micro data set."""
-    from m2chat.data.micro_world import ensure_micro_shards
+    """Generates it."""
+    from m2chat.world import find_world
 
-    ensure_micro_shards(options.root)
-    print(f"The micro data set is in {options.root}")
+    world = find_world(options.world, "--world")
+    root = options.root or world.shards
+    world.write_shards(root)
+    print(f"The data sets of the {world.name} world are in {root}")

@@ -1,0 +1,202 @@
+"""The judge of the micro world: reads a picture's attributes from its pixels, without any trained network.
+
+It compares a picture with a drawing of every possible scene and takes the nearest (analysis by synthesis). The
+error is a sum over pixels and two objects never share a pixel, so the two halves of a picture are fitted apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2chat.world import Judged, Picture, Target
+from m2chat.worlds.shapes.captions import parse_caption
+from m2chat.worlds.shapes.scenes import (
+    COLOURS,
+    IMAGE_SIZE,
+    PAIR_OFFSET,
+    PAIR_RADIUS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Shape,
+    coverage,
+)
+
+MAX_ERROR = 26.0
+"""Largest root-mean-square error, in grey levels of 255, at which a picture still counts as a scene."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge saw.
+
+    Args:
+        scene: The nearest scene.
+        error: Root-mean-square difference to its drawing, in grey levels of 255.
+    """
+
+    scene: Scene
+    error: float
+
+    def right(self, wanted: Mapping[str, str]) -> dict[str, bool]:
+        """Whether each wanted attribute is there; all are wrong in a picture that resembles no scene."""
+        seen = self.scene.attributes if self.error <= MAX_ERROR else {}
+        return {name: seen.get(name) == value for name, value in wanted.items()}
+
+    def all_right(self, wanted: Mapping[str, str]) -> bool:
+        """Whether every wanted attribute is there, and no second object that nobody asked for."""
+        extra = self.scene.second is not None and "shape_2" not in wanted
+        return not extra and all(self.right(wanted).values())
+
+
+def _drawings(
+    places: Sequence[tuple[float, tuple[float, float]]], columns: slice
+) -> tuple[NDArray[np.float32], list[tuple[int, str, str, str]]]:
+    """Every drawing of one object at the given places, cut to some columns, flattened: (K, pixels)."""
+    rows, names = [], []
+    for place, (radius, centre) in enumerate(places):
+        for shape in SHAPES:
+            alpha = coverage(shape, radius, centre)[:, columns, None]
+            for colour, rgb in COLOURS.items():
+                for ground, ground_rgb in COLOURS.items():
+                    if colour != ground:
+                        picture = alpha * np.array(rgb, np.float32) + (1 - alpha) * np.array(ground_rgb, np.float32)
+                        rows.append(picture.reshape(-1))
+                        names.append((place, shape, colour, ground))
+    return np.stack(rows).astype(np.float32), names
+
+
+_SINGLE_PLACES = [(size, position) for size in SIZES for position in POSITIONS]
+
+
+@cache
+def _templates() -> list[tuple[NDArray[np.float32], NDArray[np.float32], list[tuple[int, str, str, str]]]]:
+    """Drawings, their squared norms and names: whole pictures of one object, then left and right halves of two."""
+    half = IMAGE_SIZE // 2
+    sets = [
+        _drawings([(SIZES[size], POSITIONS[position]) for size, position in _SINGLE_PLACES], slice(None)),
+        _drawings([(PAIR_RADIUS, (-PAIR_OFFSET, 0.0))], slice(None, half)),
+        _drawings([(PAIR_RADIUS, (PAIR_OFFSET, 0.0))], slice(half, None)),
+    ]
+    return [(rows, (rows**2).sum(1), names) for rows, names in sets]
+
+
+def judge(pictures: NDArray[np.uint8]) -> list[Verdict]:
+    """Reads the scene of each picture.
+
+    Args:
+        pictures: RGB, (B, IMAGE_SIZE, IMAGE_SIZE, 3), 0-255.
+
+    Returns:
+        One verdict a picture.
+    """
+    if pictures.ndim != 4 or pictures.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise ValueError(f"the judge reads pictures of (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3), not {pictures.shape}")
+    whole, left, right = _templates()
+    images = pictures.astype(np.float32)
+    half = IMAGE_SIZE // 2
+    parts = (images, images[:, :, :half], images[:, :, half:])
+    flat = [part.reshape(len(images), -1) for part in parts]
+    errors = [
+        (pixels**2).sum(1, keepdims=True) - 2 * pixels @ rows.T + norms
+        for pixels, (rows, norms, _) in zip(flat, (whole, left, right), strict=True)
+    ]
+    grounds = np.array([name[3] for name in left[2]])
+    verdicts = []
+    for index in range(len(images)):
+        best = int(errors[0][index].argmin())
+        place, shape, colour, ground = whole[2][best]
+        size, position = _SINGLE_PLACES[place]
+        scene, error = Scene(Shape(shape, colour), ground, None, size, position), float(errors[0][index, best])
+        for ground in COLOURS:
+            of_ground = np.flatnonzero(grounds == ground)
+            first = of_ground[errors[1][index, of_ground].argmin()]
+            second = of_ground[errors[2][index, of_ground].argmin()]
+            total = float(errors[1][index, first] + errors[2][index, second])
+            if total < error:
+                pair = [Shape(*side[2][k][1:3]) for side, k in ((left, first), (right, second))]
+                scene, error = Scene(pair[0], ground, pair[1]), total
+        verdicts.append(Verdict(scene, float(np.sqrt(max(error, 0.0) / flat[0].shape[1]))))
+    return verdicts
+
+
+_DRAW_WORDS = re.compile(r"\b(draw|paint|picture|show|sketch)\b", re.IGNORECASE)
+
+
+def asks_openly(request: str) -> bool:
+    """Whether a request says that it wants a picture, by a word such as "draw", "paint" or "picture"."""
+    return _DRAW_WORDS.search(request) is not None
+
+
+def seen_in(pictures: Sequence[Picture | None]) -> list[dict[str, str]]:
+    """Attributes that the judge reads; none in a picture that is missing or resembles no scene."""
+    there = [picture for picture in pictures if picture is not None]
+    verdicts = iter(judge(np.stack(there)) if there else [])
+    seen = []
+    for picture in pictures:
+        verdict = None if picture is None else next(verdicts)
+        seen.append(verdict.scene.attributes if verdict is not None and verdict.error <= MAX_ERROR else {})
+    return seen
+
+
+def shows(seen: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether all that is wanted is there, and no second object that nobody asked for."""
+    extra = "shape_2" in seen and "shape_2" not in wanted
+    return bool(seen) and not extra and all(seen.get(name) == value for name, value in wanted.items())
+
+
+def right(pictures: Sequence[Picture | None], wanted: Sequence[Mapping[str, str]]) -> list[bool]:
+    """Whether each picture shows what it should; a missing one does not."""
+    return [shows(seen, own) for seen, own in zip(seen_in(pictures), wanted, strict=True)]
+
+
+def kept(frames: Sequence[Picture | None], changing: str) -> list[bool]:
+    """Whether the subject stays the same from each frame of a story to the next.
+
+    Args:
+        frames: Of one story.
+        changing: The attribute that the story is about.
+
+    Returns:
+        One truth value a pair of consecutive frames; false where one of them is missing or shows nothing known.
+    """
+    seen = [{name: value for name, value in own.items() if name != changing} for own in seen_in(frames)]
+    return [bool(first) and first == second for first, second in pairwise(seen)]
+
+
+def judge_targets(targets: Sequence[Target]) -> Judged:
+    """Judges the generated and the true pictures of a reply; those that were not drawn are left out.
+
+    So are targets from outside the micro world, whose captions name nothing that the judge could look for.
+    """
+    judged = Judged()
+    targets = [target for target in targets if target.attributes is not None or parse_caption(target.caption)]
+    drawn = [(target, target.generated) for target in targets if target.generated is not None]
+    known = [
+        (target, target.truth)
+        for target in targets
+        if target.truth is not None and target.truth.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
+    ]
+    pictures = [picture for _, picture in (*drawn, *known)]
+    verdicts = judge(np.stack(pictures)) if pictures else []
+    for (target, _), verdict in zip(drawn, verdicts[: len(drawn)], strict=True):
+        named = parse_caption(target.caption)
+        judged.seen.append(verdict.scene.key)
+        judged.all_right.append(verdict.all_right(named))
+        for name, right in verdict.right(named).items():
+            judged.attributes.setdefault(name, []).append(right)
+        if target.attributes is not None:
+            judged.scene_right.append(verdict.all_right(target.attributes))
+            hidden = {name: target.attributes[name] for name in target.omitted}
+            judged.omitted_right += verdict.right(hidden).values()
+    for (target, _), verdict in zip(known, verdicts[len(drawn) :], strict=True):
+        judged.oracle.append(verdict.all_right(parse_caption(target.caption)))
+    return judged

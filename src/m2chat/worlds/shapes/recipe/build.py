@@ -1,0 +1,112 @@
+"""Runs the recipes of the micro backbones in the order in which they rest on each other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+from m2chat.errors import UserError
+from m2chat.worlds.shapes.recipe.manifest import write_manifest
+from m2chat.worlds.shapes.recipe.parts import PARTS, Facts, Part
+
+WORKERS = 2
+"""Parts at a time, one thread each: on a busy machine that is quicker than one part on two threads."""
+
+
+def _one_thread() -> None:
+    """Prepares a process, before anything heavy is imported in it."""
+    os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")})
+    import torch
+
+    from m2chat._compat import ensure_torchvision
+
+    torch.set_num_threads(1)
+    ensure_torchvision()
+
+
+def _processes() -> Executor:
+    """A process a part: what one leaves behind, seeds or memory, never reaches another."""
+    return ProcessPoolExecutor(WORKERS, get_context("spawn"), _one_thread, max_tasks_per_child=1)
+
+
+def build(
+    root: Path, only: Collection[str] = (), parts: Mapping[str, Part] = PARTS, executor: Executor | None = None
+) -> dict[str, Facts]:
+    """Trains parts, saves them below a folder and writes its manifest.
+
+    Args:
+        root: Such as ``data/micro``.
+        only: Names of the parts; all if none is named.
+        parts: What there is to build.
+        executor: Where the recipes run; processes of their own by default.
+
+    Returns:
+        Seed, steps and quality of each part.
+
+    Raises:
+        UserError: If a part rests on another that is neither there nor built now.
+    """
+    chosen = _chosen(parts, only)
+    for name, part in chosen.items():
+        for need in part.needs:
+            if need not in chosen and not all((root / path).exists() for path in parts[need].paths):
+                raise UserError(f"{name!r} rests on {need!r}, which is not in {root}: add {need} to --only")
+    root.mkdir(parents=True, exist_ok=True)
+    recipes = {name: (part.train, part.needs) for name, part in chosen.items()}
+    built = _run(root, recipes, executor)
+    if left := [name for name, part in parts.items() if name not in chosen and set(part.needs) & chosen.keys()]:
+        print(f"These rest on what is new and should be built again: --only {' '.join(left)}")
+    print("Weights of M2Chat that were trained on other backbones are refused from now on: train both stages again")
+    return built
+
+
+def measure(
+    root: Path, only: Collection[str] = (), parts: Mapping[str, Part] = PARTS, executor: Executor | None = None
+) -> dict[str, Facts]:
+    """Measures saved parts again and writes the manifest; arguments and result as for `build`.
+
+    Raises:
+        UserError: If a part is named that cannot be measured.
+    """
+    chosen = _chosen(parts, only)
+    recipes = {name: (part.measure, ()) for name, part in chosen.items() if part.measure is not None}
+    if only and (rest := chosen.keys() - recipes.keys()):
+        raise UserError(
+            f"--only {' '.join(sorted(rest))}: only training can measure it; choose of {', '.join(recipes)}"
+        )
+    return _run(root, recipes, executor)
+
+
+def _chosen(parts: Mapping[str, Part], only: Collection[str]) -> dict[str, Part]:
+    if unknown := sorted(set(only) - parts.keys()):
+        raise UserError(f"--only {' '.join(unknown)}: choose of {', '.join(parts)}")
+    return {name: part for name, part in parts.items() if not only or name in only}
+
+
+def _run(
+    root: Path,
+    recipes: Mapping[str, tuple[Callable[[Path], Facts], Collection[str]]],
+    executor: Executor | None,
+) -> dict[str, Facts]:
+    """Runs recipes, each as soon as those that it needs have ended."""
+    waiting, running, done = dict(recipes), dict[Future[Facts], str](), dict[str, Facts]()
+    try:
+        with executor or _processes() as pool:
+            while waiting or running:
+                open_ = waiting.keys() | set(running.values())
+                ready = [name for name, (_, needs) in waiting.items() if not set(needs) & open_]
+                for name in ready[: WORKERS - len(running)]:
+                    print(f"{name}: started", flush=True)
+                    running[pool.submit(waiting.pop(name)[0], root)] = name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    done[name] = future.result()
+                    print(f"{name}: {json.dumps(done[name])}", flush=True)
+    finally:
+        if done:  # what has been finished stays known even if another part has failed
+            print(f"Manifest: {write_manifest(root, done)}")
+    return done

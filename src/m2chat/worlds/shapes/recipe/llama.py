@@ -1,0 +1,293 @@
+"""The micro language model, its tokenizer, and the micro twin of LLaMA-Adapter's BIAS-7B file.
+
+The base model first learns to copy: without a dense warm-up it never would. Then it reads the mixed corpus, the
+pictures through the adapter's prompts; after that the base is frozen and only what an adapter file holds learns on,
+so that base folder and adapter file come apart as the real ones do. A second round adds the words of conversations:
+a word that a frozen model has never read can hardly be tuned into its mouth. A third makes it converse in words of its
+own, and write the caption of what is asked for when it is told to: a real LLaMA knows what "in front of snow" means.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from m2chat.text import DESCRIBE, Request
+from m2chat.text.layout import alpaca
+from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.recipe.attributes import AttributeHeads
+from m2chat.worlds.shapes.recipe.common import Schedule, adamw, save_half, scene_pool, seed_everything
+from m2chat.worlds.shapes.recipe.corpus import Lesson, lesson
+from m2chat.worlds.shapes.recipe.reader import (
+    Reader,
+    load_reader,
+    measure_language,
+    new_reader,
+    picture_pixels,
+)
+from m2chat.worlds.shapes.recipe.requests import request
+
+VOCABULARY = 640
+
+
+def train_llama_tokenizer(folder: Path, texts: Sequence[str]) -> None:
+    """Writes `tokenizer.model`: sentencepiece BPE with byte fallback, settings as LLaMA's."""
+    from sentencepiece import SentencePieceTrainer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        pad_id=-1,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+
+
+def talk_words(talk: Sequence[str]) -> list[str]:
+    """The vocabulary of conversations."""
+    return sorted({word for text in talk for word in text.split()})
+
+
+def tokenizer_corpus(rng: random.Random, talk: Sequence[str]) -> list[str]:
+    """Lessons of every kind, and words of conversations so that they too are short in tokens."""
+    texts = []
+    for scene in scene_pool("train", 0.4, 3000, rng):
+        item = lesson(scene, rng)
+        texts += [item.request.instruction, *item.request.history, item.answer]
+    texts += alpaca("x", "y").split("\n") * 60 + alpaca("x").split("\n") * 60
+    return [*texts, *talk]
+
+
+def _copy_batch(vocabulary: int, batch: int) -> Tensor:
+    """Random sequences said twice."""
+    length = int(torch.randint(6, 20, ()))
+    once = torch.randint(259, vocabulary, (batch, length))
+    return torch.cat([torch.ones(batch, 1, dtype=torch.long), once, once], 1)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of pretraining.
+
+    Args:
+        eyes: Steps in which the visual encoder learns to name attributes straight from its prompts.
+        reading: Steps of base and visual encoder together.
+        adapter: Steps of what the adapter file holds, over the frozen base.
+        practise: Whether the words of conversations are practised.
+        requests: Share of replies to conversations among the lessons.
+    """
+
+    eyes: int
+    reading: int
+    adapter: int
+    practise: bool = False
+    requests: float = 0.0
+
+
+ROUNDS = (
+    Round(0, 3500, 1200),
+    Round(0, 1500, 700, practise=True),
+    Round(0, 1400, 500, practise=True, requests=0.5),
+    Round(700, 800, 500, practise=True, requests=0.4),
+    Round(0, 1500, 500, practise=True, requests=0.6),
+    Round(0, 1500, 500, practise=True, requests=0.7),
+    Round(0, 1000, 400, practise=True, requests=0.8),
+)
+
+
+def train_language(
+    root: Path,
+    copy_steps: int = 1300,
+    rounds: Sequence[Round] = ROUNDS,
+    first_round: int = 0,
+    batch: int = 24,
+    seed: int = 0,
+) -> dict[str, object]:
+    """Trains the base model and the adapter and saves both: ``llama/`` and ``adapter/BIAS-micro.pth``.
+
+    Args:
+        root: Folder that already has ``clip/``.
+        copy_steps: Steps of the dense copy warm-up.
+        rounds: What is done. In each the base reads, pictures through the adapter's prompts; then it is rounded and
+            frozen, and the adapter learns on.
+        first_round: Rounds that are done already, their result on disk.
+        batch: Lessons a step.
+        seed: Of everything random.
+
+    Returns:
+        Seed, steps and the quality on held-out scenes.
+    """
+    rng = seed_everything(seed + first_round)
+    words = _prepare_tokenizer(root, rng, seed)
+    if first_round:
+        reader = load_reader(root)
+    else:
+        reader = new_reader(root)
+        _learn_to_copy(reader, copy_steps)
+    for number, now in enumerate(rounds[first_round:], first_round):
+        course = _Course(rng, Maker("train", seed + number), words if now.practise else (), now.requests, batch)
+        _open_eyes(reader, now.eyes, course)
+        _read(reader, root, now.reading, course)
+        _tune_adapter(reader, root, now.adapter, course)
+    steps: dict[str, object] = {"copy": copy_steps}
+    steps |= {name: [getattr(own, name) for own in rounds] for name in ("eyes", "reading", "adapter")}
+    return {"seed": seed, "steps": steps, **measure_language(reader)}
+
+
+@dataclass
+class _Course:
+    """Where the lessons of a round come from."""
+
+    rng: random.Random
+    maker: Maker
+    words: Sequence[str]
+    requests: float
+    batch: int
+
+    def lessons(self, pictures: float) -> list[Lesson]:
+        """A batch of lessons; `pictures` is the share with a picture among those about scenes, 0 for none at all."""
+        scenes = scene_pool("train", 0.35, self.batch, self.rng)
+        return [
+            request(self.maker)
+            if pictures and self.rng.random() < self.requests
+            else lesson(scene, self.rng, pictures, self.words)
+            for scene in scenes
+        ]
+
+
+def _prepare_tokenizer(root: Path, rng: random.Random, seed: int) -> list[str]:
+    """Writes the tokenizer if there is none, and returns the words of conversations."""
+    maker = Maker("train", seed)
+    makers = (maker.edit, maker.dialogue, maker.story, maker.instruct)
+    talk = [turn.text for i in range(1200) for turn in makers[i % 4]().turns]
+    if not (root / "llama" / "tokenizer.model").is_file():
+        train_llama_tokenizer(root / "llama", tokenizer_corpus(rng, talk))
+    return talk_words(talk)
+
+
+def _learn_to_copy(reader: Reader, steps: int) -> None:
+    """The dense warm-up: random sequences said twice, the loss on the second half."""
+    _train_only(reader, _base_names(reader))
+    schedule = Schedule("copy", adamw([reader.llama], 1.5e-3), 1.5e-3, steps)
+    for _ in schedule:
+        ids = _copy_batch(reader.tokenizer.base_vocab_size, 24)
+        half = ids.shape[1] // 2
+        logits = reader.llama(input_ids=ids).logits[:, half:-1]
+        schedule.step(F.cross_entropy(logits.flatten(0, 1), ids[:, half + 1 :].flatten()))
+
+
+def _open_eyes(reader: Reader, steps: int, course: _Course, lr: float = 3e-3) -> None:
+    """The visual encoder alone, by heads that are thrown away: words are a slow teacher of where things are."""
+    _train_only(reader, {f"visual_query.{name}" for name, _ in reader.visual_query.named_parameters()})
+    heads = AttributeHeads(reader.llama.config.hidden_size)
+    schedule = Schedule("eyes", adamw([reader.visual_query, heads], lr), lr, steps)
+    for _ in schedule:
+        scenes = scene_pool("train", 0.4, 64, course.rng)
+        lessons = [Lesson(Request(DESCRIBE), "", scene) for scene in scenes]
+        prompts = reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        schedule.step(heads.loss(scenes, prompts))
+
+
+def _read(reader: Reader, root: Path, steps: int, course: _Course, lr: float = 2e-3) -> None:
+    """The mixed corpus, base and visual path together; biases stay zero, so that the base is a plain LLaMA."""
+    if (root / "llama" / "config.json").is_file():
+        _restore_base(reader, root / "llama")
+    _train_only(reader, _base_names(reader) | {f"visual_query.{n}" for n, _ in reader.visual_query.named_parameters()})
+    schedule = Schedule("reading", adamw([reader.llama, reader.visual_query], lr), lr, steps)
+    for step in schedule:
+        text_only = step % 5 == 4  # the base must also work with the prompts off
+        lessons = course.lessons(0.0 if text_only else 0.7)
+        query = None if text_only else reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        schedule.step(reader.loss(lessons, query))
+    _save_base(reader, root / "llama")
+
+
+def _tune_adapter(reader: Reader, root: Path, steps: int, course: _Course) -> None:
+    """What an adapter file holds learns on over the frozen base."""
+    from m2chat.models.adapter_file import adapter_parameter_names, to_official
+
+    adapter, named = adapter_parameter_names(reader.llama, reader.visual_query), dict(reader.named_parameters())
+    _train_only(reader, adapter)
+    schedule = Schedule("adapter", adamw([reader.llama, reader.visual_query], 1e-3), 1e-3, steps)
+    for _ in schedule:
+        lessons = course.lessons(0.7)
+        pixels = picture_pixels(lessons, course.rng.randrange(2**31))
+        schedule.step(reader.loss(lessons, reader.look(lessons, pixels)))
+    tensors = {name: named[name].detach().half() for name in sorted(adapter)}
+    (root / "adapter").mkdir(exist_ok=True)
+    file = {
+        "model": to_official(tensors, reader.llama.config.num_attention_heads),
+        "config": {"w_bias": True, "w_lora": False, "lora_rank": 16},
+    }
+    torch.save(file, root / "adapter" / "BIAS-micro.pth")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            named[name].copy_(tensor)
+
+
+def _base_names(reader: Reader) -> set[str]:
+    """The base's own parameters and the prompts that it learns to read; no biases, no added tokens."""
+    names = {name for name, _ in reader.named_parameters() if name.startswith("llama.")}
+    return {name for name in names if not name.endswith(("_proj.bias", ".extra"))}
+
+
+def _train_only(reader: Reader, names: set[str]) -> None:
+    for name, parameter in reader.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+@torch.no_grad()
+def _restore_base(reader: Reader, folder: Path) -> None:
+    """Gives the reader the base's own norms back and takes the adapter's biases away."""
+    from transformers import LlamaForCausalLM
+
+    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reader.llama.load_state_dict(plain.state_dict(), strict=False)
+    for name, parameter in reader.llama.named_parameters():
+        if name.endswith("_proj.bias"):
+            parameter.zero_()
+
+
+def _save_base(reader: Reader, folder: Path) -> None:
+    """Saves the plain LLaMA inside, rounded to fp16, and gives the reader the rounded numbers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    own = reader.llama.config
+    plain = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=own.vocab_size,
+            hidden_size=own.hidden_size,
+            intermediate_size=own.intermediate_size,
+            num_hidden_layers=own.num_hidden_layers,
+            num_attention_heads=own.num_attention_heads,
+            max_position_embeddings=own.max_position_embeddings,
+            rms_norm_eps=own.rms_norm_eps,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    state = reader.llama.state_dict()
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    save_half(plain, folder)
+    reader.llama.load_state_dict(plain.state_dict(), strict=False)

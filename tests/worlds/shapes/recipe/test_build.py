@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from m2chat.errors import UserError
+from m2chat.worlds.shapes.recipe.build import build, measure
+from m2chat.worlds.shapes.recipe.manifest import MANIFEST
+from m2chat.worlds.shapes.recipe.parts import PARTS, Facts, Part
+
+
+class Stub:
+    """Recipes that only write a file and remember when they ran."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.at_once = self.most = 0
+        self._lock = threading.Lock()
+
+    def parts(self, fail: str = "") -> dict[str, Part]:
+        return {
+            name: Part(part.paths, self._recipe(name, part, fail), part.needs, part.measure and self._measure(name))
+            for name, part in PARTS.items()
+        }
+
+    def _recipe(self, name: str, part: Part, fail: str):  # noqa: ANN202
+        def train(root: Path) -> Facts:
+            with self._lock:
+                self.log.append(name)
+                self.at_once += 1
+                self.most = max(self.most, self.at_once)
+            for need in part.needs:
+                assert all((root / path).exists() for path in PARTS[need].paths), f"{name} ran before {need}"
+            time.sleep(0.02)
+            if name == fail:
+                raise RuntimeError("the machine is on fire")
+            for path in part.paths:
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                (root / path).write_text(f"{name} {len(self.log)}")
+            with self._lock:
+                self.at_once -= 1
+            return {"seed": 0, "steps": 7, "good": 0.5}
+
+        return train
+
+    @staticmethod
+    def _measure(name: str):  # noqa: ANN205
+        return lambda root: {"good": 0.75}
+
+
+def test_everything_in_order_two_at_a_time(tmp_path: Path) -> None:
+    stub = Stub()
+    done = build(tmp_path, parts=stub.parts(), executor=ThreadPoolExecutor(4))
+    assert sorted(stub.log) == sorted(PARTS) == sorted(done)
+    assert stub.most == 2
+    parts = json.loads((tmp_path / MANIFEST).read_text())["parts"]
+    assert parts["vae"]["steps"] == 7 and parts["vae"]["quality"] == {"good": 0.5}
+
+
+def test_one_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"'language' rests on 'clip'.*add clip to --only"):
+        build(tmp_path, ["language"], Stub().parts(), ThreadPoolExecutor(1))
+    build(tmp_path, parts=Stub().parts(), executor=ThreadPoolExecutor(2))
+    stub = Stub()
+    capsys.readouterr()
+    build(tmp_path, ["clip"], stub.parts(), ThreadPoolExecutor(1))
+    assert stub.log == ["clip"]
+    assert "--only language" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--only eye: choose of vae"):
+        build(tmp_path, ["eye"], stub.parts(), ThreadPoolExecutor(1))
+
+
+def test_a_failure_keeps_what_is_finished(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="on fire"):
+        build(tmp_path, ["vae", "fid"], Stub().parts(fail="fid"), ThreadPoolExecutor(1))
+    assert json.loads((tmp_path / MANIFEST).read_text())["parts"].keys() == {"vae"}
+
+
+def test_measuring_keeps_seed_and_steps(tmp_path: Path) -> None:
+    stub = Stub()
+    build(tmp_path, parts=stub.parts(), executor=ThreadPoolExecutor(2))
+    trained = list(stub.log)
+    assert measure(tmp_path, ["unet"], stub.parts(), ThreadPoolExecutor(1)) == {"unet": {"good": 0.75}}
+    assert stub.log == trained
+    parts = json.loads((tmp_path / MANIFEST).read_text())["parts"]
+    assert parts["unet"]["quality"] == {"good": 0.75} and parts["unet"]["steps"] == 7
+    assert parts["vae"]["quality"] == {"good": 0.5}
+    with pytest.raises(UserError, match="only training can measure it"):
+        measure(tmp_path, ["text_encoders"], stub.parts(), ThreadPoolExecutor(1))
