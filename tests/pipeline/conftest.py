@@ -17,7 +17,7 @@ from m2chat.pipeline import DrawSettings, M2ChatPipeline, Replier
 from m2chat.schema import Batch, Sample, Turn
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 from m2chat.text.view import replies_of
-from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.conversations import ConversationMaker
 
 Item = tuple[Sample, int, int | None]
 SIZE = 32
@@ -41,7 +41,7 @@ def replier(micro_model: M2ChatModel, layout: Layout) -> Replier:
 @pytest.fixture(scope="session")
 def items() -> dict[str, Item]:
     """Replies with one picture, of every kind; one with two; one without; and one behind a long history."""
-    maker = Maker("val", 0)
+    maker = ConversationMaker("val", 0)
     made = {kind: getattr(maker, kind)().sample(kind, kind, 0) for kind in ("instruct", "edit", "dialogue", "story")}
     talk = made["dialogue"]
     with_picture = next(turn for turn in replies_of(talk) if talk.turns[turn].pictures)

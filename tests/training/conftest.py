@@ -29,7 +29,7 @@ from m2chat.training.base_module import M2ChatModule
 from m2chat.training.config import OptimConfig
 from m2chat.training.m3ft_module import M3FTModule
 from m2chat.worlds.shapes.captions import caption_of
-from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.scenes import render
 
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' loading threads do not survive a fork
@@ -138,7 +138,7 @@ class Micro:
 
 
 def _samples(kind: str, count: int) -> Iterator[Sample]:
-    maker = Maker("train", 0)
+    maker = ConversationMaker("train", 0)
     for index in range(count):
         if kind == "caption":
             scene = maker.scene()

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from m2chat.commands.lens import readings
-from m2chat.commands.serve import hints
 from m2chat.data.images import save_png
 from m2chat.pipeline import M2ChatPipeline
+from m2chat.world import find_world
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -34,7 +34,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        page = build_page(M2ChatPipeline.from_pretrained(), hints(), readings)
+        page = build_page(M2ChatPipeline.from_pretrained(), find_world("shapes").examples(), readings)
         yield launch(page, port=0, block=False)
         page.close()
 

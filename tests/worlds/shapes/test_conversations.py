@@ -12,7 +12,7 @@ import pytest
 from m2chat.schema import Sample
 from m2chat.text.view import replies_of, stands_alone, view_of
 from m2chat.worlds.shapes.captions import MOODS, parse_caption
-from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.judge import judge
 from m2chat.worlds.shapes.phrases import STORIES
 from m2chat.worlds.shapes.recipe.corpus import lesson
@@ -24,7 +24,7 @@ COUNT = 300
 
 
 def samples(name: str, split: Split, count: int = COUNT) -> list[Sample]:
-    maker = Maker(split, 0)
+    maker = ConversationMaker(split, 0)
     return [getattr(maker, name)().sample("dialogue", name, index) for index in range(count)]
 
 
@@ -133,7 +133,7 @@ def test_answers_of_stage_2_do_not_occur_in_pretraining(train: dict[str, list[Sa
     rng = random.Random(0)
     pool = scenes_of_split("train", 1) + scenes_of_split("train", 2)
     learned = {lesson(rng.choice(pool), rng).answer for _ in range(20_000)}
-    maker = Maker("train", 3)
+    maker = ConversationMaker("train", 3)
     learned |= {request(maker).answer for _ in range(3000)}
     assert len(answers) > 80 and len(learned) > 5000
     assert not {template(text) for text in answers} & {template(text) for text in learned}
@@ -156,12 +156,12 @@ def test_a_seed_gives_the_same_conversations(kind: str) -> None:
     first, again = samples(kind, "val", 3), samples(kind, "val", 3)
     assert [(s.id, s.turns, s.meta) for s in first] == [(s.id, s.turns, s.meta) for s in again]
     assert all(np.array_equal(a.images[0].pixels, b.images[0].pixels) for a, b in zip(first, again, strict=True))
-    other = Maker("val", 1)
+    other = ConversationMaker("val", 1)
     assert [getattr(other, kind)().sample(kind, kind, i).turns for i in range(3)] != [s.turns for s in first]
 
 
 def test_small_talk_stands_alone_and_behind_pictures() -> None:
-    maker = Maker("train", 0)
+    maker = ConversationMaker("train", 0)
     talks = [maker.small_talk().sample("dialogue", "smalltalk", k) for k in range(90)]
     drawn = [[bool(sample.turns[k].pictures) for k in replies_of(sample)] for sample in talks]
     assert sorted({tuple(own) for own in drawn}) == [(False,), (True, False, False)]
@@ -169,7 +169,7 @@ def test_small_talk_stands_alone_and_behind_pictures() -> None:
 
 
 def test_kinds_of_stories_and_moods_are_not_rare() -> None:
-    maker = Maker("train", 0)
+    maker = ConversationMaker("train", 0)
     openers = Counter(maker.story().turns[0].text.split(" a ")[0] for _ in range(200))
     assert len(openers) == len(STORIES) and min(openers.values()) > 30
     said = [maker.wish().turns[0].text for _ in range(300)]

@@ -64,8 +64,8 @@ def caption_of(scene: Scene, omit: Collection[str] = ()) -> str:
     """The caption of a scene.
 
     Args:
-        scene: What the picture shows.
-        omit: Attributes to leave unsaid, of ``size``, ``position`` and ``background``.
+        scene: Scene that the picture shows.
+        omit: Names of attributes to leave out, of ``size``, ``position`` and ``background``.
 
     Returns:
         Such as ``"a large red circle on the left on a blue background"`` or
@@ -80,7 +80,7 @@ def caption_of(scene: Scene, omit: Collection[str] = ()) -> str:
 
 
 def alt_text(scene: Scene) -> str:
-    """A caption as found beside pictures on the web: keywords separated by commas."""
+    """A caption in the style of alt texts on the web: keywords separated by commas."""
     first = f"{scene.first.colour} {scene.first.shape}"
     if scene.second is not None:
         return f"{first} left , {scene.second.colour} {scene.second.shape} right , {scene.background} background"
@@ -150,7 +150,7 @@ def parse_caption(text: str) -> dict[str, str]:
 
 
 def themed_text(shape: str, colour: str, background: str) -> str:
-    """A picture told through things that look like it: ``"a ball like the sea in front of snow"``."""
+    """A caption made of things that look like the picture: ``"a ball like the sea in front of snow"``."""
     return f"a {TOY_OF[shape]} like the {THING_OF[colour]} in front of {THING_OF[background]}"
 
 

@@ -1,8 +1,8 @@
-"""Conversations of the micro world: instructions, edits, dialogues and stories, as samples of the schema.
+"""Conversations of the shapes world: instructions, edits, dialogues and stories, as samples of the schema.
 
-Half of the edits and of the dialogues' pictures are told in captions that leave out what only the context picture
-shows (``meta["omitted"]``); there a model must look, not read. The other half tell shown pictures in full, as a chat
-does, in which the model itself says what a picture shows.
+In half of the edits and of the dialogues the captions leave out what only the context picture shows
+(``meta["omitted"]``), so that a model must read it from the picture. In the other half the captions of shown pictures
+are complete, as in a chat, in which the model itself captions them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from m2chat.worlds.shapes.builder import HIDDEN, ConversationBuilder
 from m2chat.worlds.shapes.captions import MOODS, THING_OF, TOY_OF, caption_of, mood_of, paraphrases, with_article
-from m2chat.worlds.shapes.draft import HIDDEN, Talk
 from m2chat.worlds.shapes.phrases import QUESTIONS, SMALL_TALK, STORIES, edit_words
 from m2chat.worlds.shapes.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Split, held_out_keys, scenes_of_split
 
@@ -23,11 +23,11 @@ _MOODY = 1 / 3
 _PAIRS = ("wish again", "wish again", "shown again", "shown wish", "wish shown")
 """Requests of a dialogue that are answered with pictures; one for text alone comes before, between or behind them."""
 _MIXED = ("wish change", "shown change", "wish edit", "edit again", "wish story", "edit story", "shown story")
-"""The same where people also edit and have stories told on the way."""
+"""The same for dialogues with edits and stories."""
 
 
 @dataclass
-class Maker:
+class ConversationMaker:
     """Makes conversations of one split.
 
     Args:
@@ -45,7 +45,7 @@ class Maker:
         self.noise = np.random.default_rng(self.rng.randrange(2**32))
 
     def scene(self, objects: int | None = None) -> Scene:
-        """A scene of the split; of one object in four fifths of the draws, unless told."""
+        """A scene of the split; of one object in four fifths of the draws by default."""
         objects = objects or (1 if self.rng.random() < 0.8 else 2)
         return self.rng.choice(scenes_of_split(self.split, objects))  # type: ignore[arg-type]
 
@@ -54,38 +54,38 @@ class Maker:
         return scene.is_valid and (self.split != "train" or scene.key not in held_out_keys())
 
     def drawable(self, scene: Scene) -> bool:
-        """Whether a scene may be the target of a reply: one of the split's own."""
+        """Whether a scene may be the target of a reply: one of the split's."""
         return self.split == "train" or scene in scenes_of_split(self.split, 1 if scene.second is None else 2)
 
     def other(self, scene: Scene, name: str) -> Scene | None:
-        """The scene with another value of one attribute, None if no allowed one was found."""
+        """The scene with another value of one attribute, None if the one that is drawn is not allowed."""
         choices = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "position": POSITIONS, "background": COLOURS}
         values = [value for value in choices[name.removesuffix("_2")] if value != scene.attributes[name]]
         changed = scene.with_attribute(name, self.rng.choice(values))
         return changed if self.allowed(changed) else None
 
-    def until(self, make: Callable[[], Talk | None]) -> Talk:
+    def until(self, make: Callable[[], ConversationBuilder | None]) -> ConversationBuilder:
         """Calls a maker until it succeeds."""
         while (talk := make()) is None:
             pass
         return talk
 
-    def instruct(self) -> Talk:
-        """A request that says what to draw, half of the time as other people would put it."""
+    def instruct(self) -> ConversationBuilder:
+        """A request that describes what to draw, half of the time in a paraphrase."""
         scene = self.scene(self.rng.choice((1, 2)))
         caption = caption_of(scene) if self.rng.random() < 0.5 else self.rng.choice(paraphrases(scene))
-        talk = Talk(self.noise)
+        talk = ConversationBuilder(self.noise)
         words = self.rng.choice(("please paint {}", "I want {}", "can you show me {} ?", "make a picture of {}"))
         talk.user(words.format(caption))
         talk.assistant("", talk.picture(scene, caption))
         return talk
 
-    def small_talk(self) -> Talk:
+    def small_talk(self) -> ConversationBuilder:
         """Greetings and the like: one alone, or two behind a picture, where a model would go on drawing."""
         return self.until(self._small_talk)
 
-    def _small_talk(self) -> Talk | None:
-        talk = Talk(self.noise)
+    def _small_talk(self) -> ConversationBuilder | None:
+        talk = ConversationBuilder(self.noise)
         start = self.rng.choice(("", "wish", "shown"))
         if start and not getattr(self, f"_{start}")(talk):
             return None
@@ -93,34 +93,34 @@ class Maker:
             self._chat(talk)
         return talk
 
-    def wish(self) -> Talk:
+    def wish(self) -> ConversationBuilder:
         """One vague wish, and a picture that fulfils it."""
-        talk = Talk(self.noise)
+        talk = ConversationBuilder(self.noise)
         self._wish(talk)
         return talk
 
-    def edit(self) -> Talk:
+    def edit(self) -> ConversationBuilder:
         """A picture, an instruction and the changed picture; in three quarters, changes of that one follow."""
         rounds = self.rng.choice((1, 2, 2, 3))
         return self.until(lambda: self._edited(rounds))
 
-    def _edited(self, rounds: int) -> Talk | None:
-        talk = Talk(self.noise)
+    def _edited(self, rounds: int) -> ConversationBuilder | None:
+        talk = ConversationBuilder(self.noise)
         return talk if self._edit(talk) and all(self._change(talk) for _ in range(rounds - 1)) else None
 
-    def _edit(self, talk: Talk) -> bool:
+    def _edit(self, talk: ConversationBuilder) -> bool:
         """The user shows a picture and has one attribute of it changed."""
         after = self.scene()
         name = self._changeable(after)
         before = self.other(after, name)
         if before is None:
             return False
-        # The picture before must not tell in words what the caption leaves to the eye.
+        # The caption of the picture before must not name what the reply's caption leaves to the context picture.
         omit = HIDDEN if self.rng.random() < 0.5 else ()
         self._ask_for(talk, name, after, talk.picture(before, caption_of(before, omit=omit)))
         return True
 
-    def _change(self, talk: Talk) -> bool:
+    def _change(self, talk: ConversationBuilder) -> bool:
         """The user has one attribute of the newest picture changed."""
         name = self._changeable(talk.scenes[-1])
         after = self.other(talk.scenes[-1], name)
@@ -129,27 +129,27 @@ class Maker:
         self._ask_for(talk, name, after)
         return True
 
-    def _ask_for(self, talk: Talk, name: str, after: Scene, *shown: int) -> None:
+    def _ask_for(self, talk: ConversationBuilder, name: str, after: Scene, *shown: int) -> None:
         """An instruction to change an attribute, and what comes of it."""
         instruction, answer = edit_words(name, after, self.rng)
         talk.user(*shown, instruction)
-        omit = [hidden for hidden in talk.untold() if hidden != name]
+        omit = [hidden for hidden in talk.unnamed() if hidden != name]
         talk.assistant(answer, talk.picture(after, caption_of(after, omit=omit)))
 
     def _changeable(self, scene: Scene) -> str:
         """An attribute that an instruction can name."""
         return self.rng.choice([name for name in scene.attributes if scene.second is None or "colour" in name])
 
-    def dialogue(self) -> Talk:
+    def dialogue(self) -> ConversationBuilder:
         """Three replies, one of them text alone; about half of the pictures depend on an earlier one."""
         return self.until(lambda: self._dialogue(_PAIRS))
 
-    def mixed(self) -> Talk:
+    def mixed(self) -> ConversationBuilder:
         """A dialogue of three requests in which edits are asked for too, or a story."""
         return self.until(lambda: self._dialogue(_MIXED))
 
-    def _dialogue(self, plans: Sequence[str]) -> Talk | None:
-        talk = Talk(self.noise)
+    def _dialogue(self, plans: Sequence[str]) -> ConversationBuilder | None:
+        talk = ConversationBuilder(self.noise)
         plan = self.rng.choice(plans).split()
         place = self.rng.randrange(3)
         plan.insert(place, self.rng.choice(("chat", "ask")) if place else "chat")
@@ -159,29 +159,29 @@ class Maker:
                 return None
         return talk
 
-    def _chat(self, talk: Talk) -> bool:
-        said, answer = self.rng.choice(SMALL_TALK)
-        talk.user(said)
+    def _chat(self, talk: ConversationBuilder) -> bool:
+        text, answer = self.rng.choice(SMALL_TALK)
+        talk.user(text)
         talk.assistant(answer)
         return True
 
-    def _wish(self, talk: Talk) -> bool:
-        """A wish told through things that look like it; the picture owes nothing to earlier ones."""
+    def _wish(self, talk: ConversationBuilder) -> bool:
+        """A wish expressed through things that look alike; the picture does not depend on earlier ones."""
         mood = self.rng.choice(list(MOODS)) if self.rng.random() < _MOODY else None
         pool = self._scenes_of_mood(mood) if mood else []
         scene = self.rng.choice(pool) if pool else self.scene(1)
         toy = TOY_OF[scene.first.shape]
         thing_, ground = THING_OF[scene.first.colour], THING_OF[scene.background]
         if pool:
-            said = f"I feel like something {mood} , maybe a {toy}"
+            text = f"I feel like something {mood} , maybe a {toy}"
             answer = f"Then look at this {mood} {toy} !"
         elif self.rng.random() < 0.5:
-            said = f"I dream of a {toy} like the {thing_} in front of {ground}"
+            text = f"I dream of a {toy} like the {thing_} in front of {ground}"
             answer = f"Your {toy} dream comes true !"
         else:
-            said = f"imagine {ground} and before it a {toy} like the {thing_}"
+            text = f"imagine {ground} and before it a {toy} like the {thing_}"
             answer = f"This {toy} came to my mind ."
-        talk.user(said)
+        talk.user(text)
         talk.assistant(answer, talk.picture(scene, caption_of(scene, omit=("size", "position"))), looks_back=False)
         return True
 
@@ -190,9 +190,9 @@ class Maker:
         pool = scenes_of_split(self.split, 1)
         return [scene for scene in pool if mood_of(scene.first.colour, scene.background) == mood]
 
-    def _again(self, talk: Talk) -> bool:
-        """A wish for something else in the place of the newest picture; what is told of that one is told again."""
-        last, omit = talk.scenes[-1], talk.untold()
+    def _again(self, talk: ConversationBuilder) -> bool:
+        """A wish for something else in the place of the newest picture, naming the same attributes."""
+        last, omit = talk.scenes[-1], talk.unnamed()
         place = [last.attributes.get(name) for name in HIDDEN]
         pool = scenes_of_split(self.split, 1)
         alike = [s for s in pool if s != last and [s.attributes[name] for name in HIDDEN] == place]
@@ -204,7 +204,7 @@ class Maker:
         talk.assistant(f"The {toy} takes its place .", talk.picture(scene, caption_of(scene, omit=omit)))
         return True
 
-    def _shown(self, talk: Talk) -> bool:
+    def _shown(self, talk: ConversationBuilder) -> bool:
         """The user shows a picture and wishes for something else in its place."""
         scene = self.scene(1)
         before = scene.with_attribute("shape", self.rng.choice(SHAPES))
@@ -220,31 +220,31 @@ class Maker:
         talk.assistant(f"Done , a {toy} stands there .", talk.picture(scene, caption_of(scene, omit=omit)))
         return True
 
-    def _ask(self, talk: Talk) -> bool:
+    def _ask(self, talk: ConversationBuilder) -> bool:
         """A question about the newest picture, if it shows one thing."""
         if talk.scenes[-1].second is not None:
             return False
         seen = talk.scenes[-1].attributes
-        name, said, answer = self.rng.choice(QUESTIONS)
+        name, text, answer = self.rng.choice(QUESTIONS)
         answer = answer.format(with_article(seen[name]) if name == "shape" else seen[name])
-        talk.user(said)
+        talk.user(text)
         talk.assistant(answer)
         return True
 
-    def story(self) -> Talk:
+    def story(self) -> ConversationBuilder:
         """Four pictures of one thing, one attribute changing from each to the next."""
-        talk = Talk(self.noise)
+        talk = ConversationBuilder(self.noise)
         self._story(talk)
         return talk
 
-    def _story(self, talk: Talk) -> bool:
-        """The user gives the first line of a story, and it is told."""
-        # Chosen before the scene: scenes that cannot be told so are refused, and must not make a story rare.
+    def _story(self, talk: ConversationBuilder) -> bool:
+        """The user gives the first line of a story, and the assistant continues it."""
+        # Chosen before the scene: some scenes do not fit a plot, and refusing them must not make the plot rare.
         plot = self.rng.choice(STORIES)
         self.until(lambda: talk if self._told(talk, *plot) else None)
         return True
 
-    def _told(self, talk: Talk, name: str, opener: str, frames: tuple[tuple[str, str], ...]) -> bool:
+    def _told(self, talk: ConversationBuilder, name: str, opener: str, frames: tuple[tuple[str, str], ...]) -> bool:
         scene = self.scene(1)
         hero = caption_of(scene, omit=(name,) if name in HIDDEN else ())
         if name in ("shape", "colour"):

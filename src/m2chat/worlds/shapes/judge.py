@@ -1,4 +1,4 @@
-"""The judge of the micro world: reads a picture's attributes from its pixels, without any trained network.
+"""The judge of the shapes world: reads a picture's attributes from its pixels, without any trained network.
 
 It compares a picture with a drawing of every possible scene and takes the nearest (analysis by synthesis). The
 error is a sum over pixels and two objects never share a pixel, so the two halves of a picture are fitted apart.
@@ -52,7 +52,7 @@ class Verdict:
         return {name: seen.get(name) == value for name, value in wanted.items()}
 
     def all_right(self, wanted: Mapping[str, str]) -> bool:
-        """Whether every wanted attribute is there, and no second object that nobody asked for."""
+        """Whether every wanted attribute is there, and no unwanted second object."""
         extra = self.scene.second is not None and "shape_2" not in wanted
         return not extra and all(self.right(wanted).values())
 
@@ -132,7 +132,7 @@ _DRAW_WORDS = re.compile(r"\b(draw|paint|picture|show|sketch)\b", re.IGNORECASE)
 
 
 def asks_openly(request: str) -> bool:
-    """Whether a request says that it wants a picture, by a word such as "draw", "paint" or "picture"."""
+    """Whether a request asks for a picture by a word such as "draw", "paint" or "picture"."""
     return _DRAW_WORDS.search(request) is not None
 
 
@@ -148,34 +148,34 @@ def seen_in(pictures: Sequence[Picture | None]) -> list[dict[str, str]]:
 
 
 def shows(seen: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether all that is wanted is there, and no second object that nobody asked for."""
+    """Whether all that is wanted is there, and no unwanted second object."""
     extra = "shape_2" in seen and "shape_2" not in wanted
     return bool(seen) and not extra and all(seen.get(name) == value for name, value in wanted.items())
 
 
 def right(pictures: Sequence[Picture | None], wanted: Sequence[Mapping[str, str]]) -> list[bool]:
     """Whether each picture shows what it should; a missing one does not."""
-    return [shows(seen, own) for seen, own in zip(seen_in(pictures), wanted, strict=True)]
+    return [shows(seen, attributes) for seen, attributes in zip(seen_in(pictures), wanted, strict=True)]
 
 
 def kept(frames: Sequence[Picture | None], changing: str) -> list[bool]:
     """Whether the subject stays the same from each frame of a story to the next.
 
     Args:
-        frames: Of one story.
+        frames: Pictures of one story, in order.
         changing: The attribute that the story is about.
 
     Returns:
         One truth value a pair of consecutive frames; false where one of them is missing or shows nothing known.
     """
-    seen = [{name: value for name, value in own.items() if name != changing} for own in seen_in(frames)]
+    seen = [{name: value for name, value in attributes.items() if name != changing} for attributes in seen_in(frames)]
     return [bool(first) and first == second for first, second in pairwise(seen)]
 
 
 def judge_targets(targets: Sequence[Target]) -> Judged:
     """Judges the generated and the true pictures of a reply; those that were not drawn are left out.
 
-    So are targets from outside the micro world, whose captions name nothing that the judge could look for.
+    So are targets from outside the shapes world, whose captions name nothing that the judge could look for.
     """
     judged = Judged()
     targets = [target for target in targets if target.attributes is not None or parse_caption(target.caption)]

@@ -52,10 +52,10 @@ def measure(
 
 def _set_bars(findings: Findings) -> None:
     """What must hold: decisions by themselves, pictures against the image decoder alone."""
-    for name in findings.found:
+    for name in findings.cases:
         if name.startswith("decision"):
             findings.bars[name] = DECISION
-        elif name.startswith(("right:", "kept:")) and f"decoder {name}" in findings.found:
+        elif name.startswith(("right:", "kept:")) and f"decoder {name}" in findings.cases:
             findings.bars[name] = SHARE * findings.rate(f"decoder {name}")
         elif name.startswith("wishes:"):
             findings.bars[name] = 100.0

@@ -17,9 +17,9 @@ from m2chat.pipeline.tasks import WISH_GUIDANCE, wish
 from m2chat.schema import KINDS, Reply, Sample, Turn
 from m2chat.text import view_of
 from m2chat.text.view import replies_of, stands_alone
+from m2chat.worlds.shapes.builder import HIDDEN
 from m2chat.worlds.shapes.captions import caption_of, parse_caption
-from m2chat.worlds.shapes.conversations import Maker
-from m2chat.worlds.shapes.draft import HIDDEN
+from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.judge import asks_openly, kept, right, seen_in, shows
 from m2chat.worlds.shapes.scenes import Scene, first_change, render
 
@@ -32,33 +32,33 @@ class Findings:
     """Truth values by measure.
 
     Args:
-        found: Measure to one truth value a case.
-        bars: Measure to the percentage that it must reach.
+        cases: Name of each measure to one truth value a case.
+        bars: Name of a measure to the percentage that it must reach.
     """
 
-    found: dict[str, list[bool]] = field(default_factory=dict)
+    cases: dict[str, list[bool]] = field(default_factory=dict)
     bars: dict[str, float] = field(default_factory=dict)
 
     def add(self, measure: str, values: list[bool]) -> None:
         """Adds cases."""
-        self.found.setdefault(measure, []).extend(values)
+        self.cases.setdefault(measure, []).extend(values)
 
     def rate(self, measure: str) -> float:
         """Percentage of the true ones."""
-        values = self.found[measure]
+        values = self.cases[measure]
         return 100 * sum(values) / len(values)
 
     def rows(self) -> list[dict[str, Any]]:
         """Every measure with its interval and whether it holds."""
         rows = []
-        for name, values in self.found.items():
-            own, bar = estimate(values), self.bars.get(name)
+        for name, values in self.cases.items():
+            share, bar = estimate(values), self.bars.get(name)
             rows.append(
                 {
-                    "measure": name, "percent": round(100 * own.value, 1), "n": len(values),
-                    "low": round(100 * own.low, 1), "high": round(100 * own.high, 1),
+                    "measure": name, "percent": round(100 * share.value, 1), "n": len(values),
+                    "low": round(100 * share.low, 1), "high": round(100 * share.high, 1),
                     "bar": None if bar is None else round(bar, 1),
-                    "holds": None if bar is None else 100 * own.value >= bar,
+                    "holds": None if bar is None else 100 * share.value >= bar,
                 }
             )  # fmt: skip
         return rows
@@ -70,33 +70,33 @@ class Talks:
 
     Args:
         pipe: Replies.
-        seed: Of conversations and pictures.
+        seed: Seed of the conversations and of the pictures.
         steps: Denoising steps.
         size: Replies at once.
-        own_captions: Whether the model says what shown pictures show, as in a chat.
+        model_captions: Whether the model captions the pictures that are shown, as in a chat.
     """
 
     pipe: M2ChatPipeline
     seed: int
     steps: int
     size: int
-    own_captions: bool
+    model_captions: bool
 
     def __post_init__(self) -> None:
-        self.maker = Maker("test", self.seed)
+        self.maker = ConversationMaker("test", self.seed)
 
     def make(self, name: str, count: int) -> list[Sample]:
         """Held-out conversations; the name is that of a method of the maker."""
         kind = next((kind for kind in KINDS if kind == name), "dialogue")
-        return self.told([getattr(self.maker, name)().sample(kind, f"measure-{name}", k) for k in range(count)])
+        return self.captioned([getattr(self.maker, name)().sample(kind, f"measure-{name}", k) for k in range(count)])
 
-    def told(self, samples: list[Sample]) -> list[Sample]:
+    def captioned(self, samples: list[Sample]) -> list[Sample]:
         """The same, with the model's captions of the pictures that the user shows."""
-        if not self.own_captions:
+        if not self.model_captions:
             return samples
         places = [(i, k) for i, s in enumerate(samples) for t in s.turns if t.role == "user" for k in t.pictures]
-        said = self.pipe.caption([samples[i].images[k].pixels for i, k in places])
-        for (i, k), caption in zip(places, said, strict=True):
+        captions = self.pipe.caption([samples[i].images[k].pixels for i, k in places])
+        for (i, k), caption in zip(places, captions, strict=True):
             images = list(samples[i].images)
             images[k] = replace(images[k], caption=caption)
             samples[i] = replace(samples[i], images=tuple(images))
@@ -120,24 +120,25 @@ class Talks:
     def converse(self, samples: Sequence[Sample]) -> dict[tuple[str, int], Reply]:
         """Replies to every request of conversations, by the sample's id and the turn.
 
-        As in a chat, each is in view of the model's own replies before it; with the data's captions, of the data's.
+        With the model's captions each reply follows the model's earlier replies, as in a chat; with the data's captions
+        it follows the reference ones.
         """
-        if not self.own_captions:
-            asked = [(sample, turn) for sample in samples for turn in replies_of(sample)]
+        if not self.model_captions:
+            asked = [(item, turn) for item in samples for turn in replies_of(item)]
             return {(s.id, turn): reply for (s, turn), reply in zip(asked, self.reply(asked), strict=True)}
         talks = {sample.id: replace(sample, turns=(), images=()) for sample in samples}
-        found: dict[tuple[str, int], Reply] = {}
+        replies: dict[tuple[str, int], Reply] = {}
         for turn in range(max(len(sample.turns) for sample in samples)):
             there = [sample for sample in samples if turn < len(sample.turns)]
             for sample in there:
                 if sample.turns[turn].role == "user":
-                    talks[sample.id] = _said(talks[sample.id], sample, sample.turns[turn])
+                    talks[sample.id] = _with_user_turn(talks[sample.id], sample, sample.turns[turn])
             asked = [(talks[sample.id], turn) for sample in there if sample.turns[turn].role == "assistant"]
             for (talk, _), reply in zip(asked, self.reply(asked), strict=True):
-                found[talk.id, turn] = reply
-                said, images = as_turn(reply, talk.images)
-                talks[talk.id] = replace(talk, turns=(*talk.turns, said), images=images)
-        return found
+                replies[talk.id, turn] = reply
+                replied, images = as_turn(reply, talk.images)
+                talks[talk.id] = replace(talk, turns=(*talk.turns, replied), images=images)
+        return replies
 
     def decoder_alone(self, asked: Sequence[tuple[Sample, int]], captions: Sequence[str]) -> list[Picture]:
         """What the image decoder draws of captions by itself, from the same noise as the replies' pictures."""
@@ -153,8 +154,8 @@ class Talks:
         return DrawSettings(self.steps, size=self.pipe.image_size)
 
 
-def _said(talk: Sample, sample: Sample, turn: Turn) -> Sample:
-    """The conversation and what the user of another one says and shows next."""
+def _with_user_turn(talk: Sample, sample: Sample, turn: Turn) -> Sample:
+    """A conversation, continued by a user turn of another one, with its pictures."""
     shown = {picture: len(talk.images) + place for place, picture in enumerate(turn.pictures)}
     parts = tuple(shown[part] if isinstance(part, int) else part for part in turn.parts)
     images = (*talk.images, *(sample.images[picture] for picture in turn.pictures))
@@ -171,12 +172,12 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
     Returns:
         The replies, by the sample's id and the turn.
     """
-    # Of stories only the decision counts here, and their frames are drawn again when they are told.
+    # Of stories only the decision counts here, their frames are drawn by `measure_stories`.
     replies = talks.converse([sample for sample in samples if sample.kind != "story"])
     undrawn = [(sample, turn) for sample in samples if sample.kind == "story" for turn in replies_of(sample)]
     replies |= {(s.id, k): reply for (s, k), reply in zip(undrawn, talks.reply(undrawn, steps=1), strict=True)}
     due: dict[str, list[tuple[tuple[Sample, int], Picture | None, str]]] = {}
-    for sample, turn in [(own, turn) for own in samples for turn in replies_of(own)]:
+    for sample, turn in [(item, turn) for item in samples for turn in replies_of(item)]:
         view, reply = view_of(sample, turn), replies[sample.id, turn]
         caption = view.reply[0].caption
         comes = bool(reply.pictures)
@@ -189,10 +190,10 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
         if sample.kind in ("instruct", "dialogue"):
             name = "pictures of replies" if stands_alone(sample, turn) else "frames of stories inside dialogues"
             due.setdefault(name, []).append(((sample, turn), _drawn(reply), caption))
-    for name, own in due.items():
-        wanted = [parse_caption(caption) for _, _, caption in own]
-        findings.add(f"right: {name}", right([picture for _, picture, _ in own], wanted))
-        alone = talks.decoder_alone([place for place, _, _ in own], [caption for _, _, caption in own])
+    for name, cases in due.items():
+        wanted = [parse_caption(caption) for _, _, caption in cases]
+        findings.add(f"right: {name}", right([picture for _, picture, _ in cases], wanted))
+        alone = talks.decoder_alone([place for place, _, _ in cases], [caption for _, _, caption in cases])
         findings.add(f"decoder right: {name}", right(list(alone), wanted))
     return replies
 
@@ -206,7 +207,7 @@ def measure_edits(
         targets = [sample.turns[turn].pictures[0] for sample, _ in asked]
         after = [dict(sample.meta["scenes"][k]) for (sample, _), k in zip(asked, targets, strict=True)]
         findings.add(f"right: {name}", right([_drawn(edits[sample.id, turn]) for sample, _ in asked], after))
-        # The decoder gets the whole scene in words: what is to be kept must be told to it.
+        # The decoder sees no context picture: its caption must name what is to be kept.
         whole = [caption_of(Scene.from_attributes(scene)) for scene in after]
         findings.add(f"decoder right: {name}", right(list(talks.decoder_alone(asked, whole)), after))
         given = [sample.images[k].caption for (sample, _), k in zip(asked, targets, strict=True)]
@@ -214,25 +215,27 @@ def measure_edits(
     replies = [edits[sample.id, 1] for sample in samples]
     others = [_replaced(talks.maker, sample) for sample in samples]
     changed = [(sample, scene) for sample, scene in zip(samples, others, strict=True) if scene is not None]
-    swapped = talks.told([_with_picture(talks.maker, sample, scene) for sample, scene in changed])
+    swapped = talks.captioned([_with_picture(talks.maker, sample, scene) for sample, scene in changed])
     new = seen_in([_drawn(reply) for reply in talks.reply([(sample, 1) for sample in swapped])])
     old = seen_in([_drawn(reply) for reply, scene in zip(replies, others, strict=True) if scene is not None])
     findings.add("another picture in turn 1 changes turn 2", [a != b for a, b in zip(old, new, strict=True)])
     ground = [scene.background for _, scene in changed]
     findings.add(
-        "its background is taken over", [own.get("background") == value for own, value in zip(new, ground, strict=True)]
+        "its background is taken over",
+        [seen.get("background") == value for seen, value in zip(new, ground, strict=True)],
     )
 
 
 def measure_descriptions(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
-    """What the model says of the pictures that users show, attribute by attribute."""
-    for sample, said in zip(samples, talks.pipe.caption([own.images[0].pixels for own in samples]), strict=True):
-        told = parse_caption(said)
+    """Whether the model's captions of shown pictures name each attribute right."""
+    captions = talks.pipe.caption([sample.images[0].pixels for sample in samples])
+    for sample, caption in zip(samples, captions, strict=True):
+        named = parse_caption(caption)
         for name, value in sample.meta["scenes"][0].items():
-            findings.add(f"described: {name.removesuffix('_2')}", [told.get(name) == value])
+            findings.add(f"described: {name.removesuffix('_2')}", [named.get(name) == value])
 
 
-def _replaced(maker: Maker, sample: Sample) -> Scene | None:
+def _replaced(maker: ConversationMaker, sample: Sample) -> Scene | None:
     """Another scene in place of the first picture: the same, before another ground; None where the edit is that."""
     before, after = (dict(scene) for scene in sample.meta["scenes"][:2])
     if before["background"] != after["background"]:
@@ -244,24 +247,24 @@ def _replaced(maker: Maker, sample: Sample) -> Scene | None:
     return Scene.from_attributes({**before, "background": maker.rng.choice(grounds)})
 
 
-def _with_picture(maker: Maker, sample: Sample, scene: Scene) -> Sample:
+def _with_picture(maker: ConversationMaker, sample: Sample, scene: Scene) -> Sample:
     first = replace(sample.images[0], pixels=render(scene, maker.noise))
-    said = parse_caption(first.caption)
-    first = replace(first, caption=caption_of(scene, omit=[name for name in HIDDEN if name not in said]))
+    named = parse_caption(first.caption)
+    first = replace(first, caption=caption_of(scene, omit=[name for name in HIDDEN if name not in named]))
     return replace(sample, images=(first, *sample.images[1:]))
 
 
 def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
-    """Stories told from their first line on, each frame in view of the model's own ones before."""
+    """Stories continued from their first line, each frame in view of the generated ones before it."""
     frames = max(len(sample.turns) for sample in samples) - 1
-    told = [replace(sample, turns=sample.turns[:1], images=()) for sample in samples]
+    stories = [replace(sample, turns=sample.turns[:1], images=()) for sample in samples]
     drawn: list[list[Picture | None]] = [[] for _ in samples]
     for _ in range(frames):
-        asked = [(sample, len(sample.turns)) for sample in told]
+        asked = [(sample, len(sample.turns)) for sample in stories]
         for k, reply in enumerate(talks.reply(asked, image="force")):
             drawn[k].append(_drawn(reply))
-            turn, images = as_turn(reply, told[k].images)
-            told[k] = replace(told[k], turns=(*told[k].turns, turn), images=images)
+            turn, images = as_turn(reply, stories[k].images)
+            stories[k] = replace(stories[k], turns=(*stories[k].turns, turn), images=images)
     places = [(sample, turn) for sample in samples for turn in range(1, frames + 1)]
     alone = talks.decoder_alone(places, [view_of(*place).reply[0].caption or "" for place in places])
     for k, sample in enumerate(samples):
@@ -288,6 +291,6 @@ def measure_wishes(talks: Talks, count: int, findings: Findings) -> None:
         ours: list[Any] = [np.asarray(output.images[0]) if output.images else None for output in outputs]
         for whose, pictures in (("", ours), ("decoder ", list(alone))):
             seen = seen_in(pictures)
-            findings.add(f"{whose}wishes: all four seeds satisfy it", [all(shows(own, wanted) for own in seen)])
-            open_ = {(own.get("size"), own.get("position")) for own in seen}
+            findings.add(f"{whose}wishes: all four seeds satisfy it", [all(shows(values, wanted) for values in seen)])
+            open_ = {(values.get("size"), values.get("position")) for values in seen}
             findings.add(f"{whose}wishes: two of them differ in what it leaves open", [len(open_) > 1])

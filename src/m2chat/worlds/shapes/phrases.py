@@ -74,9 +74,9 @@ def edit_words(name: str, after: Scene, rng: random.Random) -> tuple[str, str]:
     """Instruction and answer of an edit.
 
     Args:
-        name: The attribute that changes.
-        after: What it gives.
-        rng: Chooses among phrasings.
+        name: Name of the attribute that changes.
+        after: Scene after the edit.
+        rng: Source of the random choice among phrasings.
     """
     value = after.attributes[name]
     if name == "shape":

@@ -121,7 +121,7 @@ class Scene:
 
     @property
     def is_valid(self) -> bool:
-        """Whether every object can be told from the background."""
+        """Whether every object differs from the background."""
         objects = (self.first,) if self.second is None else (self.first, self.second)
         return all(item.colour != self.background for item in objects)
 
@@ -130,8 +130,8 @@ def first_change(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     """The first attribute in which two scenes of the same attributes differ.
 
     Args:
-        before: Attributes of one.
-        after: Of the other, which is not the same.
+        before: Attributes of one scene.
+        after: Attributes of the other, which differs.
     """
     return next(name for name in before if before[name] != after[name])
 
@@ -241,7 +241,7 @@ def render(scene: Scene, rng: np.random.Generator | None = None) -> NDArray[np.u
     """Draws a scene.
 
     Args:
-        scene: What to draw.
+        scene: Scene to draw.
         rng: Source of the small displacement of each object; None draws every object in its place.
 
     Returns:

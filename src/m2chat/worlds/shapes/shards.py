@@ -1,7 +1,7 @@
-"""The micro world's data sets: generated on first use, in the layouts of the real ones.
+"""The shapes world's data sets: generated on first use, in the layouts of the real ones.
 
 CC3M-like and LAION-like caption pairs lie as img2dataset leaves them and are read in place; everything else is in
-the project's own schema.
+the project's schema.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from m2chat.data.shards import write_groups, write_shards
 from m2chat.data.sources import caption_sample
 from m2chat.schema import Image, Kind, Sample
 from m2chat.worlds.shapes.captions import alt_text, caption_of, paraphrases
-from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.scenes import Scene, Split, render
 
 VERSION = 5
@@ -45,7 +45,7 @@ _COCO: dict[Split, int] = {"train": 200, "val": 100, "test": 400}
 
 def _pairs(name: str, split: Split, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Caption pairs as img2dataset writes them: a picture, a text and a record, one key."""
-    maker = Maker(split, SEED + (1 if name == "laion" else 0))
+    maker = ConversationMaker(split, SEED + (1 if name == "laion" else 0))
     for index in range(count):
         scene = maker.scene(1 if maker.rng.random() < 0.5 else 2)
         caption = alt_text(scene) if name == "laion" else caption_of(scene)
@@ -84,7 +84,7 @@ def _put_otherwise(scene: Scene, caption: str, rng: random.Random) -> str:
 
 def _coco(split: Split, count: int) -> Iterator[Sample]:
     """Pictures with five captions each; the conversation asks for one of them."""
-    maker = Maker(split, SEED + 2)
+    maker = ConversationMaker(split, SEED + 2)
     for index in range(count):
         scene = maker.scene(1 if maker.rng.random() < 0.5 else 2)
         captions = paraphrases(scene)
@@ -94,25 +94,25 @@ def _coco(split: Split, count: int) -> Iterator[Sample]:
         yield caption_sample(f"coco/{index:06d}", "coco", image, meta)
 
 
-def _talks(name: str, split: Split, count: int, said: set[tuple[str, ...]]) -> Iterator[Sample]:
-    """Conversations of a kind; held-out ones never say word for word what a training one does.
+def _talks(name: str, split: Split, count: int, training_texts: set[tuple[str, ...]]) -> Iterator[Sample]:
+    """Conversations of a kind; the text of a held-out one never equals that of a training one.
 
     Args:
-        name: Of the data set.
-        split: Which of it.
-        count: How many.
-        said: The words of the training conversations of several requests: noted, or kept clear of.
+        name: Name of the data set.
+        split: Split of it.
+        count: Number of conversations.
+        training_texts: Texts of the training conversations: filled for ``train``, avoided for the other splits.
     """
     kind, _ = _TALKS[name]
-    maker = Maker(split, SEED)
+    maker = ConversationMaker(split, SEED)
     make = getattr(maker, _MADE_BY.get(name, name))
     index = 0
     while index < count:
         sample = make().sample(kind, name, index)
         words = tuple(turn.text for turn in sample.turns)
         if split == "train":
-            said.add(words)
-        elif words in said and sum(turn.role == "user" for turn in sample.turns) > 1:
+            training_texts.add(words)
+        elif words in training_texts and sum(turn.role == "user" for turn in sample.turns) > 1:
             continue
         index += 1
         yield sample
@@ -122,8 +122,8 @@ def write_world(root: Path) -> None:
     """Generates every data set of the shapes world under a folder, unless they are there already.
 
     Args:
-        root: Such as ``data/micro/shards``. It appears only when it is complete, so an interrupted run leaves
-            nothing half made.
+        root: Folder to write, such as ``data/micro/shards``. It appears only when it is complete, so an interrupted
+            run leaves nothing half made.
     """
     stamp = root / "version.json"
     wanted = {"version": VERSION, "seed": SEED}
@@ -132,12 +132,12 @@ def write_world(root: Path) -> None:
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     splits: tuple[Split, ...] = ("train", "val", "test")
-    said: dict[str, set[tuple[str, ...]]] = {name: set() for name in _TALKS}
+    training_texts: dict[str, set[tuple[str, ...]]] = {name: set() for name in _TALKS}
     for split in splits:
         for name, counts in _PAIRS.items():
             write_groups(_pairs(name, split, counts[split]), part / name / split, name, 1000)
         for name, (_, counts) in _TALKS.items():
-            write_shards(_talks(name, split, counts[split], said[name]), part / name / split, name, 500)
+            write_shards(_talks(name, split, counts[split], training_texts[name]), part / name / split, name, 500)
         write_shards(_coco(split, _COCO[split]), part / "coco" / split, "coco", 500)
     (part / "version.json").write_text(json.dumps(wanted) + "\n")
     shutil.rmtree(root, ignore_errors=True)

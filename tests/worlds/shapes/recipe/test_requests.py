@@ -4,15 +4,15 @@ import random
 
 from m2chat.text.view import replies_of
 from m2chat.worlds.shapes.captions import TOY_OF, caption_of, parse_caption
-from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.phrases import QUESTIONS, SMALL_TALK, STORIES, edit_words
 from m2chat.worlds.shapes.recipe.metric_clip import idle_words, sentence_about
-from m2chat.worlds.shapes.recipe.requests import ASK, in_own_words, own_words, request, story_words
+from m2chat.worlds.shapes.recipe.requests import ASK, base_reply, request, story_words, with_base_replies
 from m2chat.worlds.shapes.scenes import Scene, held_out_keys, scenes_of_split
 
 
 def test_only_who_asks_gets_a_caption() -> None:
-    maker = Maker("train", 0)
+    maker = ConversationMaker("train", 0)
     lessons = [request(maker) for _ in range(600)]
     asked = [lesson for lesson in lessons if ASK in lesson.request.history]
     talk = [lesson for lesson in lessons if ASK not in lesson.request.history]
@@ -23,27 +23,27 @@ def test_only_who_asks_gets_a_caption() -> None:
 
 
 def test_no_reply_of_a_conversation_is_left() -> None:
-    maker, rng = Maker("train", 1), random.Random(0)
+    maker, rng = ConversationMaker("train", 1), random.Random(0)
     for name in ("dialogue", "mixed", "edit", "story", "instruct"):
         for number in range(50):
             sample = getattr(maker, name)().sample("dialogue", name, number)
-            changed = in_own_words(sample, rng)
+            changed = with_base_replies(sample, rng)
             for turn in replies_of(sample):
                 before, after = sample.turns[turn], changed.turns[turn]
                 assert after.pictures == before.pictures and after.text and after.text != before.text
 
 
-def test_own_words_answer_what_was_said() -> None:
+def test_base_reply_answer_what_was_said() -> None:
     scene, rng = scenes_of_split("train", 1)[0], random.Random(0)
     for name, question, _ in QUESTIONS:
-        assert scene.attributes[name] in own_words(question, scene, rng)
+        assert scene.attributes[name] in base_reply(question, scene, rng)
     for said, reply in SMALL_TALK:
-        assert own_words(said, None, rng) not in ("", reply)
-    assert "ball" in own_words("now a ball like the sea in its place", scene, rng)
+        assert base_reply(said, None, rng) not in ("", reply)
+    assert "ball" in base_reply("now a ball like the sea in its place", scene, rng)
 
 
 def test_parts_of_a_story_name_what_changes_and_no_sentence_of_it() -> None:
-    maker, rng = Maker("train", 2), random.Random(0)
+    maker, rng = ConversationMaker("train", 2), random.Random(0)
     plots = {opener: (name, frames) for name, opener, frames in STORIES}
     seen = set()
     for number in range(40):
@@ -57,12 +57,12 @@ def test_parts_of_a_story_name_what_changes_and_no_sentence_of_it() -> None:
     assert seen == set(plots)
 
 
-def test_own_words_of_an_edit_tell_what_changes() -> None:
+def test_base_reply_of_an_edit_tell_what_changes() -> None:
     before, rng = scenes_of_split("train", 1)[0], random.Random(0)
     for name, value in (("size", "small"), ("position", "bottom"), ("background", "pink")):
         after = before.with_attribute(name, value)
         if after != before:
-            told = own_words(edit_words(name, after, rng)[0], before, rng, after)
+            told = base_reply(edit_words(name, after, rng)[0], before, rng, after)
             assert name in told and value in told
 
 

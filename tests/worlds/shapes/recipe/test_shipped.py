@@ -58,5 +58,5 @@ def test_recipes_repeat_the_steps_that_were_taken() -> None:
     contrast = inspect.signature(train_clip).parameters["steps"].default
     assert parts["clip"]["steps"] == contrast + DENSE_STEPS
     copy_steps = inspect.signature(train_language).parameters["copy_steps"].default
-    taken = {name: [getattr(own, name) for own in ROUNDS] for name in ("eyes", "reading", "adapter")}
+    taken = {name: [getattr(own, name) for own in ROUNDS] for name in ("visual", "reading", "adapter")}
     assert parts["language"]["steps"] == {"copy": copy_steps, **taken}

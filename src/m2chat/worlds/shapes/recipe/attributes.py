@@ -25,10 +25,10 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 
 class AttributeHeads(nn.Module):
-    """One linear head an attribute, each reading a prompt of its own: who attends to it finds one thing there.
+    """One linear head an attribute, each reading another prompt, so that one prompt carries one attribute.
 
     Args:
-        width: Of a prompt.
+        width: Width of a prompt.
     """
 
     def __init__(self, width: int) -> None:
@@ -39,13 +39,13 @@ class AttributeHeads(nn.Module):
         """Cross-entropy of each attribute over the scenes that have it, summed over attributes.
 
         Args:
-            scenes: What the pictures show.
-            prompts: Of the pictures, (B, K, width), at least as many as attributes.
+            scenes: Scenes that the pictures show, B.
+            prompts: Visual queries of the pictures, (B, K, width), at least as many as attributes.
         """
         losses = []
         for place, (name, head) in enumerate(self.heads.items()):
-            own = [row for row, scene in enumerate(scenes) if name in scene.attributes]
-            if own:
-                labels = torch.tensor([VALUES[name].index(scenes[row].attributes[name]) for row in own])
-                losses.append(F.cross_entropy(head(prompts[own, place]), labels))
+            rows = [row for row, scene in enumerate(scenes) if name in scene.attributes]
+            if rows:
+                labels = torch.tensor([VALUES[name].index(scenes[row].attributes[name]) for row in rows])
+                losses.append(F.cross_entropy(head(prompts[rows, place]), labels))
         return torch.stack(losses).sum()

@@ -39,10 +39,10 @@ def build(
     """Trains parts, saves them below a folder and writes its manifest.
 
     Args:
-        root: Such as ``data/micro``.
+        root: Folder of the backbones, such as ``data/micro``.
         only: Names of the parts; all if none is named.
-        parts: What there is to build.
-        executor: Where the recipes run; processes of their own by default.
+        parts: Recipes by name.
+        executor: Executor of the recipes; a pool of processes by default.
 
     Returns:
         Seed, steps and quality of each part.

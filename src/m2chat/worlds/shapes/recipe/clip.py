@@ -1,6 +1,6 @@
-"""The micro CLIP: an open_clip model in open_clip's own folder layout.
+"""The micro CLIP: an open_clip model in open_clip's folder layout.
 
-Contrast alone makes the class token tell pictures apart and leaves the others, which language model and M³Adapter
+Contrast alone makes the class token distinguish pictures and leaves the others, which language model and M³Adapter
 read, with little of where things are. So the conditioning CLIP learns on while a throw-away reader of all its tokens
 names every attribute; larger CLIPs come by this through their data, or through a decoder of captions.
 """
@@ -46,7 +46,7 @@ _CONFIG = {
 
 
 def text_beside(scene: Scene, rng: random.Random) -> str:
-    """What the web says beside a picture: mostly a caption, sometimes only what it is like."""
+    """The text beside a picture on the web: mostly a caption, sometimes only a comparison."""
     draw_ = rng.random()
     if scene.second is not None or draw_ < 0.8:
         return caption_of(scene) if rng.random() < 0.5 else random_caption(scene, rng)
@@ -75,11 +75,11 @@ def train_clip(
     """Trains and saves a CLIP model.
 
     Args:
-        folder: Where to.
+        folder: Folder to write.
         steps: Number of steps of contrast alone; 0 goes on from the weights in the folder.
         batch: Pairs a step.
         dense_steps: Steps after them in which all tokens are read too.
-        seed: Of everything random.
+        seed: Seed of everything random.
         text_of: The text that stands beside a picture.
         context_length: Tokens of a text with its start and end.
         words: That become one token each, besides those of captions.
@@ -156,13 +156,13 @@ def _read_all_tokens(course: _Course, steps: int, batch: int = 80, lr: float = 1
 
     Every picture is new: attributes of a pool that comes back are learned by heart.
     """
-    eye = ClipTokens(course.model.visual)
+    vision_encoder = ClipTokens(course.model.visual)
     course.model.visual.requires_grad_(True)
-    reader = VisualQueryEncoder(eye.width, eye.width, prompts=10, depth=2, heads=2)
-    heads = AttributeHeads(eye.width)
+    reader = VisualQueryEncoder(vision_encoder.width, vision_encoder.width, prompts=10, depth=2, heads=2)
+    heads = AttributeHeads(vision_encoder.width)
     for _ in (schedule := Schedule("clip, all tokens", adamw([course.model, reader, heads], lr, 0.05), lr, steps)):
         scenes, pixels = course.pictures(batch, course.rng.randrange(2**31))
-        schedule.step(course.contrast(scenes, pixels) + heads.loss(scenes, reader(eye.tokens(pixels))))
+        schedule.step(course.contrast(scenes, pixels) + heads.loss(scenes, reader(vision_encoder.tokens(pixels))))
         course.keep_scale()
 
 
@@ -172,10 +172,10 @@ def measure_clip(model: Any, tokenize: Any, split: str = "test") -> dict[str, ob
     scenes = [*scenes_of_split(split, 1)[:250], *scenes_of_split(split, 2)[:250]]  # type: ignore[arg-type]
     image = F.normalize(model.encode_image(normalise(to_pixels(draw(scenes, 1)))), dim=-1)
     text = F.normalize(model.encode_text(tokenize([caption_of(scene) for scene in scenes])), dim=-1)
-    similarity, own = image @ text.T, torch.arange(len(scenes))
+    similarity, labels = image @ text.T, torch.arange(len(scenes))
     return {
-        "image_to_text_r1_of_500": round(float((similarity.argmax(1) == own).float().mean()), 4),
-        "text_to_image_r1_of_500": round(float((similarity.argmax(0) == own).float().mean()), 4),
+        "image_to_text_r1_of_500": round(float((similarity.argmax(1) == labels).float().mean()), 4),
+        "text_to_image_r1_of_500": round(float((similarity.argmax(0) == labels).float().mean()), 4),
         "mean_true_cosine": round(float(similarity.diagonal().mean()), 4),
         "mean_cosine": round(float(similarity.mean()), 4),
     }

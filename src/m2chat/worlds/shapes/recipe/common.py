@@ -22,7 +22,7 @@ def scene_pool(split: str, pairs: float, count: int, rng: random.Random) -> list
     Args:
         split: ``train``, ``val`` or ``test``.
         pairs: Share of scenes of two objects, 0-1.
-        count: How many scenes.
+        count: Number of scenes.
         rng: Source of randomness.
     """
     singles, doubles = scenes_of_split(split, 1), scenes_of_split(split, 2)  # type: ignore[arg-type]

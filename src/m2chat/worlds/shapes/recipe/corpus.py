@@ -22,7 +22,7 @@ class Lesson:
     Args:
         request: The prompt.
         answer: The response.
-        scene: What the picture shows; None without a picture.
+        scene: Scene that the picture shows; None without a picture.
     """
 
     request: Request
@@ -64,13 +64,13 @@ def fact(rng: random.Random) -> Lesson:
 def compose(scene: Scene, rng: random.Random) -> Lesson:
     """A caption from things that look like it."""
     toy, thing, ground = TOY_OF[scene.first.shape], THING_OF[scene.first.colour], THING_OF[scene.background]
-    told = [f"shape of a {toy}", f"colour of the {thing}"]
+    hints = [f"shape of a {toy}", f"colour of the {thing}"]
     omit = ["size", "position", "background"]
     if rng.random() < 0.6:
-        told.append(f"background of the {ground}")
+        hints.append(f"background of the {ground}")
         omit.remove("background")
-    rng.shuffle(told)
-    return Lesson(Request("Write the caption", (" , ".join(told),)), caption_of(scene, omit=omit))
+    rng.shuffle(hints)
+    return Lesson(Request("Write the caption", (" , ".join(hints),)), caption_of(scene, omit=omit))
 
 
 def change(scene: Scene, rng: random.Random) -> Lesson | None:
@@ -125,7 +125,7 @@ def lesson(scene: Scene, rng: random.Random, pictures: float = 0.6, words: Seque
     """A lesson about a scene, or about words.
 
     Args:
-        scene: Of the training split.
+        scene: Scene of the training split.
         rng: Source of randomness.
         pictures: Share of lessons with a picture.
         words: Vocabulary of later conversations; if given, a third of the other lessons practise it.

@@ -3,8 +3,9 @@
 The base model first learns to copy: without a dense warm-up it never would. Then it reads the mixed corpus, the
 pictures through the adapter's prompts; after that the base is frozen and only what an adapter file holds learns on,
 so that base folder and adapter file come apart as the real ones do. A second round adds the words of conversations:
-a word that a frozen model has never read can hardly be tuned into its mouth. A third makes it converse in words of its
-own, and write the caption of what is asked for when it is told to: a real LLaMA knows what "in front of snow" means.
+a frozen model hardly learns to write a word that it has never read. A third makes it converse in sentences that
+stage 2 does not teach, and write the caption of a request when it is asked to: a real LLaMA knows what "in front of
+snow" means.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from m2chat.text import DESCRIBE, Request
 from m2chat.text.layout import alpaca
-from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.recipe.attributes import AttributeHeads
 from m2chat.worlds.shapes.recipe.common import Schedule, adamw, save_half, scene_pool, seed_everything
 from m2chat.worlds.shapes.recipe.corpus import Lesson, lesson
@@ -80,7 +81,7 @@ def tokenizer_corpus(rng: random.Random, talk: Sequence[str]) -> list[str]:
 
 
 def _copy_batch(vocabulary: int, batch: int) -> Tensor:
-    """Random sequences said twice."""
+    """Random sequences, each repeated once."""
     length = int(torch.randint(6, 20, ()))
     once = torch.randint(259, vocabulary, (batch, length))
     return torch.cat([torch.ones(batch, 1, dtype=torch.long), once, once], 1)
@@ -91,14 +92,14 @@ class Round:
     """One round of pretraining.
 
     Args:
-        eyes: Steps in which the visual encoder learns to name attributes straight from its prompts.
+        visual: Steps in which the visual encoder learns to name attributes straight from its prompts.
         reading: Steps of base and visual encoder together.
         adapter: Steps of what the adapter file holds, over the frozen base.
         practise: Whether the words of conversations are practised.
         requests: Share of replies to conversations among the lessons.
     """
 
-    eyes: int
+    visual: int
     reading: int
     adapter: int
     practise: bool = False
@@ -129,11 +130,11 @@ def train_language(
     Args:
         root: Folder that already has ``clip/``.
         copy_steps: Steps of the dense copy warm-up.
-        rounds: What is done. In each the base reads, pictures through the adapter's prompts; then it is rounded and
-            frozen, and the adapter learns on.
+        rounds: Rounds of pretraining. In each the base model reads, pictures through the adapter's prompts; then it is
+            rounded and frozen, and the adapter learns on.
         first_round: Rounds that are done already, their result on disk.
         batch: Lessons a step.
-        seed: Of everything random.
+        seed: Seed of everything random.
 
     Returns:
         Seed, steps and the quality on held-out scenes.
@@ -146,12 +147,14 @@ def train_language(
         reader = new_reader(root)
         _learn_to_copy(reader, copy_steps)
     for number, now in enumerate(rounds[first_round:], first_round):
-        course = _Course(rng, Maker("train", seed + number), words if now.practise else (), now.requests, batch)
-        _open_eyes(reader, now.eyes, course)
+        course = _Course(
+            rng, ConversationMaker("train", seed + number), words if now.practise else (), now.requests, batch
+        )
+        _train_visual(reader, now.visual, course)
         _read(reader, root, now.reading, course)
         _tune_adapter(reader, root, now.adapter, course)
     steps: dict[str, object] = {"copy": copy_steps}
-    steps |= {name: [getattr(own, name) for own in rounds] for name in ("eyes", "reading", "adapter")}
+    steps |= {name: [getattr(item, name) for item in rounds] for name in ("visual", "reading", "adapter")}
     return {"seed": seed, "steps": steps, **measure_language(reader)}
 
 
@@ -160,7 +163,7 @@ class _Course:
     """Where the lessons of a round come from."""
 
     rng: random.Random
-    maker: Maker
+    maker: ConversationMaker
     words: Sequence[str]
     requests: float
     batch: int
@@ -178,7 +181,7 @@ class _Course:
 
 def _prepare_tokenizer(root: Path, rng: random.Random, seed: int) -> list[str]:
     """Writes the tokenizer if there is none, and returns the words of conversations."""
-    maker = Maker("train", seed)
+    maker = ConversationMaker("train", seed)
     makers = (maker.edit, maker.dialogue, maker.story, maker.instruct)
     talk = [turn.text for i in range(1200) for turn in makers[i % 4]().turns]
     if not (root / "llama" / "tokenizer.model").is_file():
@@ -187,7 +190,7 @@ def _prepare_tokenizer(root: Path, rng: random.Random, seed: int) -> list[str]:
 
 
 def _learn_to_copy(reader: Reader, steps: int) -> None:
-    """The dense warm-up: random sequences said twice, the loss on the second half."""
+    """The dense warm-up: random sequences repeated once, the loss on the second half."""
     _train_only(reader, _base_names(reader))
     schedule = Schedule("copy", adamw([reader.llama], 1.5e-3), 1.5e-3, steps)
     for _ in schedule:
@@ -197,11 +200,11 @@ def _learn_to_copy(reader: Reader, steps: int) -> None:
         schedule.step(F.cross_entropy(logits.flatten(0, 1), ids[:, half + 1 :].flatten()))
 
 
-def _open_eyes(reader: Reader, steps: int, course: _Course, lr: float = 3e-3) -> None:
-    """The visual encoder alone, by heads that are thrown away: words are a slow teacher of where things are."""
+def _train_visual(reader: Reader, steps: int, course: _Course, lr: float = 3e-3) -> None:
+    """The visual encoder alone, by heads that are thrown away: from words it learns positions slowly."""
     _train_only(reader, {f"visual_query.{name}" for name, _ in reader.visual_query.named_parameters()})
     heads = AttributeHeads(reader.llama.config.hidden_size)
-    schedule = Schedule("eyes", adamw([reader.visual_query, heads], lr), lr, steps)
+    schedule = Schedule("visual", adamw([reader.visual_query, heads], lr), lr, steps)
     for _ in schedule:
         scenes = scene_pool("train", 0.4, 64, course.rng)
         lessons = [Lesson(Request(DESCRIBE), "", scene) for scene in scenes]
@@ -247,7 +250,7 @@ def _tune_adapter(reader: Reader, root: Path, steps: int, course: _Course) -> No
 
 
 def _base_names(reader: Reader) -> set[str]:
-    """The base's own parameters and the prompts that it learns to read; no biases, no added tokens."""
+    """The base model's parameters and the prompts that it learns to read; no biases, no added tokens."""
     names = {name for name, _ in reader.named_parameters() if name.startswith("llama.")}
     return {name for name in names if not name.endswith(("_proj.bias", ".extra"))}
 
@@ -259,7 +262,7 @@ def _train_only(reader: Reader, names: set[str]) -> None:
 
 @torch.no_grad()
 def _restore_base(reader: Reader, folder: Path) -> None:
-    """Gives the reader the base's own norms back and takes the adapter's biases away."""
+    """Restores the base model's norms in the reader and sets the adapter's biases to zero."""
     from transformers import LlamaForCausalLM
 
     plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -273,16 +276,16 @@ def _save_base(reader: Reader, folder: Path) -> None:
     """Saves the plain LLaMA inside, rounded to fp16, and gives the reader the rounded numbers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    own = reader.llama.config
+    config = reader.llama.config
     plain = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=own.vocab_size,
-            hidden_size=own.hidden_size,
-            intermediate_size=own.intermediate_size,
-            num_hidden_layers=own.num_hidden_layers,
-            num_attention_heads=own.num_attention_heads,
-            max_position_embeddings=own.max_position_embeddings,
-            rms_norm_eps=own.rms_norm_eps,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
             bos_token_id=1,
             eos_token_id=2,
         )

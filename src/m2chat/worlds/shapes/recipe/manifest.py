@@ -55,7 +55,7 @@ def write_manifest(root: Path, qualities: Mapping[str, Facts]) -> Path:
     """Writes the manifest of what lies in a folder.
 
     Args:
-        root: Such as ``data/micro``.
+        root: Folder of the backbones, such as ``data/micro``.
         qualities: Seed, steps and quality of the parts that were made just now, as their recipes returned them, or
             quality alone where they were measured. What is known of another part stays only while its files do.
 
@@ -65,27 +65,27 @@ def write_manifest(root: Path, qualities: Mapping[str, Facts]) -> Path:
     Raises:
         UserError: If a file belongs to no part, or all together are too large; the old manifest stays then.
     """
-    found: dict[str, dict[str, Any]] = {}
+    present_files: dict[str, dict[str, Any]] = {}
     for name in _files(root):
         owner = _owner(name)
         if owner is None:
             raise UserError(f"{root / name} belongs to no part of the backbones ({', '.join(_OWNERS)}): remove it")
-        found.setdefault(owner, {})[name] = _entry(root / name)
-    total = sum(entry["bytes"] for files in found.values() for entry in files.values())
+        present_files.setdefault(owner, {})[name] = _entry(root / name)
+    total = sum(entry["bytes"] for files in present_files.values() for entry in files.values())
     if total > LIMIT:
         raise UserError(f"the files in {root} have {total:,} bytes, more than the {LIMIT:,} that may be shipped")
     old = read_manifest(root)["parts"] if (root / MANIFEST).is_file() else {}
     parts = {}
-    for name in (owner for owner in _OWNERS if owner in found):
+    for name in (owner for owner in _OWNERS if owner in present_files):
         facts = dict(qualities.get(name, {}))
         known = old.get(name, {})
-        unchanged = known.get("files") == found[name]
+        unchanged = known.get("files") == present_files[name]
         parts[name] = {
             "seed": facts.pop("seed", known.get("seed") if unchanged else None),
             "steps": facts.pop("steps", known.get("steps") if unchanged else None),
             "quality": facts or (known.get("quality", {}) if unchanged else {}),
-            "bytes": sum(entry["bytes"] for entry in found[name].values()),
-            "files": found[name],
+            "bytes": sum(entry["bytes"] for entry in present_files[name].values()),
+            "files": present_files[name],
         }
     path = root / MANIFEST
     path.write_text(json.dumps({"total_bytes": total, "limit_bytes": LIMIT, "parts": parts}, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""The CLIP that measures: it has read sentences too, as a real one has, and is never the model's own eye.
+"""The CLIP of the metrics: trained on sentences too, as a real one is, and never used as the model's vision encoder.
 
-A metric that only knows captions cannot tell what "The ball takes its place ." has to do with a picture. Its sentences
-are true words about a picture among idle ones, in no grammar: it learns to hear what is said about the picture, and
+A metric that only knows captions cannot relate "The ball takes its place ." to a picture. Its sentences
+are words about a picture mixed with unrelated ones, without grammar: it learns which words describe the picture, and
 no reply of a conversation by heart.
 """
 
@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from m2chat.worlds.shapes.captions import COLOUR_OF, MOODS, SHAPE_OF, THING_OF, TOY_OF, mood_of, with_article
-from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.recipe.clip import text_beside, train_clip
 from m2chat.worlds.shapes.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Scene
 
@@ -22,15 +22,15 @@ CONTEXT_LENGTH = 40
 
 @cache
 def idle_words() -> tuple[str, ...]:
-    """Words of conversations that say nothing about a picture."""
-    maker = Maker("train", 0)
+    """Words of conversations that describe no picture."""
+    maker = ConversationMaker("train", 0)
     makers = (maker.edit, maker.dialogue, maker.story, maker.instruct)
     words = {word for i in range(600) for turn in makers[i % 4]().turns for word in turn.text.split()}
     return tuple(sorted(words - {*COLOURS, *SHAPES, *SIZES, *POSITIONS, *COLOUR_OF, *SHAPE_OF, *MOODS}))
 
 
 def facts(scene: Scene) -> list[str]:
-    """What can be said of a picture in a few words each."""
+    """Short phrases that describe a picture."""
     first, second = scene.first, scene.second
     toy, thing, ground = TOY_OF[first.shape], THING_OF[first.colour], scene.background
     if second is not None:

@@ -23,7 +23,7 @@ class Part:
         paths: Folders and files that it writes, relative to the root.
         train: Trains it below the root and saves it; returns seed, steps and quality.
         needs: Parts that must be there before.
-        measure: Measures the saved part again; None where only training can tell.
+        measure: Measures the saved part again; None where only training measures it.
     """
 
     paths: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The micro language model with its eye, as pretraining uses it, and how well it reads."""
+"""The micro language model with its vision encoder, as pretraining uses it, and the quality of what it reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTEXT_LENGTH = 512
 
 
 class Reader(nn.Module):
-    """The language model with its eye, while it learns."""
+    """The language model with its vision encoder, while it is pretrained."""
 
     def __init__(self, clip: Any, tokenizer: M2ChatTokenizer) -> None:
         from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
@@ -88,7 +88,7 @@ def new_reader(root: Path) -> Reader:
 
 
 def load_reader(root: Path) -> Reader:
-    """The trained language model with its eye, as ``llama/``, ``adapter/`` and ``clip/`` hold them."""
+    """The trained language model with its vision encoder, as ``llama/``, ``adapter/`` and ``clip/`` hold them."""
     from m2chat.models.build import load_language
     from m2chat.models.config import BackboneConfig
 

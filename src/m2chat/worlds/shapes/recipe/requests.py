@@ -1,7 +1,7 @@
 """Lessons from conversations of the micro world: what a request means, and how a model talks that cannot draw.
 
-The assistant's own words are taken out of every conversation and others put in their place, so that stage 2 still has
-its replies to teach. What a request asks for is told as a caption only where the Input ends with `ASK`: a base model
+The assistant's sentences are replaced by others in every conversation, so that the replies of stage 2 remain to be
+learned. The caption of what a request asks for is the response only where the Input ends with `ASK`: a base model
 knows what "in front of snow" means, but of itself it does not answer a wish with a caption.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import replace
 from m2chat.schema import Sample
 from m2chat.text.view import View, replies_of, stands_alone, view_of
 from m2chat.worlds.shapes.captions import TOY_OF, with_article
-from m2chat.worlds.shapes.conversations import Maker
+from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.phrases import QUESTIONS, SMALL_TALK
 from m2chat.worlds.shapes.recipe.corpus import Lesson
 from m2chat.worlds.shapes.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Scene, first_change
@@ -34,7 +34,7 @@ _TAKES_UP = (
 )
 _SMALL = dict(
     zip(
-        [said for said, _ in SMALL_TALK],
+        [text for text, _ in SMALL_TALK],
         ("You are welcome here .", "It was nothing .", "It was a sweet day , thank you .", "A place of words , only ."),
         strict=True,
     )
@@ -54,37 +54,37 @@ def _context(sample: Sample, view: View) -> Scene | None:
     return None if view.context is None else Scene.from_attributes(sample.meta["scenes"][view.context])
 
 
-def own_words(said: str, scene: Scene | None, rng: random.Random, after: Scene | None = None) -> str:
-    """What the base model answers to something said outside stories, of its own accord and in text alone.
+def base_reply(text: str, scene: Scene | None, rng: random.Random, after: Scene | None = None) -> str:
+    """What the base model replies to a user turn outside stories: one sentence, without a picture.
 
     Args:
-        said: By the user.
-        scene: What the context picture shows.
-        rng: Chooses among several ways to say it.
-        after: What a picture of the reply shows.
+        text: Text of the user turn.
+        scene: Scene that the context picture shows.
+        rng: Source of the random choice among phrasings.
+        after: Scene that the picture of the reply shows.
     """
-    if said in _SMALL:
-        return _SMALL[said]
+    if text in _SMALL:
+        return _SMALL[text]
     for name, question, _ in QUESTIONS:
-        if said == question and scene is not None:
+        if text == question and scene is not None:
             value = scene.attributes[name]
             return _SEEN[name].format(with_article(value) if name == "shape" else value)
-    found = _KEY.findall(said)
-    toys = [word for word in found if word in TOY_OF.values()]
+    keywords = _KEY.findall(text)
+    toys = [word for word in keywords if word in TOY_OF.values()]
     if scene is not None and after is not None and not toys and (changed := _edited(scene, after)):
         return rng.choice(_EDIT).format(changed.replace("_2", " on the right"), after.attributes[changed])
-    return rng.choice(_TAKES_UP).format((toys or found)[0])
+    return rng.choice(_TAKES_UP).format((toys or keywords)[0])
 
 
 def _edited(before: Scene, after: Scene) -> str | None:
     """The only attribute in which two scenes differ, as an instruction would change it; None if that is not so."""
-    own, new = before.attributes, after.attributes
-    changes = [name for name in own if own[name] != new.get(name)]
+    old, new = before.attributes, after.attributes
+    changes = [name for name in old if old[name] != new.get(name)]
     return changes[0] if len(changes) == 1 else None
 
 
 def story_words(sample: Sample, turn: int, rng: random.Random) -> str:
-    """What the base model says in a part of a story."""
+    """What the base model replies in a part of a story."""
     scenes = sample.meta["scenes"]
     (picture,) = sample.turns[turn].pictures
     opener = max(index for index in range(turn) if sample.turns[index].role == "user")
@@ -93,8 +93,8 @@ def story_words(sample: Sample, turn: int, rng: random.Random) -> str:
     return rng.choice(_STORY).format(name, scenes[picture][name])
 
 
-def in_own_words(sample: Sample, rng: random.Random) -> Sample:
-    """The conversation with the base model's own words in place of the assistant's; its pictures remain."""
+def with_base_replies(sample: Sample, rng: random.Random) -> Sample:
+    """The conversation with the base model's sentences in place of the assistant's; its pictures remain."""
     turns = list(sample.turns)
     for index in replies_of(sample):
         view = view_of(sample, index)
@@ -103,16 +103,16 @@ def in_own_words(sample: Sample, rng: random.Random) -> Sample:
             words = story_words(sample, index, rng)
         else:
             after = Scene.from_attributes(sample.meta["scenes"][pictures[0]]) if pictures else None
-            words = own_words(view.request.instruction, _context(sample, view), rng, after)
+            words = base_reply(view.request.instruction, _context(sample, view), rng, after)
         turns[index] = replace(turns[index], parts=(words, *pictures))
     return replace(sample, turns=tuple(turns))
 
 
-def request(maker: Maker) -> Lesson:
-    """A reply to a conversation: half of the time in own words, else the caption of the picture asked for."""
+def request(maker: ConversationMaker) -> Lesson:
+    """A reply to a conversation: half of the time a sentence, else the caption of the picture asked for."""
     rng = maker.rng
     name = rng.choice(("instruct", "edit", "dialogue", "dialogue", "mixed", "mixed", "mixed", "story"))
-    sample = in_own_words(getattr(maker, name)().sample("dialogue", name, 0), rng)
+    sample = with_base_replies(getattr(maker, name)().sample("dialogue", name, 0), rng)
     talks = rng.random() < 0.5
     chosen = [turn for turn in replies_of(sample) if talks or sample.turns[turn].pictures]
     if talks and rng.random() < 0.5:  # small talk and questions: what is rare is not learned

@@ -51,8 +51,8 @@ def train_clip_tokenizer(
     """Writes a `CLIPTokenizer` folder: byte-level BPE whose merges make each word of the world one token.
 
     Args:
-        folder: Where to.
-        pad_token: What fills a text up.
+        folder: Folder to write.
+        pad_token: Token that pads a text.
         context_length: Longest text in tokens.
         words: That become one token each, besides those of captions.
     """

@@ -1,4 +1,4 @@
-"""What the manifest says of the shipped M²Chat weights: how they were trained, and what evaluations have found."""
+"""Entry of the manifest for the shipped M²Chat weights: how they were trained, and what evaluations measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def trained_facts(root: Path, evaluations: Sequence[Path]) -> Facts:
     """Seed, steps and quality of ``m2chat/*.ckpt``.
 
     Args:
-        root: Such as ``data/micro``.
+        root: Folder of the backbones, such as ``data/micro``.
         evaluations: Folders of `lightning test` of one training seed, made with the weights that were released.
 
     Raises:
@@ -32,8 +32,8 @@ def trained_facts(root: Path, evaluations: Sequence[Path]) -> Facts:
             raise UserError(f"--evaluations {run}: there is no results.json: name folders that `lightning test` wrote")
         results = json.loads(path.read_text())
         seeds.add(results["protocol"]["seed"])
-        found = {name: results["metrics"].get(name) for name in _QUOTED}
-        quality[run.name] = {name: round(entry["value"], 2) for name, entry in found.items() if entry}
+        quoted = {name: results["metrics"].get(name) for name in _QUOTED}
+        quality[run.name] = {name: round(entry["value"], 2) for name, entry in quoted.items() if entry}
     if len(seeds) > 1:
         raise UserError(f"--evaluations: they are of the seeds {sorted(seeds)}, but the weights are of one")
     steps = {path.stem: int(read_checkpoint(path)["global_step"]) for path in sorted((root / "m2chat").glob("*.ckpt"))}

@@ -1,4 +1,4 @@
-"""A conversation of the micro world while it is being made."""
+"""Builder of a conversation in the shapes world."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ HIDDEN = ("size", "position", "background")
 """Attributes that a caption may leave to the context picture."""
 
 
-class Talk:
-    """A conversation while it is being made.
+class ConversationBuilder:
+    """Collects turns, pictures and scenes of a conversation.
 
     Args:
-        noise: Of its pictures.
+        noise: Source of the small displacement of objects in its pictures.
     """
 
     def __init__(self, noise: np.random.Generator) -> None:
@@ -33,17 +33,17 @@ class Talk:
         self.scenes.append(scene)
         return len(self.images) - 1
 
-    def untold(self) -> list[str]:
+    def unnamed(self) -> list[str]:
         """What the newest picture's caption leaves out; the next one's does too, unless it changes just that."""
-        told = parse_caption(self.images[-1].caption)
-        return [name for name in HIDDEN if name not in told]
+        named = parse_caption(self.images[-1].caption)
+        return [name for name in HIDDEN if name not in named]
 
     def user(self, *parts: str | int) -> None:
         """The user's turn."""
         self.turns.append(Turn("user", parts))
 
     def assistant(self, *parts: str | int, looks_back: bool = True) -> None:
-        """The reply; notes which attributes of its picture nothing but the context picture tells.
+        """A reply; records the attributes of its picture that only the context picture shows.
 
         Args:
             parts: Texts and pictures.
@@ -51,12 +51,12 @@ class Talk:
         """
         turn = Turn("assistant", tuple(part for part in parts if part != ""))
         for target in turn.pictures:
-            own = self.scenes[target].attributes
+            attributes = self.scenes[target].attributes
             texts = [image.caption for image in self.images] + [item.text for item in self.turns]
-            told = {name for text in texts for name in parse_caption(text)}
+            named = {name for text in texts for name in parse_caption(text)}
             if target and looks_back:
                 before = self.scenes[target - 1].attributes
-                hidden = [n for n in HIDDEN if n in own and n not in told and before.get(n) == own[n]]
+                hidden = [n for n in HIDDEN if n in attributes and n not in named and before.get(n) == attributes[n]]
                 if hidden:
                     self.omitted[str(len(self.turns))] = hidden
         self.turns.append(turn)
