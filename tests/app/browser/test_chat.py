@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from m2chat.commands.serve import HINTS
+from m2chat.worlds.shapes.phrases import examples
+
+EXAMPLES = examples()
 
 
 def test_a_conversation(width: int, visit: Callable[..., Any], picture: Path, tmp_path: Path) -> None:
@@ -120,9 +122,9 @@ def test_an_example_is_said_with_a_click(visit: Callable[..., Any]) -> None:
     visitor = visit()
     page = visitor.page
     visitor.settings()
-    page.get_by_role("button", name=HINTS["chat"][0]).click()
+    page.get_by_role("button", name=EXAMPLES["chat"][0]).click()
     visitor.wait_for("Picture 1: ")
-    assert HINTS["chat"][0] in page.locator("#chat .user-row").inner_text()
+    assert EXAMPLES["chat"][0] in page.locator("#chat .user-row").inner_text()
 
 
 def test_examples_with_a_picture_show_it(visit: Callable[..., Any]) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from m2chat.commands.serve import HINTS
+from m2chat.worlds.shapes.phrases import examples
+
+EXAMPLES = examples()
 
 
 def test_the_tasks(width: int, visit: Callable[..., Any], picture: Path) -> None:
@@ -22,7 +24,7 @@ def test_the_tasks(width: int, visit: Callable[..., Any], picture: Path) -> None
     page.press("#draw-words textarea", "Enter")
     drawn("draw", 1)
     visitor.open_tab("Wish", Denoising_steps=2)
-    page.fill("#wish-words textarea", HINTS["wish"][0])
+    page.fill("#wish-words textarea", EXAMPLES["wish"][0])
     page.click("#wish-go")
     drawn("wish", 4)
     visitor.shot("wish")
@@ -34,7 +36,7 @@ def test_the_tasks(width: int, visit: Callable[..., Any], picture: Path) -> None
     drawn("edit", 3)
     visitor.shot("edit")
     visitor.open_tab("Story", Denoising_steps=2)
-    page.fill("#story-words textarea", HINTS["story"][0])
+    page.fill("#story-words textarea", EXAMPLES["story"][0])
     page.click("#story-go")
     drawn("alone", 4)
     drawn("story", 4)
@@ -46,7 +48,7 @@ def test_draw_is_stopped_within_a_step(visit: Callable[..., Any], drawing: Any) 
     visitor = visit()
     page = visitor.page
     visitor.open_tab("Draw", Denoising_steps=8, Pictures=4)
-    page.fill("#draw-words textarea", HINTS["draw"][0])
+    page.fill("#draw-words textarea", EXAMPLES["draw"][0])
     drawing.hold_at(11)  # the third step of the second picture
     page.click("#draw-go")
     page.locator("#draw-pictures figure").first.wait_for()
