@@ -73,6 +73,8 @@ class World(Protocol):
     """Name of its folder under ``m2chat/worlds/``."""
     image_size: int
     """Side of its pictures, in pixels."""
+    attributes: tuple[str, ...]
+    """Names of the attributes that pictures may have."""
     licence: str
     """Licence of its pictures and texts."""
     shards: Path

@@ -65,9 +65,8 @@ def evaluate(own: Sequence[Prediction], batch: int) -> dict[str, float]:
     for metric in metrics():
         for start in range(0, len(own), batch):
             part = own[start : start + batch]
-            for prediction, values in zip(part, metric.measure(store, part), strict=True):
-                store.put(metric.key, prediction, values)
-        results = metric.results(store, full=True)
+            metric.update(store, part)
+        results = metric.results(full=True)
         found |= {name: item.value for name, item in results.items()}
         found |= {f"{name} low": item.low for name, item in results.items()}
     return found
@@ -134,9 +133,8 @@ def test_moments_of_many_pictures_are_summed(tmp_path: Path) -> None:
 
     def distance(own: Sequence[Prediction]) -> float:
         store = EvalStore()
-        for prediction, values in zip(own, metric.measure(store, own), strict=True):
-            store.put(metric.key, prediction, values)
-        return metric.results(store, full=False)["fid_micro"].value
+        metric.update(store, own)
+        return metric.results(full=False)["fid_micro"].value
 
     alone = distance(whole)
     assert metric.extractor.num_features == 64 < len(whole)

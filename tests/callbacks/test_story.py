@@ -42,9 +42,8 @@ def test_neighbours_only_and_every_frame_in_its_place() -> None:
     metric, store = StoryConsistency(Colours()), EvalStore()
     stories = {"a": [RED, RED, GREEN, GREEN], "b": [RED, None, RED, RED], "c": [None, None, None, None]}
     parts = [part(name, turn, drawn) for name, own in stories.items() for turn, drawn in enumerate(own, 1)]
-    for prediction, values in zip(parts, metric.measure(store, parts), strict=True):
-        store.put(metric.key, prediction, values)
-    found = metric.results(store, full=True)
+    metric.update(store, parts)
+    found = metric.results(full=True)
     # a: alike, other, alike; b: only its last two are neighbours; c has none.
     assert found["story_consistency"].value == pytest.approx((100 * 2 / 3 + 100) / 2)
     assert found["story_consistency_oracle"].value == pytest.approx(100.0)
@@ -55,6 +54,5 @@ def test_neighbours_only_and_every_frame_in_its_place() -> None:
 def test_frames_that_were_left_out_of_the_samples_make_no_pair() -> None:
     metric, store = StoryConsistency(Colours()), EvalStore()
     parts = [part("a", turn, drawn) for turn, drawn in ((1, RED), (2, RED), (4, GREEN))]
-    for prediction, values in zip(parts, metric.measure(store, parts), strict=True):
-        store.put(metric.key, prediction, values)
-    assert metric.results(store, full=True)["story_consistency"].value == pytest.approx(100.0)
+    metric.update(store, parts)
+    assert metric.results(full=True)["story_consistency"].value == pytest.approx(100.0)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torchmetrics import MetricCollection
 
 from m2chat.errors import UserError
-from m2chat.evaluation.statistics import Estimate
-from m2chat.evaluation.store import EvalStore, Row
-from m2chat.schema import Prediction
+from m2chat.evaluation.statistics import Estimate, estimate
+from m2chat.evaluation.store import EvalStore
+from m2chat.metrics.base import CountMetric, Gathered, SampleCount, SampleMetric
+from m2chat.schema import KINDS, Prediction
 
 Stage = Literal["val", "test"]
 
@@ -111,84 +113,113 @@ class EvaluationCallback(Callback):
 class MetricCallback(EvaluationCallback, ABC):
     """Measures every prediction and logs numbers over the data set, ``val/...`` or ``test/...``.
 
-    Its networks belong to the callback and never to the Lightning module: there they would be cast, sharded and
-    saved with the model.
+    It holds a `torchmetrics.MetricCollection`, a metric for each number that it logs. Collection and networks belong
+    to the callback and never to the Lightning module: there they would be cast, sharded and saved with the model.
     """
 
     key: str
-    """Names the callback's findings in the store."""
+    """Name of the callback's values in the store."""
     network: Network | None = None
-    """What it measures with, if it measures with a network."""
+    """Encoder or extractor, if it measures with one."""
+    in_validation: frozenset[str] = frozenset()
+    """Names of the metrics that a validation logs; a test logs all."""
+    metrics: Any
+    """`MetricCollection` of what `hold` was given."""
+
+    def hold(self, metrics: Mapping[str, SampleMetric]) -> None:
+        """Sets the metrics, by the names under which they are logged."""
+        self.metrics = MetricCollection(dict(metrics), compute_groups=False)
+        self.seen = SampleCount()
+
+    def metric(self, name: str) -> Any:
+        """One of the metrics, as what `hold` was given."""
+        return self.metrics[name]
 
     @abstractmethod
     def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """What is found in each prediction."""
+        """Values of each prediction by name, as ``predictions.jsonl`` keeps them; arrays are not kept."""
 
     @abstractmethod
-    def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
-        """Numbers over the findings of a data set or of one kind of sample.
-
-        Args:
-            rows: Findings, each sample once.
-            full: Whether to add what only a test needs, such as controls.
-        """
+    def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Adds the values of one prediction to the metrics."""
 
     def protocol(self) -> dict[str, Any]:
         """How it measures, for ``results.json``."""
         return {}
 
     def begin(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
-        """Empties the store; every callback does so before the first batch."""
+        """Empties the store and the metrics; every callback does so before the first batch."""
         if self.network is not None:
             self.network.to(module.device)
         store_of(trainer).start()
+        self.reset(module.device)
+
+    def reset(self, device: torch.device | str = "cpu") -> None:
+        """Empties the metrics, and moves them to where ranks exchange their states."""
+        for metric in (self.metrics, self.seen):
+            metric.reset()
+            metric.to(device)
 
     def see(self, trainer: Trainer, predictions: list[Prediction], stage: Stage) -> None:
-        """Notes what is found in a batch."""
-        store = store_of(trainer)
+        """Measures a batch."""
+        self.update(store_of(trainer), predictions)
+
+    def update(self, store: EvalStore, predictions: Sequence[Prediction]) -> None:
+        """Measures predictions, and adds their values to the store and to the metrics."""
         for prediction, values in zip(predictions, self.measure(store, predictions), strict=True):
             store.put(self.key, prediction, values)
+            self.add(prediction, values)
+        self.seen.update([prediction.kind for prediction in predictions])
 
     def finish(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
-        """Logs the numbers; every rank has all findings and so the same values."""
+        """Logs the numbers; after merging every rank has the same values."""
         store = store_of(trainer)
-        results = self.results(store, stage == "test")
+        results = self.results(stage == "test")
         store.results.update(results)
         store.protocol.update(self.protocol())
         values = {f"{stage}/{name}": item.value for name, item in results.items()}
         # The mean of equal values changes nothing, and without it Lightning warns once a metric.
         module.log_dict(values, rank_zero_only=False, sync_dist=True)
 
-    def results(self, store: EvalStore, full: bool) -> dict[str, Estimate]:
+    def results(self, full: bool) -> dict[str, Estimate]:
         """Over the data set and, in a test of several kinds of sample, over each: ``bleu_1/dialogue``.
 
-        A validation that generated nothing logs nothing; a test without samples logs NaN.
+        A validation that generated nothing logs nothing; a test without samples logs NaN. Every rank must call it.
         """
-        rows = store.joined(self.key)
-        if not rows and not full:
+        with self.seen.sync_context():
+            counts = self.seen.counts.tolist()
+        values = {name: self.metric(name).gather() for name in self.metrics}
+        if not any(counts) and not full:
             return {}
-        results = self.summarise(rows, full)
-        kinds = sorted({row.kind for row in rows})
+        results = self.summarise(values, full)
+        kinds = sorted(kind for kind, count in zip(KINDS, counts, strict=True) if count)
         if full and len(kinds) > 1:
             for kind in kinds:
-                part = self.summarise([row for row in rows if row.kind == kind], full)
+                part = self.summarise({name: item.of_kind(kind) for name, item in values.items()}, full)
                 results |= {f"{name}/{kind}": item for name, item in part.items() if item.n}
         return results
+
+    def summarise(self, values: Mapping[str, Gathered], full: bool) -> dict[str, Estimate]:
+        """Numbers over the data set or over one kind of sample.
+
+        Args:
+            values: Values of each metric.
+            full: Whether to add what only a test needs, such as controls.
+        """
+        names = [name for name in values if full or name in self.in_validation]
+        return {name: self.estimate(name, values[name]) for name in names}
+
+    def estimate(self, name: str, values: Gathered) -> Estimate:
+        """A metric over gathered values, with its interval; a counter has none."""
+        metric = self.metric(name)
+        if isinstance(metric, CountMetric):
+            return Estimate(float(values.values.sum()), len(values))
+        return estimate(metric.scores(values), metric.statistic)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Frees the network."""
         if self.network is not None:
             self.network.release()
-
-
-def flat(rows: Sequence[Row], name: str) -> list[Any]:
-    """One finding of all rows, where each row holds a list of it."""
-    return [value for row in rows for value in row.values[name]]
-
-
-def count(rows: Sequence[Row], name: str) -> Estimate:
-    """The sum of a counter, as a number without an interval."""
-    return Estimate(float(sum(row.values[name] for row in rows)), len(rows))
 
 
 def refuse_not_finite(strict: bool, bad: int, what: str, prediction: Prediction) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from m2chat.callbacks.base import MetricCallback, count, flat, refuse_not_finite
-from m2chat.evaluation.statistics import Estimate, estimate
-from m2chat.evaluation.store import EvalStore, Row
+from m2chat.callbacks.base import MetricCallback, refuse_not_finite
+from m2chat.evaluation.store import EvalStore
 from m2chat.evaluation.targets import targets_of
-from m2chat.metrics.clip_score import clip_score, cosines, mean_score
+from m2chat.metrics.base import CountMetric, SampleMetric
+from m2chat.metrics.clip_score import CLIPImageMetric, CLIPScoreMetric, ShuffledCLIPScoreMetric, cosines
 from m2chat.metrics.encoders import OpenClipEncoder, TextImageEncoder
 from m2chat.schema import Prediction
 
@@ -42,6 +42,13 @@ class CLIPScore(MetricCallback):
         self.network = self.encoder = encoder or OpenClipEncoder()
         self.missing, self.strict = missing, strict
         self.key = self.name = name
+        metrics: dict[str, SampleMetric] = {name: CLIPScoreMetric()}
+        if name == "clip_score":
+            metrics |= {"clip_i": CLIPImageMetric(), "clip_score_shuffled": ShuffledCLIPScoreMetric()}
+            metrics |= {"clip_score_oracle": CLIPScoreMetric()}
+            metrics |= {"pictures_missing": CountMetric(), "clip_not_finite": CountMetric()}
+        self.hold(metrics)
+        self.in_validation = frozenset({name, "clip_i"})
 
     def protocol(self) -> dict[str, Any]:
         """Which encoder."""
@@ -81,26 +88,12 @@ class CLIPScore(MetricCallback):
             return found
         return {self.name: found["clip"]}
 
-    def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
-        """The score, and in a test its controls."""
-        if self.name != "clip_score":
-            return {self.name: estimate(flat(rows, self.name), clip_score)}
-        results = {
-            "clip_score": estimate(flat(rows, "clip"), clip_score),
-            "clip_i": estimate(flat(rows, "clip_i"), mean_score),
-        }
-        if full:
-            results["clip_score_shuffled"] = estimate(self._shuffled(rows), clip_score)
-            results["clip_score_oracle"] = estimate(flat(rows, "clip_oracle"), clip_score)
-            results["pictures_missing"] = count(rows, "pictures_missing")
-            results["clip_not_finite"] = count(rows, "clip_not_finite")
-        return results
-
-    @staticmethod
-    def _shuffled(rows: Sequence[Row]) -> list[float]:
-        """Cosines with the captions rolled by one; rows come in an order without meaning."""
-        texts, images = flat(rows, "text_embeddings"), flat(rows, "image_embeddings")
-        if len(texts) < 2:
-            return []
-        values = cosines(np.stack(images), np.roll(np.stack(texts), 1, axis=0))
-        return [float(value) for value in values if np.isfinite(value)]
+    def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Adds the cosines to the metrics."""
+        fields = {self.name: values["clip" if self.name == "clip_score" else self.name]}
+        if self.name == "clip_score":
+            fields |= {"clip_i": values["clip_i"], "clip_score_oracle": values["clip_oracle"]}
+            fields |= {name: [values[name]] for name in ("pictures_missing", "clip_not_finite")}
+            fields["clip_score_shuffled"] = np.concatenate([values["text_embeddings"], values["image_embeddings"]], 1)
+        for name, rows in fields.items():
+            self.metric(name).add(rows, prediction.id, prediction.kind)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from m2chat.callbacks.base import MetricCallback, flat
-from m2chat.evaluation.statistics import Estimate, estimate
-from m2chat.evaluation.store import EvalStore, Row
+from m2chat.callbacks.base import MetricCallback
+from m2chat.evaluation.store import EvalStore
 from m2chat.evaluation.targets import targets_of
-from m2chat.metrics.clip_score import clip_score, cosines, mean_score
+from m2chat.metrics.base import SampleMetric
+from m2chat.metrics.clip_score import CLIPImageMetric, CLIPScoreMetric, cosines
 from m2chat.metrics.encoders import OpenClipEncoder, TextImageEncoder
-from m2chat.metrics.tasks import direction_similarity
+from m2chat.metrics.tasks import EditDirectionMetric, direction_similarity
 from m2chat.schema import Prediction
 
 _NAMES = ("edit_direction", "edit_clip_i_source", "edit_text_score")
@@ -32,9 +32,12 @@ class EditScores(MetricCallback):
     """
 
     key = "edit"
+    in_validation = frozenset(_NAMES)
 
     def __init__(self, encoder: TextImageEncoder | None = None) -> None:
         self.network = self.encoder = encoder or OpenClipEncoder()
+        classes: tuple[type[SampleMetric], ...] = (EditDirectionMetric, CLIPImageMetric, CLIPScoreMetric)
+        self.hold({name + end: kind() for name, kind in zip(_NAMES, classes, strict=True) for end in ("", "_oracle")})
 
     def protocol(self) -> dict[str, Any]:
         """Which encoder."""
@@ -64,11 +67,7 @@ class EditScores(MetricCallback):
             rows.append(found)
         return rows
 
-    def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
-        """The means."""
-        ends = ("", "_oracle") if full else ("",)
-        return {
-            name + end: estimate(flat(rows, name + end), clip_score if name == "edit_text_score" else mean_score)
-            for name in _NAMES
-            for end in ends
-        }
+    def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Adds the cosines to the metrics."""
+        for name in values:
+            self.metric(name).add(values[name], prediction.id, prediction.kind)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from m2chat.callbacks.base import MetricCallback, count, flat, refuse_not_finite
-from m2chat.evaluation import ranks
+from m2chat.callbacks.base import MetricCallback, refuse_not_finite
 from m2chat.evaluation.statistics import Estimate
-from m2chat.evaluation.store import EvalStore, Row
+from m2chat.evaluation.store import EvalStore
 from m2chat.evaluation.targets import targets_of
+from m2chat.metrics.base import CountMetric, Gathered
 from m2chat.metrics.extractors import FeatureExtractor, MicroExtractor
-from m2chat.metrics.fid import Moments, frechet_distance
+from m2chat.metrics.fid import FrechetDistanceMetric, Moments, frechet_distance
 from m2chat.schema import Prediction
 
 
@@ -39,6 +39,9 @@ class FID(MetricCallback):
     ) -> None:
         self.network = self.extractor = extractor or MicroExtractor()
         self.reference, self.strict = reference, strict
+        moments = None if reference is None else Moments.load(Path(reference), self.extractor.name)
+        distance = FrechetDistanceMetric(self.extractor.num_features, reference=moments)
+        self.hold({self.extractor.metric: distance, "not_finite": CountMetric()})
 
     def protocol(self) -> dict[str, Any]:
         """Which extractor, and which true pictures."""
@@ -59,41 +62,26 @@ class FID(MetricCallback):
             rows.append({"real": kept[0], "generated": kept[1], "fid_not_finite": int((~finite).sum())})
         return rows
 
-    def results(self, store: EvalStore, full: bool) -> dict[str, Estimate]:
-        """The distance, from what all ranks have."""
-        own = store.own(self.key)
-        real, generated = (self._of_all_ranks(own, side) for side in ("real", "generated"))
+    def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Adds the features to the metric."""
+        real, generated = values["real"], values["generated"]
+        sides = np.repeat([0, 1], [len(real), len(generated)])
+        rows = np.concatenate([real, generated])
+        self.metric(self.extractor.metric).add(rows, prediction.id, prediction.kind, generated=sides)
+        self.metric("not_finite").add([values["fid_not_finite"]], prediction.id, prediction.kind)
+
+    def summarise(self, values: Mapping[str, Gathered], full: bool) -> dict[str, Estimate]:
+        """The distance, and in a test the numbers of pictures behind it."""
+        name = self.extractor.metric
+        real, generated = self.metric(name).moments(values[name])
+        fewest = min(real.n, generated.n)
         if not full and real.n == generated.n == 0:
             return {}
-        bad = sum(ranks.gather(int(count(own, "fid_not_finite").value)))
-        return self._distance(real, generated, bad, full)
-
-    def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
-        """The distance over the given rows alone."""
-        bad = int(count(rows, "fid_not_finite").value)
-        return self._distance(self._moments(rows, "real"), self._moments(rows, "generated"), bad, full)
-
-    def _moments(self, rows: Sequence[Row], side: str) -> Moments:
-        features = flat(rows, side)
-        return Moments.of(np.stack(features) if features else np.zeros((0, self.extractor.num_features)))
-
-    def _of_all_ranks(self, rows: Sequence[Row], side: str) -> Moments:
-        """Moments of one side over all ranks: every rank must call it."""
-        own, width = self._moments(rows, side), self.extractor.num_features
-        if sum(ranks.gather(own.n)) < width:
-            # Fewer numbers than their sums of products, and they make the distance fast and exact.
-            parts = [part for part in ranks.gather(own.features) if part is not None]
-            return Moments.of(np.concatenate(parts))
-        return Moments.unpack(ranks.add_up(own.pack()), width)
-
-    def _distance(self, real: Moments, generated: Moments, bad: int, full: bool) -> dict[str, Estimate]:
-        if self.reference is not None:
-            real = Moments.load(Path(self.reference), self.extractor.name)
-        name, fewest = self.extractor.metric, min(real.n, generated.n)
         results = {name: Estimate(frechet_distance(real, generated), fewest)}
         if full:
             if 1 < fewest < len(real.total):
                 rank_zero_warn(f"{name} of {fewest} pictures in {len(real.total)} features is biased upwards")
+            bad = int(self.estimate("not_finite", values["not_finite"]).value)
             results[f"{name}_n_real"] = Estimate(real.n, real.n)
             results[f"{name}_n_generated"] = Estimate(generated.n, generated.n)
             results[f"{name}_not_finite"] = Estimate(bad, real.n + generated.n + bad)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from m2chat.callbacks.base import MetricCallback, count, refuse_not_finite
-from m2chat.evaluation.statistics import Estimate, estimate
-from m2chat.evaluation.store import EvalStore, Row
+from m2chat.callbacks.base import MetricCallback, refuse_not_finite
+from m2chat.evaluation.store import EvalStore
+from m2chat.metrics.base import CountMetric, SampleMetric
 from m2chat.metrics.encoders import OpenClipEncoder, Picture, TextImageEncoder
-from m2chat.metrics.inter_rel import Elements, InterRelOptions, Modality, inter_rel, mm_relevance
+from m2chat.metrics.inter_rel import (
+    Elements,
+    InterRelMetric,
+    InterRelOptions,
+    MMRelevanceMetric,
+    Modality,
+    inter_rel,
+    mm_relevance,
+)
 from m2chat.schema import Prediction, Reply
 
 LITERAL = InterRelOptions(reduction="sum")
 """Eq. 8 as it is printed."""
+_MEANS = (
+    "inter_rel", "mm_relevance", "inter_rel_sum", "inter_rel_oracle", "mm_relevance_precision", "mm_relevance_recall",
+)  # fmt: skip
 
 
 class InterRel(MetricCallback):
@@ -33,6 +44,7 @@ class InterRel(MetricCallback):
     """
 
     key = "inter_rel"
+    in_validation = frozenset({"inter_rel", "mm_relevance"})
 
     def __init__(
         self,
@@ -42,6 +54,10 @@ class InterRel(MetricCallback):
     ) -> None:
         self.network = self.encoder = encoder or OpenClipEncoder()
         self.options, self.strict = options or InterRelOptions(), strict
+        metrics: dict[str, SampleMetric] = {name: SampleMetric() for name in _MEANS}
+        metrics |= {"inter_rel": InterRelMetric(self.options), "mm_relevance": MMRelevanceMetric()}
+        metrics |= {"inter_rel_undefined": CountMetric(), "inter_rel_not_finite": CountMetric()}
+        self.hold(metrics)
 
     def protocol(self) -> dict[str, Any]:
         """Which encoder and which reading of Eq. 8."""
@@ -66,13 +82,11 @@ class InterRel(MetricCallback):
         return [self._measure(store, prediction) for prediction in predictions]
 
     def _measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
-        names = ["inter_rel", "inter_rel_sum", "inter_rel_oracle"]
-        names += ["mm_relevance", "mm_relevance_precision", "mm_relevance_recall"]
         reference = self.elements(store, prediction.reference)
         generated = self.elements(store, prediction.generated)
         finite = reference.finite and generated.finite
         refuse_not_finite(self.strict, not finite, "a CLIP embedding", prediction)
-        found: dict[str, Any] = {**dict.fromkeys(names), "inter_rel_not_finite": not finite}
+        found: dict[str, Any] = {**dict.fromkeys(_MEANS), "inter_rel_not_finite": not finite}
         if finite:
             way = self.options.reduction
             found["inter_rel"] = inter_rel(reference, generated, self.options).reduced(way)
@@ -84,18 +98,12 @@ class InterRel(MetricCallback):
                 found["mm_relevance_recall"] = relevance.recall
         return found
 
-    def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
-        """Means over the replies for which a value is defined."""
-        names = ["inter_rel", "mm_relevance"]
-        if full:
-            names += ["inter_rel_sum", "inter_rel_oracle", "mm_relevance_precision", "mm_relevance_recall"]
-        results = {}
-        for name in names:
-            values = [row.values[name] for row in rows]
-            results[name] = estimate([value for value in values if value is not None])
-        if full:
-            bad = count(rows, "inter_rel_not_finite")
-            undefined = sum(row.values["inter_rel"] is None for row in rows)
-            results["inter_rel_undefined"] = Estimate(undefined - bad.value, len(rows))
-            results["inter_rel_not_finite"] = bad
-        return results
+    def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Adds the values that are defined to the metrics."""
+        for name in _MEANS:
+            defined = [] if values[name] is None else [values[name]]
+            self.metric(name).add(defined, prediction.id, prediction.kind)
+        bad = values["inter_rel_not_finite"]
+        counts = {"inter_rel_undefined": values["inter_rel"] is None and not bad, "inter_rel_not_finite": bad}
+        for name, count in counts.items():
+            self.metric(name).add([float(count)], prediction.id, prediction.kind)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from m2chat.callbacks.base import MetricCallback, flat
-from m2chat.evaluation.statistics import Estimate, estimate
-from m2chat.evaluation.store import EvalStore, Row
+from m2chat.callbacks.base import MetricCallback
+from m2chat.evaluation.statistics import Estimate
+from m2chat.evaluation.store import EvalStore
 from m2chat.evaluation.targets import targets_of
+from m2chat.metrics.base import Gathered, SampleMetric
 from m2chat.schema import Prediction
 from m2chat.world import find_world
 
@@ -30,9 +29,13 @@ class Judge(MetricCallback):
     """
 
     key = "judge"
+    in_validation = frozenset({"all_right", "scene_right", "omitted_right"})
 
     def __init__(self, world: str = "shapes") -> None:
         self.world = find_world(world, "Judge: world")
+        names = ["all_right", "scene_right", "omitted_right", "all_right_oracle"]
+        names += [f"right_{name}" for name in sorted(self.world.attributes)]
+        self.hold({name: SampleMetric() for name in names})
 
     def protocol(self) -> dict[str, Any]:
         """Largest error at which a picture counts as one of the world."""
@@ -42,15 +45,15 @@ class Judge(MetricCallback):
         """Verdicts on each prediction's pictures."""
         return [asdict(self.world.judge(targets_of(prediction))) for prediction in predictions]
 
-    def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
-        """Shares in percent, without those that nothing was asked about."""
-        values = {name: flat(rows, name) for name in ("all_right", "scene_right", "omitted_right")}
-        if full:
-            values["all_right_oracle"] = flat(rows, "oracle")
-            for name in sorted({name for row in rows for name in row.values["attributes"]}):
-                values[f"right_{name}"] = [right for row in rows for right in row.values["attributes"].get(name, ())]
-        return {
-            name: estimate(100.0 * np.array(item, np.float64))
-            for name, item in values.items()
-            if item or name == "all_right"
-        }
+    def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Adds the verdicts, as 0 or 100, to the metrics."""
+        fields = {name: values[name] for name in ("all_right", "scene_right", "omitted_right")}
+        fields["all_right_oracle"] = values["oracle"]
+        fields |= {f"right_{name}": verdicts for name, verdicts in values["attributes"].items()}
+        for name, verdicts in fields.items():
+            self.metric(name).add([100.0 * right for right in verdicts], prediction.id, prediction.kind)
+
+    def summarise(self, values: Mapping[str, Gathered], full: bool) -> dict[str, Estimate]:
+        """Shares in percent, without those of which there was nothing to judge."""
+        results = super().summarise(values, full)
+        return {name: item for name, item in results.items() if item.n or name == "all_right"}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ from numpy.typing import NDArray
 
 from m2chat.callbacks.base import MetricCallback
 from m2chat.evaluation.statistics import Estimate, estimate
-from m2chat.evaluation.store import EvalStore, Row
+from m2chat.evaluation.store import EvalStore
 from m2chat.evaluation.targets import targets_of
+from m2chat.metrics.base import Gathered, SampleMetric, sample_hash
 from m2chat.metrics.clip_score import clip_score, cosines
 from m2chat.metrics.encoders import OpenClipEncoder, TextImageEncoder
-from m2chat.metrics.tasks import consistency
+from m2chat.metrics.tasks import StoryConsistencyMetric
 from m2chat.schema import Prediction
 
 
@@ -36,13 +36,15 @@ class StoryConsistency(MetricCallback):
 
     def __init__(self, encoder: TextImageEncoder | None = None) -> None:
         self.network = self.encoder = encoder or OpenClipEncoder()
+        consistency = {name: StoryConsistencyMetric() for name in ("story_consistency", "story_consistency_oracle")}
+        self.hold({**consistency, "clip_score_frame": FrameScoreMetric()})
 
     def protocol(self) -> dict[str, Any]:
         """Which encoder, and what comes before a frame."""
         return {"story_encoder": self.encoder.name, "story_history": "true"}
 
     def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Embeddings of each reply's pictures."""
+        """Embeddings of each reply's pictures, and the cosine of each with its caption, None for a missing one."""
         rows: list[dict[str, Any]] = []
         for prediction in predictions:
             targets = targets_of(prediction)
@@ -64,40 +66,61 @@ class StoryConsistency(MetricCallback):
             )
         return rows
 
-    def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
-        """Over the stories."""
-        stories: dict[str, list[Row]] = defaultdict(list)
-        for row in sorted(rows, key=lambda row: int(row.id.rpartition("#")[2])):
-            stories[row.id.rpartition("#")[0]].append(row)
-        results = {"story_consistency": self._consistency(stories.values(), "frames")}
+    def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Adds the embeddings, and the cosines by the place of their frame, to the metrics."""
+        story, _, turn = prediction.id.rpartition("#")
+        for name, field in (("story_consistency", "frames"), ("story_consistency_oracle", "true_frames")):
+            there = values[f"{field}_there"]
+            count = int(there.sum())
+            self.metric(name).add(
+                values[field], prediction.id, prediction.kind,
+                stories=np.full(count, sample_hash(story)), turns=np.full(count, int(turn)),
+                replies=np.full(count, values["place"]), frames=np.flatnonzero(there),
+                frame_counts=np.full(count, len(there)),
+            )  # fmt: skip
+        cosines = [np.nan if value is None else value for value in values["frame_clip"]]
+        columns = {"stories": np.full(len(cosines), sample_hash(story)), "turns": np.full(len(cosines), int(turn))}
+        self.metric("clip_score_frame").add(cosines, prediction.id, prediction.kind, **columns)
+
+    def summarise(self, values: Mapping[str, Gathered], full: bool) -> dict[str, Estimate]:
+        """Consistency of the stories, and in a test the CLIP score of their first, second, ... frames."""
+        results = {"story_consistency": self.estimate("story_consistency", values["story_consistency"])}
         if full:
-            results["story_consistency_oracle"] = self._consistency(stories.values(), "true_frames")
-            places: dict[int, list[float]] = defaultdict(list)
-            for story in stories.values():
-                for place, value in enumerate((value for row in story for value in row.values["frame_clip"]), 1):
-                    if value is not None:
-                        places[place].append(value)
-            for place, values in sorted(places.items()):
-                results[f"clip_score_frame_{place}"] = estimate(values, clip_score)
+            oracle = "story_consistency_oracle"
+            results[oracle] = self.estimate(oracle, values[oracle])
+            for place, cosines in FrameScoreMetric.by_place(values["clip_score_frame"]).items():
+                results[f"clip_score_frame_{place}"] = estimate(cosines, clip_score)
         return results
 
+
+class FrameScoreMetric(SampleMetric):
+    """CLIP score of the pictures of stories; values are cosines with their captions, NaN for missing pictures.
+
+    Further states, (n,) int64 each:
+        stories: Hash of the story's id.
+        turns: Turn of the reply that holds the picture.
+    """
+
+    column_names = ("stories", "turns")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(statistic=clip_score, **kwargs)
+
+    def scores(self, gathered: Gathered) -> NDArray[np.float64]:
+        """The cosines of the pictures that exist."""
+        values: NDArray[np.float64] = gathered.values
+        return values[np.isfinite(values)]
+
     @staticmethod
-    def _consistency(stories: Any, name: str) -> Estimate:
-        means = []
+    def by_place(gathered: Gathered) -> dict[int, list[float]]:
+        """Cosines by the place of the picture in its story, counted from 1."""
+        places: dict[int, list[float]] = {}
+        counted: dict[int, int] = {}
+        order = np.argsort(gathered.columns["turns"], kind="stable")
+        stories = list(dict.fromkeys(gathered.columns["stories"][order].tolist()))
         for story in stories:
-            frames, before = list[NDArray[np.float32] | None](), None
-            for row in story:
-                if before is not None and row.values["place"] != before + 1:
-                    frames.append(None)
-                before, drawn = row.values["place"], iter(row.values[name])
-                # One that is not there keeps its place, and is in no pair.
-                frames += [next(drawn) if there else None for there in row.values[f"{name}_there"]]
-            known = next((frame for frame in frames if frame is not None), None)
-            if known is None:
-                continue
-            nothing = np.full_like(known, np.nan)
-            pairs = consistency(np.stack([nothing if frame is None else frame for frame in frames]))
-            pairs = pairs[np.isfinite(pairs)]
-            if len(pairs):
-                means.append(100.0 * float(pairs.mean()))
-        return estimate(means)
+            for row in order[gathered.columns["stories"][order] == story]:
+                counted[story] = place = counted.get(story, 0) + 1
+                if np.isfinite(value := gathered.values[row]):
+                    places.setdefault(place, []).append(float(value))
+        return dict(sorted(places.items()))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from m2chat.callbacks.base import MetricCallback
-from m2chat.evaluation.statistics import Estimate, estimate
-from m2chat.evaluation.store import EvalStore, Row
-from m2chat.metrics.text_overlap import bleu, bleu_signature, bleu_statistics, rouge_l
+from m2chat.evaluation.store import EvalStore
+from m2chat.metrics.text_overlap import BLEUMetric, ROUGELMetric, bleu_signature, bleu_statistics, rouge_l
 from m2chat.schema import Prediction
 
 
@@ -22,6 +18,10 @@ class TextOverlap(MetricCallback):
     """
 
     key = "text_overlap"
+    in_validation = frozenset({"bleu_1", "bleu_2", "rouge_l"})
+
+    def __init__(self) -> None:
+        self.hold({"bleu_1": BLEUMetric(1), "bleu_2": BLEUMetric(2), "rouge_l": ROUGELMetric()})
 
     def protocol(self) -> dict[str, Any]:
         """Which BLEU and ROUGE."""
@@ -40,10 +40,9 @@ class TextOverlap(MetricCallback):
                 rows.append({"bleu_statistics": None, "rouge_l": None})
         return rows
 
-    def summarise(self, rows: Sequence[Row], full: bool) -> dict[str, Estimate]:
-        """Corpus BLEU from summed counts, and the mean of ROUGE-L."""
-        scored = [row.values for row in rows if row.values["bleu_statistics"] is not None]
-        counts = np.array([values["bleu_statistics"] for values in scored], np.int64)
-        results = {f"bleu_{order}": estimate(counts, partial(bleu, order=order)) for order in (1, 2)}
-        results["rouge_l"] = estimate([values["rouge_l"] for values in scored])
-        return results
+    def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
+        """Adds the counts and ROUGE-L of a sample whose reference reply has words."""
+        if values["bleu_statistics"] is not None:
+            counts = values["bleu_statistics"]
+            for name, value in (("bleu_1", counts), ("bleu_2", counts), ("rouge_l", values["rouge_l"])):
+                self.metric(name).add([value], prediction.id, prediction.kind)

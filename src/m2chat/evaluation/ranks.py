@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import distributed
 
 T = TypeVar("T")
@@ -27,14 +24,3 @@ def gather(value: T) -> list[T]:
     values: list[T | None] = [None] * size
     distributed.all_gather_object(values, value)
     return [item for item in values if item is not None]
-
-
-def add_up(array: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sum of all ranks' arrays, which are of equal shape; every rank must call it."""
-    _, size = world()
-    if size == 1:
-        return array
-    on_gpu = distributed.get_backend() == "nccl"
-    tensor = torch.from_numpy(array.copy()).to("cuda" if on_gpu else "cpu")
-    distributed.all_reduce(tensor)
-    return tensor.cpu().numpy()

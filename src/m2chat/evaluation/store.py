@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2chat.evaluation import ranks
 from m2chat.evaluation.statistics import Estimate
 from m2chat.metrics.encoders import Picture, TextImageEncoder
 from m2chat.schema import Kind, Prediction
@@ -60,23 +59,6 @@ class EvalStore:
     def put(self, metric: str, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Notes what a metric found in a sample."""
         self._rows[metric][prediction.id] = Row(prediction.id, prediction.kind, values)
-
-    def own(self, metric: str) -> list[Row]:
-        """This rank's findings, without samples that a lower rank has as well; every rank must call it."""
-        mine = self._rows[metric]
-        rank, _ = ranks.world()
-        taken = {id_ for ids in ranks.gather(list(mine))[:rank] for id_ in ids}
-        return [row for row in mine.values() if row.id not in taken]
-
-    def joined(self, metric: str) -> list[Row]:
-        """The findings of all ranks, each sample once; every rank must call it.
-
-        Returns:
-            Rows in an order that depends on the ids only and has nothing to do with content, so neighbours are
-            not, say, two pictures of one story.
-        """
-        rows = {row.id: row for part in reversed(ranks.gather(list(self._rows[metric].values()))) for row in part}
-        return sorted(rows.values(), key=lambda row: hashlib.sha256(row.id.encode()).digest())
 
     def scores(self, prediction_id: str) -> dict[str, Any]:
         """Everything that all metrics found in one of this rank's samples, without arrays."""

@@ -1,9 +1,16 @@
-"""CLIP score: how well pictures fit the captions that they should show."""
+"""CLIP score and CLIP-I: how well pictures fit captions and other pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+
+from m2chat.metrics.base import Gathered, SampleMetric
+from m2chat.metrics.encoders import Picture, TextImageEncoder
 
 
 def cosines(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -32,7 +39,7 @@ def clip_score(values: ArrayLike) -> float:
     """CLIP score of a data set: ``max(0, 100 * mean cosine)``.
 
     Only the mean is clamped, not each pair: clamping pairs would lift the score of an encoder that often sees
-    opposites. The factor is always 100, never an encoder's own logit scale.
+    opposites. The factor is always 100, never an encoder's logit scale.
 
     Args:
         values: Cosine of each picture with its caption, (n,).
@@ -42,3 +49,66 @@ def clip_score(values: ArrayLike) -> float:
     """
     # np.maximum, unlike max(), keeps NaN.
     return float(np.maximum(0.0, mean_score(values)))
+
+
+class CLIPScoreMetric(SampleMetric):
+    """CLIP score, ``max(0, 100 * mean cosine)``, of pictures and captions; values are the cosines in [-1, 1].
+
+    Args:
+        encoder: Encoder of `update`; not needed where cosines are added with `add`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, encoder: TextImageEncoder | None = None, **kwargs: Any) -> None:
+        super().__init__(statistic=clip_score, **kwargs)
+        self.encoder = encoder
+
+    def update(self, pictures: Sequence[Picture], captions: Sequence[str], ids: Sequence[str] | None = None) -> None:
+        """Adds pictures with their captions, and the ids of their samples; non-finite embeddings are left out."""
+        assert self.encoder is not None, "CLIPScoreMetric needs an encoder for update()"
+        embedded = self.encoder.encode_image(pictures), self.encoder.encode_text(captions)
+        self.add_samples(cosines(*embedded).tolist(), ids)
+
+
+class CLIPImageMetric(SampleMetric):
+    """CLIP-I, 100 times the mean cosine between pictures and their reference pictures.
+
+    Args:
+        encoder: Encoder of `update`; not needed where cosines are added with `add`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, encoder: TextImageEncoder | None = None, **kwargs: Any) -> None:
+        super().__init__(statistic=mean_score, **kwargs)
+        self.encoder = encoder
+
+    def update(
+        self, pictures: Sequence[Picture], reference_pictures: Sequence[Picture], ids: Sequence[str] | None = None
+    ) -> None:
+        """Adds pictures with their reference pictures, and the ids of their samples."""
+        assert self.encoder is not None, "CLIPImageMetric needs an encoder for update()"
+        embedded = self.encoder.encode_image(pictures), self.encoder.encode_image(reference_pictures)
+        self.add_samples(cosines(*embedded).tolist(), ids)
+
+
+class ShuffledCLIPScoreMetric(SampleMetric):
+    """CLIP score of pictures with the captions of other samples: a control that should be far below the real score.
+
+    Values are embeddings: caption and picture side by side, (2 * D,). Each picture meets the caption before it in the
+    order of `Gathered`, which has nothing to do with content.
+    """
+
+    value_dtype = torch.float32
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(width=None, statistic=clip_score, **kwargs)
+
+    def scores(self, gathered: Gathered) -> NDArray[np.float64]:
+        """Cosines of pictures with other captions, (n,), finite ones only; none for fewer than two pairs."""
+        if len(gathered) < 2:
+            return np.zeros(0)
+        texts, images = np.split(gathered.values, 2, axis=1)
+        values = cosines(images, np.roll(texts, 1, axis=0))
+        return values[np.isfinite(values)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from m2chat.metrics.base import SampleMetric
 
 Modality = Literal["T", "V"]
 
@@ -17,7 +19,7 @@ class Elements:
     """The embedded texts and pictures of a reply, in the order in which they stand.
 
     Args:
-        modalities: ``T`` or ``V`` of each, K of them.
+        modalities: Modality of each element, ``T`` or ``V``, K of them.
         embeddings: Unit vectors, (K, D).
     """
 
@@ -33,28 +35,28 @@ class Elements:
 
     def of(self, modality: Modality) -> list[NDArray[np.float64]]:
         """The embeddings of one modality, each (D,) in fp64."""
-        return [row for own, row in zip(self.modalities, self.rows(), strict=True) if own == modality]
+        return [row for each, row in zip(self.modalities, self.rows(), strict=True) if each == modality]
 
     @property
     def finite(self) -> bool:
-        """Whether every embedding is."""
+        """Whether every embedding is finite."""
         return bool(np.isfinite(self.embeddings).all())
 
 
 @dataclass(frozen=True)
 class InterRelOptions:
-    """How Eq. 8 is read; the paper leaves it open.
+    """Reading of Eq. 8, which the paper leaves open.
 
     Args:
-        directions: Which terms: ``tv`` holds true texts against generated pictures, ``vt`` true pictures against
-            generated texts, ``both`` takes both.
+        directions: Terms of the sum: ``tv`` compares reference texts with generated pictures, ``vt`` reference pictures
+            with generated texts, ``both`` takes both.
         neighbor: Whether element i also meets element i + 1.
         reduction: ``mean`` over the pairs, or ``sum``, which is Eq. 8 to the letter.
-        missing: A pair that the true reply calls for and the generated one lacks counts 0 (``zero``), or is left out
+        missing: A pair that the reference reply has and the generated one lacks counts 0 (``zero``), or is left out
             (``skip``).
-        index: What i counts: the elements of one ``modality``, or all elements of a reply (``flat``), of which only
+        index: Meaning of i: the elements of one ``modality``, or all elements of a reply (``flat``), of which only
             pairs of different modality count.
-        text_source: Which text of a reply is its text element: its ``answer``, or the ``caption`` of its picture.
+        text_source: Text of a reply that is its text element: its ``answer``, or the ``caption`` of its picture.
     """
 
     directions: Literal["both", "tv", "vt"] = "both"
@@ -66,7 +68,7 @@ class InterRelOptions:
 
     @property
     def first(self) -> tuple[Modality, ...]:
-        """Modalities of the true elements that are compared."""
+        """Modalities of the reference elements that are compared."""
         return {"both": ("T", "V"), "tv": ("T",), "vt": ("V",)}[self.directions]  # type: ignore[return-value]
 
 
@@ -76,7 +78,7 @@ class InterRelValue:
 
     Args:
         total: The sum of Eq. 8, times 100.
-        slots: Number of pairs that the true reply calls for, or that exist.
+        slots: Number of pairs that the reference reply has, or that exist.
     """
 
     total: float
@@ -93,21 +95,21 @@ class InterRelValue:
 
 
 def inter_rel(reference: Elements, generated: Elements, options: InterRelOptions = InterRelOptions()) -> InterRelValue:
-    """InterRel (Eq. 8): true texts against generated pictures, and true pictures against generated texts.
+    """InterRel (Eq. 8): reference texts against generated pictures, reference pictures against generated texts.
 
     Element i of one modality meets elements i and i+1 of the other. Eq. 8 sums without end; only a mean fits the
-    range of the paper's Table 2. A generated element that the true reply has and the generated one lacks counts
+    range of the paper's Table 2. An element that the reference reply has and the generated one lacks counts
     0, so a model that never draws is not rewarded.
 
     Args:
-        reference: The true reply.
-        generated: The model's.
-        options: Another reading.
+        reference: Elements of the reference reply.
+        generated: Elements of the generated reply.
+        options: Reading of Eq. 8.
     """
     pairs = _by_modality if options.index == "modality" else _by_place
-    found = list(pairs(reference, generated, options))
-    values = [value for value in found if value is not None]
-    slots = len(found) if options.missing == "zero" else len(values)
+    terms = list(pairs(reference, generated, options))
+    values = [value for value in terms if value is not None]
+    slots = len(terms) if options.missing == "zero" else len(values)
     return InterRelValue(100.0 * sum(values), slots)
 
 
@@ -124,7 +126,7 @@ def _by_modality(reference: Elements, generated: Elements, options: InterRelOpti
 
 
 def _by_place(reference: Elements, generated: Elements, options: InterRelOptions) -> Iterator[float | None]:
-    """The same, all elements of a reply counted together; None where the true reply meets itself and this one not."""
+    """The same, the elements of a reply counted together; None for a pair that only the reference reply has."""
     rows = generated.rows()
     for i, (first, embedding) in enumerate(zip(reference.modalities, reference.rows(), strict=True)):
         for j in range(i, i + 1 + options.neighbor):
@@ -142,7 +144,7 @@ class Relevance:
 
     Args:
         precision: Over the generated elements; 0 if there are none.
-        recall: Over the true ones; 0 if there are none.
+        recall: Over the reference ones; 0 if there are none.
         f1: Their harmonic mean.
     """
 
@@ -155,8 +157,8 @@ def mm_relevance(reference: Elements, generated: Elements) -> Relevance | None:
     """MM-Relevance: elements compared place by place, across modalities too.
 
     Args:
-        reference: The true reply.
-        generated: The model's.
+        reference: Elements of the reference reply.
+        generated: Elements of the generated reply.
 
     Returns:
         The values; None if both are empty.
@@ -167,3 +169,44 @@ def mm_relevance(reference: Elements, generated: Elements) -> Relevance | None:
     total = 100.0 * sum(float(a @ b) for a, b in zip(reference.rows(), generated.rows(), strict=False))
     # The closed form of 2PR / (P + R), which has no 0 / 0.
     return Relevance(total / max(1, len(generated)), total / max(1, len(reference)), 2.0 * total / count)
+
+
+class InterRelMetric(SampleMetric):
+    """Mean InterRel (Eq. 8) over the replies for which it is defined, in [-100, 100].
+
+    Args:
+        options: Reading of Eq. 8.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, options: InterRelOptions = InterRelOptions(), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.options = options
+
+    def update(
+        self,
+        reference_elements: Sequence[Elements],
+        generated_elements: Sequence[Elements],
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """Adds replies as embedded elements beside the reference ones, and the ids of their samples."""
+        pairs = zip(reference_elements, generated_elements, strict=True)
+        values = [inter_rel(*pair, self.options).reduced(self.options.reduction) for pair in pairs]
+        self.add_samples([np.nan if value is None else value for value in values], ids)
+
+
+class MMRelevanceMetric(SampleMetric):
+    """Mean MM-Relevance, the F1 of `mm_relevance`, over the replies for which it is defined, in [-100, 100]."""
+
+    higher_is_better = True
+
+    def update(
+        self,
+        reference_elements: Sequence[Elements],
+        generated_elements: Sequence[Elements],
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """Adds replies as embedded elements beside the reference ones, and the ids of their samples."""
+        values = [mm_relevance(*pair) for pair in zip(reference_elements, generated_elements, strict=True)]
+        self.add_samples([np.nan if value is None else value.f1 for value in values], ids)

@@ -1,13 +1,15 @@
-"""Overlap of generated and true answers: BLEU-1, BLEU-2 and ROUGE-L, all 0-100."""
+"""Overlap of generated and reference answers: BLEU-1, BLEU-2 and ROUGE-L, all 0-100."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from m2chat.metrics.base import SampleMetric
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
@@ -32,18 +34,18 @@ def _rouge() -> Any:
 
 
 def bleu_signature(order: int) -> str:
-    """Says which BLEU it is, in sacrebleu's words."""
+    """The signature that sacrebleu gives this BLEU."""
     bleu = _bleu(order)
     bleu.corpus_score([""], [[""]])  # the signature names the number of references only after a score
     return str(bleu.get_signature())
 
 
 def bleu_statistics(hypothesis: str, reference: str) -> list[int]:
-    """What a pair adds to a corpus's BLEU.
+    """Counts that a pair adds to the BLEU of a corpus.
 
     Args:
         hypothesis: The generated text.
-        reference: The true one.
+        reference: The reference text.
 
     Returns:
         Right 1-grams and 2-grams, all 1-grams and 2-grams, and both lengths: six counts.
@@ -75,3 +77,30 @@ def bleu(statistics: NDArray[np.integer] | Sequence[Sequence[int]], order: int) 
 def rouge_l(hypothesis: str, reference: str) -> float:
     """ROUGE-L F1 of a pair, in [0, 100]; 0 if a side is empty."""
     return 100.0 * float(_rouge().score(reference, hypothesis)["rougeL"].fmeasure)
+
+
+class BLEUMetric(SampleMetric):
+    """Corpus BLEU of cumulative 1- to n-grams, 0-100; values are the counts of `bleu_statistics`, (6,) a sample.
+
+    Args:
+        order: n, 1 or 2.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, order: int, **kwargs: Any) -> None:
+        super().__init__(width=2 * MAX_ORDER + 2, statistic=partial(bleu, order=order), **kwargs)
+
+    def update(self, hypotheses: Sequence[str], references: Sequence[str], ids: Sequence[str] | None = None) -> None:
+        """Adds generated texts with their references, and the ids of their samples."""
+        self.add_samples([bleu_statistics(*pair) for pair in zip(hypotheses, references, strict=True)], ids)
+
+
+class ROUGELMetric(SampleMetric):
+    """Mean ROUGE-L F1, 0-100."""
+
+    higher_is_better = True
+
+    def update(self, hypotheses: Sequence[str], references: Sequence[str], ids: Sequence[str] | None = None) -> None:
+        """Adds generated texts with their references, and the ids of their samples."""
+        self.add_samples([rouge_l(*pair) for pair in zip(hypotheses, references, strict=True)], ids)

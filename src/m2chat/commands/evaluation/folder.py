@@ -154,13 +154,12 @@ def score_folder(jsonl: Path, out: Path, config: Path, truth: Path | None = None
     for start in range(0, len(predictions), _BATCH):
         part = predictions[start : start + _BATCH]
         for metric in metrics:
-            for prediction, values in zip(part, metric.measure(store, part), strict=True):
-                store.put(metric.key, prediction, values)
+            metric.update(store, part)
         rows += [prediction_row(prediction, write_images(out, prediction)) for prediction in part]
     found: dict[str, Estimate] = {}
     protocol: dict[str, Any] = {"dataset": dataset, "stage": name or jsonl.stem, "weights": str(jsonl)}
     for metric in metrics:
-        found |= metric.results(store, full=True)
+        found |= metric.results(full=True)
         protocol |= metric.protocol()
     ids = "\n".join(sorted(row["id"] for row in rows))
     protocol["samples"] = {"n": len(rows), "sha256": hashlib.sha256(ids.encode()).hexdigest()}

@@ -13,7 +13,7 @@ from m2chat.world import Attributes, Example, Judged, Picture, Target, World
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.judge import MAX_ERROR, judge_targets, seen_in
 from m2chat.worlds.shapes.phrases import examples
-from m2chat.worlds.shapes.scenes import IMAGE_SIZE
+from m2chat.worlds.shapes.scenes import ATTRIBUTES, IMAGE_SIZE
 
 
 class Shapes:
@@ -21,6 +21,7 @@ class Shapes:
 
     name = "shapes"
     image_size = IMAGE_SIZE
+    attributes: tuple[str, ...] = ATTRIBUTES
     licence = "Apache-2.0"
     shards = Path("data/micro/shards")
     max_error = MAX_ERROR
