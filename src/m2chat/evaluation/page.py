@@ -25,7 +25,7 @@ _PROTOCOL = (
 )  # fmt: skip
 """Entries of the protocol on the page."""
 
-Row = Mapping[str, Any]
+PredictionRow = Mapping[str, Any]
 """A row of ``predictions.jsonl``."""
 
 
@@ -127,7 +127,7 @@ def _protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in entries.items() if text}
 
 
-def _plots(metrics: Mapping[str, Estimate], rows: Sequence[Row]) -> list[str]:
+def _plots(metrics: Mapping[str, Estimate], rows: Sequence[PredictionRow]) -> list[str]:
     """The metrics with intervals, and a histogram of each score of single samples; each an ``<svg>``."""
     bars = [
         Bar(name, item.value, item.low, item.high)
@@ -142,7 +142,7 @@ def _plots(metrics: Mapping[str, Estimate], rows: Sequence[Row]) -> list[str]:
     return plots
 
 
-def _gallery(rows: Sequence[Row]) -> dict[str, list[tuple[Row, str]]]:
+def _gallery(rows: Sequence[PredictionRow]) -> dict[str, list[tuple[PredictionRow, str]]]:
     """Heading to samples, each with its score as text: the worst, median and best, or the first if none has a score."""
     scored = [(sample_scores(row), row) for row in rows]
     name = next((name for name in RANKED if any(name in scores for scores, _ in scored)), None)

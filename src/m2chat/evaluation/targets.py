@@ -21,6 +21,8 @@ def known_of(meta: Mapping[str, Any], count: int) -> list[tuple[Attributes | Non
     Returns:
         For each picture its attributes, None if they are not known, and the names of the omitted ones.
     """
+    if not count:  # earlier versions recorded nothing more of a reply without pictures
+        return []
     if "scene" in meta:
         scene, omitted = meta["scene"], meta.get("omitted")
         return [(_at(scene, index), tuple(_at(omitted, index) or ())) for index in range(count)]
