@@ -19,18 +19,18 @@ RNG = np.random.default_rng(0)
 def test_pairs_find_what_means_alone_would_not() -> None:
     hard = RNG.normal(50, 30, 200)  # samples differ by far more than models do
     better, same = hard + RNG.normal(2, 2, 200), hard + RNG.normal(0, 2, 200)
-    found = difference("x", better, hard)
-    assert found.significant and found.p < 0.01 and found.low < 2 < found.high
+    results = difference("x", better, hard)
+    assert results.significant and results.p < 0.01 and results.low < 2 < results.high
     half = 1.96 * (better - hard).std() / np.sqrt(200)
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
+    assert (results.high - results.low) / 2 == pytest.approx(half, rel=0.15)
     other = difference("x", same, hard)
     assert not other.significant and other.p > 0.05
 
 
 def test_equal_evaluations_do_not_differ() -> None:
     values = RNG.normal(size=30)
-    found = difference("x", values, values)
-    assert (found.low, found.high, found.p, found.significant) == (0.0, 0.0, 1.0, False)
+    results = difference("x", values, values)
+    assert (results.low, results.high, results.p, results.significant) == (0.0, 0.0, 1.0, False)
 
 
 def put(folder: Path, scores: list[dict[str, object]]) -> Path:
@@ -42,10 +42,10 @@ def test_metrics_of_two_folders(tmp_path: Path) -> None:
     good = {"clip": [0.5], "inter_rel": 40.0, "all_right": [True], "bleu_statistics": [3, 2, 3, 2, 3, 3]}
     bad = {"clip": [0.25], "inter_rel": None, "all_right": [False], "bleu_statistics": [1, 0, 3, 2, 3, 3]}
     a, b = put(tmp_path / "a", [good] * 8), put(tmp_path / "b", [bad] * 9)
-    found = {item.metric: item for item in compare(a, b)}
-    assert set(found) == {"bleu_1", "bleu_2", "clip", "all_right"}
-    assert (found["clip"].first, found["clip"].second, found["clip"].n) == (50.0, 25.0, 8)
-    assert found["bleu_1"].second == pytest.approx(100 / 3) and found["bleu_1"].significant
+    results = {item.metric: item for item in compare(a, b)}
+    assert set(results) == {"bleu_1", "bleu_2", "clip", "all_right"}
+    assert (results["clip"].first, results["clip"].second, results["clip"].n) == (50.0, 25.0, 8)
+    assert results["bleu_1"].second == pytest.approx(100 / 3) and results["bleu_1"].significant
     with pytest.raises(UserError, match="same samples"):
         compare(a, put(tmp_path / "c", []))
 
@@ -70,10 +70,10 @@ def pictures(folder: Path, drawn: list[int], omitted_right: bool) -> Path:
 def test_pictures_are_judged_again_side_by_side(tmp_path: Path) -> None:
     a = pictures(tmp_path / "a", [0, 1, 2, 0], omitted_right=True)
     b = pictures(tmp_path / "b", [0, 1, 3], omitted_right=False)
-    found = {name: (share.value, share.n) for name, share in compare_pictures(a, b).items()}
-    assert found["all_right_a"] == (100.0, 3) and found["all_right_b"] == (pytest.approx(200 / 3), 3)
-    assert found["all_right_a_where_b"] == (100.0, 2)
-    assert (found["omitted_a"][0], found["omitted_b"][0], found["omitted_difference"][0]) == (100.0, 0.0, 100.0)
+    results = {name: (share.value, share.n) for name, share in compare_pictures(a, b).items()}
+    assert results["all_right_a"] == (100.0, 3) and results["all_right_b"] == (pytest.approx(200 / 3), 3)
+    assert results["all_right_a_where_b"] == (100.0, 2)
+    assert (results["omitted_a"][0], results["omitted_b"][0], results["omitted_difference"][0]) == (100.0, 0.0, 100.0)
     with pytest.raises(UserError, match="hold no pictures"):
         compare_pictures(a, put(tmp_path / "none", []))
 

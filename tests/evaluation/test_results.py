@@ -36,10 +36,10 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     assert content["metrics"]["bleu_1"] == {"value": 12.5, "n": 40, "low": 10.0, "high": 15.0}
     assert content["metrics"]["fid_micro"]["value"] is None
     assert content["protocol"] == {"seed": 3, "steps": 20, "guidance": None}
-    found, protocol = read_results(path)
-    assert found["bleu_1"] == metrics["bleu_1"]
-    assert math.isnan(found["fid_micro"].value)
-    assert found["loss"].n is None
+    metrics_read, protocol = read_results(path)
+    assert metrics_read["bleu_1"] == metrics["bleu_1"]
+    assert math.isnan(metrics_read["fid_micro"].value)
+    assert metrics_read["loss"].n is None
     assert protocol["seed"] == 3
     assert [item.name for item in tmp_path.iterdir()] == ["results.json"]
 
