@@ -58,15 +58,19 @@ def _bars(axes: Axes, title: str, bars: Sequence[Bar]) -> None:
     axes.set_ylim(len(bars) - 0.5, -0.5)  # the first at the top
     for place, bar in enumerate(bars):
         if not math.isfinite(bar.value):
-            axes.text(0, place, " not run", va="center", color=_GREY)
+            _beside(axes, 0.0, place, "not run", _GREY)
             continue
         axes.barh(place, bar.value, height=0.65, color=_BAR)
         end = bar.value
         if math.isfinite(bar.low) and math.isfinite(bar.high):
             axes.plot([bar.low, bar.high], [place, place], color=_TEXT, linewidth=1)
             end = max(end, bar.high)
-        axes.text(max(0.0, end), place, f" {bar.value:.2f}", va="center", color=_TEXT)
+        _beside(axes, max(0.0, end), place, f"{bar.value:.2f}", _TEXT)
     axes.set_xlim(left=0)
+
+
+def _beside(axes: Axes, x: float, y: float, text: str, color: str) -> None:
+    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", color=color)
 
 
 def histogram(title: str, values: ArrayLike, bins: int = 24) -> str:

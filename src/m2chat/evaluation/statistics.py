@@ -87,8 +87,8 @@ def estimate(values: ArrayLike, statistic: Callable[[NDArray[Any]], float] = _me
 
 
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t for 95 %, two-sided, of 1, 2, ... degrees of freedom, as tables print it: unrounded values would change the
-published half-widths by 0.01."""
+"""Student's t for 95 %, two-sided, of 1, 2, ... degrees of freedom, rounded: exact values would change the half-widths
+of docs/results/ by 0.01."""
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
