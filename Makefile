@@ -35,18 +35,18 @@ train: install data ## Train stage 1 and stage 2 at micro scale, evaluate, print
 	$(BIN)/lightning fit --config configs/stage1.yaml $(RUN_ARGS)
 	$(BIN)/lightning fit --config configs/stage2.yaml $(RUN_ARGS)
 	$(BIN)/lightning test --config configs/eval_mmdialog.yaml $(RUN_ARGS)
-	@$(BIN)/python -m m2chat.evaluation.report --root $(LOGS)
+	@$(BIN)/m2chat report --root $(LOGS)
 
-seeds: install data ## Everything of docs/results.md for the seeds 0, 1, 2: training, evaluations and controls
-	for seed in $(SEEDS); do LIGHTNING=$(BIN)/lightning scripts/seed.sh $$seed; done
-	$(BIN)/python -m m2chat.evaluation.tables lightning_logs docs/results.md
+seeds: install data ## Every metric and every control for the seeds 0, 1, 2; goes on where it stopped
+	$(BIN)/m2chat eval rows --group seeds --seeds $(SEEDS) --results lightning_logs/results --lightning $(BIN)/lightning
+	$(BIN)/m2chat eval table --group seeds --seeds $(SEEDS) --results lightning_logs/results --into docs/results/seeds.md
 
 ablations: install data ## Train and evaluate the rows of the paper's tables and the ablations; goes on where it stopped
 	$(BIN)/m2chat eval rows $(ROWS) --lightning $(BIN)/lightning
 	$(MAKE) tables
 
-tables: install ## Write the tables of docs/results.md from the results that are kept in docs/results/
-	$(BIN)/m2chat eval table --into docs/results.md --plot docs/results/tables.svg
+tables: install ## Write docs/results/tables.md, a plot and LaTeX from the results that are kept in docs/results/
+	$(BIN)/m2chat eval table --into docs/results/tables.md --plot docs/results/tables.svg
 	$(BIN)/m2chat eval table --format latex --into docs/results/tables.tex
 
 test: lint ## Check style and types, run the tests

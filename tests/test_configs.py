@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from m2chat import cli, lightning_cli
-from m2chat.commands.evaluation.rows import ROWS
+from m2chat.evaluation.rows import read_rows
 from m2chat.models.config import BackboneConfig
 
 ROOT = Path(__file__).parent.parent
@@ -77,13 +77,22 @@ def test_an_overlay_goes_with_the_commands_that_it_names(
 
 
 def test_every_row_names_configurations_that_exist() -> None:
-    names = {row.name for row in ROWS}
-    assert len(names) == len(ROWS)
-    used = {f"configs/{row.overlay}.yaml" for row in ROWS if row.overlay}
-    assert used == {name_of(path) for path in OF_ROWS}
-    for row in ROWS:
-        for name in (*row.tests, *(fit.config for fit in row.fits)):
+    rows = read_rows(ROOT / "configs")
+    assert [row.name for row in rows if row.config is None] == ["m3ft"]
+    assert {row.name for row in rows} == {path.stem for path in OF_ROWS} and len(rows) == len(OF_ROWS)
+    for row in rows:
+        for name in (*row.evaluations(), *row.shares, *row.trains):
             assert (ROOT / f"configs/{name}.yaml").is_file()
+
+
+@pytest.mark.parametrize("name", ["rows/stage1", "ablations/phi_10"])
+def test_rows_of_stage_1_are_evaluated_as_such(parsed: Any, name: str) -> None:
+    overlay = ("--config", f"configs/{name}.yaml")
+    model = parsed(ROOT / "configs/eval_coco.yaml", *overlay).model
+    assert model == parsed(ROOT / "configs/eval_coco.yaml", *overlay, "--model", "AlignModule").model
+    plain = parsed(ROOT / "configs/eval_coco.yaml", "--model", "AlignModule").model
+    plain.init_args.phi = model.init_args.phi
+    assert model == plain
 
 
 @pytest.mark.parametrize("path", BACKBONES, ids=name_of)

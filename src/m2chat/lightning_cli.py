@@ -98,6 +98,12 @@ class M2ChatCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what data and model must agree on, and adds the two guards that every run has."""
+        parser.add_argument(
+            "--row",
+            type=dict[str, Any] | None,
+            default=None,
+            help="row of the results tables that a file describes, for `m2chat eval`; runs ignore it",
+        )
         for name in LINKS:
             parser.link_arguments(f"model.init_args.backbone.{name}", f"data.{name}")
         for target in ("model.init_args.seed", "data.seed"):

@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 
 from m2chat.commands import main
-from m2chat.commands.evaluation.rows import ROWS
 from m2chat.commands.evaluation.run import Runner
 from m2chat.evaluation.results import read_results, write_results
+from m2chat.evaluation.rows import RunFolders, read_rows
 from m2chat.evaluation.statistics import Estimate
 from m2chat.worlds.shapes.captions import caption_of
 from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
 ROOT = Path(__file__).parents[2]
+ROWS = {row.name: row for row in read_rows(ROOT / "configs")}
 SCENES = scenes_of_split("test", 1)[:6]
 
 
@@ -51,16 +52,17 @@ def test_another_systems_pictures_are_scored_as_ours(
     few = tmp_path / "few.jsonl"
     few.write_text(json.dumps({"id": "s1", "image": "drawn2.png"}) + "\n")
     again = ["eval", "folder", str(few), str(tmp_path / "two"), "--config", "configs/eval_coco.yaml"]
-    assert main([*again, "--truth", str(out)]) == 0
+    assert main([*again, "--reference", str(out)]) == 0
     metrics, _ = read_results(tmp_path / "two" / "results.json")
     assert metrics["pictures_missing"].value == 5 and metrics["all_right"].value == 0.0
-    assert main(["eval", "compare", str(out), str(out)]) == 0
-    assert "not significant" in capsys.readouterr().out
+    assert main(["eval", "compare", str(out), str(out), "--pictures"]) == 0
+    printed = capsys.readouterr().out
+    assert "not significant" in printed and "| all_right_a_where_b   | 100.00 |" in printed
     assert main(["eval", "page", str(out), "--beside", f"again={tmp_path / 'two'}"]) == 0
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("{", "theirs.jsonl:1 is not JSON"),
         ('{"id": 1}', "needs the keys id and prompt"),
@@ -69,20 +71,20 @@ def test_another_systems_pictures_are_scored_as_ours(
     ],
 )
 def test_bad_lines_are_named(
-    line: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     (tmp_path / "theirs.jsonl").write_text(line + "\n")
     arguments = ["eval", "folder", str(tmp_path / "theirs.jsonl"), str(tmp_path / "out")]
     assert main([*arguments, "--config", "configs/eval_coco.yaml"]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_moments_of_true_pictures(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert main(["eval", "moments", str(outputs.parent), str(tmp_path / "real.npz")]) == 0
-    with np.load(tmp_path / "real.npz") as found:
-        assert int(found["n"]) == 12 and str(found["extractor"]) == "data/micro/fid"
+    with np.load(tmp_path / "real.npz") as moments:
+        assert int(moments["n"]) == 12 and str(moments["extractor"]) == "data/micro/fid"
 
 
 def result(path: Path, **values: float) -> None:
@@ -95,8 +97,9 @@ def result(path: Path, **values: float) -> None:
 
 
 def test_tables_say_what_was_run_and_whose_numbers_are_whose(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(ROOT)
     for seed, value in enumerate((50.0, 52.0, 54.0)):
         result(tmp_path / "kept" / "m3ft" / f"seed_{seed}" / "eval_mmdialog.json", bleu_1=value, inter_rel=30.0)
     result(tmp_path / "kept" / "stage1" / "seed_0" / "eval_mmdialog.json", bleu_1=20.0)
@@ -126,10 +129,10 @@ def test_tables_say_what_was_run_and_whose_numbers_are_whose(
 
 
 class Calls(Runner):
-    """Writes down what would be run, and does it in miniature."""
+    """Records the runs, and does them in miniature."""
 
-    def _lightning(self, arguments: list[str], seed: int, folder: Path, root: Path | None) -> None:
-        self.seen.append((arguments[0], folder.relative_to(self.own.parent).as_posix(), root))
+    def _lightning(self, arguments: list[str], seed: int, folder: Path, weights: Path | None) -> None:
+        self.seen.append((arguments[0], folder.relative_to(self.folders.logs.parent).as_posix(), weights))
         folder.mkdir(parents=True)
         if arguments[0] == "test":
             write_results(folder, {}, {})
@@ -140,11 +143,15 @@ class Calls(Runner):
             torch.save(payload, folder / "checkpoints" / "epoch=1.ckpt")
 
 
-def test_rows_are_run_once_and_share_their_stages(tmp_path: Path) -> None:
-    runner = Calls(tmp_path / "shared", tmp_path / "own", tmp_path / "kept")
-    object.__setattr__(runner, "seen", [])
-    rows = {row.name: row for row in ROWS}
-    runner.row(rows["gate_off"], 1)
+@pytest.fixture
+def runner(tmp_path: Path) -> Calls:
+    calls = Calls(RunFolders(tmp_path / "shared", tmp_path / "own"), tmp_path / "kept", ROOT / "configs")
+    object.__setattr__(calls, "seen", [])
+    return calls
+
+
+def test_rows_are_run_once_and_share_their_stages(runner: Calls, tmp_path: Path) -> None:
+    runner.row(ROWS["gate_off"], 1)
     stage_1 = tmp_path / "shared" / "seed_1" / "stage1"
     own = tmp_path / "own" / "seed_1" / "gate_off" / "stage2"
     assert runner.seen[:3] == [
@@ -154,24 +161,80 @@ def test_rows_are_run_once_and_share_their_stages(tmp_path: Path) -> None:
     ]
     assert (tmp_path / "kept" / "gate_off" / "seed_1" / "eval_edit.json").is_file()
     runner.seen.clear()
-    runner.row(rows["gate_off"], 1)
+    runner.row(ROWS["gate_off"], 1)
     assert runner.seen == []
-    runner.row(rows["gate_paper"], 1)
+    runner.row(ROWS["gate_paper"], 1)
     assert [folder for kind, folder, _ in runner.seen if kind == "fit"] == ["own/seed_1/gate_paper/stage2"]
 
 
-def test_what_seed_sh_has_run_is_taken(tmp_path: Path) -> None:
-    runner = Calls(tmp_path / "shared", tmp_path / "own", tmp_path / "kept")
-    object.__setattr__(runner, "seen", [])
-    row = next(row for row in ROWS if row.name == "stage1")
+def test_a_group_runs_its_evaluations_of_a_row(runner: Calls) -> None:
+    runner.row(ROWS["gate_off"], 0, ROWS["gate_off"].evaluations(["seeds"]))
+    assert [folder for kind, folder, _ in runner.seen if kind == "test"] == ["own/seed_0/gate_off/eval_context"]
+
+
+def test_what_earlier_versions_have_run_is_taken(runner: Calls, tmp_path: Path) -> None:
+    row = ROWS["stage1"]
     write_results(tmp_path / "shared" / "seed_0" / "eval_mmdialog_stage1", {}, {"from": "seed.sh"})
     runner.row(row, 0)
     assert not any(folder.endswith("eval_mmdialog") for _, folder, _ in runner.seen)
     kept = json.loads((tmp_path / "kept" / "stage1" / "seed_0" / "eval_mmdialog.json").read_text())
     assert kept["protocol"] == {"from": "seed.sh"}
-    assert sum(kind == "test" for kind, *_ in runner.seen) == len(row.tests) - 1
+    assert sum(kind == "test" for kind, *_ in runner.seen) == len(row.evaluations()) - 1
+    write_results(
+        tmp_path / "shared" / "seed_0" / "eval_mmdialog", {}, {"from": "seed.sh, of the row without settings"}
+    )
+    runner.row(ROWS["m3ft"], 0, ["eval_mmdialog"])
+    kept = json.loads((tmp_path / "kept" / "m3ft" / "seed_0" / "eval_mmdialog.json").read_text())
+    assert kept["protocol"] == {"from": "seed.sh, of the row without settings"}
 
 
-def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "rows", "sd16"]) == 2
-    assert "no row sd16; choose from sd15" in capsys.readouterr().err
+def test_groups_of_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def listed(*arguments: str) -> dict[str, str]:
+        assert main(["eval", "rows", "--list", *arguments]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return {line.split()[0]: line.rpartition("  ")[2] for line in lines}
+
+    rows = listed()
+    assert list(rows)[:6] == ["sd15", "sdxl", "vlm_sd", "stage1", "m3ft", "vlm_sd_caption"] and len(rows) == 16
+    assert rows["m3ft"] == "coco, cc3m, mmdialog, story, edit, context"
+    seeds = listed("--group", "seeds")
+    assert list(seeds) == ["stage1", "m3ft", "gate_off", "blank", "decoder", "untrained"]
+    assert (seeds["m3ft"], seeds["gate_off"]) == ("mmdialog, context, cc3m, coco", "context")
+    assert list(listed("decoder")) == ["decoder"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sd16"], "no row sd16; choose from sd15"),
+        (["--group", "mane"], "--group mane: choose from main, ablation, seeds"),
+        (["--configs", "docs"], "no rows/*.yaml in it"),
+    ],
+)
+def test_an_unknown_row_is_refused(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["eval", "rows", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {}\n", "new.yaml has no section `row`"),
+        ("row: {title: New}\n", "row.groups: "),
+        ("row: {title: New, groups: {mane: [eval_coco]}}\n", "row.groups.mane.[key]: "),
+        ("row: {title: New, groups: {main: [eval_coco]}, trained: [stage1]}\n", "row.trained: "),
+        ("row: {title: New, groups: {main: [eval_coco]}, compared_with: old}\n", "compared_with='old'; choose from"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "new.yaml").write_text(text)
+    assert main(["eval", "rows", "--list", "--configs", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from m2chat.evaluation.grid import GAP, comparison, conversation_table
-from m2chat.evaluation.targets import targets_of
+from m2chat.evaluation.targets import known_of, targets_of
 from m2chat.schema import Prediction, Reply, Segment
 from m2chat.worlds.shapes.captions import caption_of
 from m2chat.worlds.shapes.judge import judge_targets
@@ -54,6 +54,17 @@ def test_each_of_several_pictures_has_its_own_scene() -> None:
     judged = judge_targets(targets)
     assert judged.scene_right == [True, True]
     assert judged.omitted_right == [True]
+
+
+def test_what_is_known_as_this_and_as_earlier_versions_record_it() -> None:
+    other = SCENE.with_attribute("colour", "green")
+    of_sample = {"scenes": [SCENE.attributes, other.attributes], "omitted": {"3": ["size"]}}
+    expected = [(other.attributes, ("size",))]
+    assert known_of({**of_sample, "turn": 3, "targets": [1]}, 1) == expected
+    earlier = {"scenes": of_sample["scenes"], "scene": [other.attributes], "omitted": [["size"]], "reply": 1}
+    assert known_of(earlier, 1) == expected
+    assert known_of({**of_sample, "reply": 0}, 0) == known_of({**of_sample, "turn": 1, "targets": []}, 0) == []
+    assert known_of({}, 2) == [(None, ()), (None, ())]
 
 
 def test_the_grid_has_a_row_for_each_picture_and_keeps_pixels(make_prediction: Callable[..., Prediction]) -> None:

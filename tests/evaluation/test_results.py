@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m2chat.commands import main
 from m2chat.errors import UserError
-from m2chat.evaluation.report import kinds_table, main, newest, report, table
-from m2chat.evaluation.results import prediction_row, read_results, write_images, write_predictions, write_results
+from m2chat.evaluation.markup import aligned
+from m2chat.evaluation.page import kind_cells, metric_cells, report
+from m2chat.evaluation.results import (
+    newest_results,
+    prediction_row,
+    read_results,
+    write_images,
+    write_predictions,
+    write_results,
+)
 from m2chat.evaluation.statistics import Estimate
 from m2chat.schema import Prediction
 
@@ -27,10 +36,10 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     assert content["metrics"]["bleu_1"] == {"value": 12.5, "n": 40, "low": 10.0, "high": 15.0}
     assert content["metrics"]["fid_micro"]["value"] is None
     assert content["protocol"] == {"seed": 3, "steps": 20, "guidance": None}
-    found, protocol = read_results(path)
-    assert found["bleu_1"] == metrics["bleu_1"]
-    assert math.isnan(found["fid_micro"].value)
-    assert found["loss"].n is None
+    metrics_read, protocol = read_results(path)
+    assert metrics_read["bleu_1"] == metrics["bleu_1"]
+    assert math.isnan(metrics_read["fid_micro"].value)
+    assert metrics_read["loss"].n is None
     assert protocol["seed"] == 3
     assert [item.name for item in tmp_path.iterdir()] == ["results.json"]
 
@@ -60,14 +69,13 @@ def test_pictures_are_named_by_hash_only(tmp_path: Path, make_prediction: Callab
 
 
 def test_the_table_shows_the_paper_beside_ours() -> None:
-    lines = table(
-        {"bleu_1": Estimate(50.0, 9, 40.0, 60.0), "fid_micro": Estimate(math.nan, 1)}, "mmdialog"
-    ).splitlines()
+    metrics = {"bleu_1": Estimate(50.0, 9, 40.0, 60.0), "fid_micro": Estimate(math.nan, 1)}
+    lines = aligned(metric_cells(metrics, "mmdialog")).splitlines()
     assert "paper: 6.98" in lines[2]
     assert "40.00 ... 60.00" in lines[2]
     assert len({len(line) for line in lines}) == 1
-    assert "paper: 26.15" in table({"fid_micro": Estimate(1.0, 9)}, "cc3m")
-    assert "paper:" not in table({"bleu_1": Estimate(1.0, 9)}, "own")
+    assert "paper: 26.15" in aligned(metric_cells({"fid_micro": Estimate(1.0, 9)}, "cc3m"))
+    assert "paper:" not in aligned(metric_cells({"bleu_1": Estimate(1.0, 9)}, "other"))
 
 
 def test_kinds_stand_side_by_side() -> None:
@@ -77,17 +85,17 @@ def test_kinds_stand_side_by_side() -> None:
         "a/story": Estimate(3.0, 1),
         "b/edit": Estimate(4.0, 1),
     }
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in kinds_table(metrics).splitlines()]
-    assert [cells[0], cells[2], cells[3]] == [["metric", "edit", "story"], ["a", "2.00", "3.00"], ["b", "4.00", ""]]
-    assert kinds_table({"a": Estimate(1.0, 2)}) == ""
+    assert kind_cells(metrics) == [("metric", "edit", "story"), ("a", "2.00", "3.00"), ("b", "4.00", "")]
+    assert kind_cells({"a": Estimate(1.0, 2)}) == []
+    assert [row[0] for row in metric_cells(metrics)] == ["metric", "a"]
 
 
 def test_the_report_finds_the_newest_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="lightning test"):
-        newest(tmp_path)
+        newest_results(tmp_path)
     write_results(tmp_path / "version_0", {"clip_score": Estimate(21.0, 5)}, {"dataset": "coco", "steps": 20})
     (tmp_path / "version_0/images").mkdir()
-    main(["--root", str(tmp_path)])
+    assert main(["report", "--root", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "paper: 29.87" in printed
     assert f"Pictures: {tmp_path / 'version_0/images'}" in printed

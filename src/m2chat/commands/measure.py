@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measures, prints a table, writes the file."""
-    from m2chat.evaluation.report import aligned
+    from m2chat.evaluation.markup import aligned
     from m2chat.world import find_world
 
     world = find_world(options.world, "--world")

@@ -1,1 +1,1 @@
-"""Judging, recording and reporting results."""
+"""Results of evaluations: files, statistics, comparisons, tables over rows and seeds, and pages."""

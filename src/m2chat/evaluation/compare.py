@@ -1,86 +1,111 @@
-"""Two evaluations of the same samples, side by side: ``python -m m2chat.evaluation.compare A B``.
-
-A and B are folders that hold ``predictions.jsonl``. Pictures are judged again from their files, so nothing is
-generated and nothing but the files is trusted.
-"""
+"""Two evaluations of the same samples: differences of their scores, and their pictures judged again side by side."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from m2chat.errors import UserError
-from m2chat.evaluation.results import read_predictions
-from m2chat.evaluation.statistics import Estimate, estimate
+from m2chat.evaluation.results import RESULTS, read_predictions, read_results, sample_scores
+from m2chat.evaluation.statistics import Difference, Estimate, difference, estimate
 from m2chat.evaluation.targets import known_of
-from m2chat.world import Target, find_world
+from m2chat.metrics.text_overlap import bleu
+from m2chat.world import Judged, Target, World, find_world
 
 
-def judged_pictures(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every picture of an evaluation that was both due and drawn.
+def compare(first: Path, second: Path) -> list[Difference]:
+    """Differences of every metric that has values for single samples, by paired bootstrap.
+
+    BLEU is that of the corpus: counts are resampled, not scores of sentences. FID has no values for single samples.
 
     Args:
-        folder: Holds ``predictions.jsonl`` and its pictures.
+        first: Folder with ``predictions.jsonl``.
+        second: Folder of another evaluation of the same samples.
+
+    Raises:
+        UserError: If they have no sample in common.
+    """
+    a, b = ({row["id"]: row for row in read_predictions(folder)} for folder in (first, second))
+    shared = [id_ for id_ in a if id_ in b]
+    if not shared:
+        raise UserError(f"{first} and {second} hold no predictions of the same samples")
+    differences = []
+    counted = [id_ for id_ in shared if all(side[id_]["scores"].get("bleu_statistics") for side in (a, b))]
+    if len(counted) > 1:
+        counts = [np.array([side[id_]["scores"]["bleu_statistics"] for id_ in counted]) for side in (a, b)]
+        differences += [
+            difference(f"bleu_{order}", counts[0], counts[1], partial(bleu, order=order)) for order in (1, 2)
+        ]
+    scores = [(sample_scores(a[id_]), sample_scores(b[id_])) for id_ in shared]
+    names = dict.fromkeys(name for of_first, _ in scores for name in of_first if not name.startswith("bleu_"))
+    for name in names:
+        pairs = np.array([(x[name], y[name]) for x, y in scores if name in x and name in y])
+        if len(pairs) > 1:
+            differences.append(difference(name, pairs[:, 0], pairs[:, 1]))
+    return differences
+
+
+def compare_pictures(first: Path, second: Path, world: str | None = None) -> dict[str, Estimate]:
+    """Shares of correct pictures, in percent, over the pictures that both evaluations have.
+
+    The world's judge reads the pictures from their files; nothing is generated, and recorded scores are not used.
+
+    Args:
+        first: Folder "a" with ``predictions.jsonl`` and its pictures.
+        second: Folder "b" of another evaluation of the same samples.
+        world: Name of the generated world; None means that of the first protocol, and ``shapes`` if it names none.
 
     Returns:
-        ``"<prediction id>/<n>"`` to ``all_right`` (against the true caption) and ``omitted`` (truth values of the
-        attributes that only the context picture shows).
+        ``all_right_a`` and ``_b``; ``all_right_a_where_b``: share of a's correct pictures among those that b has
+        correct; if any attribute was omitted from the captions also ``omitted_a``, ``omitted_b`` and their paired
+        ``omitted_difference``.
+
+    Raises:
+        UserError: If they have no picture in common, or there is no such world.
     """
+    judge = find_world(world or _recorded_world(first))
+    a, b = _judged_pictures(first, judge), _judged_pictures(second, judge)
+    shared = sorted(a.keys() & b.keys())
+    if not shared:
+        raise UserError(f"{first} and {second} hold no pictures of the same samples")
+    right_a, right_b = (100 * np.array([side[key].all_right[0] for key in shared], np.float64) for side in (a, b))
+    shares = {
+        "all_right_a": estimate(right_a),
+        "all_right_b": estimate(right_b),
+        "all_right_a_where_b": estimate(right_a[right_b == 100]),
+    }
+    omitted = [(np.mean(a[key].omitted_right), np.mean(b[key].omitted_right)) for key in shared if a[key].omitted_right]
+    if omitted:
+        of_a, of_b = 100 * np.array(omitted, np.float64).T
+        shares |= {
+            "omitted_a": estimate(of_a),
+            "omitted_b": estimate(of_b),
+            "omitted_difference": estimate(of_a - of_b),
+        }
+    return shares
+
+
+def _recorded_world(folder: Path) -> str:
+    protocol = read_results(folder / RESULTS)[1] if (folder / RESULTS).is_file() else {}
+    return str(protocol.get("world") or "shapes")
+
+
+def _judged_pictures(folder: Path, world: World) -> dict[str, Judged]:
+    """Verdicts on the generated pictures that have a reference in the world, by ``"<prediction id>/<place>"``."""
     from PIL import Image
 
-    found = {}
-    judge = find_world("shapes").judge
+    verdicts = {}
     for row in read_predictions(folder):
-        due = [segment for segment in row["reference"] if segment["caption"] is not None]
-        drawn = [segment["image"] for segment in row["generated"] if segment["image"]]
-        known = known_of(row["meta"], len(due))
-        for index, (segment, image) in enumerate(zip(due, drawn, strict=False)):
-            attributes, omitted = known[index]
-            picture = np.asarray(Image.open(folder / image).convert("RGB"))
-            judged = judge([Target(segment["caption"], None, picture, attributes, omitted)])
-            found[f"{row['id']}/{index}"] = {"all_right": judged.all_right[0], "omitted": judged.omitted_right}
-    return found
-
-
-def compare(first: Path, second: Path) -> dict[str, Estimate]:
-    """Shares in percent, over the pictures that both evaluations hold.
-
-    Returns:
-        ``all_right_a`` and ``_b``; ``all_right_a_where_b``: share of A's right pictures among those that B gets
-        right; ``omitted_a`` and ``_b`` and their paired ``omitted_difference`` in points, if anything was omitted.
-    """
-    a, b = judged_pictures(first), judged_pictures(second)
-    both = sorted(a.keys() & b.keys())
-    if not both:
-        raise UserError(f"{first} and {second} hold no pictures of the same samples")
-    right_a = np.array([a[name]["all_right"] for name in both], np.float64)
-    right_b = np.array([b[name]["all_right"] for name in both], np.float64)
-    found = {
-        "all_right_a": estimate(100 * right_a),
-        "all_right_b": estimate(100 * right_b),
-        "all_right_a_where_b": estimate(100 * right_a[right_b == 1]),
-    }
-    omitted = [(np.mean(a[name]["omitted"]), np.mean(b[name]["omitted"])) for name in both if a[name]["omitted"]]
-    if omitted:
-        pairs = 100 * np.array(omitted, np.float64)
-        found["omitted_a"], found["omitted_b"] = estimate(pairs[:, 0]), estimate(pairs[:, 1])
-        found["omitted_difference"] = estimate(pairs[:, 0] - pairs[:, 1])
-    return found
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the comparison."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("a", type=Path, help="folder of an evaluation")
-    parser.add_argument("b", type=Path, help="folder of another, on the same samples")
-    arguments = parser.parse_args(argv)
-    for name, value in compare(arguments.a, arguments.b).items():
-        print(f"{name:22} {value.value:7.2f}  [{value.low:.2f}, {value.high:.2f}]  n={value.n}")
-
-
-if __name__ == "__main__":
-    main()
+        references = [segment for segment in row["reference"] if segment["caption"] is not None]
+        generated = [segment["image"] for segment in row["generated"] if segment["image"]]
+        # The k-th generated picture stands for the k-th reference; the rest of the longer list has no counterpart.
+        known = known_of(row["meta"], len(references))
+        for index, (reference, name) in enumerate(zip(references, generated, strict=False)):
+            picture = np.asarray(Image.open(folder / name).convert("RGB"))
+            target = Target(reference["caption"], None, picture, *known[index])
+            judged = world.judge([target])
+            if judged.all_right:  # empty for a caption from outside the world
+                verdicts[f"{row['id']}/{index}"] = judged
+    return verdicts

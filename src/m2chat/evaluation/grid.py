@@ -1,4 +1,4 @@
-"""Pictures side by side, for people to look at."""
+"""Pictures side by side and replies as a table, for TensorBoard and files."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from m2chat.schema import Prediction, Reply
 
 GAP = 4
 """Pixels between cells."""
-_BLANK = 200
-_PAPER = 255
+_MISSING, _BACKGROUND = 200, 255
+"""Grey values of missing pictures and of the gaps."""
 
 
 def _cell(picture: Picture | None, size: int) -> Picture:
-    """A square of one picture: small ones keep their pixels visible, a missing one is grey."""
+    """A picture as a square: small ones are enlarged without smoothing, a missing one is grey."""
     if picture is None:
-        return np.full((size, size, 3), _BLANK, np.uint8)
+        return np.full((size, size, 3), _MISSING, np.uint8)
     nearest = max(picture.shape[:2]) <= size
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(picture).resize((size, size), method))
 
 
 def grid(rows: Sequence[Sequence[Picture | None]], size: int = 128) -> Picture:
-    """Lays pictures out in rows and columns.
+    """Pictures in rows and columns as one picture.
 
     Args:
-        rows: Pictures of each row, equally many; None leaves a grey cell.
+        rows: Rows of equally many pictures, RGB, (H, W, 3), 0-255; None gives a grey cell.
         size: Width and height of a cell, in pixels.
 
     Returns:
-        One picture, (rows * (size + gap) + gap, columns * (size + gap) + gap, 3).
+        RGB, (rows * (size + GAP) + GAP, columns * (size + GAP) + GAP, 3), 0-255.
     """
     height, width = len(rows), len(rows[0])
     step = size + GAP
-    canvas = np.full((height * step + GAP, width * step + GAP, 3), _PAPER, np.uint8)
+    canvas = np.full((height * step + GAP, width * step + GAP, 3), _BACKGROUND, np.uint8)
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
             y, x = GAP + i * step, GAP + j * step
@@ -47,27 +47,31 @@ def grid(rows: Sequence[Sequence[Picture | None]], size: int = 128) -> Picture:
 
 
 def comparison(predictions: Iterable[Prediction], size: int = 128) -> Picture | None:
-    """A row ``context | generated | truth`` for every picture that a reply should hold; None if none should."""
+    """A row ``context | generated | reference`` for every reference picture; None if there is none."""
     rows = [(item.context, target.generated, target.truth) for item in predictions for target in targets_of(item)]
     return grid(rows, size) if rows else None
 
 
-def _words(reply: Reply) -> str:
+def _text(reply: Reply) -> str:
+    """A reply's text, captions of its pictures in brackets."""
     parts = []
     for segment, image in zip(reply.segments, reply.images, strict=True):
-        drawn = (
-            ""
-            if segment.caption is None
-            else f" [{'picture' if image is not None else 'no picture'}: {segment.caption}]"
-        )
-        parts.append(segment.answer + drawn)
-    return " ".join(parts).replace("|", "\\|").replace("\n", " ").strip()
+        parts.append(segment.answer)
+        if segment.caption is not None:
+            parts.append(f"[{'picture' if image is not None else 'no picture'}: {segment.caption}]")
+    return _cell_text(" ".join(parts))
+
+
+def _cell_text(text: str) -> str:
+    """A text that cannot end its cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ").strip()
 
 
 def conversation_table(predictions: Iterable[Prediction]) -> str:
-    """A markdown table of requests, generated replies and true ones."""
-    lines = ["| kind | request | generated | truth |", "|---|---|---|---|"]
+    """A Markdown table of requests, generated and reference replies."""
+    lines = ["| kind | request | generated | reference |", "|---|---|---|---|"]
     for item in predictions:
-        request = item.request.replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {item.kind} | {request} | {_words(item.generated)} | {_words(item.reference)} |")
+        lines.append(
+            f"| {item.kind} | {_cell_text(item.request)} | {_text(item.generated)} | {_text(item.reference)} |"
+        )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Replies as they come, on disk: an evaluation that was interrupted goes on where it stopped.
+"""Replies on disk while an evaluation runs, so that an interrupted one can be resumed.
 
-Each rank appends a line a reply to a file of its own, behind a line that says by which settings the replies were
-generated. A later run takes the replies from there, with any number of ranks.
+Each rank writes a file: a first line with the hash of the settings that generate the replies, then a line per reply. A
+later run takes the replies from there, with any number of ranks.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from m2chat.errors import UserError
-from m2chat.evaluation.results import PREDICTIONS, RESULTS, line_of
-from m2chat.schema import Reply, Segment
+from m2chat.evaluation.results import PREDICTIONS, RESULTS, line_of, read_reply
+from m2chat.schema import Reply
 
 Known: TypeAlias = Mapping[str, tuple[Reply, Mapping[str, Any]]]
-"""Prediction id to the generated reply, and what was noted of it."""
+"""Prediction id to the generated reply and the prediction's ``meta``."""
 
 _PART = "predictions.{rank}.part.jsonl"
 _HEAD = "generation"
 
 
 class Journal:
-    """The lines of one rank.
+    """The file of one rank; an older one is overwritten.
 
     Args:
-        folder: Of the evaluation.
-        rank: Of this process.
+        folder: Folder of the evaluation; made if it does not exist.
+        rank: Rank of this process.
         generation: Hash of the settings on which replies depend.
     """
 
@@ -39,65 +37,52 @@ class Journal:
         self.path.write_text(line_of({_HEAD: generation}), encoding="utf-8")
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Appends a line whose pictures are on disk already."""
+        """Appends a row of ``predictions.jsonl``, whose pictures are on disk already."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line_of(row))
 
     def close(self) -> None:
-        """Removes the file, once ``predictions.jsonl`` holds its lines."""
+        """Removes the file, once ``predictions.jsonl`` holds its rows."""
         self.path.unlink(missing_ok=True)
 
 
 def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mapping[str, Any]]]:
     """The replies that an earlier evaluation has generated, finished or not.
 
-    A line that was cut off and a reply whose picture cannot be read are left out, and so generated again.
+    Left out, and so generated again, are a line that was cut off and a reply whose picture cannot be read.
 
     Args:
-        folder: Of the earlier evaluation.
+        folder: Folder of the earlier evaluation.
         generation: Hash of the settings of this one.
 
     Raises:
         UserError: If the folder holds no evaluation, or one with other settings.
     """
-    found: dict[str, tuple[Reply, Mapping[str, Any]]] = {}
+    replies: dict[str, tuple[Reply, Mapping[str, Any]]] = {}
     files = list(_files(folder))
     if not files:
         raise UserError(f"evaluation.resume={str(folder)!r} holds no predictions: name a folder of `lightning test`")
-    for path, theirs in files:
-        if theirs != generation:
+    for path, recorded in files:
+        if recorded != generation:
             raise UserError(
-                f"evaluation.resume={str(folder)!r} was generated with other settings or weights (hash {theirs}, and "
-                f"{generation} here): evaluate the same checkpoint with the same settings, or leave resume out"
+                f"evaluation.resume={str(folder)!r} was generated with other settings or weights (hash {recorded}, "
+                f"and {generation} here): evaluate the same checkpoint with the same settings, or leave resume out"
             )
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the process was killed in the middle of the line
+                if "id" in row:
+                    replies[row["id"]] = read_reply(folder, row["generated"]), row["meta"]
+            except (json.JSONDecodeError, OSError):  # the process was killed while it wrote the line or the picture
                 continue
-            if "id" in row and (reply := _reply(folder, row["generated"])) is not None:
-                found[row["id"]] = reply, row["meta"]
-    return found
+    return replies
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files with predictions, each with the hash of its settings."""
+    """Files with predictions, each with the recorded hash of its settings."""
     for path in sorted(folder.glob(_PART.format(rank="*"))):
         head = path.read_text(encoding="utf-8").partition("\n")[0]
         yield path, str(json.loads(head).get(_HEAD)) if head else "none"
     results = folder / RESULTS
     if (folder / PREDICTIONS).is_file() and results.is_file():
         yield folder / PREDICTIONS, str(json.loads(results.read_text(encoding="utf-8"))["protocol"].get(_HEAD))
-
-
-def _reply(folder: Path, segments: list[dict[str, str | None]]) -> Reply | None:
-    from PIL import Image
-
-    images = []
-    for segment in segments:
-        name = segment["image"]
-        try:
-            images.append(None if name is None else np.asarray(Image.open(folder / name).convert("RGB")))
-        except OSError:
-            return None
-    return Reply(tuple(Segment(s["answer"] or "", s["caption"]) for s in segments), tuple(images))

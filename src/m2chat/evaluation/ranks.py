@@ -1,4 +1,4 @@
-"""What the processes of one evaluation tell each other; with one process, nothing."""
+"""Exchange between the processes of one evaluation; nothing is exchanged where there is one process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 
 def world() -> tuple[int, int]:
-    """This process's rank, and the number of processes."""
+    """Rank of this process, and number of processes."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
 def gather(value: T) -> list[T]:
-    """The values of all ranks, in their order; every rank must call it."""
+    """The values of all ranks, in the order of ranks; every rank must call it."""
     _, size = world()
     if size == 1:
         return [value]

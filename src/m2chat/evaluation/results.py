@@ -17,7 +17,8 @@ import numpy as np
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import whole_file
-from m2chat.schema import Prediction, Reply
+from m2chat.metrics.text_overlap import bleu
+from m2chat.schema import Prediction, Reply, Segment
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
@@ -25,40 +26,44 @@ IMAGES = "images"
 _PACKAGES = (
     "m2chat torch lightning transformers diffusers open_clip_torch sacrebleu rouge-score torch-fidelity numpy".split()
 )
-
-
+RANKED = ("inter_rel", "edit_direction", "clip", "rouge_l", "clip_i")
+"""Scores that rank samples from worst to best: the first of them that an evaluation has is used."""
+_COSINES = frozenset({"clip", "clip_i", "edit_direction", "edit_clip_i_source", "edit_text_score"})
+"""Scores that tables show times 100."""
+_NO_SCORES = frozenset({"bleu_statistics", "attributes", "seen", "real", "generated", "frame_clip"})
+"""Entries of a prediction's ``scores`` that are no scores of the sample."""
 _NOT_SETTINGS = frozenset({"weights", "tasks", "costs", "versions", "ranks", "checkpoint"})
-"""What a protocol says beyond settings: names of files, and what happened."""
+"""Entries of a protocol that are not settings: names of files, and what happened."""
 
 
 def settings_hash(protocol: Mapping[str, Any]) -> str:
-    """A short hash of an evaluation's settings: equal hashes, equal settings and weights.
+    """A hash of 16 hex digits; two evaluations with equal hashes have equal settings and weights.
 
     Args:
-        protocol: Settings, and other entries that are left out, such as the names of files.
+        protocol: Settings, and further entries that do not count, such as names of files.
     """
     settings = {name: value for name, value in protocol.items() if name not in _NOT_SETTINGS}
     return hashlib.sha256(json.dumps(_plain(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """Key that orders texts so that ``x10`` comes behind ``x9``."""
+    """Sort key by which ``x10`` comes after ``x9``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def versions() -> dict[str, str | None]:
-    """Package to version; None if it is not installed."""
-    found: dict[str, str | None] = {}
+    """Package name to version; None if it is not installed."""
+    installed: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def _plain(value: Any) -> Any:
-    """The same in JSON's words; NaN and infinity, which JSON lacks, become null."""
+    """The value as JSON can hold it; NaN and infinity, which JSON lacks, become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -71,7 +76,6 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of a file or nothing: a run that is killed leaves no half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
@@ -81,12 +85,12 @@ def write_results(folder: Path, metrics: Mapping[str, Estimate], protocol: Mappi
     """Writes ``{"metrics": {name: {"value", "n", "low", "high"}}, "protocol": {...}}``.
 
     Args:
-        folder: Where to.
+        folder: Folder of the evaluation; made if it does not exist.
         metrics: Name to value; NaN is written as null.
-        protocol: How they came about: seed, checkpoint, steps, guidance, encoder, ...
+        protocol: How the values were measured: seed, checkpoint, steps, guidance, encoder, ...
 
     Returns:
-        The file.
+        Path of the file.
     """
     content = {"metrics": {name: asdict(item) for name, item in sorted(metrics.items())}, "protocol": protocol}
     path = folder / RESULTS
@@ -99,13 +103,10 @@ def _real(value: float | None) -> float:
 
 
 def read_results(path: Path) -> tuple[dict[str, Estimate], dict[str, Any]]:
-    """Inverse of `write_results`.
-
-    Args:
-        path: A ``results.json``.
+    """Metrics and protocol of a ``results.json``: the inverse of `write_results`.
 
     Raises:
-        UserError: If the file is something else.
+        UserError: If the file holds no results.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -118,18 +119,32 @@ def read_results(path: Path) -> tuple[dict[str, Estimate], dict[str, Any]]:
         raise UserError(f"{path} is no {RESULTS} of an evaluation ({error!r})") from error
 
 
+def newest_results(root: Path) -> Path:
+    """The newest ``results.json`` below a folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    paths = sorted(root.rglob(RESULTS), key=lambda path: path.stat().st_mtime)
+    if not paths:
+        raise UserError(
+            f"no {RESULTS} below {str(root)!r}; run `lightning test --config configs/eval_mmdialog.yaml` first"
+        )
+    return paths[-1]
+
+
 def write_images(folder: Path, prediction: Prediction) -> dict[str, list[str | None]]:
     """Writes a prediction's pictures as PNG files, named after a hash of its id.
 
-    Ids come from data sets and may hold anything, such as ``../``; so they never become file names. The names do not
-    depend on the number of ranks, so that an evaluation may go on with another.
+    Ids come from data sets and may hold anything, such as ``../``, so they never become file names. The names do not
+    depend on the number of ranks, so that an evaluation may be resumed with another.
 
     Args:
-        folder: The evaluation's folder; the pictures go to ``images/`` in it.
-        prediction: What to write.
+        folder: Folder of the evaluation; the pictures go to ``images/`` in it.
+        prediction: Prediction with its pictures.
 
     Returns:
-        Paths relative to the folder: ``context`` (at most one), ``reference`` and ``generated`` (one a segment,
+        Paths relative to the folder: ``context`` (at most one), ``reference`` and ``generated`` (one per segment,
         None where there is no picture).
     """
     from PIL import Image
@@ -160,11 +175,11 @@ def _segments(reply: Reply, pictures: list[str | None]) -> list[dict[str, str | 
 
 
 def prediction_row(prediction: Prediction, images: Mapping[str, list[str | None]]) -> dict[str, Any]:
-    """A prediction as one line of ``predictions.jsonl``: enough to compute every metric again.
+    """A prediction as a line of ``predictions.jsonl``, from which every metric can be computed again.
 
     Args:
-        prediction: What to write.
-        images: From `write_images`.
+        prediction: Prediction whose pictures are on disk.
+        images: Their paths, from `write_images`.
     """
     return {
         "id": prediction.id,
@@ -179,12 +194,12 @@ def prediction_row(prediction: Prediction, images: Mapping[str, list[str | None]
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """A row as a line of JSON."""
+    """A row as a line of JSON, with its newline."""
     return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes ``predictions.jsonl``, one prediction a line, ordered and numbered by their ids."""
+    """Writes ``predictions.jsonl``, one prediction per line, ordered and numbered by id."""
     path = folder / PREDICTIONS
     ordered = sorted(rows, key=lambda row: natural(str(row["id"])))
     _write(path, "".join(line_of({"number": number, **row}) for number, row in enumerate(ordered)))
@@ -201,3 +216,47 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"no {PREDICTIONS} in {folder}: name the folder of a `lightning test` run")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_reply(folder: Path, segments: Iterable[Mapping[str, str | None]]) -> Reply:
+    """A reply with its pictures, from ``reference`` or ``generated`` of a row.
+
+    Args:
+        folder: Folder of the evaluation.
+        segments: ``answer``, ``caption`` and ``image`` of each segment.
+
+    Raises:
+        OSError: If a picture is missing or cannot be decoded.
+    """
+    from PIL import Image
+
+    texts, pictures = [], []
+    for segment in segments:
+        name = segment["image"]
+        texts.append(Segment(segment["answer"] or "", segment["caption"]))
+        pictures.append(None if name is None else np.asarray(Image.open(folder / name).convert("RGB")))
+    return Reply(tuple(texts), tuple(pictures))
+
+
+def sample_scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of one prediction by name, scaled as tables show them.
+
+    Args:
+        row: Row of ``predictions.jsonl``.
+
+    Returns:
+        Means of lists; truth values and cosines times 100; BLEU of the sample's own counts. Undefined scores are left
+        out.
+    """
+    scores: dict[str, float] = {}
+    recorded = row.get("scores", {})
+    for name, value in recorded.items():
+        if name in _NO_SCORES or name.endswith(("_not_finite", "_oracle")) or value is None or value == []:
+            continue
+        numbers = np.asarray(value)
+        if numbers.dtype.kind in "bif":
+            factor = 100.0 if name in _COSINES or numbers.dtype.kind == "b" else 1.0
+            scores[name] = factor * float(numbers.mean())
+    if counts := recorded.get("bleu_statistics"):
+        scores |= {f"bleu_{order}": bleu([counts], order) for order in (1, 2)}
+    return {name: value for name, value in scores.items() if math.isfinite(value)}

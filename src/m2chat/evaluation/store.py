@@ -1,4 +1,4 @@
-"""The memory that the callbacks of one evaluation share."""
+"""Values and embeddings that the metric callbacks of one evaluation share."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from m2chat.metrics.encoders import Picture, TextImageEncoder
 from m2chat.schema import Kind, Prediction
 
 CACHED_EMBEDDINGS = 8192
-"""Embeddings that are remembered: enough for every caption and true picture of a small validation set."""
+"""Embeddings that are kept: enough for every caption and reference picture of a small validation set."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one metric found in one sample.
+    """Values of one metric for one sample.
 
     Args:
-        id: Of the prediction.
-        kind: Of the sample.
-        values: Name to value; arrays are working material, everything else is a result.
+        id: Id of the prediction.
+        kind: Kind of the sample.
+        values: Name to value. Arrays are intermediate, everything else is written to ``predictions.jsonl``.
     """
 
     id: str
@@ -36,13 +36,13 @@ class Row:
 
 @dataclass
 class EvalStore:
-    """Per-sample findings, embeddings and results of one evaluation on this rank.
+    """Per-sample values, embeddings and results of one evaluation on this rank.
 
-    Samples are known by their id: one that a padding sampler hands to two ranks, or twice to one, counts once.
+    A sample that a padding sampler hands to two ranks, or twice to one, counts once, by its id.
 
     Args:
         results: Metric name to its value over the data set, of all ranks.
-        protocol: How the metrics were computed.
+        protocol: Settings of the metrics, for ``results.json``.
     """
 
     results: dict[str, Estimate] = field(default_factory=dict)
@@ -51,30 +51,30 @@ class EvalStore:
     _embeddings: OrderedDict[tuple[str, str | bytes], NDArray[np.float32]] = field(default_factory=OrderedDict)
 
     def start(self) -> None:
-        """Forgets the last evaluation; embeddings stay true and are kept."""
+        """Clears the last evaluation; embeddings stay valid and are kept."""
         self.results.clear()
         self.protocol.clear()
         self._rows.clear()
 
     def put(self, metric: str, prediction: Prediction, values: Mapping[str, Any]) -> None:
-        """Notes what a metric found in a sample."""
+        """Records the values of a metric for a sample."""
         self._rows[metric][prediction.id] = Row(prediction.id, prediction.kind, values)
 
     def scores(self, prediction_id: str) -> dict[str, Any]:
-        """Everything that all metrics found in one of this rank's samples, without arrays."""
-        found: dict[str, Any] = {}
+        """The values of all metrics for one of this rank's samples, without arrays."""
+        scores: dict[str, Any] = {}
         for rows in self._rows.values():
             if prediction_id in rows:
                 values = rows[prediction_id].values
-                found |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
-        return found
+                scores |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+        return scores
 
     def embed_texts(self, encoder: TextImageEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors of texts, (n, D); each text is encoded once."""
+        """Unit vectors of n texts, (n, D); each text is encoded once."""
         return self._embed(encoder.name, encoder.encode_text, texts, texts)
 
     def embed_images(self, encoder: TextImageEncoder, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """Unit vectors of pictures, (n, D); each picture is encoded once."""
+        """Unit vectors of n pictures, (n, D); each picture is encoded once."""
         keys = [hashlib.sha256(str(item.shape).encode() + item.tobytes()).digest() for item in pictures]
         return self._embed(encoder.name, encoder.encode_image, pictures, keys)
 

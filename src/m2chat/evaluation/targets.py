@@ -1,4 +1,4 @@
-"""The pictures that a reply should hold, each beside the one that was drawn in its place."""
+"""Reference pictures of a reply, each with the generated picture in its place."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ def known_of(meta: Mapping[str, Any], count: int) -> list[tuple[Attributes | Non
     """What is known of the reference pictures of a reply, where the data come from a generated world.
 
     Args:
-        meta: A prediction's `meta`: ``scenes`` (attributes of each picture of the conversation) and ``omitted`` (by
-            turn, names of the attributes that only the context picture shows) are the sample's, ``targets`` and
-            ``turn`` say which are meant. Files of versions before 0.9 hold ``scene`` and ``omitted`` of the reply.
+        meta: A prediction's `meta`. ``scenes`` (attributes of each picture of the conversation) and ``omitted`` (by
+            turn, names of the attributes that only the context picture shows) come from the sample; ``targets`` and
+            ``turn`` select this reply's. Earlier versions wrote ``scene`` and ``omitted`` of the reply alone.
         count: Number of reference pictures.
 
     Returns:
         For each picture its attributes, None if they are not known, and the names of the omitted ones.
     """
+    if not count:  # earlier versions recorded nothing more of a reply without pictures
+        return []
     if "scene" in meta:
         scene, omitted = meta["scene"], meta.get("omitted")
         return [(_at(scene, index), tuple(_at(omitted, index) or ())) for index in range(count)]
@@ -31,22 +33,22 @@ def known_of(meta: Mapping[str, Any], count: int) -> list[tuple[Attributes | Non
 
 
 def _at(value: Any, index: int) -> Any:
-    """An entry that is given once for a single picture, or as a list of one for each picture."""
-    several = isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value)
-    return value[index] if several else value
+    """The entry of one picture: `value` is a list of entries, or the entry of the only picture."""
+    is_list = isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value)
+    return value[index] if is_list else value
 
 
 def targets_of(prediction: Prediction) -> list[Target]:
-    """The pictures that the reference reply holds; the k-th is compared with the k-th that was generated."""
-    drawn = prediction.generated.pictures
+    """The pictures of the reference reply; the k-th is compared with the k-th generated one."""
+    generated = prediction.generated.pictures
     reply = prediction.reference
-    wanted = [
+    references = [
         (segment.caption, image)
         for segment, image in zip(reply.segments, reply.images, strict=True)
         if segment.caption is not None
     ]
-    known = known_of(prediction.meta, len(wanted))
+    known = known_of(prediction.meta, len(references))
     return [
-        Target(caption, truth, drawn[index] if index < len(drawn) else None, attributes, omitted)
-        for index, ((caption, truth), (attributes, omitted)) in enumerate(zip(wanted, known, strict=True))
+        Target(caption, picture, generated[index] if index < len(generated) else None, *known[index])
+        for index, (caption, picture) in enumerate(references)
     ]

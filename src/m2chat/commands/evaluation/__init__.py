@@ -13,27 +13,36 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("eval", help="tables, comparisons and pages of evaluations; other systems' outputs")
     ways = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    table = ways.add_parser("table", help="the paper's tables from kept results")
-    table.add_argument("--results", type=Path, default=Path("docs/results"), help="holds a folder a row")
-    table.add_argument("--logs", type=Path, default=Path("lightning_logs"), help="the newest run there is added")
+    table = ways.add_parser("table", help="the paper's tables and the ablations, or every metric, from kept results")
+    _add_row_options(table)
+    table.add_argument("--group", choices=("paper", "seeds"), default="paper", help="tables to write: the paper's and "
+                       "the ablations, or every metric over the seeds (default: %(default)s)")  # fmt: skip
+    table.add_argument(
+        "--seeds", type=int, nargs="+", help="seeds of `--group seeds`; each row's defaults if not given"
+    )
+    table.add_argument("--logs", type=Path, default=Path("lightning_logs"), help="folder of runs: the newest is added "
+                       "to the paper's tables; pictures of those of `make seeds` are compared")  # fmt: skip
     table.add_argument("--format", choices=("markdown", "latex"), default="markdown")
-    table.add_argument("--into", type=Path, help="markdown file whose section `rows` to write, instead of printing")
+    table.add_argument("--into", type=Path, help="file to write instead of printing; the rest of a Markdown file stays")
     table.add_argument("--plot", type=Path, help="SVG file to write")
     table.set_defaults(run=run_table)
 
     compare = ways.add_parser("compare", help="are two evaluations of the same samples different? paired bootstrap")
     compare.add_argument("a", type=Path, help="folder of an evaluation")
     compare.add_argument("b", type=Path, help="folder of another, on the same samples")
+    compare.add_argument("--pictures", action="store_true", help="judge the pictures of both again, side by side")
+    compare.add_argument("--world", help="generated world whose judge reads the pictures; as in A's results.json, or "
+                         "shapes, if not given")  # fmt: skip
     compare.set_defaults(run=run_compare)
 
     folder = ways.add_parser("folder", help="score pictures and replies that another system has left on disk")
-    folder.add_argument("jsonl", type=Path, help="a line a sample: docs/evaluation.md says what it holds")
+    folder.add_argument("jsonl", type=Path, help="a line per sample, described in docs/evaluation.md")
     folder.add_argument("out", type=Path, help="folder for results.json, predictions.jsonl and report.html")
-    folder.add_argument(
-        "--config", type=Path, required=True, help="whose metrics to use, such as configs/eval_coco.yaml"
-    )
-    folder.add_argument("--truth", type=Path, help="an evaluation whose samples, by id, are the reference")
-    folder.add_argument("--name", default="", help="of the system")
+    folder.add_argument("--config", type=Path, required=True, help="configuration with the metrics, such as "
+                        "configs/eval_coco.yaml")  # fmt: skip
+    folder.add_argument("--reference", "--truth", type=Path, metavar="RUN", help="evaluation whose samples, by id, are "
+                        "the reference")  # fmt: skip
+    folder.add_argument("--name", default="", help="name of the system")
     folder.set_defaults(run=run_folder)
 
     page = ways.add_parser("page", help="write report.html again, other evaluations' pictures beside (Fig. 4)")
@@ -42,68 +51,102 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     page.add_argument("--out", type=Path, help="file to write; report.html in the folder by default")
     page.set_defaults(run=run_page)
 
-    moments = ways.add_parser("moments", help="FID moments of a folder of true pictures, for FID's `reference`")
+    moments = ways.add_parser("moments", help="FID moments of a folder of reference pictures, for FID's `reference`")
     moments.add_argument("pictures", type=Path, help="folder of pictures, at any depth")
     moments.add_argument("out", type=Path, help=".npz file to write")
-    moments.add_argument("--inception", type=Path, help="weights of Inception; else the micro world's network")
+    moments.add_argument("--inception", type=Path, help="weights of Inception; the micro world's network if not given")
     moments.add_argument("--crop", action="store_true", help="cut out the middle square, as for COCO")
     moments.set_defaults(run=run_moments)
 
     rows = ways.add_parser("rows", help="train and evaluate the rows of the tables, resumable (`make ablations`)")
-    rows.add_argument("rows", nargs="*", help="rows to run; all by default")
-    rows.add_argument("--seeds", type=int, nargs="+", help="training seeds; each row's own by default")
-    rows.add_argument("--list", action="store_true", help="only list them")
-    rows.add_argument("--dry", action="store_true", help="only say what would be run")
-    rows.add_argument("--shared", type=Path, default=Path("lightning_logs"), help="holds seed_<n> of `make seeds`")
-    rows.add_argument("--logs", type=Path, default=Path("lightning_logs/rows"), help="where the rows are logged")
-    rows.add_argument("--results", type=Path, default=Path("docs/results"), help="where results are kept")
-    rows.add_argument("--lightning", default="lightning", help="the command")
+    rows.add_argument("rows", nargs="*", help="names of the rows to run; those of the groups if none is given")
+    _add_row_options(rows)
+    rows.add_argument("--group", action="append", help="group of rows and evaluations to run: main (Tables 1 to 3), "
+                      "ablation, or seeds (every metric and controls: `make seeds`); may be given several times; main "
+                      "and ablation if not given")  # fmt: skip
+    rows.add_argument("--seeds", type=int, nargs="+", help="training seeds; each row's defaults if not given")
+    rows.add_argument("--list", action="store_true", help="list the rows and exit")
+    rows.add_argument("--dry", action="store_true", help="print the commands and run nothing")
+    rows.add_argument("--shared", type=Path, default=Path("lightning_logs"), help="folder of the shared trainings")
+    rows.add_argument("--logs", type=Path, default=Path("lightning_logs/rows"), help="folder of the rows' runs")
+    rows.add_argument("--lightning", default="lightning", help="command that trains and evaluates")
     rows.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="arguments for every run; comes last")
     rows.set_defaults(run=run_rows)
 
 
+def _add_row_options(parser: argparse.ArgumentParser) -> None:
+    """Where rows are described and their results kept."""
+    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder whose rows/ and ablations/ "
+                        "describe the rows (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder in which the results of "
+                        "each row are kept (default: %(default)s)")  # fmt: skip
+
+
 def run_table(options: argparse.Namespace) -> None:
     """Prints or writes the tables."""
-    from m2chat.commands.evaluation.rows import ROWS
-    from m2chat.evaluation.row_tables import TableRow, all_tables, latex, markdown, plots
-    from m2chat.evaluation.tables import write_section
+    from m2chat.evaluation.charts import Bar, bar_charts
+    from m2chat.evaluation.markup import latex, markdown, write_section
+    from m2chat.evaluation.paper import NOTE
+    from m2chat.evaluation.rows import RunFolders, read_rows
+    from m2chat.evaluation.tables import every_metric, paper_tables, plotted
 
-    rows = [TableRow(row.name, row.title, row.group, row.paper) for row in ROWS]
-    tables = all_tables(rows, options.results, options.logs)
-    text = markdown(tables) if options.format == "markdown" else latex(tables)
+    rows = read_rows(options.configs)
+    if options.group == "seeds":
+        folders = RunFolders(options.logs, options.logs / "rows")
+        tables = every_metric(rows, options.results, folders, options.seeds)
+        notes = ["Written by `make seeds` from its runs; edit nothing here.", NOTE]
+    else:
+        tables = paper_tables(rows, options.results, options.logs)
+        notes = [
+            "Written by `make tables` from the files in `docs/results/`, which `make ablations` makes; edit nothing "
+            "here.",
+            "Mean ± half of the 95 % interval of the mean over training seeds (their number); of one seed, the "
+            "interval is over samples.",
+            NOTE,
+        ]
+    text = latex(tables) if options.format == "latex" else markdown(tables, notes)
     if options.into is None:
         print(text)
     elif options.format == "markdown":
-        write_section(options.into, text, "rows")
+        write_section(options.into, text, "seeds" if options.group == "seeds" else "rows")
     else:
         options.into.write_text(text, encoding="utf-8")
     if options.plot is not None:
+        charts = {
+            title: [Bar(label, item.value, item.low, item.high) for label, item in values]
+            for title, values in plotted(rows, options.results).items()
+        }
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        options.plot.write_text(plots(rows, options.results), encoding="utf-8")
+        options.plot.write_text(bar_charts(charts), encoding="utf-8")
 
 
 def run_compare(options: argparse.Namespace) -> None:
-    """Prints every metric's difference, and whether it is more than luck."""
-    from m2chat.evaluation.paired import differences
-    from m2chat.evaluation.report import aligned
+    """Prints every metric's difference and whether it is significant, and the shares of correct pictures."""
+    from m2chat.evaluation.compare import compare, compare_pictures
+    from m2chat.evaluation.markup import Cells, aligned
 
-    rows = [("metric", "A", "B", "A - B, 95 % interval", "p", "n", "")]
-    for item in differences(options.a, options.b):
-        says = "significant" if item.significant else "not significant"
+    cells: Cells = [("metric", "A", "B", "A - B, 95 % interval", "p", "n", "")]
+    for item in compare(options.a, options.b):
+        verdict = "significant" if item.significant else "not significant"
         interval = f"{item.first - item.second:+.2f} [{item.low:+.2f}, {item.high:+.2f}]"
-        rows.append(
-            (item.metric, f"{item.first:.2f}", f"{item.second:.2f}", interval, f"{item.p:.3f}", str(item.n), says)
+        cells.append(
+            (item.metric, f"{item.first:.2f}", f"{item.second:.2f}", interval, f"{item.p:.3f}", str(item.n), verdict)
         )
-    print(aligned(rows))
+    print(aligned(cells))
     print("Paired bootstrap over samples; FID has no value for single samples and is not compared.")
+    if options.pictures:
+        cells = [("pictures judged again", "%", "95 % interval", "n")]
+        for name, share in compare_pictures(options.a, options.b, options.world).items():
+            cells.append((name, f"{share.value:.2f}", f"[{share.low:.2f}, {share.high:.2f}]", str(share.n)))
+        print(f"\n{aligned(cells)}")
 
 
 def run_folder(options: argparse.Namespace) -> None:
     """Scores another system's outputs."""
     from m2chat.commands.evaluation.folder import score_folder
-    from m2chat.evaluation.report import report
+    from m2chat.evaluation.page import report
 
-    print(report(score_folder(options.jsonl, options.out, options.config, options.truth, options.name)))
+    print(report(score_folder(options.jsonl, options.out, options.config, options.reference, options.name)))
 
 
 def run_page(options: argparse.Namespace) -> None:
@@ -129,17 +172,20 @@ def run_moments(options: argparse.Namespace) -> None:
 
 def run_rows(options: argparse.Namespace) -> None:
     """Runs the rows."""
-    from m2chat.commands.evaluation.rows import ROWS
-    from m2chat.commands.evaluation.run import Runner, chosen
+    from m2chat.commands.evaluation.run import Runner
+    from m2chat.evaluation.rows import GROUPS, TABLES, RunFolders, choose, read_rows
 
-    rows = chosen(ROWS, options.rows)
+    # A row that is named is run as a whole unless a group limits its evaluations.
+    groups = options.group or (GROUPS if options.rows else TABLES)
+    rows = choose(read_rows(options.configs), options.rows, groups)
     if options.list:
         for row in rows:
-            tests = ", ".join(name.removeprefix("eval_") for name in row.tests)
-            print(f"{row.name:16} {row.title:40} seeds {' '.join(map(str, row.seeds)):6} {tests}")
+            names = ", ".join(name.removeprefix("eval_") for name in row.evaluations(groups))
+            print(f"{row.name:16} {row.title:40} seeds {' '.join(map(str, row.seeds)):6} {names}")
         return
     extra = tuple(item for item in options.extra if item != "--")
-    runner = Runner(options.shared, options.logs, options.results, options.lightning, extra, options.dry)
+    folders = RunFolders(options.shared, options.logs)
+    runner = Runner(folders, options.results, options.configs, options.lightning, extra, options.dry)
     for row in rows:
         for seed in options.seeds or row.seeds:
-            runner.row(row, seed)
+            runner.row(row, seed, row.evaluations(groups))

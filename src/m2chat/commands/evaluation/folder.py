@@ -1,10 +1,10 @@
-"""Pictures and replies that another system has left on disk, scored as our own are."""
+"""Pictures and replies that another system has left on disk, scored as M²Chat's are."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from m2chat.evaluation.page import write_page
 from m2chat.evaluation.results import (
     prediction_row,
     read_predictions,
+    read_reply,
     settings_hash,
     versions,
     write_images,
@@ -47,25 +48,54 @@ def _reply(row: Mapping[str, Any], folder: Path, where: str, prefix: str = "") -
     return Reply((Segment(str(row.get(f"{prefix}text") or ""), caption),), (picture,))
 
 
-def _truth(row: Mapping[str, Any], folder: Path, where: str) -> Reply:
-    """The true reply of a row of ``predictions.jsonl``."""
-    segments = tuple(Segment(s["answer"] or "", s["caption"]) for s in row["reference"])
-    images = tuple(None if s["image"] is None else _image(folder / s["image"], where) for s in row["reference"])
-    return Reply(segments, images)
-
-
-def read_folder(jsonl: Path, truth: Path | None) -> Iterator[Prediction]:
+def read_folder(jsonl: Path, reference: Path | None) -> Iterator[Prediction]:
     """The predictions that a file describes.
 
     Args:
-        jsonl: A JSON object a line. ``id``, ``prompt`` (what the picture should show), ``image`` (a path beside the
-            file; absent or null where nothing was drawn), ``text`` (what the system said). Without `truth` also
+        jsonl: A JSON object per line. ``id``, ``prompt`` (what the picture should show), ``image`` (a path beside the
+            file; absent or null where nothing was drawn), ``text`` (the system's words). Without `reference` also
             ``reference_image``, ``reference_text``, ``kind`` and ``request``.
-        truth: Folder of an evaluation of ours; by its samples' ids everything but the system's own output comes from
-            there, and samples that the system lacks count as missing.
+        reference: Folder of an evaluation of M²Chat. Everything but the system's outputs is taken from it by id, and
+            samples that the system lacks count as missing.
 
     Raises:
-        UserError: That names the line, if one is no such object, or a picture cannot be read.
+        UserError: If a line is no such object, which is named, or a picture cannot be read.
+    """
+    rows = _read_lines(jsonl, ("id",) if reference else ("id", "prompt"))
+    if reference is None:
+        for id_, (row, where) in rows.items():
+            kind = row.get("kind", "caption")
+            if kind not in KINDS:
+                raise UserError(f"{where}: kind {kind!r}; choose one of {', '.join(KINDS)}")
+            expected = _reply(row, jsonl.parent, where, "reference_")
+            request = str(row.get("request") or row["prompt"])
+            yield Prediction(id_, kind, "folder", request, expected, _reply(row, jsonl.parent, where))
+        return
+    samples = {sample["id"]: sample for sample in read_predictions(reference)}
+    if strangers := [id_ for id_ in rows if id_ not in samples]:
+        raise UserError(f"{jsonl}: {len(strangers)} ids are not in {reference}, the first is {strangers[0]!r}")
+    for id_, sample in samples.items():
+        row, where = rows.get(id_, ({}, str(jsonl)))
+        try:
+            expected = read_reply(reference, sample["reference"])
+        except OSError as error:
+            raise UserError(f"{reference}: a reference picture of {id_!r} cannot be read ({error})") from error
+        context = None if sample["context"] is None else _image(reference / sample["context"], where)
+        generated = _reply({"prompt": sample["request"], **row}, jsonl.parent, where)
+        yield Prediction(
+            id_, sample["kind"], sample["source"], sample["request"], expected, generated, context, sample["meta"]
+        )
+
+
+def _read_lines(jsonl: Path, keys: Sequence[str]) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """The objects of a file by id, each with its place for messages.
+
+    Args:
+        jsonl: A JSON object per line; empty lines are skipped.
+        keys: Keys that every object needs.
+
+    Raises:
+        UserError: If the file does not exist, or a line is no such object.
     """
     if not jsonl.is_file():
         raise UserError(f"there is no file {jsonl}")
@@ -78,29 +108,12 @@ def read_folder(jsonl: Path, truth: Path | None) -> Iterator[Prediction]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict) or "id" not in row or (truth is None and "prompt" not in row):
-            raise UserError(f"{where} needs the keys id{'' if truth else ' and prompt'}; it has {sorted(row)}")
+        if not isinstance(row, dict) or any(key not in row for key in keys):
+            raise UserError(f"{where} needs the keys {' and '.join(keys)}; it has {sorted(row)}")
         if str(row["id"]) in rows:
             raise UserError(f"{where}: the id {row['id']!r} comes twice")
         rows[str(row["id"])] = row, where
-    if truth is None:
-        for id_, (row, where) in rows.items():
-            kind = row.get("kind", "caption")
-            if kind not in KINDS:
-                raise UserError(f"{where}: kind {kind!r}; choose one of {', '.join(KINDS)}")
-            reference = _reply(row, jsonl.parent, where, "reference_")
-            request = str(row.get("request") or row["prompt"])
-            yield Prediction(id_, kind, "folder", request, reference, _reply(row, jsonl.parent, where))
-        return
-    known = {row["id"]: row for row in read_predictions(truth)}
-    if strangers := [id_ for id_ in rows if id_ not in known]:
-        raise UserError(f"{jsonl}: {len(strangers)} ids are not in {truth}, the first is {strangers[0]!r}")
-    for id_, own in known.items():
-        row, where = rows.get(id_, ({}, str(jsonl)))
-        reference = _truth(own, truth, where)
-        context = None if own["context"] is None else _image(truth / own["context"], where)
-        generated = _reply({"prompt": own["request"], **row}, jsonl.parent, where)
-        yield Prediction(id_, own["kind"], own["source"], own["request"], reference, generated, context, own["meta"])
+    return rows
 
 
 def metrics_of(config: Path) -> tuple[list[Any], str]:
@@ -132,57 +145,57 @@ def metrics_of(config: Path) -> tuple[list[Any], str]:
     return metrics, next((item.dataset for item in built if hasattr(item, "dataset")), "")
 
 
-def score_folder(jsonl: Path, out: Path, config: Path, truth: Path | None = None, name: str = "") -> Path:
+def score_folder(jsonl: Path, out: Path, config: Path, reference: Path | None = None, name: str = "") -> Path:
     """Scores another system's outputs with the metrics of a configuration.
 
     Args:
-        jsonl: As `read_folder` reads it.
-        out: Folder to write into; what it then holds is what ``lightning test`` leaves.
-        config: Whose metrics to use.
-        truth: An evaluation of ours, for the reference.
-        name: Of the system.
+        jsonl: File as `read_folder` reads it.
+        out: Folder to write into; it then holds what ``lightning test`` leaves.
+        config: Configuration that names the metrics.
+        reference: Folder of an evaluation of M²Chat with the reference replies; None if the file has its own.
+        name: Name of the system.
 
     Returns:
-        ``results.json``.
+        Path of ``results.json``.
     """
     from m2chat._compat import ensure_torchvision
 
     ensure_torchvision()
     metrics, dataset = metrics_of(config)
     store, rows = EvalStore(), []
-    predictions = list(read_folder(jsonl, truth))
+    predictions = list(read_folder(jsonl, reference))
     for start in range(0, len(predictions), _BATCH):
-        part = predictions[start : start + _BATCH]
+        batch = predictions[start : start + _BATCH]
         for metric in metrics:
-            metric.update(store, part)
-        rows += [prediction_row(prediction, write_images(out, prediction)) for prediction in part]
-    found: dict[str, Estimate] = {}
+            metric.update(store, batch)
+        rows += [prediction_row(prediction, write_images(out, prediction)) for prediction in batch]
+    results: dict[str, Estimate] = {}
     protocol: dict[str, Any] = {"dataset": dataset, "stage": name or jsonl.stem, "weights": str(jsonl)}
     for metric in metrics:
-        found |= metric.results(full=True)
+        results |= metric.results(full=True)
         protocol |= metric.protocol()
     ids = "\n".join(sorted(row["id"] for row in rows))
     protocol["samples"] = {"n": len(rows), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
     write_predictions(out, [row | {"scores": store.scores(row["id"])} for row in rows])
-    path = write_results(out, found, {**protocol, "versions": versions(), "config_hash": settings_hash(protocol)})
+    path = write_results(out, results, {**protocol, "versions": versions(), "config_hash": settings_hash(protocol)})
     write_page(out)
     return path
 
 
 def moments_of_folder(pictures: Path, out: Path, inception: Path | None, crop: bool) -> int:
-    """Writes FID moments of true pictures.
+    """Writes FID moments of reference pictures.
 
     Args:
         pictures: Folder of pictures, at any depth.
         out: ``.npz`` file to write.
-        inception: Inception's weights; None takes the micro world's network.
+        inception: Weights of Inception; None means the micro world's network.
         crop: Whether to cut out the middle square.
 
     Returns:
-        How many pictures there were.
+        Number of pictures.
 
     Raises:
-        UserError: If there is none, or one cannot be read.
+        UserError: If there is no picture, or one cannot be read.
     """
     from m2chat.metrics.extractors import InceptionExtractor, MicroExtractor
     from m2chat.metrics.fid import Moments
@@ -193,9 +206,9 @@ def moments_of_folder(pictures: Path, out: Path, inception: Path | None, crop: b
     extractor = MicroExtractor() if inception is None else InceptionExtractor(str(inception), crop=crop)
     total: Moments | None = None
     for start in range(0, len(files), _BATCH):
-        chosen = [_image(path, str(pictures)) for path in files[start : start + _BATCH]]
-        own = Moments.of(extractor.extract(chosen))
-        total = own if total is None else total + own
+        batch = [_image(path, str(pictures)) for path in files[start : start + _BATCH]]
+        moments = Moments.of(extractor.extract(batch))
+        total = moments if total is None else total + moments
     assert total is not None
     total.save(out, extractor.name)
     return total.n

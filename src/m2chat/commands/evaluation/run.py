@@ -1,7 +1,7 @@
-"""Runs the rows of the tables, one after another, and keeps what each has measured.
+"""Runs the rows of the tables, one after another, and keeps the results of each.
 
-What is there is never done again: a training whose last checkpoint says that it is finished, an evaluation whose
-results are kept. So an interrupted run goes on where it stopped, in the middle of a training too.
+Nothing is done twice: a training with the checkpoint of its end, and an evaluation whose results are kept, are left
+alone. So an interrupted run continues where it stopped, in the middle of a training too.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2chat.commands.evaluation.rows import Fit, Row
 from m2chat.errors import UserError
 from m2chat.evaluation.results import RESULTS
+from m2chat.evaluation.rows import RunFolders, TableRow
 
 
 @dataclass(frozen=True)
@@ -24,97 +24,99 @@ class Runner:
     """Runs rows.
 
     Args:
-        shared: Holds ``seed_<n>`` as `scripts/seed.sh` writes them: trainings that several rows start from.
-        own: Where the rows' own runs are logged.
-        results: Where their results are kept.
-        lightning: The command.
-        extra: Arguments for all its calls, such as ``--trainer.max_steps=3``.
-        dry: Only says what would be run.
+        folders: Folders of the runs.
+        results: Folder in which the results of each row are kept.
+        configs: Folder of the configurations that rows name.
+        lightning: Command that trains and evaluates.
+        extra: Further arguments of all its calls, such as ``--trainer.max_steps=3``.
+        dry: Whether to print the commands only.
     """
 
-    shared: Path
-    own: Path
+    folders: RunFolders
     results: Path
+    configs: Path = Path("configs")
     lightning: str = "lightning"
     extra: tuple[str, ...] = ()
     dry: bool = False
 
-    def row(self, row: Row, seed: int) -> None:
+    def row(self, row: TableRow, seed: int, evaluations: Iterable[str] | None = None) -> None:
         """Runs what is missing of a row.
+
+        Args:
+            row: Row of the tables.
+            seed: Training seed.
+            evaluations: Evaluations to run; None means all of the row.
 
         Raises:
             UserError: If a run fails.
         """
-        kept = self.results / row.name / f"seed_{seed}"
-        missing = [name for name in row.tests if not (kept / f"{name}.json").is_file()]
-        for name in list(missing):
-            if (path := self._found(row, seed, name)).is_file():
-                self._keep(path, kept / f"{name}.json")
-                missing.remove(name)
+        missing = []
+        for name in row.evaluations() if evaluations is None else evaluations:
+            kept = self._kept(row, seed, name)
+            if kept.is_file():
+                continue
+            if (path := self.folders.evaluation(row, seed, name) / RESULTS).is_file():
+                self._keep(path, kept)
+            else:
+                missing.append(name)
         if not missing:
             return
-        start = self.shared / f"seed_{seed}"  # where a stage looks for the one before it
-        for fit in row.fits:
-            start = self._fit(row, fit, seed, start)
+        weights = self.folders.seed(seed)  # the folder in which a stage looks for the checkpoint of the one before
+        for name in row.shares:
+            weights = self._train(name, None, seed, self.folders.seed(seed) / name, weights)
+        for name in row.trains:
+            weights = self._train(name, row.config, seed, self.folders.row(row, seed) / name, weights)
         for name in missing:
-            folder = self._folder(row, seed) / name
-            arguments = ["test", "--config", f"configs/{name}.yaml", *self._overlay(row), *row.arguments]
-            self._lightning(arguments, seed, folder, start if row.fits else None)
+            folder = self.folders.row(row, seed) / name
+            root = weights if row.shares or row.trains else None
+            self._lightning(["test", *self._settings(name, row.config)], seed, folder, root)
             if not self.dry:
-                self._keep(folder / RESULTS, kept / f"{name}.json")
+                self._keep(folder / RESULTS, self._kept(row, seed, name))
 
-    def _folder(self, row: Row, seed: int) -> Path:
-        return self.own / f"seed_{seed}" / row.name
+    def _kept(self, row: TableRow, seed: int, name: str) -> Path:
+        return self.results / row.name / f"seed_{seed}" / f"{name}.json"
 
-    def _found(self, row: Row, seed: int, name: str) -> Path:
-        """Where the results of an evaluation are, if it was run already: by us or by `scripts/seed.sh`."""
-        own = self._folder(row, seed) / name / RESULTS
-        shared = self.shared / f"seed_{seed}" / row.shared.get(name, "none") / RESULTS
-        return shared if shared.is_file() and not own.is_file() else own
-
-    def _keep(self, found: Path, kept: Path) -> None:
+    def _keep(self, path: Path, kept: Path) -> None:
         if self.dry:
-            print(f"# keeps {found} as {kept}")
+            print(f"# keeps {path} as {kept}")
             return
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found, kept)
+        shutil.copyfile(path, kept)
         print(f"kept {kept}", flush=True)
 
-    def _overlay(self, row: Row) -> list[str]:
-        return ["--config", f"configs/{row.overlay}.yaml"] if row.overlay else []
+    def _settings(self, name: str, overlay: Path | None) -> list[str]:
+        files = [self.configs / f"{name}.yaml", *([] if overlay is None else [overlay])]
+        return [argument for file in files for argument in ("--config", str(file))]
 
-    def _fit(self, row: Row, fit: Fit, seed: int, before: Path) -> Path:
-        """Makes sure that a training is finished, and returns its folder."""
-        home = self._folder(row, seed) if fit.own else self.shared / f"seed_{seed}"
-        folder = home / fit.name
+    def _train(self, name: str, overlay: Path | None, seed: int, folder: Path, weights: Path) -> Path:
+        """Makes sure that a training is finished; returns its folder."""
         checkpoint = _newest_checkpoint(folder)
         if checkpoint is not None and _finished(checkpoint, folder):
             return folder
-        arguments = ["fit", "--config", f"configs/{fit.config}.yaml", *(self._overlay(row) if fit.own else [])]
-        if checkpoint is not None:
-            arguments += ["--ckpt_path", str(checkpoint)]
-        self._lightning(arguments, seed, folder, before)
+        resume = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
+        self._lightning(["fit", *self._settings(name, overlay), *resume], seed, folder, weights)
         return folder
 
-    def _lightning(self, arguments: list[str], seed: int, folder: Path, root: Path | None) -> None:
+    def _lightning(self, arguments: list[str], seed: int, folder: Path, weights: Path | None) -> None:
+        """Calls ``lightning`` with a run's folder and the folder of the weights that it starts from."""
         logger = "--trainer.logger"
         command = [
             *shlex.split(self.lightning), *arguments, "--seed_everything", str(seed), logger, "TensorBoardLogger",
             f"{logger}.save_dir", ".", f"{logger}.name", str(folder.parent), f"{logger}.version", folder.name,
-            *(["--model.init_args.checkpoint_root", str(root)] if root is not None else []), *self.extra,
+            *([] if weights is None else ["--model.init_args.checkpoint_root", str(weights)]), *self.extra,
         ]  # fmt: skip
         print(shlex.join(command), flush=True)
         if not self.dry and (code := subprocess.run(command).returncode):
-            raise UserError(f"{folder} failed with exit code {code}; the same command goes on from here")
+            raise UserError(f"{folder} failed with exit code {code}; run the same command again to continue from here")
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    found = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    return found[-1] if found else None
+    paths = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return paths[-1] if paths else None
 
 
 def _finished(checkpoint: Path, folder: Path) -> bool:
-    """Whether a checkpoint is that of the last epoch or step of its run, and not saved within it by a signal."""
+    """Whether a checkpoint is that of the last epoch or step of its run, not one that a signal saved before."""
     if checkpoint.stem == "interrupted":
         return False
     import yaml
@@ -125,14 +127,3 @@ def _finished(checkpoint: Path, folder: Path) -> bool:
     trainer = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps") or -1
     return bool(0 < steps <= payload["global_step"] or (epochs and payload["epoch"] + 1 >= epochs))
-
-
-def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows of these names, in the order of the tables; all if there are none.
-
-    Raises:
-        UserError: If there is no such row.
-    """
-    if unknown := set(names) - {row.name for row in rows}:
-        raise UserError(f"no row {', '.join(sorted(unknown))}; choose from {', '.join(row.name for row in rows)}")
-    return [row for row in rows if not names or row.name in names]
