@@ -26,6 +26,7 @@ OURS: dict[str, set[str]] = {
     "evaluation": {"metrics"},
     "data": {"text"},
     "training": {"models", "losses", "text", "pipeline"},  # validation generates replies, and replies are words
+    "baselines": {"models", "losses", "text", "pipeline", "training"},
     "callbacks": {"metrics", "evaluation"},
     "pipeline": {"text", "models", "data.images"},  # what the eye sees is prepared as in training
     "app": {"pipeline", "data.images"},

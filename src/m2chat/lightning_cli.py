@@ -197,8 +197,9 @@ def read_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> tuple[An
 
 def import_classes() -> None:
     """Imports the modules whose classes a configuration names without their paths."""
-    for package in ("m2chat.training", "m2chat.callbacks"):  # a class has a bare name once its module is imported
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+    # A class has a bare name once its module is imported.
+    for package in ("m2chat.training", "m2chat.callbacks", "m2chat.baselines"):
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(module.name)
 
 

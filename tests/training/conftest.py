@@ -25,8 +25,8 @@ from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.schema import Image, Sample
 from m2chat.training.align_module import AlignModule
 from m2chat.training.atomic_io import AtomicCheckpointIO
-from m2chat.training.base_module import M2ChatModule
 from m2chat.training.config import OptimConfig
+from m2chat.training.m2chat_module import M2ChatModule
 from m2chat.training.m3ft_module import M3FTModule
 from m2chat.worlds.shapes.captions import caption_of
 from m2chat.worlds.shapes.conversations import ConversationMaker

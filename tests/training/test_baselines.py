@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from m2chat.baselines.pipelines.module import DiffusersModule
+from m2chat.baselines.vlm_sd.module import VLMSDModule
+from m2chat.baselines.vlm_sd.replier import prompt_of
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig
-from m2chat.pipeline.prompt_replier import prompt_of
 from m2chat.schema import Batch, Segment
 from m2chat.text import view_of
 from m2chat.training.config import EvalConfig
-from m2chat.training.diffusers_module import DiffusersModule
-from m2chat.training.vlm_sd_module import VLMSDModule
 
 MICRO = Path(__file__).parents[2] / "data" / "micro"
 FEW = EvalConfig(steps=3, max_tokens=256, max_text_tokens=8)

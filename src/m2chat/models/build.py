@@ -15,7 +15,6 @@ from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import M3Adapter
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
-from m2chat.models.vlm_sd import VLMSDModel
 
 if TYPE_CHECKING:
     from m2chat.models.llama_adapter import AdapterLlamaForCausalLM
@@ -62,16 +61,6 @@ def composed(
         decoder.pooled_width,
     )
     return M2ChatModel(llama, clip, visual_query, connector, decoder)
-
-
-def build_vlm_sd(backbone: BackboneConfig) -> VLMSDModel:
-    """Loads the backbones of the baseline "VLM + SD finetune"; nothing is frozen yet but the eye.
-
-    Raises:
-        UserError: As `build_m2chat`.
-    """
-    llama, visual_query, clip = load_reader(backbone)
-    return VLMSDModel(llama, clip, visual_query, ImageDecoder(backbone.image_decoder), backbone.image_decoder)
 
 
 def load_reader(

@@ -9,8 +9,8 @@ from torch import nn
 from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.m2chat import M2ChatModel
 
-Stage = Literal["align", "m3ft", "vlm_sd"]
-"""Training stages; ``vlm_sd`` is that of the baseline."""
+Stage = Literal["align", "m3ft"]
+"""Training stages of M³FT."""
 
 
 def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:
@@ -19,13 +19,17 @@ def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:
     Stage ``align`` (Eq. 6): the M³Adapter without image branch and gate. Stage ``m3ft`` (Eq. 7): the whole
     M³Adapter, exactly the tensors of a LLaMA-Adapter file, and the rows of the two added tokens. A gate that its
     mode does not use stays frozen in both.
+
+    Raises:
+        ValueError: If the stage is neither of the two.
     """
+    if stage not in ("align", "m3ft"):
+        raise ValueError(f"unknown stage {stage!r}: choose align or m3ft")
     adapter = model.m3adapter
-    own = dict(adapter.named_parameters())
     idle = {id(p) for p in adapter.gate.parameters()} if adapter.config.gate.mode != "learnable" else set()
     if stage == "align" or adapter.config.gate.mode == "off":
         idle |= {id(p) for module in adapter.image_branch() for p in module.parameters()}
-    names = {f"m3adapter.{name}" for name, parameter in own.items() if id(parameter) not in idle}
+    names = {f"m3adapter.{name}" for name, parameter in adapter.named_parameters() if id(parameter) not in idle}
     if stage == "m3ft":
         names |= adapter_parameter_names(model.llama, model.visual_query)
         names |= {"llama.model.embed_tokens.extra", "llama.lm_head.extra"}

@@ -17,7 +17,6 @@ from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, fini
 from m2chat.models.image_decoder import Denoising, OnStep
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
-from m2chat.models.vlm_sd import VLMSDModel
 from m2chat.pipeline.turns import finish
 from m2chat.schema import Batch, Reply, Segment
 from m2chat.text import Layout, View, view_of
@@ -73,7 +72,7 @@ class Replier:
 
     def __init__(
         self,
-        model: M2ChatModel | VLMSDModel,
+        model: M2ChatModel,
         layout: Layout,
         decoding: Decoding,
         draw: DrawSettings,

@@ -9,7 +9,7 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.models.m2chat import FrozenFeatures
 from m2chat.schema import Batch
-from m2chat.training.base_module import M2ChatModule
+from m2chat.training.m2chat_module import M2ChatModule
 
 
 class AlignModule(M2ChatModule):

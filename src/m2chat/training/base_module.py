@@ -1,8 +1,9 @@
-"""What both stages share: building, initialising, noise, logging, optimiser, and the settings of evaluation."""
+"""What every trained module shares: building, initial weights, noise, logging, optimiser, settings of evaluation."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,63 +11,59 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.losses import align_loss, ddpm_loss
-from m2chat.models.build import build_m2chat, fingerprint
+from m2chat.models.build import fingerprint
 from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkpoint, trained_digest
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig
 from m2chat.models.generation import Decoding
-from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
+from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.memory import lower_parameters
-from m2chat.models.trainable import Stage, set_trainable, trainable_names
+from m2chat.models.trainable import set_trainable
 from m2chat.pipeline.replier import DrawSettings, Given, Replier
 from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.training.config import EvalConfig, OptimConfig
 from m2chat.training.cost import Cost
-from m2chat.training.global_batch import weights_of_means
 from m2chat.training.noise import NoiseConfig, draw_noise
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.sharding import shard
 
 
-class M2ChatModule(PredictingModule):
-    """Base of the two training stages.
+class TrainingModule(PredictingModule):
+    """A module that trains a model with an image decoder by L_ddpm, and whatever else its subclass adds.
 
     Args:
-        backbone: Where the pretrained networks lie.
-        m3adapter: Numbers of the connector.
+        backbone: Paths of the pretrained networks.
         optim: Optimiser and schedule.
-        evaluation: How replies are generated.
-        phi: Weight of L_align.
+        evaluation: Settings of generation in validation and test.
         lambda_ddpm: Weight of L_ddpm, 1 in the paper; 0 trains by alignment alone.
-        ddpm_samples: Samples of each batch that L_ddpm looks at, the first so many with a picture; None for all.
-        ddpm_draws: Timesteps and noises drawn for each of them. A frozen UNet that is small beside the rest gives a
-            steadier gradient for little time.
+        ddpm_samples: Number of samples of each batch that L_ddpm uses, the first ones with a picture; None for all.
+        ddpm_draws: Number of timesteps and noises drawn for each of them. A frozen UNet that is small beside the rest
+            gives a steadier gradient for little time.
         drop_condition: Share of samples whose condition is dropped for L_ddpm, 0-1.
-        seed: Of the noise of training.
-        init_from: Weights to start from: ``none``, ``auto`` or a checkpoint file.
-        checkpoint_root: Where ``auto`` and evaluation look for checkpoints.
+        seed: Seed of the noise of training.
+        init_from: Initial weights: ``none``, ``auto`` or a checkpoint file.
+        checkpoint_root: Folder in which ``auto`` and evaluation look for checkpoints.
         shipped: Folder of the weights that come with the project, used if no checkpoint is found.
         shard_frozen: Under FSDP, whether the frozen networks are sharded too.
         gradient_checkpointing: Whether the UNet and, where it is trained, the language model compute their
             activations again in the backward pass instead of keeping them: less memory, a third more work there.
-        read_parts: Into how many parts of like length the language model divides a batch: less padding is computed.
+        read_parts: Number of parts of similar length into which the language model divides a batch, to compute less
+            padding.
     """
 
-    stage: ClassVar[Stage]
-    init_stage: ClassVar[Stage]
+    stage: ClassVar[str]
+    init_stage: ClassVar[str]
+    """Stage whose checkpoints it may start from."""
 
     def __init__(
         self,
         backbone: BackboneConfig | None = None,
-        m3adapter: M3AdapterConfig | None = None,
         optim: OptimConfig | None = None,
         evaluation: EvalConfig | None = None,
-        phi: float = 1.0,
         lambda_ddpm: float = 1.0,
         ddpm_samples: int | None = None,
         ddpm_draws: int = 1,
@@ -81,13 +78,12 @@ class M2ChatModule(PredictingModule):
     ) -> None:
         super().__init__()
         self.backbone = backbone or BackboneConfig()
-        self.m3adapter = m3adapter or M3AdapterConfig()
         self.optim, self.evaluation = optim or OptimConfig(), evaluation or EvalConfig()
-        self.phi, self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = phi, lambda_ddpm, ddpm_samples, ddpm_draws
+        self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = lambda_ddpm, ddpm_samples, ddpm_draws
         self.drop_condition, self.seed, self.gradient_checkpointing = drop_condition, seed, gradient_checkpointing
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
         self.shard_frozen, self.read_parts = shard_frozen, read_parts
-        self.model: M2ChatModel = None  # type: ignore[assignment]
+        self.model: Any = None
         self.tasks: set[str] = set()
         self.cost, self.costs_before = Cost(self.stage), list[dict[str, Any]]()
         self.source, self._fingerprint = "new", ""
@@ -99,23 +95,17 @@ class M2ChatModule(PredictingModule):
         self._fingerprint = self._fingerprint or fingerprint(self.backbone)
         return self._fingerprint
 
-    def build(self) -> Any:
-        """The model as it is before any training of ours."""
-        return build_m2chat(self.backbone, self.m3adapter)
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The model before any training, on the CPU."""
 
-    def trained_parts(self) -> dict[str, tuple[torch.nn.Module, float]]:
-        """Parts that may be trained, each by its name in the model and with its peak learning rate."""
-        model, config = self.model, self.optim
-        language, visual = config.language_rates()
-        return {
-            "m3adapter": (model.m3adapter, config.lr),
-            "llama": (model.llama, language),
-            "visual_query": (model.visual_query, visual),
-        }
+    @abstractmethod
+    def trained_parts(self) -> dict[str, tuple[nn.Module, float]]:
+        """Parts that may be trained: name in the model to module and peak learning rate."""
 
-    def names_of(self, stage: Stage) -> set[str]:
+    @abstractmethod
+    def names_of(self, stage: str) -> set[str]:
         """Names of the model's parameters that a stage trains."""
-        return trainable_names(self.model, stage)
 
     def configure_model(self) -> None:
         """Builds the model once, freezes what the stage does not train, loads the weights to start from, shards."""
@@ -127,10 +117,11 @@ class M2ChatModule(PredictingModule):
         self.source = self._load_start()
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
-        if getattr(self, "device_mesh", None) is not None:
-            shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
+        mesh: Any = getattr(self, "device_mesh", None)
+        if mesh is not None:
+            shard(self.model, mesh["data_parallel"], self.shard_frozen)
 
-    def prepare_precision(self, model: M2ChatModel, precision: str) -> torch.dtype | None:
+    def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
         """Stores a frozen model as training wants it: to be called when it is known what is frozen.
 
         Args:
@@ -155,14 +146,14 @@ class M2ChatModule(PredictingModule):
         testing = self._trainer is not None and (self.trainer.testing or self.trainer.validating)
         if self._trainer is not None and self.trainer.ckpt_path:
             return f"checkpoint {self.trainer.ckpt_path}"  # Lightning loads it
-        wanted: Stage = self.stage if testing else self.init_stage
+        wanted = self.stage if testing else self.init_stage
         choice = self.evaluation.weights if testing else self.init_from
         if choice == "none":
             return "new"
         path = Path(choice)
         if choice == "auto":
-            found = find_checkpoint(self.checkpoint_root, wanted, self.fingerprint())
-            path = found or self.shipped / f"{wanted}.ckpt"
+            newest = find_checkpoint(self.checkpoint_root, wanted, self.fingerprint())
+            path = newest or self.shipped / f"{wanted}.ckpt"
             if not path.is_file():
                 raise UserError(
                     f"no checkpoint of stage '{wanted}' on these backbones (fingerprint {self.fingerprint()}) under "
@@ -183,30 +174,6 @@ class M2ChatModule(PredictingModule):
         """The random part of L_ddpm of this step."""
         draws = NoiseConfig(self.seed, self.ddpm_samples, self.ddpm_draws, self.drop_condition)
         return draw_noise(self.model.decoder, batch, self.global_step, draws)
-
-    def picture_losses(
-        self, batch: Batch, noise: DiffusionNoise, output: M2ChatOutput, align_weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """L_ddpm and L_align of a pass: their means over all processes are those over the global batch.
-
-        Args:
-            batch: The samples.
-            noise: That was drawn for them.
-            output: Of the model.
-            align_weights: Of each sample's part in L_align, (B,); None for one.
-        """
-        condition, drawn = output.condition, batch.has_target[noise.samples]
-        ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws))
-        align = align_loss(
-            condition.h_align,
-            output.e_clip,
-            condition.h_palign,
-            output.e_pclip,
-            batch.has_target,
-            align_weights,
-        )
-        weights = weights_of_means(torch.stack([drawn.sum(), batch.has_target.sum()]))
-        return ddpm * weights[0], align * weights[1]
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:
         """Logs each loss of the global batch by its name, the first of them in the progress bar."""
@@ -244,7 +211,11 @@ class M2ChatModule(PredictingModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["tasks"] = sorted(self.tasks)
         checkpoint["costs"] = [*self.costs_before, self.cost.as_dict()]
-        checkpoint["config"] = {"backbone": asdict(self.backbone), "m3adapter": asdict(self.m3adapter)}
+        checkpoint["config"] = self.model_config()
+
+    def model_config(self) -> dict[str, Any]:
+        """Settings that it takes to build the model again, by their names in ``model.init_args``."""
+        return {"backbone": asdict(self.backbone)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them back."""
@@ -265,7 +236,6 @@ class M2ChatModule(PredictingModule):
             "weights_digest": trained_digest(self),
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
             "fingerprint": self.fingerprint(),
-            "gate_mode": self.m3adapter.gate.mode,
             "tasks": {kind: "trained" if kind in self.tasks else "zero-shot" for kind in KINDS},
             "costs": [*self.costs_before, *([self.cost.as_dict()] if self.cost.samples else [])],
             **settings,
@@ -285,15 +255,9 @@ class M2ChatModule(PredictingModule):
         config = self.evaluation
         return DrawSettings(config.steps, config.guidance, config.seed, self.model.decoder.image_size)
 
+    @abstractmethod
     def replier(self) -> Replier:
         """Generates replies as configured."""
-        return Replier(
-            self.model,
-            *self.text_settings(),
-            self.draw_settings(),
-            use_image=self.stage != "align",
-            conditioner=self.evaluation.conditioner,
-        )
 
     def generate(self, batch: Batch, given: Given) -> Replies:
         """Replies to the conversations of a batch."""

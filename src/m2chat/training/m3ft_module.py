@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from m2chat.schema import Batch
-from m2chat.training.base_module import M2ChatModule
+from m2chat.training.m2chat_module import M2ChatModule
 from m2chat.training.text_mean import TextMean, global_text_loss
 
 

@@ -1,7 +1,6 @@
-"""The baseline of Table 2, "VLM + SD finetune": a language model that writes, and a Stable Diffusion that reads it.
+"""Model of the row "VLM + SD finetune" of Table 2: the text of a language model is the prompt of a Stable Diffusion.
 
-No connector: what the language model has written in words is the prompt of a fine-tuned Stable Diffusion. Shapes as
-in `image_decoder`.
+There is no connector. Shapes as in `m2chat.models.image_decoder`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.models.adapter_file import adapter_parameter_names
+from m2chat.models.build import load_reader
+from m2chat.models.config import BackboneConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
@@ -26,10 +27,10 @@ class VLMSDOutput:
     """What the losses need.
 
     Args:
-        prediction: Of the UNet, (n, c, h, w).
-        diffusion_target: What it should have been.
-        logits: At the scored positions only, (scored, V).
-        logit_labels: The tokens that stand there, (scored,).
+        prediction: Output of the UNet, (n, c, h, w).
+        diffusion_target: Target of the prediction, (n, c, h, w).
+        logits: Logits at the scored positions only, (scored, V).
+        logit_labels: Tokens at these positions, (scored,).
     """
 
     prediction: Tensor
@@ -39,14 +40,14 @@ class VLMSDOutput:
 
 
 class VLMSDModel(nn.Module):
-    """Eye and language model as in M²Chat, and beside them a Stable Diffusion whose UNet is trained.
+    """Vision encoder and language model as in M²Chat, and a Stable Diffusion whose UNet is trained.
 
     Args:
         llama: `AdapterLlamaForCausalLM`.
-        clip: The frozen eye.
-        visual_query: Maker of the adapter's prompts.
+        clip: Frozen vision encoder.
+        visual_query: Encoder of the adapter's prompts.
         decoder: The Stable Diffusion.
-        folder: Its diffusers folder, for its tokenizers.
+        folder: Diffusers folder of the Stable Diffusion, for its tokenizers.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class VLMSDModel(nn.Module):
         self.tokenizers: list[Any] = [CLIPTokenizer.from_pretrained(part) for part in parts if part.is_dir()]
 
     def trained_names(self) -> set[str]:
-        """Parameters that are trained: the UNet, LLaMA-Adapter's own tensors and the rows of the two tokens."""
+        """Names of the trained parameters: the UNet, LLaMA-Adapter's tensors and the rows of the two tokens."""
         names = {f"decoder.unet.{name}" for name, _ in self.decoder.unet.named_parameters()}
         names |= adapter_parameter_names(self.llama, self.visual_query)
         return names | {"llama.model.embed_tokens.extra", "llama.lm_head.extra"}
 
     def encode_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """What the frozen text encoders say of prompts: (n, Q, C), and (n, P) of SDXL."""
+        """Output of the frozen text encoders for prompts: (n, Q, C), and (n, P) of SDXL."""
         device = next(self.decoder.parameters()).device
         ids = [
             tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
@@ -79,8 +80,8 @@ class VLMSDModel(nn.Module):
 
         Args:
             batch: The samples.
-            prompts: What the picture of each sample of the noise is drawn from; the true text.
-            noise: For those that are drawn.
+            prompts: Prompt of each sample of the noise, from the reference reply.
+            noise: Noise of the samples that L_ddpm uses.
         """
         visual_query = self.visual_query(self.clip(batch.context_pixels))
         last = self.llama.model(batch.input_ids, visual_query=visual_query).last_hidden_state
@@ -98,3 +99,13 @@ class VLMSDModel(nn.Module):
             batch.time_ids[noise.samples][chosen],
         )
         return VLMSDOutput(prediction, target, self.llama.lm_head(last[:, :-1][scored]), batch.labels[:, 1:][scored])
+
+
+def build_vlm_sd(backbone: BackboneConfig) -> VLMSDModel:
+    """Loads the backbones; nothing is frozen yet but the vision encoder.
+
+    Raises:
+        UserError: As `m2chat.models.build.build_m2chat`.
+    """
+    llama, visual_query, clip = load_reader(backbone)
+    return VLMSDModel(llama, clip, visual_query, ImageDecoder(backbone.image_decoder), backbone.image_decoder)

@@ -1,4 +1,4 @@
-"""Stable Diffusion and SDXL as they come: the first rows of Table 1."""
+"""Stable Diffusion and SDXL without any training: the first rows of Table 1."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from m2chat.training.predicting import PredictingModule, Replies
 
 
 class DiffusersModule(PredictingModule):
-    """Draws the true captions with a diffusers pipeline; nothing is trained.
+    """Draws the reference captions with a diffusers pipeline; nothing is trained.
 
     A picture's noise is the one that M²Chat draws it from, so that rows can be compared picture by picture.
 
     Args:
         backbone: `image_decoder` is the pipeline's folder; of the rest only the data need anything.
         evaluation: Steps, guidance and seed.
-        negative: What guidance leads away from: the pipeline's own choice for an empty prompt (``empty``), or a
+        negative: Negative condition of guidance: the pipeline's own choice for an empty prompt (``empty``), or a
             condition of ``zeros``, for a Stable Diffusion 1.5 that was trained so, as the micro one was.
-        seed: Of the run; not used.
+        seed: Seed of the run; not used.
     """
 
     stage = "pipeline"
@@ -63,7 +63,7 @@ class DiffusersModule(PredictingModule):
         from diffusers import DiffusionPipeline
         from diffusers.utils import logging
 
-        logging.set_verbosity_error()  # it lectures on safety checkers, which this data has no use for
+        logging.set_verbosity_error()  # it warns of a missing safety checker, which these pictures do not need
         folder = Path(self.backbone.image_decoder)
         load_json(folder / "model_index.json", "backbone.image_decoder")
         with warnings.catch_warnings():
@@ -100,19 +100,19 @@ class DiffusersModule(PredictingModule):
         }
 
     def generate(self, batch: Batch, given: Given) -> Replies:
-        """A picture for each caption of the true replies; it says nothing."""
+        """A picture for each caption of the reference replies, and no answers."""
         views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
         captions = [[segment.caption for segment in view.reply if segment.caption is not None] for view in views]
         names = [f"{sample.id}#{turn}" for sample, turn in zip(batch.samples, batch.turns, strict=True)]
-        places = [(i, k) for i, own in enumerate(captions) for k in range(len(own))]
+        places = [(i, k) for i, texts in enumerate(captions) for k in range(len(texts))]
         pixels = self._draw(
             [captions[i][k] for i, k in places],
             [noise_seed(self.evaluation.seed, f"{names[i]}/{k}") for i, k in places],
         )
         drawn = dict(zip(places, to_pictures(pixels), strict=True)) if places else {}
         replies = [
-            Reply(tuple(Segment("", text) for text in own), tuple(drawn[i, k] for k in range(len(own))))
-            for i, own in enumerate(captions)
+            Reply(tuple(Segment("", text) for text in texts), tuple(drawn[i, k] for k in range(len(texts))))
+            for i, texts in enumerate(captions)
         ]
         return replies, [{} for _ in replies]
 

@@ -1,4 +1,4 @@
-"""The baseline of Table 2, "VLM + SD finetune", trained as stage 2 is."""
+"""Training of the row "VLM + SD finetune" of Table 2, on the data and steps of stage 2."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2chat.baselines.vlm_sd.model import VLMSDModel, VLMSDOutput, build_vlm_sd
+from m2chat.baselines.vlm_sd.replier import PromptReplier, PromptSource, prompt_of
 from m2chat.errors import UserError
 from m2chat.losses import ddpm_loss
-from m2chat.models.build import build_vlm_sd
-from m2chat.models.trainable import Stage
-from m2chat.pipeline.prompt_replier import PromptReplier, PromptSource, prompt_of
 from m2chat.schema import Batch, Segment
 from m2chat.text import M2ChatTokenizer
-from m2chat.training.base_module import M2ChatModule
+from m2chat.training.base_module import TrainingModule
 from m2chat.training.global_batch import weights_of_means
 from m2chat.training.text_mean import TextMean, global_text_loss
 
 
-class VLMSDModule(M2ChatModule):
-    """Trains the UNet of a Stable Diffusion on true words and pictures, and the language model on true replies.
+class VLMSDModule(TrainingModule):
+    """Trains the UNet of a Stable Diffusion on prompts and pictures, and the language model on replies.
 
-    The two never meet but in words: no alignment, no connector, no gate. The data, the steps and the language side are
-    those of stage 2; `m3adapter` and `phi` have no meaning here.
+    Only text connects the two: no alignment, no connector, no gate. The data, the steps and the language side are
+    those of stage 2.
 
     Args:
-        prompt: Which words of a reply the picture is drawn from: its ``answer`` (the paper's baseline has no other
+        prompt: Text of a reply that is the prompt of its picture: its ``answer`` (the paper's baseline has no other
             text), or the ``caption`` that the language model learns to write in M²Chat's layout.
         lambda_text: Weight of L_text.
         text_mean: As for `M3FTModule`.
-        lr_unet: Peak learning rate of the UNet; None for that of all.
+        lr_unet: Peak learning rate of the UNet; None for `optim.lr`.
         init_from: ``none``: it starts from the backbones.
-        kwargs: As for `M2ChatModule`.
+        kwargs: As for `TrainingModule`.
     """
 
+    model: VLMSDModel
     stage = "vlm_sd"
     init_stage = "vlm_sd"
 
@@ -53,15 +53,13 @@ class VLMSDModule(M2ChatModule):
         self.prompt: PromptSource = prompt
         self.lambda_text, self.text_mean, self.lr_unet = lambda_text, text_mean, lr_unet
 
-    def build(self) -> Any:
-        """The model as it is before any training of ours."""
+    def build(self) -> VLMSDModel:
+        """The pretrained networks."""
         return build_vlm_sd(self.backbone)
 
-    def names_of(self, stage: Stage) -> set[str]:
+    def names_of(self, stage: str) -> set[str]:
         """Names of the model's parameters that are trained."""
-        model: Any = self.model
-        names: set[str] = model.trained_names()
-        return names
+        return self.model.trained_names()
 
     def trained_parts(self) -> dict[str, tuple[torch.nn.Module, float]]:
         """Parts that may be trained, with their learning rates."""
@@ -74,16 +72,18 @@ class VLMSDModule(M2ChatModule):
         }
 
     def prompts(self, batch: Batch, samples: Tensor) -> list[str]:
-        """The true words from which the pictures of some samples are to be drawn."""
+        """The reference texts from which the pictures of some samples are to be drawn."""
         decode = M2ChatTokenizer(self.backbone.language_model).decode
         rows = zip(batch.input_ids[samples], batch.answer_mask[samples], batch.caption_mask[samples], strict=True)
-        segments = [Segment(decode(ids[said].tolist()), decode(ids[shown].tolist())) for ids, said, shown in rows]
+        segments = [
+            Segment(decode(ids[answer].tolist()), decode(ids[caption].tolist())) for ids, answer, caption in rows
+        ]
         return [prompt_of(segment, self.prompt) for segment in segments]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_ddpm of the Stable Diffusion and L_text of the language model."""
         noise = self.draw_noise(batch)
-        output: Any = self.model(batch, self.prompts(batch, noise.samples), noise)
+        output: VLMSDOutput = self.model(batch, self.prompts(batch, noise.samples), noise)
         drawn = batch.has_target[noise.samples]
         weight = weights_of_means(drawn.sum()[None])[0]
         ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws)) * weight
@@ -98,11 +98,8 @@ class VLMSDModule(M2ChatModule):
 
     def protocol(self) -> dict[str, Any]:
         """How the evaluation was done."""
-        found = {**super().protocol(), "prompt": self.prompt}
-        del found["gate_mode"]
-        return found
+        return {**super().protocol(), "prompt": self.prompt}
 
     def replier(self) -> PromptReplier:
         """Generates replies as configured."""
-        model: Any = self.model
-        return PromptReplier(model, *self.text_settings(), self.draw_settings(), self.prompt)
+        return PromptReplier(self.model, *self.text_settings(), self.draw_settings(), self.prompt)

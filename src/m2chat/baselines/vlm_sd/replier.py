@@ -1,20 +1,20 @@
-"""Replies whose pictures are drawn from words: those of the baseline "VLM + SD finetune"."""
+"""Replies of the row "VLM + SD finetune": their pictures are drawn from their text."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
+from m2chat.baselines.vlm_sd.model import VLMSDModel
 from m2chat.models.generation import Decoding, TokenSegment
 from m2chat.models.image_decoder import OnStep
 from m2chat.models.m3adapter import Condition
-from m2chat.models.vlm_sd import VLMSDModel
 from m2chat.pipeline.replier import Drawings, DrawSettings, Replier, drawn_places
 from m2chat.schema import Batch, Segment
 from m2chat.text import Layout
 
 PromptSource = Literal["answer", "caption"]
-"""Which words of the language model are the prompt: what it says, or the caption that it writes."""
+"""Text of a reply that is the prompt: its answer, or the caption that the language model writes."""
 
 
 def prompt_of(segment: Segment, source: PromptSource) -> str:
@@ -27,17 +27,17 @@ class PromptReplier(Replier):
     """Generates replies: text as M²Chat does, pictures from the words.
 
     Args:
-        model: In evaluation mode.
-        layout: Builds token sequences.
-        decoding: How text is decoded.
-        draw: How pictures are drawn.
-        prompt: Which words are the prompt.
+        model: Model in evaluation mode.
+        layout: Layout of token sequences.
+        decoding: Settings of text decoding.
+        draw: Settings of drawing.
+        prompt: Text of a reply that is the prompt.
     """
 
     def __init__(
         self, model: VLMSDModel, layout: Layout, decoding: Decoding, draw: DrawSettings, prompt: PromptSource
     ) -> None:
-        super().__init__(model, layout, decoding, draw)
+        super().__init__(model, layout, decoding, draw)  # type: ignore[arg-type]  # no M³Adapter is asked for
         self.prompt: PromptSource = prompt
 
     def _draw(

@@ -1,0 +1,1 @@
+"""Rows "SD 1.5" and "SDXL": diffusers pipelines that draw the reference captions, nothing trained."""

@@ -1,0 +1,1 @@
+"""Row "VLM + SD finetune": a language model that writes, and a Stable Diffusion whose prompt its words are."""

@@ -1,0 +1,95 @@
+"""What the two stages of M³FT share: the model, its connector, and the losses of its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from m2chat.losses import align_loss, ddpm_loss
+from m2chat.models.build import build_m2chat
+from m2chat.models.config import M3AdapterConfig
+from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
+from m2chat.models.trainable import Stage, trainable_names
+from m2chat.pipeline.replier import Replier
+from m2chat.schema import Batch
+from m2chat.training.base_module import TrainingModule
+from m2chat.training.global_batch import weights_of_means
+
+
+class M2ChatModule(TrainingModule):
+    """Base of the two stages.
+
+    Args:
+        m3adapter: Sizes and gate of the connector.
+        phi: Weight of L_align (Eqs. 6 and 7).
+        kwargs: As for `TrainingModule`.
+    """
+
+    model: M2ChatModel
+
+    def __init__(self, m3adapter: M3AdapterConfig | None = None, phi: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.m3adapter, self.phi = m3adapter or M3AdapterConfig(), phi
+
+    def build(self) -> M2ChatModel:
+        """The pretrained networks, and a connector that has learned nothing."""
+        return build_m2chat(self.backbone, self.m3adapter)
+
+    def trained_parts(self) -> dict[str, tuple[nn.Module, float]]:
+        """Parts that may be trained: name in the model to module and peak learning rate."""
+        model, config = self.model, self.optim
+        language, visual = config.language_rates()
+        return {
+            "m3adapter": (model.m3adapter, config.lr),
+            "llama": (model.llama, language),
+            "visual_query": (model.visual_query, visual),
+        }
+
+    def names_of(self, stage: str) -> set[str]:
+        """Names of the model's parameters that a stage trains."""
+        return trainable_names(self.model, cast(Stage, stage))
+
+    def picture_losses(
+        self, batch: Batch, noise: DiffusionNoise, output: M2ChatOutput, align_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """L_ddpm and L_align of a pass: their means over all processes are those over the global batch.
+
+        Args:
+            batch: Samples of this process.
+            noise: Noise that was drawn for them.
+            output: Output of the model for both.
+            align_weights: Weight of each sample in L_align, (B,); None for 1.
+        """
+        condition, drawn = output.condition, batch.has_target[noise.samples]
+        ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws))
+        align = align_loss(
+            condition.h_align,
+            output.e_clip,
+            condition.h_palign,
+            output.e_pclip,
+            batch.has_target,
+            align_weights,
+        )
+        weights = weights_of_means(torch.stack([drawn.sum(), batch.has_target.sum()]))
+        return ddpm * weights[0], align * weights[1]
+
+    def model_config(self) -> dict[str, Any]:
+        """Settings that it takes to build the model again."""
+        return {**super().model_config(), "m3adapter": asdict(self.m3adapter)}
+
+    def protocol(self) -> dict[str, Any]:
+        """How the evaluation was done, for the results file."""
+        return {**super().protocol(), "gate_mode": self.m3adapter.gate.mode}
+
+    def replier(self) -> Replier:
+        """Generates replies as configured."""
+        return Replier(
+            self.model,
+            *self.text_settings(),
+            self.draw_settings(),
+            use_image=self.stage != "align",
+            conditioner=self.evaluation.conditioner,
+        )
