@@ -25,6 +25,7 @@ from m2chat.world import Judged
 
 class Greys:
     name, image_size, licence, shards, max_error = "greys", 8, "CC0-1.0", Path("data/greys"), 1.0
+    attributes = ("level",)
 
     def write_shards(self, root):
         for split in ("train", "val"):
@@ -63,4 +64,4 @@ def test_a_new_world_is_one_folder_and_one_yaml(tmp_path: Path, monkeypatch: pyt
     assert len(Source(config)) == 3
     from m2chat.callbacks.judge import Judge
 
-    assert Judge(world="greys").protocol() == {"judge_max_error": 1.0}
+    assert Judge(world="greys").protocol() == {"world": "greys", "judge_max_error": 1.0}

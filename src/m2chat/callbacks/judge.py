@@ -38,8 +38,8 @@ class Judge(MetricCallback):
         self.hold({name: SampleMetric() for name in names})
 
     def protocol(self) -> dict[str, Any]:
-        """Largest error at which a picture counts as one of the world."""
-        return {"judge_max_error": self.world.max_error}
+        """The world, and the largest error at which a picture counts as one of it."""
+        return {"world": self.world.name, "judge_max_error": self.world.max_error}
 
     def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """Verdicts on each prediction's pictures."""
