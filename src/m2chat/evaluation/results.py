@@ -33,7 +33,7 @@ _COSINES = frozenset({"clip", "clip_i", "edit_direction", "edit_clip_i_source", 
 _NO_SCORES = frozenset({"bleu_statistics", "attributes", "seen", "real", "generated", "frame_clip"})
 """Entries of a prediction's ``scores`` that are no scores of the sample."""
 _NOT_SETTINGS = frozenset({"weights", "tasks", "costs", "versions", "ranks", "checkpoint", "world"})
-"""Entries of a protocol that are not settings: names of files, what happened, and the world, which the data set tells."""
+"""Entries of a protocol that are not settings: names of files, what happened, and the world of the data set."""
 
 
 def settings_hash(protocol: Mapping[str, Any]) -> str:
