@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from m2chat.errors import UserError
+from m2chat.integrity import sha256
 from m2chat.models.weights.files import (
     load_json,
     read_folder,
     read_pickled,
     read_safetensors,
     read_tensors,
-    sha256,
     whole_folder,
 )
 from m2chat.models.weights.loading import fill, on_meta
