@@ -236,6 +236,8 @@ def is_sealed(path: Path) -> bool:
     Raises:
         UserError: If the contents differ from it.
     """
+    if is_cut_off(path):
+        raise UserError(f"{path} is truncated: the end of the archive is missing; use another copy")
     with path.open("rb") as file:
         sealed = _safetensors_seal(file) if path.suffix == ".safetensors" else _zip_seal(file)
     if sealed is False:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.optim import Optimizer
@@ -147,6 +147,23 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
         read_shares(path, tensors)
         states.set_model_state_dict(self.model, tensors["state_dict"], options=options)
         return read_rest(path)
+
+
+def require_safe_reader(strategy: Strategy, path: str | Path) -> None:
+    """Refuses a checkpoint in shares where another strategy than ours would read it.
+
+    Args:
+        strategy: Of the run.
+        path: Its ``--ckpt_path``.
+
+    Raises:
+        UserError: In that case: Lightning's readers unpickle whatever is in the folder.
+    """
+    if Path(path).is_dir() and not isinstance(strategy, M2ChatFSDPStrategy):
+        raise UserError(
+            f"--ckpt_path {path} is a folder, and {type(strategy).__name__} does not read those safely: make one file "
+            "of it with `m2chat consolidate`, or use --trainer.strategy m2chat.training.strategy.M2ChatFSDPStrategy"
+        )
 
 
 def _options(full: bool) -> StateDictOptions:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning import LightningModule
 
-from m2chat.errors import UserError
 from m2chat.models.checkpoints import (
     HEADER,
     VERSION,
@@ -17,7 +15,6 @@ from m2chat.models.checkpoints import (
     plain_name,
     trainable_names,
 )
-from m2chat.training.strategy import M2ChatFSDPStrategy
 
 
 class TrainedOnlyModule(LightningModule):
@@ -37,19 +34,6 @@ class TrainedOnlyModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False  # frozen tensors are missing from every checkpoint; on_load_checkpoint checks names
-
-    def setup(self, stage: str) -> None:
-        """Refuses a checkpoint in shares where another strategy than ours would read it.
-
-        Raises:
-            UserError: In that case: those readers unpickle whatever is in the folder.
-        """
-        path = self.trainer.ckpt_path
-        if path and Path(path).is_dir() and not isinstance(self.trainer.strategy, M2ChatFSDPStrategy):
-            raise UserError(
-                f"--ckpt_path {path} is a folder, and {type(self.trainer.strategy).__name__} does not read those "
-                "safely: make one file of it with `m2chat consolidate`, or train with M2ChatFSDPStrategy"
-            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the trained tensors and adds the header."""
