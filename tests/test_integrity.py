@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed import checkpoint as dcp
 
-from m2chat import integrity
+from m2chat import checksums, integrity
+from m2chat.checksums import SUMS, sha256, stated, write_sums
 from m2chat.commands import main
 from m2chat.errors import UserError
-from m2chat.integrity import SUMS, not_verified, sha256, stated, verify, verify_folder, write_sums
+from m2chat.integrity import not_verified, verify, verify_folder
 from m2chat.metrics.encoders import OpenClipEncoder
 from m2chat.metrics.fid import Moments
 from m2chat.metrics.micro_net import MicroFeatureNet
@@ -117,7 +118,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
     }
     of |= {name: lambda folder=folder: verify_folder(root / folder) for name, folder in others.items()}  # type: ignore[misc]
     readers: dict[Path, Reader] = {root / "manifest.json": of["llama"]}
-    listed = integrity.read_listing(root / "manifest.json")
+    listed = checksums.read_listing(root / "manifest.json")
     for name in listed:
         best = max((prefix for prefix in of if f"{name}/".startswith(f"{prefix}/")), key=len)
         readers[root / name] = of[best]
@@ -231,8 +232,8 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, caplog: pytest.Log
 def test_each_file_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, reads = checkpoint(tmp_path / "a.ckpt"), []
     os.utime(path, ns=(10**9, 10**9))
-    real = integrity._zip_digest
-    monkeypatch.setattr(integrity, "_zip_digest", lambda file, size: [reads.append(size), real(file, size)][1])
+    real = checksums._zip_digest
+    monkeypatch.setattr(checksums, "_zip_digest", lambda file, size: [reads.append(size), real(file, size)][1])
     for _ in range(3):
         find_checkpoint(tmp_path, "align", "abc")
         read_checkpoint(path)

@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from m2chat.checksums import SUMS, read_sums
 from m2chat.errors import UserError
-from m2chat.integrity import SUMS, read_sums
 from m2chat.models.checkpoints import read_checkpoint
 from m2chat.training.strategy import M2ChatFSDPStrategy, require_safe_reader
 from m2chat.training.trained_only import TrainedOnlyModule

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2chat.checksums import NPZ_ERRORS, is_sealed, seal_zip
 from m2chat.data.entries import Entries
 from m2chat.data.index import write_whole
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import Shard
 from m2chat.data.sources import PICTURES, BadSample
 from m2chat.errors import UserError
-from m2chat.integrity import NPZ_ERRORS, is_sealed, seal_zip
 
 WHAT = ("id", "picture", "conversation", "id and words")
 """What a print is of; `Prints.what` holds indices into it."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m2chat.checksums import NPZ_ERRORS, seal_zip
 from m2chat.errors import UserError
 from m2chat.files import whole_file
-from m2chat.integrity import NPZ_ERRORS, seal_zip, verify
+from m2chat.integrity import verify
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from m2chat.checksums import SUMS
 from m2chat.errors import UserError
-from m2chat.integrity import SUMS
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from m2chat.checksums import seal_zip
 from m2chat.errors import UserError
-from m2chat.integrity import seal_zip
 from m2chat.models.weights.files import read_pickled
 
 

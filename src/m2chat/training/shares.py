@@ -33,8 +33,9 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict, load
 
+from m2chat.checksums import SUMS, read_sums, sha256, write_sums
 from m2chat.errors import UserError
-from m2chat.integrity import SUMS, read_sums, sha256, verify, write_sums
+from m2chat.integrity import verify
 from m2chat.models.weights.files import read_pickled
 from m2chat.models.weights.script import PICKLE_ERRORS, Inert, inert
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.optim import Optimizer
 
+from m2chat.checksums import SUMS
 from m2chat.errors import UserError
-from m2chat.integrity import SUMS
 from m2chat.models.checkpoints import check_names, plain_name, read_checkpoint, trainable_names
 
 

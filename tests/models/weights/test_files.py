@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from m2chat.checksums import sha256
 from m2chat.errors import UserError
-from m2chat.integrity import sha256
 from m2chat.models.weights.files import (
     load_json,
     read_folder,

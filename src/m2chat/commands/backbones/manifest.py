@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from m2chat.checksums import manifest_digest, sha256
 from m2chat.commands.backbones.parts import PARTS, Facts
 from m2chat.errors import UserError
-from m2chat.integrity import manifest_digest, sha256
 
 MANIFEST = "manifest.json"
 LIMIT = 24 * 2**20

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
+from m2chat.checksums import UNSEALED, seal_safetensors, write_sums
 from m2chat.errors import UserError
 from m2chat.files import whole_file
-from m2chat.integrity import UNSEALED, seal_safetensors, write_sums
 from m2chat.models.build import fingerprint, part_fingerprints
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.models.weights.exported import Manifest, export_weights

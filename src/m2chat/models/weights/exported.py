@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from m2chat.checksums import sha256, write_sums
 from m2chat.errors import UserError
-from m2chat.integrity import not_verified, sha256, write_sums
+from m2chat.integrity import not_verified
 from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.models.m2chat import M2ChatModel

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2chat.checksums import is_cut_off
 from m2chat.errors import UserError
-from m2chat.integrity import is_cut_off, verify, verify_listed
+from m2chat.integrity import verify, verify_listed
 from m2chat.models.weights.known import warn_if_not_published
 from m2chat.models.weights.script import PICKLE_ERRORS, is_script, read_script
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from m2chat.checksums import is_sealed, sha256, stated
 from m2chat.errors import UserError
-from m2chat.integrity import is_sealed, seen, sha256, stated
+from m2chat.integrity import seen
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Verdict:
 def verify_file(path: Path) -> Verdict:
     """Holds a file's SHA-256 against published ones, its own name, and the lists that lie beside it.
 
-    The lists are those of `m2chat.integrity.stated`, and Meta's ``checklist.chk``, which holds MD5 sums. A file of
+    The lists are those of `m2chat.checksums.stated`, and Meta's ``checklist.chk``, which holds MD5 sums. A file of
     which nothing is stated is held against what it was when it was first read here.
     """
     digest = sha256(path)
