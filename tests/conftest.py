@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 MICRO = Path(__file__).parents[1] / "data" / "micro"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache folder of the tests' own, for their processes too."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def backbone() -> BackboneConfig:
     """The shipped micro backbones."""

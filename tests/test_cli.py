@@ -20,7 +20,8 @@ from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.throughput import Throughput
 from m2chat.errors import UserError
-from m2chat.training.atomic_io import AtomicCheckpointIO, verify
+from m2chat.integrity import verify
+from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.trained_only import TrainedOnlyModule
 
 

@@ -26,6 +26,7 @@ from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.errors import TrainingDivergedError, UserError
 from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
 from m2chat.training.atomic_io import AtomicCheckpointIO
+from m2chat.training.strategy import require_safe_reader
 
 LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
 """Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""
@@ -128,6 +129,9 @@ class M2ChatCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        subcommand = self.config.get("subcommand")
+        if subcommand and (path := self.config[subcommand].get("ckpt_path")):
+            require_safe_reader(trainer.strategy, path)
         return trainer
 
     def _parse_ckpt_path(self) -> None:

@@ -9,8 +9,8 @@ from torch import nn
 from m2chat.commands import main
 from m2chat.commands.release_weights import release_weights
 from m2chat.errors import UserError
+from m2chat.integrity import verify
 from m2chat.models.checkpoints import HEADER, Header, load_trained, trainable_names, trainable_state_dict
-from m2chat.training.atomic_io import verify
 
 
 def write(path: Path, module: nn.Module) -> Path:

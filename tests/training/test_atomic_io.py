@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from m2chat.errors import UserError
-from m2chat.training.atomic_io import AtomicCheckpointIO, verify
+from m2chat.integrity import verify
+from m2chat.training.atomic_io import AtomicCheckpointIO
 
 
 def test_round_trip_with_checksum_and_without_leftovers(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from lightning import Callback, Trainer
 
 from m2chat.callbacks.interrupt import InterruptGuard
+from m2chat.integrity import verify
 from m2chat.models.checkpoints import trainable_state_dict
-from m2chat.training.atomic_io import AtomicCheckpointIO, verify
+from m2chat.training.atomic_io import AtomicCheckpointIO
 
 STEPS = 7  # epochs have 4
 

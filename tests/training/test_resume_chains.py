@@ -186,8 +186,8 @@ class Plan:
         trainer = Trainer(
             accelerator="cpu", devices=self.ranks, strategy=DDPStrategy() if self.ranks > 1 else alone,
             max_epochs=EPOCHS, max_steps=max_steps, accumulate_grad_batches=self.accumulate,
-            limit_train_batches=self.limit, val_check_interval=self.validate_every, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+            limit_train_batches=self.limit, val_check_interval=self.validate_every, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
             callbacks=[memory, NonFiniteGuard(patience=99), *callbacks],
         )  # fmt: skip
         try:

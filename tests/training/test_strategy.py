@@ -12,8 +12,10 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from m2chat.checksums import SUMS, read_sums
+from m2chat.errors import UserError
 from m2chat.models.checkpoints import read_checkpoint
-from m2chat.training.strategy import M2ChatFSDPStrategy
+from m2chat.training.strategy import M2ChatFSDPStrategy, require_safe_reader
 from m2chat.training.trained_only import TrainedOnlyModule
 
 TRAINED = {"net.1.weight", "net.1.bias"}
@@ -110,6 +112,9 @@ def test_two_ranks_train_save_and_resume_like_one_process(tmp_path: Path, sharde
     _, first = sharded(folder, 3, save=path)
     assert torch.allclose(first["net.1.weight"], alone(tmp_path, 3).weights["net.1.weight"], atol=1e-6)
     assert path.is_dir() == folder
+    if folder:
+        names = {file.name for file in path.iterdir()}
+        assert read_sums(path / SUMS).keys() == names - {SUMS} and {".metadata", "meta.pt"} < names
     _, weights = sharded(folder, 6, ckpt_path=path)
     assert weights.keys() == whole.weights.keys() and len(reference) == len(weights)
     for name, tensor in whole.weights.items():
@@ -143,9 +148,23 @@ def test_a_checkpoint_with_other_tensors_is_refused_on_both_ranks(
     assert "1 missing (net.1.bias)" in message
 
 
-def refusal(root: Path, path: Path) -> str:
-    from m2chat.errors import UserError
+@pytest.mark.parametrize("name", [".metadata", "meta.pt", "__1_0.distcp", SUMS])
+def test_a_damaged_share_is_refused_on_both_ranks(
+    tmp_path: Path, sharded: Sharded, on_two_ranks: Callable[[Callable[[], object]], Any], name: str
+) -> None:
+    path = tmp_path / "half.ckpt"
+    sharded(True, 2, save=path)
+    with pytest.raises(
+        UserError, match=r"is a folder, and SingleDeviceStrategy does not read those safely.*consolidate"
+    ):
+        require_safe_reader(SingleDeviceStrategy("cpu"), path)
+    data = bytearray((path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / name).write_bytes(data)
+    assert name in on_two_ranks(lambda: refusal(tmp_path, path))
 
+
+def refusal(root: Path, path: Path) -> str:
     with pytest.raises(UserError) as caught:
         train(root, M2ChatFSDPStrategy(), 6, ckpt_path=path)
     return str(caught.value)

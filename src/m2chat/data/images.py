@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2chat.errors import UserError
+from m2chat.integrity import verify_listed
 
 try:
     import simplejpeg
@@ -224,10 +225,11 @@ class VisionInput:
                 weights' tag may follow, and are of no matter here.
 
         Raises:
-            UserError: If it is neither.
+            UserError: If it is neither, or the folder's file is damaged.
         """
         path = Path(vision_encoder) / "open_clip_config.json"
         if path.is_file():
+            verify_listed([path])
             config = json.loads(path.read_text())
             shown = config.get("preprocess_cfg", {})
             mean, std = shown.get("mean", _OPENAI_MEAN), shown.get("std", _OPENAI_STD)

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import unicodedata
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2chat.checksums import NPZ_ERRORS, is_sealed, seal_zip
 from m2chat.data.entries import Entries
 from m2chat.data.index import write_whole
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import Shard
 from m2chat.data.sources import PICTURES, BadSample
+from m2chat.errors import UserError
 
 WHAT = ("id", "picture", "conversation", "id and words")
 """What a print is of; `Prints.what` holds indices into it."""
@@ -146,12 +147,15 @@ def prints_of_shard(shard: Shard) -> Prints:
     stamp = _stamp(shard)
     for place in _places(shard):
         # Whatever is wrong with a file, another one is made.
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(place) as kept:
-            if np.array_equal(kept["stamp"], stamp):
-                return Prints(kept["hashes"], kept["what"], kept["sample"])
+        with suppress(UserError, *NPZ_ERRORS):
+            is_sealed(place)
+            with np.load(place, allow_pickle=False) as kept:
+                if np.array_equal(kept["stamp"], stamp):
+                    return Prints(kept["hashes"], kept["what"], kept["sample"])
     prints = _scan(shard)
     buffer = io.BytesIO()
     np.savez(buffer, stamp=stamp, hashes=prints.hashes, what=prints.what, sample=prints.sample)
+    seal_zip(buffer)
     for place in _places(shard):
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from m2chat.errors import UserError
+from m2chat.integrity import verify, verify_folder
+from m2chat.models.weights.script import PICKLE_ERRORS
 
 Picture: TypeAlias = NDArray[np.uint8]
 """RGB, (H, W, 3), 0-255."""
@@ -79,8 +81,8 @@ class OpenClipEncoder:
         """Network, picture transform and tokenizer.
 
         Raises:
-            UserError: If there is neither such a folder nor such an architecture, no weights are named, or they were
-                trained with another activation.
+            UserError: If there is neither such a folder nor such an architecture, no weights are named, they are
+                damaged or hold more than tensors, or they were trained with another activation.
         """
         if self._parts is not None:
             return self._parts
@@ -91,6 +93,7 @@ class OpenClipEncoder:
 
         if (Path(self.model) / "open_clip_config.json").is_file():
             source, pretrained = f"local-dir:{self.model}", None
+            verify_folder(Path(self.model))
         elif self.model not in open_clip.list_models():
             raise UserError(
                 f"encoder model={self.model!r} is neither a folder with an open_clip_config.json nor an architecture "
@@ -112,8 +115,12 @@ class OpenClipEncoder:
                     f"use model='{self.model}-quickgelu'"
                 )
         try:
+            if pretrained and Path(pretrained).is_file():
+                verify(Path(pretrained))
             network, _, transform = open_clip.create_model_and_transforms(source, pretrained, precision="fp32")
-        except RuntimeError as error:
+        except PICKLE_ERRORS as error:  # open_clip reads weights and nothing else, and so refuses hidden code
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 f"encoder model={self.model!r}, pretrained={self.pretrained!r} could not be loaded: {error}. "
                 "Without a network, give the weights as a file: pretrained=/path/to/weights"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from m2chat.errors import UserError
 from m2chat.metrics.encoders import Picture
 from m2chat.metrics.feature_net import FeatureNet
+from m2chat.models.weights.files import read_tensors
 
 
 class FeatureExtractor(Protocol):
@@ -169,7 +171,17 @@ class InceptionExtractor(_NetworkExtractor):
                 f"InceptionExtractor weights_path={self.weights_path!r} is no file; get it from "
                 "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0"
             )
-        network: torch.nn.Module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], self.weights_path)
+        # torch-fidelity would unpickle whatever is in the file: it gets what was read of it instead.
+        weights = io.BytesIO()
+        torch.save(read_tensors(Path(self.weights_path), "InceptionExtractor weights_path"), weights)
+        weights.seek(0)
+        try:
+            network: torch.nn.Module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"InceptionExtractor weights_path={self.weights_path!r} is another network: {reason}"
+            ) from error
         return network
 
     def extract(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2chat.errors import UserError
+from m2chat.models.weights.files import load_json, read_safetensors
 
 SIZE = 32
 """Width and height of the pictures that it sees; others are resized."""
@@ -80,14 +81,19 @@ class FeatureNet(nn.Module):
         path = folder / "config.json"
         if not path.is_file():
             raise UserError(f"MicroExtractor folder={str(folder)!r} has no config.json; run `make backbones`")
-        config: dict[str, Any] = json.loads(path.read_text())
-        return config
+        return load_json(path, "MicroExtractor folder")
 
     @classmethod
     def load(cls, folder: Path) -> FeatureNet:
-        """Reads what `save` wrote, in fp32."""
-        from safetensors.torch import load_file
+        """Reads what `save` wrote, in fp32.
 
-        network = cls(**cls.read_config(folder))
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        Raises:
+            UserError: If a file is missing, damaged, or of another network.
+        """
+        state = read_safetensors(folder / "model.safetensors", "MicroExtractor folder")
+        try:
+            network = cls(**cls.read_config(folder))
+            network.load_state_dict(state)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"MicroExtractor folder={str(folder)!r} holds another network: {error}") from error
         return network.eval()

@@ -14,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m2chat.checksums import NPZ_ERRORS, seal_zip
 from m2chat.errors import UserError
+from m2chat.files import whole_file
+from m2chat.integrity import verify
 from m2chat.metrics.base import Gathered, SampleMetric
 from m2chat.metrics.encoders import Picture
 from m2chat.metrics.extractors import FeatureExtractor
@@ -68,26 +71,37 @@ class Moments:
         return None if self.features is None else (self.features - self.mean) / np.sqrt(self.n - 1)
 
     def save(self, path: Path, extractor: str) -> None:
-        """Writes the sums as ``.npz``, with the name of the extractor that they belong to."""
+        """Writes the sums as ``.npz``, with the name of the extractor that they belong to, and a checksum."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, n=self.n, total=self.total, outer=self.outer, extractor=extractor)
+        path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")  # as numpy names it
+        with whole_file(path) as part, part.open("w+b") as file:
+            np.savez(file, n=self.n, total=self.total, outer=self.outer, extractor=extractor)
+            seal_zip(file)
 
     @classmethod
     def load(cls, path: Path, extractor: str) -> Moments:
         """Reads what `save` wrote.
 
         Raises:
-            UserError: If there is no such file, or it belongs to another extractor.
+            UserError: If there is no such file, it is damaged, or it belongs to another extractor.
         """
         if not path.is_file():
             raise UserError(f"FID reference={str(path)!r} is no file; `m2chat eval moments` writes one")
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["extractor"]) != extractor:
-                raise UserError(
-                    f"FID reference={str(path)!r} holds moments of the extractor {str(file['extractor'])!r}, and this "
-                    f"evaluation uses {extractor!r}: write them again with `m2chat eval moments`"
-                )
-            return cls(int(file["n"]), file["total"], file["outer"])
+        verify(path)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                name, moments = str(file["extractor"]), cls(int(file["n"]), file["total"], file["outer"])
+        except NPZ_ERRORS as error:
+            raise UserError(
+                f"FID reference={str(path)!r} cannot be read as moments ({error}): write them again with "
+                "`m2chat eval moments`"
+            ) from error
+        if name != extractor:
+            raise UserError(
+                f"FID reference={str(path)!r} holds moments of the extractor {name!r}, and this evaluation uses "
+                f"{extractor!r}: write them again with `m2chat eval moments`"
+            )
+        return moments
 
 
 def _congruent(root: NDArray[np.floating], symmetric: NDArray[np.floating], block: int = 256) -> NDArray[np.floating]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
@@ -149,8 +150,12 @@ def _roots(backbone: BackboneConfig) -> dict[str, Path]:
 
 def _digest_part(digest: Any, root: Path) -> None:
     found = (path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-    # Downloaders leave notes of their own in hidden folders, with the time in them.
-    files = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    # Downloaders leave notes of their own in hidden folders, with the time in them. A list of checksums is no content.
+    files = sorted(
+        path
+        for path in found
+        if path.name != SUMS and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
     for path in files:
         digest.update((path.relative_to(root).as_posix() if root.is_dir() else path.name).encode())
         if path.is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
+from m2chat.integrity import has_checksum, not_verified
 from m2chat.models.weights.exported import is_exported, read_exported
+from m2chat.models.weights.files import read_pickled
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ HEADER = "m2chat"
 """Key under which a checkpoint says what it is."""
 VERSION = 1
 """Version of the layout of our checkpoints; a reader refuses higher ones."""
+_NOTED: set[Path] = set()
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
@@ -65,13 +67,16 @@ def trained_digest(module: nn.Module) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint of ours without executing anything in it; tensors stay on disk until they are used.
+    """Reads a checkpoint of ours after comparing its checksum; tensors stay on disk until they are used.
+
+    Nothing in it is executed. Every use of a checkpoint goes through here: resuming, `init_from`, evaluation, chat,
+    conversion. A file without a checksum, as other versions wrote it, is read too, and the log says so.
 
     Args:
         path: A file that ends in ``.ckpt``, or a folder of exported weights, which is read as one without optimiser.
 
     Raises:
-        UserError: If there is no such file, or it is broken or not a checkpoint of M2Chat.
+        UserError: If there is no such file, or it is damaged or not a checkpoint of M2Chat.
     """
     if is_exported(path):
         manifest, tensors = read_exported(path)
@@ -80,13 +85,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return {HEADER: header, "state_dict": state, "tasks": manifest.tasks}
     if not path.is_file():
         raise UserError(f"there is no checkpoint file {path}")
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    payload = read_pickled(path, "checkpoint")
     if not isinstance(payload, dict) or HEADER not in payload or "state_dict" not in payload:
         raise UserError(f"{path} is not a checkpoint of M2Chat: it has no '{HEADER}' entry")
+    if path not in _NOTED and has_checksum(path) is False:
+        _NOTED.add(path)
+        _LOG.warning("%s has no checksum: whether it is damaged cannot be told", path)
     return payload
 
 
@@ -138,7 +142,7 @@ def check_names(found: Iterable[str], expected: Collection[str], where: str) -> 
 def find_checkpoint(root: Path, stage: str, fingerprint: str) -> Path | None:
     """The newest checkpoint of a stage on the same backbones.
 
-    Files that cannot be read, and folders of sharded checkpoints, are passed over; the log says why.
+    Files that are damaged or cannot be read, and folders of sharded checkpoints, are passed over; the log says why.
 
     Args:
         root: Folder to look in, at any depth; it need not exist.
@@ -148,9 +152,20 @@ def find_checkpoint(root: Path, stage: str, fingerprint: str) -> Path | None:
     dated = [(path.stat().st_mtime_ns, str(path), path) for path in root.rglob("*.ckpt") if path.is_file()]
     for _, _, path in sorted(dated, reverse=True):
         try:
-            check_header(read_checkpoint(path)[HEADER], str(path), stage, fingerprint)
+            with not_verified():  # a checksum costs more than a header that does not fit
+                header = read_checkpoint(path)[HEADER]
+        except UserError as reason:
+            _LOG.warning("passed over: %s", reason)
+            continue
+        try:
+            check_header(header, str(path), stage, fingerprint)
         except UserError as reason:
             _LOG.info("passed over: %s", reason)
+            continue
+        try:
+            read_checkpoint(path)
+        except UserError as reason:
+            _LOG.warning("passed over: %s", reason)
         else:
             return path
     return None

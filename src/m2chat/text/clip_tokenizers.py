@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.errors import UserError
+from m2chat.integrity import verify_folder
 
 _LENGTH = 77
 
@@ -17,7 +18,7 @@ def clip_tokenizers(image_decoder: Path) -> list[Any]:
         image_decoder: A diffusers folder with ``tokenizer`` and, as SDXL has it, ``tokenizer_2``; or SDXL in one file.
 
     Raises:
-        UserError: If it is a folder without ``tokenizer``, or neither.
+        UserError: If it is a folder without ``tokenizer``, or neither, or a list says that a file is damaged.
     """
     from transformers import CLIPTokenizer
 
@@ -25,6 +26,8 @@ def clip_tokenizers(image_decoder: Path) -> list[Any]:
     if image_decoder.is_file():
         return openai_tokenizers()
     folders = [image_decoder / name for name in ("tokenizer", "tokenizer_2")]
+    for folder in folders:
+        verify_folder(folder)
     return [CLIPTokenizer.from_pretrained(folder) for folder in folders if folder.is_dir()]
 
 

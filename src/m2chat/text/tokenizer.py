@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2chat.errors import UserError
+from m2chat.integrity import verify_listed
 
 IC_TOKEN = "<|IC|>"
 """Stands between the answer and the caption (paper, §3.2)."""
@@ -23,7 +24,7 @@ class M2ChatTokenizer:
         folder: A folder with LLaMA's ``tokenizer.model`` (sentencepiece), or Meta's ``7B`` folder beside it.
 
     Raises:
-        UserError: If the folder has no ``tokenizer.model``.
+        UserError: If the folder has no ``tokenizer.model``, or a list says that it is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -34,6 +35,7 @@ class M2ChatTokenizer:
             path = Path(folder).parent / "tokenizer.model"  # where Meta put it
         if not path.is_file():
             raise UserError(f"no tokenizer at {path}: the language model's folder must hold LLaMA's `tokenizer.model`")
+        verify_listed([path])
         self.folder = str(folder)
         self._processor = SentencePieceProcessor(model_file=str(path))
         base = int(self._processor.vocab_size())

@@ -7,28 +7,23 @@ are on disk, and renames.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from m2chat.checksums import seal_zip
 from m2chat.errors import UserError
-
-# The checksum lives inside the file, as the comment of the zip archive that torch.save writes, so that the two can
-# never be replaced one without the other. A zip archive ends with the comment's length (two bytes) and the comment.
-_PREFIX = b"sha256:"
-_COMMENT_BYTES = len(_PREFIX) + 64
-_CHUNK = 1 << 22  # bytes
+from m2chat.models.weights.files import read_pickled
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file in the target's folder, syncs, adds a checksum and renames; verifies it on loading."""
+    """Writes a temporary file in the target's folder, adds a checksum, syncs and renames; verifies it on loading."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint; until the last moment the old file of that name stays whole.
@@ -50,7 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             sweep(target.parent)
             with open(temporary, "w+b") as file:
                 torch.save(checkpoint, file)
-                _seal(file)
+                seal_zip(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -70,36 +65,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Reads a checkpoint after verifying its checksum; a file without one is read as it is.
 
+        Args:
+            path: The file.
+            map_location: Where its tensors go, as for `torch.load`; None for the CPU.
+            weights_only: Not asked: nothing but tensors and plain values is ever read, whatever it says.
+
         Raises:
             UserError: If the file is missing or damaged.
         """
         file = Path(path)
         if not file.is_file():
             raise UserError(f"there is no checkpoint file {file}")
-        verify(file)
-        payload: dict[str, Any] = torch.load(
-            file, map_location=map_location or "cpu", weights_only=True if weights_only is None else weights_only
-        )
+        payload: dict[str, Any] = read_pickled(file, "checkpoint", mmap=False, map_location=map_location or "cpu")
         return payload
-
-
-def verify(path: Path) -> bool:
-    """Whether a checkpoint has a checksum; it is compared with the contents.
-
-    Raises:
-        UserError: If the contents have changed since they were written.
-    """
-    with open(path, "rb") as file:
-        body = file.seek(0, os.SEEK_END) - _COMMENT_BYTES - 2  # up to the comment's length
-        if body < 0:
-            return False
-        file.seek(body + 2)
-        comment = file.read()
-        if not comment.startswith(_PREFIX):
-            return False
-        if _digest(file, body) != comment:
-            raise UserError(f"{path} is damaged: its contents differ from its checksum; use another checkpoint")
-        return True
 
 
 def sweep(folder: Path) -> None:
@@ -118,24 +96,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:  # it runs, as somebody else
         return True
     return True
-
-
-def _digest(file: BinaryIO, size: int) -> bytes:
-    """The checksum of a file's first bytes, as it stands in the comment."""
-    sha, left = hashlib.sha256(), size
-    file.seek(0)
-    while left and (chunk := file.read(min(_CHUNK, left))):
-        sha.update(chunk)
-        left -= len(chunk)
-    return _PREFIX + sha.hexdigest().encode()
-
-
-def _seal(file: BinaryIO) -> None:
-    """Puts the checksum into the comment of a zip archive that has none."""
-    body = file.seek(0, os.SEEK_END) - 2
-    comment = _digest(file, body)
-    file.seek(body)
-    file.write(len(comment).to_bytes(2, "little") + comment)
 
 
 def _sync_folder(folder: Path) -> None:

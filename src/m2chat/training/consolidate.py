@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
-
-import torch
-from lightning.fabric.utilities.load import _METADATA_FILENAME
 
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import HEADER
@@ -29,33 +25,25 @@ def consolidate(folder: Path, out: Path) -> int:
     Raises:
         UserError: If the folder is not such a checkpoint, or shares are missing.
     """
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+    from m2chat.training.shares import METADATA, REST, is_shares, read_rest, read_shares, verify_shares
 
-    if not (folder / _METADATA_FILENAME).is_file() or not (folder / ".metadata").is_file():
+    if not is_shares(folder) or not (folder / METADATA).is_file():
         raise UserError(
-            f"{folder} is no checkpoint in shares: those are folders with a {_METADATA_FILENAME}, a .metadata and a "
-            ".distcp file a process, which a run writes with save_distributed_checkpoint: true"
+            f"{folder} is no checkpoint in shares: those are folders with a {REST}, a {METADATA} and a .distcp file a "
+            "process, which a run writes with save_distributed_checkpoint: true"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        file = Path(scratch) / "whole.pt"
-        try:
-            dcp_to_torch_save(folder, file)
-        except (CheckpointException, OSError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise UserError(f"{folder}: a share is missing or damaged ({reason}): copy the folder again") from error
-        shares: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        rest: dict[str, Any] = torch.load(folder / _METADATA_FILENAME, map_location="cpu", weights_only=True)
-        if HEADER not in rest:
-            raise UserError(f"{folder} is not a checkpoint of M2Chat: it has no '{HEADER}' entry")
-        names = sorted((name for name in shares if name.startswith("optimizer_")), key=lambda name: int(name[10:]))
-        whole = {
-            **rest,
-            "state_dict": shares["state_dict"],
-            "optimizer_states": [_numbered(shares[name]) for name in names],
-        }
-        AtomicCheckpointIO().save_checkpoint(whole, out)
+    verify_shares(folder)
+    rest = read_rest(folder)
+    if HEADER not in rest:
+        raise UserError(f"{folder} is not a checkpoint of M2Chat: it has no '{HEADER}' entry")
+    shares = read_shares(folder)
+    names = sorted((name for name in shares if name.startswith("optimizer_")), key=lambda name: int(name[10:]))
+    whole = {
+        **rest,
+        "state_dict": shares["state_dict"],
+        "optimizer_states": [_numbered(shares[name]) for name in names],
+    }
+    AtomicCheckpointIO().save_checkpoint(whole, out)
     return sum(tensor.numel() for tensor in shares["state_dict"].values())
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from lightning.fabric.utilities.load import _METADATA_FILENAME
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.optim import Optimizer
 
+from m2chat.checksums import SUMS
 from m2chat.errors import UserError
-from m2chat.models.checkpoints import check_names, plain_name, trainable_names
+from m2chat.models.checkpoints import check_names, plain_name, read_checkpoint, trainable_names
 
 
 class M2ChatFSDPStrategy(ModelParallelStrategy):
@@ -68,32 +67,50 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
         assert self.model is not None
         return get_model_state_dict(self.model, options=_options(full=not self._save_distributed_checkpoint))
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Writes a file, or a folder of shares with the list of their checksums.
+
+        Args:
+            checkpoint: What `dump_checkpoint` has collected.
+            filepath: Where to.
+            storage_options: Must be None.
+        """
+        if not self._save_distributed_checkpoint:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        from m2chat.training.shares import write_checksums
+
+        path = Path(self.broadcast(str(filepath)))
+        if self.is_global_zero:
+            (path / SUMS).unlink(missing_ok=True)  # that of an older checkpoint here
+        self.barrier("checksums")
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+        write_checksums(path, self.global_rank, self.world_size)
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restores trained tensors and optimisers from a file or from a folder of shares.
 
         Args:
             checkpoint_path: As `save_checkpoint` wrote it, by any number of processes.
-            weights_only: Whether to refuse pickled objects; None means yes.
+            weights_only: Not asked: pickled objects are refused, whatever it says.
 
         Returns:
             The rest of the checkpoint.
 
         Raises:
-            UserError: If it does not hold exactly the tensors that are trained here.
+            UserError: If it is damaged, or does not hold exactly the tensors that are trained here.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
-        safe = True if weights_only is None else weights_only
-        if (path / _METADATA_FILENAME).is_file():
-            return self._load_shares(path, safe)
-        if not path.is_file():
-            raise UserError(f"there is no checkpoint {path}")
-        return self._load_file(path, safe)
+        from m2chat.training.shares import is_shares
 
-    def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        return self._load_shares(path) if is_shares(path) else self._load_file(path)
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
         assert self.model is not None
-        whole: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+        whole = read_checkpoint(path)
         check_names(whole["state_dict"], trainable_names(self.model), str(path))
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         # The optimiser goes first: reading its state steps it once with zero gradients, after which weights are set.
@@ -103,14 +120,15 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
         set_model_state_dict(self.model, whole.pop("state_dict"), options=options)
         return whole
 
-    def _load_shares(self, path: Path, weights_only: bool) -> dict[str, Any]:
+    def _load_shares(self, path: Path) -> dict[str, Any]:
         from torch.distributed.checkpoint import state_dict as states
-        from torch.distributed.checkpoint.filesystem import FileSystemReader
-        from torch.distributed.checkpoint.state_dict_loader import load
+
+        from m2chat.training.shares import read_metadata, read_rest, read_shares, verify_shares
 
         assert self.model is not None
+        verify_shares(path, self.global_rank, self.world_size)
         options = _options(full=False)
-        found = FileSystemReader(path).read_metadata().state_dict_metadata
+        found = read_metadata(path).state_dict_metadata
         prefix = "state_dict."
         names = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
         check_names(names, trainable_names(self.model), str(path))
@@ -121,15 +139,31 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
             known = {name.removeprefix(within).rpartition(".")[0] for name in found if name.startswith(within)}
             template["state"] = {name: state for name, state in template["state"].items() if name in known}
             saved = {f"optimizer_{index}": template}
-            load(saved, checkpoint_id=str(path))
+            read_shares(path, saved)
             states.set_optimizer_state_dict(
                 self.model, optimizer, optim_state_dict=saved[f"optimizer_{index}"], options=options
             )
         tensors = {"state_dict": states.get_model_state_dict(self.model, options=options)}
-        load(tensors, checkpoint_id=str(path))
+        read_shares(path, tensors)
         states.set_model_state_dict(self.model, tensors["state_dict"], options=options)
-        rest: dict[str, Any] = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
-        return rest
+        return read_rest(path)
+
+
+def require_safe_reader(strategy: Strategy, path: str | Path) -> None:
+    """Refuses a checkpoint in shares where another strategy than ours would read it.
+
+    Args:
+        strategy: Of the run.
+        path: Its ``--ckpt_path``.
+
+    Raises:
+        UserError: In that case: Lightning's readers unpickle whatever is in the folder.
+    """
+    if Path(path).is_dir() and not isinstance(strategy, M2ChatFSDPStrategy):
+        raise UserError(
+            f"--ckpt_path {path} is a folder, and {type(strategy).__name__} does not read those safely: make one file "
+            "of it with `m2chat consolidate`, or use --trainer.strategy m2chat.training.strategy.M2ChatFSDPStrategy"
+        )
 
 
 def _options(full: bool) -> StateDictOptions:

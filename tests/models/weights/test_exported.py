@@ -58,7 +58,7 @@ def test_the_trained_tensors_and_nothing_else(
     assert tensors.keys() == trainable_names(trained, stage)
     assert manifest.numbers == sum(tensor.numel() for tensor in tensors.values())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "manifest.json", "model.safetensors",
+        "README.md", "m2chat.sha256", "manifest.json", "model.safetensors",
     ]  # fmt: skip
 
 

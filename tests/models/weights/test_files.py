@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from m2chat.checksums import sha256
 from m2chat.errors import UserError
 from m2chat.models.weights.files import (
     load_json,
@@ -18,7 +19,6 @@ from m2chat.models.weights.files import (
     read_pickled,
     read_safetensors,
     read_tensors,
-    sha256,
     whole_folder,
 )
 from m2chat.models.weights.loading import fill, on_meta

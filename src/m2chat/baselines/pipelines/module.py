@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
+from m2chat.integrity import verify_folder
 from m2chat.models.build import fingerprint
 from m2chat.models.config import BackboneConfig
 from m2chat.models.weights.files import load_json
+from m2chat.models.weights.script import PICKLE_ERRORS
 from m2chat.pipeline.replier import Given, noise_seed, to_pictures
 from m2chat.schema import KINDS, Batch, Reply, Segment
 from m2chat.text import view_of
@@ -56,7 +58,7 @@ class DiffusersModule(PredictingModule):
         """Loads the pipeline.
 
         Raises:
-            UserError: If the folder is no pipeline.
+            UserError: If the folder is no pipeline, is damaged, or brings code of its own.
         """
         if self._pipeline is not None:
             return
@@ -65,11 +67,18 @@ class DiffusersModule(PredictingModule):
 
         logging.set_verbosity_error()  # it warns of a missing safety checker, which these pictures do not need
         folder = Path(self.backbone.image_decoder)
-        load_json(folder / "model_index.json", "backbone.image_decoder")
+        _require_plain(folder)
+        verify_folder(folder)
         with warnings.catch_warnings():
             # `steps_offset`: it has no meaning under the scheduler's spacing `trailing`.
             warnings.simplefilter("ignore", FutureWarning)
-            self._pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+            try:
+                self._pipeline = DiffusionPipeline.from_pretrained(
+                    folder, torch_dtype=torch.float32, local_files_only=True
+                )
+            except PICKLE_ERRORS as error:  # the libraries read weights and nothing else, and so refuse hidden code
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise UserError(f"backbone.image_decoder={str(folder)!r} could not be loaded: {reason}") from error
         self._pipeline.set_progress_bar_config(disable=True)
 
     def configure_optimizers(self) -> None:
@@ -138,3 +147,22 @@ class DiffusersModule(PredictingModule):
             **options,
         ).images
         return pixels * 2 - 1
+
+
+def _require_plain(folder: Path) -> None:
+    """Refuses a folder from which diffusers would import anything but its own classes and those of transformers.
+
+    Raises:
+        UserError: That names the entry or the file.
+    """
+    index = load_json(folder / "model_index.json", "backbone.image_decoder")
+    parts = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    strange = [
+        name for name, entry in parts.items() if not entry or entry[0] not in (None, "diffusers", "transformers")
+    ]
+    strange += [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.py"))]
+    if strange or not isinstance(index.get("_class_name"), str):
+        raise UserError(
+            f"backbone.image_decoder={str(folder)!r} brings code of its own ({', '.join(strange) or '_class_name'}), "
+            "which is not executed: use a folder whose parts are of diffusers and transformers"
+        )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from m2chat.integrity import verify_folder
 from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.build import load_reader
 from m2chat.models.config import BackboneConfig
@@ -58,6 +59,8 @@ class VLMSDModel(nn.Module):
         super().__init__()
         self.llama, self.clip, self.visual_query, self.decoder = llama, clip, visual_query, decoder
         parts = [Path(folder) / name for name in ("tokenizer", "tokenizer_2")]
+        for part in parts:
+            verify_folder(part)
         self.tokenizers: list[Any] = [CLIPTokenizer.from_pretrained(part) for part in parts if part.is_dir()]
 
     def trained_names(self) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from m2chat.checksums import UNSEALED, seal_safetensors, write_sums
 from m2chat.errors import UserError
 from m2chat.files import whole_file
 from m2chat.models.build import fingerprint, part_fingerprints
@@ -37,6 +38,7 @@ def llama(source: Path, target: Path) -> None:
         places = [folder / "tokenizer.model" for folder in (opened.folder, opened.folder.parent)]
         if tokenizer := next((place for place in places if place.is_file()), None):
             shutil.copy(tokenizer, part / "tokenizer.model")
+        write_sums(part)
 
 
 def adapter(source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | None) -> str:
@@ -65,7 +67,9 @@ def adapter(source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | N
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as part:
         tensors = {name: tensor.contiguous().clone() for name, tensor in opened.state.items()}
-        save_file(tensors, part, metadata={"format": "pt", "channel_order": order, "variant": opened.variant})
+        strings = {"format": "pt", "channel_order": order, "variant": opened.variant, **UNSEALED}
+        save_file(tensors, part, metadata=strings)
+        seal_safetensors(part)
     return order
 
 
@@ -101,6 +105,7 @@ def sdxl(source: Path, target: Path) -> None:
             library = "transformers" if name.startswith(("text", "tok")) else "diffusers"
             index[name] = [None, None] if network is None else [library, type(network).__name__]
         (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_sums(part)
 
 
 def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from m2chat.commands.weights.kinds import Kind, kind_of
+from m2chat.integrity import not_verified
 from m2chat.models.weights.files import read_pickled, weight_files
 from m2chat.models.weights.loading import KeyReport, compare, on_meta
 
@@ -39,7 +40,7 @@ class Findings:
 
 
 def examine(path: Path, language_model: Path | None = None) -> Findings:
-    """Takes stock.
+    """Takes stock of files as they are: checksums are compared by `m2chat.models.weights.known.verify_file`.
 
     Args:
         path: A file or a folder.
@@ -48,15 +49,16 @@ def examine(path: Path, language_model: Path | None = None) -> Findings:
     Raises:
         UserError: If it cannot be read, or is nothing that is known here.
     """
-    kind = kind_of(path)
-    return {
-        Kind.LLAMA: _llama,
-        Kind.ADAPTER: _adapter,
-        Kind.CLIP: _clip,
-        Kind.DIFFUSION: _diffusion,
-        Kind.CHECKPOINT: _checkpoint,
-        Kind.EXPORTED: _exported,
-    }[kind](path, language_model)
+    with not_verified():
+        kind = kind_of(path)
+        return {
+            Kind.LLAMA: _llama,
+            Kind.ADAPTER: _adapter,
+            Kind.CLIP: _clip,
+            Kind.DIFFUSION: _diffusion,
+            Kind.CHECKPOINT: _checkpoint,
+            Kind.EXPORTED: _exported,
+        }[kind](path, language_model)
 
 
 def numbers(tensors: Iterable[Tensor]) -> str:
@@ -174,7 +176,7 @@ def _checkpoint(path: Path, _: Path | None) -> Findings:
 
 
 def _exported(path: Path, _: Path | None) -> Findings:
-    from m2chat.models.weights.exported import TENSORS, read_exported
+    from m2chat.models.weights.exported import MANIFEST, TENSORS, read_exported
 
     manifest, state = read_exported(path, verify=False)
     facts = {
@@ -184,7 +186,9 @@ def _exported(path: Path, _: Path | None) -> Findings:
         "numbers": numbers(state.values()),
         "trained on": ", ".join(manifest.tasks) or "not recorded",
     }
-    found = Findings(Kind.EXPORTED, facts, {"trained": KeyReport(used=sorted(state))}, [path / TENSORS])
+    found = Findings(
+        Kind.EXPORTED, facts, {"trained": KeyReport(used=sorted(state))}, [path / TENSORS, path / MANIFEST]
+    )
     if manifest.numbers != (held := sum(tensor.numel() for tensor in state.values())):
         found.reports["trained"].missing.append(f"{manifest.numbers - held:,} of {manifest.numbers:,} numbers")
     return found

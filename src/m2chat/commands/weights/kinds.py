@@ -10,6 +10,7 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import is_exported
 from m2chat.models.weights.files import load_json, read_pickled, read_safetensors
+from m2chat.models.weights.script import is_script
 from m2chat.models.weights.sdxl_file import is_single_file
 
 
@@ -60,7 +61,7 @@ def _of_folder(path: Path) -> Kind | None:
 def _of_file(path: Path) -> Kind | None:
     if path.suffix == ".safetensors":
         return _of_names(read_safetensors(path, "weights"))
-    if _is_script(path):
+    if is_script(path):
         return Kind.CLIP
     payload = read_pickled(path, "weights")
     if not isinstance(payload, Mapping):
@@ -77,13 +78,3 @@ def _of_names(names: Mapping[str, Any]) -> Kind | None:
     if "adapter_query.weight" in names:
         return Kind.ADAPTER
     return Kind.CLIP if "visual.conv1.weight" in names else None
-
-
-def _is_script(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, as OpenAI's CLIP is."""
-    import zipfile
-
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -59,7 +59,7 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
         settings = load_json(Path(name) / "open_clip_config.json", what)["model_cfg"]
         return _source(settings, read_folder(Path(name), what), name)
     if Path(name).is_file():
-        state = _read(Path(name), what)
+        state = read_tensors(Path(name), what)
         return _source(_settings_of(state, name, what), state, name)
     if architecture not in open_clip.list_models() or not tag:
         raise UserError(
@@ -68,7 +68,7 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
         )
     settings = dict(open_clip.get_model_config(architecture))
     if Path(tag).is_file():
-        return _source(settings, _read(Path(tag), what), name)
+        return _source(settings, read_tensors(Path(tag), what), name)
     pretrained = open_clip.get_pretrained_cfg(architecture, tag)
     if not pretrained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
@@ -87,7 +87,7 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
             f"{what}={name!r} could not be downloaded: {reason}. Copy the file here and set "
             f"{what}={architecture}:/path/to/it"
         ) from error
-    return _source(settings, _read(path, what), name)
+    return _source(settings, read_tensors(path, what), name)
 
 
 def tower_skeleton(source: ClipSource) -> Any:
@@ -114,18 +114,6 @@ def load_tower(name: str, what: str, dtype: torch.dtype | None = None) -> Any:
     """
     source = open_clip_tower(name, what)
     return fill(tower_skeleton(source), source.state, f"{what}={source.where!r}", dtype).eval()
-
-
-def _read(path: Path, what: str) -> dict[str, Tensor]:
-    """Tensors of a file; OpenAI's own are TorchScript archives, which torch reads without executing them."""
-    import zipfile
-
-    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if is_script:
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    return read_tensors(path, what)
 
 
 def _source(settings: dict[str, Any], everything: dict[str, Tensor], where: str) -> ClipSource:

@@ -1,8 +1,10 @@
-"""Opening files of weights: mapped into memory, never executed, and with one clear error for each way to be wrong."""
+"""Opening files of weights: compared with their checksums, mapped into memory, never executed.
+
+Each way to be wrong is one clear error.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -17,7 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2chat.checksums import is_cut_off
 from m2chat.errors import UserError
+from m2chat.integrity import verify, verify_listed
+from m2chat.models.weights.known import warn_if_not_published
+from m2chat.models.weights.script import PICKLE_ERRORS, is_script, read_script
 
 _REMEDY = "`make backbones` rebuilds the micro ones, and data/README.md says where the real ones come from"
 _POINTER = b"version https://git-lfs"
@@ -35,6 +41,7 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{what}: there is no {path}. Point the setting at a complete folder; {_REMEDY}.")
+    verify_listed([path])
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -70,39 +77,51 @@ def read_safetensors_metadata(path: Path, what: str) -> dict[str, str]:
         raise _broken(path, what, str(error), _safetensors_size(path)) from error
 
 
-def read_pickled(path: Path, what: str) -> Any:
+def read_pickled(path: Path, what: str, mmap: bool = True, map_location: Any = "cpu") -> Any:
     """What `torch.save` wrote, without executing anything in it; tensors stay on disk until they are used.
 
     An `argparse.Namespace`, which training checkpoints carry, is allowed: it runs no code.
+
+    Args:
+        path: The file.
+        what: The setting that names it, for messages.
+        mmap: Whether tensors stay on disk, where the file's form allows it.
+        map_location: As for `torch.load`.
 
     Raises:
         UserError: If the file is missing, truncated, holds objects that would run code, or is something else.
     """
     _require_file(path, what)
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         with torch.serialization.safe_globals([Namespace]):
             # Files from before torch 1.6 are no zip archives, and only those can be mapped.
-            return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
+            mapped = mmap and zipfile.is_zipfile(path)
+            return torch.load(path, mmap=mapped, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if any(sign in str(error) for sign in ("Unsupported global", "Unsupported class", "Trying to")):
+        if any(
+            sign in str(error)
+            for sign in ("Unsupported global", "Unsupported class", "Unsupported operand", "Trying to", "not allowed")
+        ):
             raise UserError(
                 f"{what}: {path} holds more than tensors, and opening it could run code, so it is not opened: "
                 "get the weights as .safetensors, or save them again as a plain dict of tensors"
             ) from error
         raise _broken(path, what, str(error), None) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except PICKLE_ERRORS as error:
         raise _broken(path, what, str(error), None) from error
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
-    """Tensors of a file of either kind; a pickled one may keep them under ``state_dict`` or ``model``.
+    """Tensors of a file of any kind; a pickled one may keep them under ``state_dict`` or ``model``.
 
     Raises:
         UserError: If the file is missing, broken, or holds no named tensors.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path, what)
+    _require_file(path, what)
+    if is_script(path):
+        return read_script(path, what)
     payload = read_pickled(path, what)
     for key in ("state_dict", "model"):
         if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
@@ -181,12 +200,6 @@ def whole_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's contents, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _require_file(path: Path, what: str) -> None:
     if path.is_dir():
         raise UserError(f"{what}: {path} is a folder; expected is a file of weights")
@@ -195,6 +208,12 @@ def _require_file(path: Path, what: str) -> None:
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise UserError(f"{what}: {path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
+    if path.suffix == ".safetensors" and (size := _safetensors_size(path) or 0) > path.stat().st_size:
+        raise _broken(path, what, "", size)
+    if is_cut_off(path):
+        raise _broken(path, what, "the end of the archive is missing", None)
+    if not verify(path):
+        warn_if_not_published(path)
 
 
 def _safetensors_size(path: Path) -> int | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from m2chat.models.weights.files import sha256
+from m2chat.checksums import is_sealed, sha256, stated
+from m2chat.errors import UserError
+from m2chat.integrity import seen
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ PUBLISHED = (
     Published("LLaMA-Adapter V2 BIAS-7B", "7fa55208...c813", "BIAS-7B.pth"),
     Published("LLaMA-Adapter V2 LORA-BIAS-7B", "1bcbffc4...24d1", "LORA-BIAS-7B.pth"),
     Published("LLaMA-Adapter V2 CAPTION-7B", "5088aeb6...abf0", "CAPTION-7B.pth"),
+    Published("Inception-v3 for FID", "6726825d...", "weights-inception-2015-12-05-6726825d.pth"),
     Published(
         "OpenAI's CLIP ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "ViT-L-14.pt"
     ),
@@ -74,35 +79,45 @@ class Verdict:
 def verify_file(path: Path) -> Verdict:
     """Holds a file's SHA-256 against published ones, its own name, and the lists that lie beside it.
 
-    The lists are ``manifest.json`` of exported weights, and Meta's ``checklist.chk``, which holds MD5 sums.
+    The lists are those of `m2chat.checksums.stated`, and Meta's ``checklist.chk``, which holds MD5 sums. A file of
+    which nothing is stated is held against what it was when it was first read here.
     """
     digest = sha256(path)
     for published in PUBLISHED:
         if published.matches(digest):
             return Verdict(path, digest, "good", f"is the published {published.title}")
     named = re.match(r"([0-9a-f]{64})_", path.name)
-    stated = [(named.group(1) == digest, "its own name")] if named else []
-    stated += [(False, f"the published {known.title}") for known in PUBLISHED if known.file == path.name]
-    manifest = path.parent / "manifest.json"
-    if path.name == "model.safetensors" and manifest.is_file():
-        listed = json.loads(manifest.read_text(encoding="utf-8")).get("m2chat", {}).get("sha256")
-        stated += [(listed == digest, "manifest.json")] if listed else []
-    for folder in list(path.parents)[:4]:  # that of the micro backbones lies above their folders
-        if (listing := folder / "manifest.json").is_file():
-            parts = json.loads(listing.read_text(encoding="utf-8")).get("parts", {})
-            files = {name: entry for part in parts.values() for name, entry in part.get("files", {}).items()}
-            if entry := files.get(path.relative_to(folder).as_posix()):
-                stated.append((entry["sha256"] == digest, str(listing)))
+    claims = [(named.group(1) == digest, "its own name")] if named else []
+    claims += [(False, f"the published {known.title}") for known in PUBLISHED if known.file == path.name]
+    if listed := stated(path):
+        claims.append((listed[0] == digest, listed[1]))
+    try:
+        claims += [(True, "its own checksum")] if is_sealed(path) else []
+    except UserError:
+        claims.append((False, "its own checksum"))
     checklist = path.parent / "checklist.chk"
     if checklist.is_file():
         lines = [line.split(maxsplit=1) for line in checklist.read_text(encoding="utf-8").splitlines() if " " in line]
         sums = {name.strip(): md5 for md5, name in lines}
         if md5 := sums.get(path.name):
             with path.open("rb") as file:
-                stated.append((hashlib.file_digest(file, "md5").hexdigest() == md5, "checklist.chk"))
-    for holds, where in stated:
+                claims.append((hashlib.file_digest(file, "md5").hexdigest() == md5, "checklist.chk"))
+    for holds, where in claims:
         if not holds:
             return Verdict(path, digest, "bad", f"differs from {where}: damaged, or another file; get it again")
-    if stated:
-        return Verdict(path, digest, "good", f"as in {stated[0][1]}")
+    if claims:
+        return Verdict(path, digest, "good", f"as in {claims[0][1]}")
+    if before := seen(path):
+        if before.sha256 != digest:
+            return Verdict(path, digest, "bad", "has changed since it was first read here: damaged, or replaced")
+        return Verdict(path, digest, "unknown", "stated nowhere that is known here; as when it was first read here")
     return Verdict(path, digest, "unknown", "stated nowhere that is known here")
+
+
+def warn_if_not_published(path: Path) -> None:
+    """Says so when a file has the name of a published one and other contents; nothing is read for that."""
+    for published in PUBLISHED:
+        if published.file == path.name and (before := seen(path)) and not published.matches(before.sha256):
+            _LOG.warning(
+                "%s is not the published %s, whose name it has: damaged, or another file", path, published.title
+            )

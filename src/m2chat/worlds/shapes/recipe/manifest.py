@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from m2chat.checksums import manifest_digest, sha256
 from m2chat.errors import UserError
 from m2chat.worlds.shapes.recipe.parts import PARTS, Facts
 
@@ -34,8 +34,7 @@ def _owner(name: str) -> str | None:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -88,7 +87,8 @@ def write_manifest(root: Path, qualities: Mapping[str, Facts]) -> Path:
             "files": present_files[name],
         }
     path = root / MANIFEST
-    path.write_text(json.dumps({"total_bytes": total, "limit_bytes": LIMIT, "parts": parts}, indent=2) + "\n")
+    manifest = {"total_bytes": total, "limit_bytes": LIMIT, "parts": parts}
+    path.write_text(json.dumps({**manifest, "sha256": manifest_digest(manifest)}, indent=2) + "\n")
     return path
 
 
