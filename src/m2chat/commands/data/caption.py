@@ -145,9 +145,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If there are no shards, or they would be written onto themselves.
     """
-    from m2chat.data.converters.progress import write_index, write_whole
-    from m2chat.data.shards import local_shards, open_shard
-    from m2chat.data.tars import write_tar
+    from m2chat.data.manifest import write_index, write_texts
+    from m2chat.data.shards import local_shards, open_shard, write_tar
     from m2chat.errors import UserError
     from m2chat.models.config import BackboneConfig
 
@@ -164,7 +163,7 @@ def run(options: argparse.Namespace) -> None:
             bad: Counter[str] = Counter()
             write_tar(options.dst / path.name, captioned(open_shard(path), captioner, options.batch_size, bad))
             done["done"][path.name] = bad
-            write_whole(options.dst / _NOTE, [json.dumps(done, indent=1), "\n"])
+            write_texts(options.dst / _NOTE, [json.dumps(done, indent=1), "\n"])
     bad = sum((Counter(done["done"][path.name]) for path in paths), Counter())
     index = _index(options.dst, [path.name for path in paths], captioner.name, bad)
     write_index(options.dst, index)
@@ -179,7 +178,7 @@ def _done_before(folder: Path, writer: str, paths: Sequence[Path]) -> dict[str, 
     Raises:
         UserError: If the folder holds captions of other shards or another writer, or something else.
     """
-    from m2chat.data.converters.progress import write_whole
+    from m2chat.data.manifest import write_texts
     from m2chat.errors import UserError
 
     remedy = "choose another folder, or delete this one to start anew"
@@ -195,7 +194,7 @@ def _done_before(folder: Path, writer: str, paths: Sequence[Path]) -> dict[str, 
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"DST: {folder} is not empty: {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(note, [json.dumps(now | {"done": {}}, indent=1), "\n"])
+    write_texts(note, [json.dumps(now | {"done": {}}, indent=1), "\n"])
     return now | {"done": {}}
 
 

@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a number makes no sense, the raw data are not there or the folder holds something else.
     """
-    from m2chat.data.converters.drafts import Job
     from m2chat.data.converters.engine import convert
+    from m2chat.data.converters.raw import Job
     from m2chat.errors import UserError
 
     for setting, least in (("workers", 1), ("per_shard", 1), ("min_side", 1), ("limit", 0), ("sample", 0)):

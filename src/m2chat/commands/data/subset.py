@@ -146,9 +146,9 @@ def _draws(shard: Shard, choice: Choice) -> Iterator[tuple[int, int]]:
     """Place and lot of each sample that may be chosen: the lot is the hash of its id, nothing else."""
     import numpy as np
 
-    from m2chat.data.prints import digest, identity, prints_of_shard, record_of, without_pictures
+    from m2chat.data.prints import digest, identity, prints_of_shard, without_pictures
     from m2chat.data.record import SCHEMA
-    from m2chat.data.sources import PICTURES, BadSample, outline
+    from m2chat.data.sources import PICTURES, BadSample, json_of, outline
 
     known: set[int] = set()
     if choice.known:
@@ -159,7 +159,7 @@ def _draws(shard: Shard, choice: Choice) -> Iterator[tuple[int, int]]:
         try:
             members = words.members(index)
             outline(members)
-            record = record_of(members)
+            record = json_of(members)
             if record.get("schema") != SCHEMA and not any(member[0] in PICTURES for member in entry.members):
                 raise BadSample("no picture")
         except BadSample as error:
