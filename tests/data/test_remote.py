@@ -4,7 +4,6 @@ import http.server
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,14 +156,14 @@ def test_a_read_only_folder_has_its_index_elsewhere(
 
     path = tmp_path / "a.tar"
     path.write_bytes((shards / "talk" / "talk-000000.tar").read_bytes())
-    write = index.whole_file
+    write = index.write_whole
 
-    def refuse(place: Path) -> AbstractContextManager[Path]:
+    def refuse(place: Path, data: bytes) -> None:
         if place.parent == tmp_path:
             raise PermissionError
-        return write(place)
+        write(place, data)
 
-    monkeypatch.setattr(index, "whole_file", refuse)
+    monkeypatch.setattr(index, "write_whole", refuse)
     first = index.open_shard(path, tmp_path / "cache")
     monkeypatch.setattr(index, "_index", None)
     assert index.open_shard(path, tmp_path / "cache") == first

@@ -25,7 +25,7 @@ import numpy as np
 
 from m2chat.data.remote import CACHE, Url, opened, read_range, stamp
 from m2chat.data.sources import BadSample, outline, sample_of
-from m2chat.files import whole_file
+from m2chat.files import write_whole
 from m2chat.schema import Kind, Sample
 from m2chat.text.view import view_of
 
@@ -195,9 +195,9 @@ def open_shard(place: Path | Url, cache: str | Path = CACHE) -> Shard:
     record = {"stamp": now, "skipped": shard.skipped, "digest": hashlib.sha256(lines).hexdigest()}
     for home in homes:
         with suppress(OSError):  # Where nothing can be written, the index lives in memory only.
-            home.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(home) as part:
-                part.write_bytes(json.dumps(record).encode() + b"\n" + lines)
+            if home is homes[-1]:
+                home.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(home, json.dumps(record).encode() + b"\n" + lines)
             break
     return shard
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.errors import UserError
-from m2chat.files import whole_file
+from m2chat.files import write_whole
 
 NAME = "index.json"
 
@@ -43,12 +43,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_texts(path: Path, texts: Iterable[str]) -> None:
-    """Writes a text file piece by piece; it appears only when it is complete."""
-    with whole_file(path) as part, open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.writelines(texts)
-
-
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """Writes a folder's ``index.json``.
 
@@ -56,7 +50,7 @@ def write_index(folder: Path, index: Mapping[str, Any]) -> None:
         folder: Folder of the shards.
         index: Content; its ``shards`` is a list of `Listed` as dictionaries.
     """
-    write_texts(folder / NAME, [json.dumps(index, indent=1, ensure_ascii=False), "\n"])
+    write_whole(folder / NAME, [json.dumps(index, indent=1, ensure_ascii=False), "\n"])
 
 
 def write_manifest(folder: Path, shards: Iterable[Listed], kinds: Mapping[str, int], **more: Any) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from m2chat.data.index import Entries, Shard
 from m2chat.data.record import SCHEMA
 from m2chat.data.sources import PICTURES, BadSample, json_of
-from m2chat.files import whole_file
+from m2chat.files import write_whole
 
 WHAT = ("id", "picture", "conversation", "id and words")
 """Kinds of prints; `Prints.what` holds indices into it."""
@@ -138,8 +138,7 @@ def prints_of_shard(shard: Shard) -> Prints:
     for place in _places(shard):
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(place) as part:
-                part.write_bytes(buffer.getvalue())
+            write_whole(place, buffer.getvalue())
             break
     return prints
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from m2chat.data import manifest
 from m2chat.data.converters.raw import Job
-from m2chat.data.manifest import Listed, read_index, write_index, write_texts
+from m2chat.data.manifest import Listed, read_index, write_index
 from m2chat.data.record import SCHEMA
 from m2chat.errors import UserError
+from m2chat.files import write_whole
 
 REJECTS = "rejects.jsonl"
 EARLY = "early-rejects.jsonl"
@@ -50,7 +51,7 @@ class Receipt:
 
     def save(self, work: Path) -> None:
         """Writes the receipt; from then on the unit is done."""
-        write_texts(work / f"{self.unit:06d}.json", [json.dumps(asdict(self))])
+        write_whole(work / f"{self.unit:06d}.json", [json.dumps(asdict(self))])
 
 
 def settings_of(job: Job) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def begin(job: Job) -> dict[str, Any] | None:
             )
     job.work.mkdir(parents=True, exist_ok=True)
     _sweep(job)
-    write_texts(begun, [json.dumps(now)])
+    write_whole(begun, [json.dumps(now)])
     return None
 
 
@@ -149,9 +150,9 @@ def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str,
 
     late = (reject_line(*reject) for receipt in receipts() for reject in receipt.rejects)
     with open(job.work / EARLY, encoding="utf-8") as file:
-        write_texts(job.dst / REJECTS, chain(file, late))
+        write_whole(job.dst / REJECTS, chain(file, late))
     for name, rows in lists:
-        write_texts(job.dst / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_whole(job.dst / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     kinds: Counter[str] = Counter()
     reasons = early.copy()
     shards, pictures, uncaptioned = [], 0, 0
