@@ -209,7 +209,7 @@ def _index(place: Path | Url) -> Shard:
         with open(place, "rb") if isinstance(place, Path) else opened(place) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            # Only neighbours form a sample: a key that comes back later is a fragment of its own, as in WebDataset.
+            # Only neighbours form a sample: a key that comes back later is a separate fragment, as in WebDataset.
             for key, group in groupby(_files(file, size, skipped), key=lambda row: row[0]):
                 members: dict[str, tuple[str, int, int]] = {}
                 for _, suffix, offset, length in group:

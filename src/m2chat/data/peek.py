@@ -38,7 +38,7 @@ def peek(members: Mapping[str, bytes], key: str, source: str) -> Sample:
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a picture as its file claims them, None if it says nothing that can be understood."""
+    """Height and width of a picture as its file declares them, None if that cannot be read."""
     from PIL import Image
 
     try:

@@ -59,7 +59,7 @@ def find_remote(path: str, setting: str) -> list[Url]:
         setting: Name of the setting, for errors.
 
     Raises:
-        UserError: If the protocol is unknown, its package is missing, or nothing is found.
+        UserError: If the protocol is unknown, its package is missing, or there is no tar.
     """
     system, place = _system(path, setting)
     if "*" not in path and "[" not in path and Url(path).name.endswith(".tar"):

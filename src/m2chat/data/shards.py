@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from braceexpand import braceexpand
+from webdataset.writer import TarWriter
 
 from m2chat.data.index import UNKNOWN, Entry, Shard, open_shard, open_shards
 from m2chat.data.remote import CACHE, PIPE, Url, fetch, find_remote, is_remote
@@ -96,9 +97,6 @@ def write_tar(path: Path, groups: Iterable[Group]) -> int:
     Raises:
         ValueError: If a key holds a dot.
     """
-    # Imported here: webdataset imports torch, 190 MB that reading, and a conversion's first process, can do without.
-    from webdataset.writer import TarWriter
-
     fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
     count = 0
     with (

@@ -44,7 +44,7 @@ def read_record(members: Mapping[str, bytes]) -> Record | None:
 
 
 def json_of(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """The content of a sample's JSON, of whatever schema; empty if it has none.
+    """The content of a sample's JSON, of any schema; empty if it has none.
 
     Raises:
         BadSample: If it is broken, too large, or no object.
