@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,3 +28,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes | Iterable[str]) -> None:
+    """Writes a file by `whole_file`.
+
+    Args:
+        path: The file; its folder exists.
+        data: Content of the file: bytes, or texts that are written as UTF-8 one behind the other, with lone surrogates
+            replaced and line ends as they are.
+    """
+    with whole_file(path) as part:
+        if isinstance(data, bytes):
+            part.write_bytes(data)
+        else:
+            with part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+                file.writelines(data)

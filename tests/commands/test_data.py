@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from m2chat.commands import main
-from m2chat.commands.data.inspect import inspect
 from m2chat.data.images import save_png
+from m2chat.data.preview import contents_of
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.data.sources import caption_sample
 from m2chat.schema import Image
@@ -35,7 +35,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_inspect_counts(shards: Path) -> None:
-    found = inspect(str(shards))
+    found = contents_of(str(shards))
     assert found.shards == 2
     assert found.kinds == {"caption": 3} and found.replies == 3
     assert found.bad == {"no picture": 1, "undecodable picture (UnidentifiedImageError)": 1}

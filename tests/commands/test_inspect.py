@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import inspect as python_inspect
 import re
 from pathlib import Path
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 
 from m2chat.commands import main
-from m2chat.commands.data.inspect import some, told
-from m2chat.commands.data.layout import DEFAULTS
-from m2chat.commands.data.seen import Seen, seen_of
-from m2chat.commands.data.sheet import contact_sheet
+from m2chat.commands.data.inspect import lines_of
+from m2chat.commands.data.layout import add_layout, layout_of
 from m2chat.data.images import save_png
+from m2chat.data.preview import Preview, previews_of, spread_samples
+from m2chat.data.preview_page import preview_page
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.schema import Image, Sample, Turn
 from m2chat.text import Layout, M2ChatTokenizer, view_of
@@ -40,12 +41,12 @@ def talk() -> Sample:
     return Sample("talk/<b>", "dialogue", "talk", turns, images)
 
 
-def pieces(reply: Seen, span: str) -> list[str]:
+def pieces(reply: Preview, span: str) -> list[str]:
     return [piece.text for piece in reply.pieces if piece.span == span]
 
 
 def test_the_spans_are_those_of_training(layout: Layout) -> None:
-    first, second = seen_of(talk(), layout)
+    first, second = previews_of(talk(), layout)
     assert (first.turn, first.view.context, first.target, first.cut) == (1, 0, None, 0)
     assert pieces(first, "answer") == ["nice"] and pieces(first, "mark") == ["<s>", "</s>"]
     assert (second.turn, second.view.context, second.target) == (3, 0, 1)
@@ -62,7 +63,7 @@ def test_the_spans_are_those_of_training(layout: Layout) -> None:
 
 def test_what_is_cut_stands_at_its_place(layout: Layout) -> None:
     turns = (*talk().turns[:2], Turn("user", ("word " * 200 + "end",)), Turn("assistant", ("so be it",)))
-    reply = seen_of(Sample("x", "dialogue", "x", turns, talk().images), layout)[1]
+    reply = previews_of(Sample("x", "dialogue", "x", turns, talk().images), layout)[1]
     assert reply.tokens <= 192 and reply.cut > 100
     prompt = "".join(piece.text for piece in reply.pieces if piece.span in ("prompt", "cut"))
     assert "Assistant: nice" in prompt and prompt.count("word") == 200 and "end" in prompt
@@ -74,12 +75,12 @@ def test_what_is_cut_stands_at_its_place(layout: Layout) -> None:
 def test_the_terminal_shows_spans_with_and_without_colours(layout: Layout) -> None:
     sample = talk()
     turns = (Turn("user", ("clear \x1b[2J the screen",)), sample.turns[3])
-    (reply,) = seen_of(Sample("x/1", "dialogue", "x", turns, sample.images), layout)
-    plain = told(reply, 192, colour=False)
+    (reply,) = previews_of(Sample("x/1", "dialogue", "x", turns, sample.images), layout)
+    plain = lines_of(reply, 192, colour=False)
     assert plain[0].startswith("x/1 turn 1, dialogue: ") and "target picture 2, 31 x 20" in plain[0]
     assert "  answer *   one" in plain and "  caption *  c1" in plain and "  image *    <|img|> × 1" in plain
     assert "\x1b" not in "".join(plain) and any("clear \\x1b[2J the" in line for line in plain)
-    coloured = told(reply, 192, colour=True)
+    coloured = lines_of(reply, 192, colour=True)
     assert "  answer *   \x1b[32mone\x1b[0m" in coloured and "\x1b[2J" not in "".join(coloured)
 
 
@@ -87,10 +88,10 @@ def test_the_page_is_whole_and_safe(layout: Layout) -> None:
     sample = talk()
     turns = (Turn("user", ('<script>alert("x")</script>', 0)), sample.turns[3])
     nasty = Image(np.zeros((300, 900, 3), np.uint8), '"><img src=x onerror=alert(1)>', (3000, 9000))
-    replies = seen_of(Sample("x", "dialogue", "<i>", turns, (nasty, *sample.images[1:])), layout)
-    page = contact_sheet(replies, "a & <b>", 192)
+    replies = previews_of(Sample("x", "dialogue", "<i>", turns, (nasty, *sample.images[1:])), layout)
+    page = preview_page(replies, "a & <b>", 192)
     assert "<script" not in page and "<img src=x" not in page and "<i>," not in page and "a &amp; &lt;b&gt;" in page
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
     assert not re.search(r"//|url\(|@import|<link", re.sub(r'src="data:[^"]*"', "", page))
     sources = re.findall(r'<img src="([^"]{22})', page)
     assert len(sources) == 3 and all(source.startswith("data:image/") for source in sources)
@@ -103,9 +104,9 @@ def test_the_page_is_whole_and_safe(layout: Layout) -> None:
 
 
 def test_pictures_still_to_come_are_not_shown(layout: Layout) -> None:
-    first, second = seen_of(talk(), layout)
-    assert contact_sheet([first], "x", 192).count("<figure") == 1
-    assert contact_sheet([second], "x", 192).count("<figure") == 3
+    first, second = previews_of(talk(), layout)
+    assert preview_page([first], "x", 192).count("<figure") == 1
+    assert preview_page([second], "x", 192).count("<figure") == 3
 
 
 @pytest.fixture
@@ -118,10 +119,10 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_samples_come_from_all_over(shards: Path) -> None:
-    ids = [sample.id.rpartition("/")[2] for sample in some(str(shards), 4)]
+    ids = [sample.id.rpartition("/")[2] for sample in spread_samples(str(shards), 4)]
     assert ids == ["01", "07", "16", "23"]
-    assert [sample.id for sample in some(str(shards), 1000)][-1] == "talk/<b>"
-    assert len(some(str(shards), 1000)) == 21
+    assert [sample.id for sample in spread_samples(str(shards), 1000)][-1] == "talk/<b>"
+    assert len(spread_samples(str(shards), 1000)) == 21
 
 
 def test_the_command(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,4 +167,9 @@ def test_the_defaults_are_those_of_the_data_module() -> None:
     from m2chat.data.datamodule import M2ChatDataModule
 
     parameters = python_inspect.signature(M2ChatDataModule).parameters
-    assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+    options = argparse.ArgumentParser()
+    add_layout(options)
+    layout = layout_of(options.parse_args(["--tokenizer", TOKENIZER]))
+    for name in ("num_image_tokens", "max_tokens"):
+        assert parameters[name].default == getattr(layout, name)
+    assert parameters["language_model"].default == "data/micro/llama"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from m2chat.commands import main
-from m2chat.data.tars import write_tar
+from m2chat.data.shards import write_tar
 
 
 def test_help_needs_no_torch() -> None:

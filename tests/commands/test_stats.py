@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from m2chat.commands import main
-from m2chat.commands.data.stats import Histogram, gather
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups, write_shards
+from m2chat.data.stats import Histogram, gather
 from m2chat.schema import Image, Sample, Turn
 from m2chat.text import Layout, M2ChatTokenizer, view_of
 

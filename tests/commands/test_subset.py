@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from m2chat.commands import main
-from m2chat.commands.data.subset import Choice, subset
 from m2chat.data.faults import check
 from m2chat.data.images import save_png
 from m2chat.data.shards import find_shards, open_shard, write_groups, write_shards
 from m2chat.data.sources import sample_of
+from m2chat.data.subset import Choice, subset
 from m2chat.errors import UserError
 from m2chat.schema import Image, Sample, Turn
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image as PIL
 
 from m2chat.data import images
-from m2chat.data.augment import Augmentation, Look, may_be_mirrored
+from m2chat.data.augment import Augmentation, CropFlip, may_be_mirrored
 from m2chat.data.collate import Collator
 from m2chat.data.images import VisionInput, load_image, resize_crop
 from m2chat.data.sources import caption_sample
@@ -29,7 +29,7 @@ def pair(caption: str, height: int = 24, width: int = 48, crop: tuple[int, int] 
 def test_sides_are_never_swapped(caption: str) -> None:
     assert not may_be_mirrored(pair(caption))
     always = Augmentation(flip=1.0)
-    assert not any(always.look(pair(caption), str(lot)).mirrored for lot in range(50))
+    assert not any(always.draw(pair(caption), str(lot)).mirrored for lot in range(50))
 
 
 def test_only_pictures_that_stand_alone_are_mirrored() -> None:
@@ -45,11 +45,11 @@ def test_only_pictures_that_stand_alone_are_mirrored() -> None:
 
 def test_chance_depends_on_the_lot_alone() -> None:
     both = Augmentation(random_crop=True, flip=0.5)
-    looks = [both.look(pair("a leaf"), f"0/0/{lot}") for lot in range(400)]
-    assert looks == [both.look(pair("a leaf"), f"0/0/{lot}") for lot in range(400)]
+    looks = [both.draw(pair("a leaf"), f"0/0/{lot}") for lot in range(400)]
+    assert looks == [both.draw(pair("a leaf"), f"0/0/{lot}") for lot in range(400)]
     assert 160 < sum(look.mirrored for look in looks) < 240
     assert len({look.at for look in looks}) == 400
-    assert both.look(pair("a leaf"), "") == Look() == Augmentation().look(pair("a leaf"), "0/0/1")
+    assert both.draw(pair("a leaf"), "") == CropFlip() == Augmentation().draw(pair("a leaf"), "0/0/1")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_micro_conditioning_says_what_was_done(collator: Collator) -> None:
     for lot in range(60):
         batch = collator([Item(sample, 1, 0, lot, f"0/0/{lot}")])
         height, width, top, left, *target = batch.time_ids[0].int().tolist()
-        mirrored = collator.augmentation.look(sample, f"0/0/{lot}").mirrored
+        mirrored = collator.augmentation.draw(sample, f"0/0/{lot}").mirrored
         assert (height, width, top, target) == (240, 480, 0, [24, 24]) and 0 <= left <= 24
         whole = sample.images[0].pixels[:, ::-1] if mirrored else sample.images[0].pixels
         shown = ((batch.target_pixels[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()

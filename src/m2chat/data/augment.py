@@ -1,4 +1,4 @@
-"""Chance in how a picture is looked at: which part of it, and from which side."""
+"""Random augmentation of target pictures: crop and flip."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ _SIDES = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Look:
-    """How to look at a picture.
+class CropFlip:
+    """Crop and flip of a picture.
 
     Args:
-        at: Where the square lies, as fractions of what is left over from the top and from the left, in [0, 1); None
-            means the middle.
+        at: Position of the square, as fractions of the spare height and width, in [0, 1); None means the middle.
         mirrored: Whether left and right change sides.
     """
 
@@ -27,36 +26,36 @@ class Look:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is left to chance in training; nothing by default.
+    """Random augmentation in training; none by default.
 
     Args:
-        random_crop: Whether the square is taken from anywhere, and not from the middle.
-        flip: Probability with which a picture is mirrored, where nothing tells left from right.
+        random_crop: Whether the square is taken from a random position, and not from the middle.
+        flip: Probability with which a picture is mirrored, unless the sample's text names sides.
     """
 
     random_crop: bool = False
     flip: float = 0.0
 
-    def look(self, sample: Sample, lot: str) -> Look:
-        """How to look at a sample's target picture.
+    def draw(self, sample: Sample, seed: str) -> CropFlip:
+        """Crop and flip of a sample's target picture.
 
         Args:
-            sample: The conversation.
-            lot: All that the choice depends on; empty where nothing is left to chance.
+            sample: Conversation.
+            seed: Seed of the random draw; empty draws nothing.
         """
-        if not lot or not (self.random_crop or self.flip):
-            return Look()
-        rng = random.Random(lot)
+        if not seed or not (self.random_crop or self.flip):
+            return CropFlip()
+        rng = random.Random(seed)
         at = rng.random(), rng.random()
         mirrored = rng.random() < self.flip and may_be_mirrored(sample)
-        return Look(at if self.random_crop else None, mirrored)
+        return CropFlip(at if self.random_crop else None, mirrored)
 
 
 def may_be_mirrored(sample: Sample) -> bool:
-    """Whether a mirrored picture is as true as the picture itself.
+    """Whether a mirrored target picture still fits its conversation.
 
-    Not where words tell the sides apart, nor in dialogues, edits and stories, whose pictures go together; nor where
-    a crop was noted, since what lies beyond its other side is not known.
+    Not where the text names sides, nor in dialogues, edits and stories, whose pictures go together; nor where a crop is
+    recorded, since the width beyond its other side is unknown.
     """
     if sample.kind not in ("caption", "instruct") or len(sample.images) != 1 or any(sample.images[0].crop):
         return False

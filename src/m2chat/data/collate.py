@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m2chat.data.augment import Augmentation, Look
+from m2chat.data.augment import Augmentation, CropFlip
 from m2chat.data.images import VisionInput, resize_crop
 from m2chat.data.stream import Item
 from m2chat.schema import Batch, Image, Sample
@@ -22,11 +22,11 @@ _TOKENS = (
     ("input_ids", "input_ids"), ("labels", "labels"), ("answer_mask", "answer"), ("caption_mask", "caption"),
     ("image_mask", "image"),
 )  # fmt: skip
-"""Fields of a batch that have one entry a token, and what they are called in an encoded sequence."""
+"""Fields of a batch that have one entry per token, and their names in an encoded sequence."""
 
 
 class _Row(NamedTuple):
-    """What a batch needs of one reply, nothing yet a tensor; pictures of the right size, RGB, 0-255."""
+    """The inputs of one reply before they become tensors; pictures are RGB, (S, S, 3), 0-255."""
 
     encoded: Encoded
     context: NDArray[np.uint8] | None
@@ -40,11 +40,11 @@ class Collator:
     """Makes batches; it can be sent to worker processes.
 
     Args:
-        layout: Builds the token sequences.
-        captions: Tokenizes the target captions.
-        vision: What the vision encoder wants to see.
+        layout: Layout of the token sequences.
+        captions: Tokenizers of the target captions.
+        vision: Input of the vision encoder.
         image_size: Side of the target pictures, in pixels.
-        augmentation: What is left to chance in the target pictures of training.
+        augmentation: Random augmentation of the target pictures in training.
     """
 
     layout: Layout
@@ -58,14 +58,14 @@ class Collator:
         return self.compact(items).ready()
 
     def compact(self, items: Sequence[Item | tuple[Sample, int, int | None]]) -> Batch:
-        """The batch of some replies, as it travels from reader to network.
+        """The batch of some replies, in the compact form in which it is sent between processes.
 
         Args:
             items: Sample, index of the reply in its turns, and segment of the reply whose picture is the target
                 (None: the first that has one).
 
         Returns:
-            The tensors, on the CPU; pictures of uint8, see `Batch.ready`.
+            Tensors on the CPU; pictures are uint8, see `Batch.ready`.
         """
         rows = [self._row(item[0], item[1], item[2], getattr(item, "lot", "")) for item in items]
         tokens = {name: self._padded(name, [getattr(row.encoded, source) for row in rows]) for name, source in _TOKENS}
@@ -95,8 +95,8 @@ class Collator:
             table[row, : len(values)] = values
         return torch.from_numpy(table)
 
-    def _row(self, sample: Sample, turn: int, target: int | None, lot: str) -> _Row:
-        """One row of the batch, nothing yet a tensor."""
+    def _row(self, sample: Sample, turn: int, target: int | None, seed: str) -> _Row:
+        """The inputs of one reply; `seed` is that of the augmentation."""
         view = view_of(sample, turn)
         if target is None:
             target = next((k for k, picture in enumerate(view.targets) if picture is not None), 0)
@@ -105,26 +105,30 @@ class Collator:
         if view.context is not None:
             context = resize_crop(sample.images[view.context].pixels, self.vision.size)[0]
         drawn = view.targets[target]
-        look = self.augmentation.look(sample, lot)
-        pixels, time_ids = (None, [0] * 6) if drawn is None else self._target(sample.images[drawn], look)
+        crop_flip = self.augmentation.draw(sample, seed)
+        pixels, time_ids = (None, [0] * 6) if drawn is None else self._target(sample.images[drawn], crop_flip)
         return _Row(encoded, context, pixels, time_ids, view.reply[target].caption or "")
 
-    def _target(self, image: Image, look: Look) -> tuple[NDArray[np.uint8], list[int]]:
-        """The square to draw, and SDXL's micro-conditioning: six numbers."""
+    def _target(self, image: Image, crop_flip: CropFlip) -> tuple[NDArray[np.uint8], list[int]]:
+        """The square to draw, (S, S, 3), and SDXL's micro-conditioning.
+
+        Returns:
+            The square; and original height and width, top and left of the crop, target height and width, in pixels.
+        """
         side = self.image_size
-        pixels, (top, left) = resize_crop(image.pixels, side, look.at)
+        pixels, (top, left) = resize_crop(image.pixels, side, crop_flip.at)
         height, width = image.pixels.shape[:2]
         scale = side / min(height, width)
-        if look.mirrored:
+        if crop_flip.mirrored:
             pixels, left = pixels[:, ::-1].copy(), round(width * scale) - side - left
-        # A crop that was taken before is scaled with the picture, and ours comes on top.
+        # A crop that was taken before is scaled with the picture, and this one is added to it.
         top, left = top + round(image.crop[0] * scale), left + round(image.crop[1] * scale)
         original = image.original_size if all(image.original_size) else (height, width)
         return pixels, [*original, top, left, side, side]
 
 
 def _stacked(squares: Sequence[NDArray[np.uint8] | None], size: int) -> Tensor:
-    """Pictures as one tensor, (B, 3, S, S), 0-255, each written once to where it stays; zeros where there is none."""
+    """Pictures as one tensor, (B, 3, S, S), 0-255, each copied once; zeros where there is none."""
     # NumPy's zeros are not touched before they are written to: a batch without context pictures costs nothing.
     batch = np.zeros((len(squares), 3, size, size), np.uint8)
     for row, square in zip(batch, squares, strict=True):

@@ -39,30 +39,30 @@ class M2ChatDataModule(LightningDataModule):
         train: Sources to train on.
         val: Sources to validate on.
         test: Sources to test on.
-        leave_out: Names of sources in `train` that are not trained on after all.
+        leave_out: Names of sources in `train` to leave out.
         language_model: Folder with LLaMA's ``tokenizer.model``.
-        vision_encoder: An open_clip folder, or a name that open_clip knows.
-        image_decoder: A diffusers folder, or SDXL in one file.
-        batch_size: Conversations of a training batch, on each rank.
-        eval_batch_size: Replies of an evaluation batch, on each rank.
-        samples_per_epoch: Conversations of an epoch, over all ranks; all of the sources by default.
-        num_workers: Processes that read, on each rank; 0 reads in the training process.
+        vision_encoder: open_clip folder, or name of an open_clip model.
+        image_decoder: diffusers folder, or SDXL in one file.
+        batch_size: Conversations per training batch, on each rank.
+        eval_batch_size: Replies per evaluation batch, on each rank.
+        samples_per_epoch: Conversations per epoch, over all ranks; all of the sources by default.
+        num_workers: Reading processes of each rank; 0 reads in the training process.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
         max_tokens: Longest sequence.
         image_size: Side of the pictures to draw, in pixels.
-        seed: Of the order, and of which reply of a conversation is learned.
-        val_samples: Replies to validate on, spread evenly over the sources; all by default.
-        test_samples: The same for testing.
-        test_draw: Seed by which `test_samples` are drawn by lot instead, such as COCO's 30,000.
+        seed: Seed of the order, and of the choice of the reply that is learned.
+        val_samples: Number of replies to validate on, spread evenly over the sources; all by default.
+        test_samples: Number of replies to test on, likewise.
+        test_draw: Seed of a random draw of `test_samples` instead, such as COCO's 30,000.
         check_leaks: Whether to refuse samples to validate or test on that also occur in training.
-        random_crop: Whether training takes the square of a target picture from anywhere; evaluation takes the middle.
-            What is cut off is told to SDXL either way.
-        flip: Probability with which training mirrors a target picture, where nothing tells left from right.
-        length_bucketing: Batches among which training brings sequences of like length together, so that less is
-            padded; 100 is a good value for conversations, 0 leaves the order as it is.
+        random_crop: Whether training takes the square of a target picture from a random position; evaluation takes the
+            middle. The crop conditions SDXL either way.
+        flip: Probability with which training mirrors a target picture, unless the sample's text names sides.
+        length_bucketing: Number of batches among which training brings sequences of like length together, so that less
+            is padded; 100 is a good value for conversations, 0 leaves the order as it is.
         prefetch_factor: Batches that each reading process prepares ahead. With a GPU they wait in pinned memory.
         max_bad_share: Share of bad samples above which the run stops; judged from 200 samples on.
-        cache_dir: Where indices of remote or read-only shards and the output of ``pipe:`` are kept.
+        cache_dir: Folder for indices of remote or read-only shards and the output of ``pipe:``.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class M2ChatDataModule(LightningDataModule):
         self.length_bucketing, self.prefetch_factor = length_bucketing, prefetch_factor
         self.max_bad_share, self.cache_dir = max_bad_share, cache_dir
         self.skips = {split: Skips(max_bad_share) for split in self.configs}
-        """What was left out of each split."""
+        """Skipped samples of each split."""
         self.allow_zero_length_dataloader_with_multiple_devices = True  # Few replies, many ranks: some get none.
         self.stream: ShardStream | None = None
         """The training data, once they are open."""
@@ -148,7 +148,7 @@ class M2ChatDataModule(LightningDataModule):
 
     @property
     def collator(self) -> Collator:
-        """Makes batches as this run wants them."""
+        """The collator of this run."""
         if self._collator is None:
             layout = Layout(M2ChatTokenizer(self.language_model), self.num_image_tokens, self.max_tokens)
             vision = VisionInput.of(self.vision_encoder)
@@ -179,11 +179,11 @@ class M2ChatDataModule(LightningDataModule):
         return self._loader("train", self.stream, self._seek, lambda: self._finished.hand_out(self._step()))
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
-        """Every reply to validate on, once."""
+        """Batches of every reply to validate on, once."""
         return self._eval_loader("val")
 
     def test_dataloader(self) -> StreamLoader | list[Any]:
-        """Every reply to test on, once."""
+        """Batches of every reply to test on, once."""
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,10 +272,10 @@ class M2ChatDataModule(LightningDataModule):
 
 
 def _without(sources: list[SourceConfig], names: list[str]) -> list[SourceConfig]:
-    """The sources but those of these names.
+    """The sources without those of some names.
 
     Raises:
-        UserError: If a name is none of theirs: it was meant to be left out.
+        UserError: If a name is unknown: leaving out nothing would go unnoticed.
     """
     if unknown := set(names) - {source.name for source in sources} if sources else set():
         known = ", ".join(source.name for source in sources)

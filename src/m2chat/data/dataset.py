@@ -1,4 +1,4 @@
-"""A data set: some shards, opened."""
+"""A data source of a run: its configuration, and its opened shards."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class SourceConfig:
     """A data set to read.
 
     Args:
-        name: What it is called in logs and results.
-        path: A ``.tar`` shard, a folder of them, or a pattern; local, or ``http(s)://``, ``s3://`` and the like.
-        weight: Its share of training, relative to the other sources; 0 leaves it out.
+        name: Name in logs and results.
+        path: ``.tar`` shard, folder of them, or pattern; local, or ``http(s)://``, ``s3://`` and the like.
+        weight: Share of training, relative to the other sources; 0 leaves it out.
         kinds: Kinds of sample to keep (``caption``, ``instruct``, ``dialogue``, ``edit``, ``story``); all by default.
         allow_pipe: Whether a path ``pipe:COMMAND`` may run its command.
         world: Name of the generated world that the data come from, a folder under ``m2chat/worlds/``. Its path is
@@ -41,7 +41,7 @@ class SourceConfig:
     world: str | None = None
 
     def generate(self) -> None:
-        """Generates the shards of a generated world; of other data there is nothing to do.
+        """Generates the shards of a generated world; does nothing for other data.
 
         Raises:
             UserError: If there is no such world, or the path is too short to name its root.
@@ -58,13 +58,13 @@ class SourceConfig:
 
 
 class Source:
-    """An opened data set: its good samples. The bad ones are counted, and never have a place in any order.
+    """The good samples of an opened data set. The bad ones are counted, and have no place in any order.
 
     Args:
-        config: What to read.
+        config: Configuration.
         setting: Name of the setting, for errors.
-        cache: Where what cannot stand beside the shards is kept.
-        threads: How many shards are read at once, where there is no index yet.
+        cache: Folder for indices that cannot stand beside their shards.
+        threads: Number of shards that are indexed at once.
 
     Raises:
         UserError: If there are no shards or no good sample is left, or a kind does not exist.
@@ -78,11 +78,11 @@ class Source:
         places = find_shards(config.path, named, allow_pipe=config.allow_pipe, cache=cache)
         self.shards = open_shards(places, cache, threads)
         self.files_left_out: Counter[str] = sum((Counter(shard.skipped) for shard in self.shards), Counter())
-        """Files that belong to no sample, by reason."""
+        """Number of files that belong to no sample, by reason."""
         self.samples, self.faults = 0, Counter[str]()
-        """All samples, and the bad ones by reason."""
+        """Number of all samples, and of the bad ones by reason."""
         self.kept: list[NDArray[np.int32]] = []
-        """Of each shard, the places of the good samples of the kinds that are wanted."""
+        """For each shard, the places of the good samples of the kinds to keep."""
         wanted = set(config.kinds or KINDS)
         for shard in self.shards:
             kept = []
@@ -105,7 +105,7 @@ class Source:
         return sum(map(len, self.kept))
 
     def read(self, shard: int, index: int) -> Sample:
-        """One sample, by its shard and its place among the kept ones.
+        """One sample, by the number of its shard and its index among the kept ones.
 
         Raises:
             BadSample: If it has become bad since it was indexed.
@@ -116,7 +116,7 @@ class Source:
         return sample_of(opened.members(place), opened.entries[place].key, self.name)
 
     def lengths(self, shard: int, index: int) -> dict[int, int]:
-        """Turn and length, in bytes of text, of each reply of a sample; nothing is read for it."""
+        """Turn and length, in bytes of text, of each reply of a sample; from the index alone."""
         entry = self.shards[shard].entries[int(self.kept[shard][index])]
         return dict(zip(entry.replies, entry.lengths, strict=True))
 
@@ -129,6 +129,6 @@ class Source:
 
     @property
     def manifest(self) -> str:
-        """What the order depends on: names and sizes of the shards."""
+        """All that the order depends on: names and sizes of the shards."""
         shards = [f"{PurePosixPath(s.path).name}:{len(kept)}" for s, kept in zip(self.shards, self.kept, strict=True)]
         return f"{self.name}*{self.config.weight}[{','.join(shards)}]"

@@ -1,4 +1,4 @@
-"""Everything that is wrong with some shards, each fault with its place. Reading skips and counts; this one tells."""
+"""All faults of some shards, each with its place. Reading only skips and counts them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from m2chat.data.images import BadImage, load_image
 from m2chat.data.index import MAX_MEMBER, SUFFIXES
 from m2chat.data.manifest import NAME, Listed, read_manifest, sha256_of
 from m2chat.data.peek import is_picture, peek
-from m2chat.data.prints import identity, record_of
+from m2chat.data.prints import identity
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import local_shards
-from m2chat.data.sources import PICTURES, BadSample
+from m2chat.data.sources import PICTURES, BadSample, json_of
 from m2chat.errors import UserError
 
 _BLOCK = 512
@@ -28,14 +28,14 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong.
+    """A fault.
 
     Args:
-        shard: The file.
-        key: Sample, as the tar names it; empty if the fault is the shard's.
-        member: Suffix or name of the file within it; empty if the fault is the sample's.
-        reason: What, in words that are the same for all faults of the kind.
-        detail: What else is known.
+        shard: Path of the shard.
+        key: Sample, as the tar names it; empty if the whole shard is at fault.
+        member: Suffix or name of the file; empty if the whole sample is at fault.
+        reason: Reason, in words that are the same for all faults of the kind.
+        detail: Further facts.
     """
 
     shard: str
@@ -47,12 +47,12 @@ class Fault:
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of `check`.
 
     Args:
         shards: Number of shards.
-        samples: Groups of files, good or bad.
-        faults: In the order of the shards.
+        samples: Number of groups of files, good or bad.
+        faults: Faults in the order of the shards.
     """
 
     shards: int = 0
@@ -66,7 +66,7 @@ class Report:
 
 
 class _File(NamedTuple):
-    """A file of a tar that is read: its key with folders, lower-case suffix, and place."""
+    """A file of a tar that is read: its key with folders, lower-case suffix, and place in bytes."""
 
     key: str
     suffix: str
@@ -78,7 +78,7 @@ def check(path: str | Path) -> Report:
     """Looks for every fault of some shards.
 
     Args:
-        path: A ``.tar`` shard, a folder of them, or a pattern.
+        path: ``.tar`` shard, folder of them, or pattern.
 
     Raises:
         UserError: If there are no shards.
@@ -94,12 +94,12 @@ def check(path: str | Path) -> Report:
             report.faults.append(Fault(str(folder / NAME), "", "", f"unreadable {NAME}", str(error)))
     ids: dict[str, str] = {}
     for shard in shards:
-        found = _Shard(shard, ids)
-        report.faults += found.check()
-        report.samples += found.samples
+        checker = _Checker(shard, ids)
+        report.faults += checker.check()
+        report.samples += checker.samples
         manifest = listed[shard.parent]
         if manifest is not None:
-            report.faults += _differences(shard, manifest.get(shard.name), found.samples)
+            report.faults += _differences(shard, manifest.get(shard.name), checker.samples)
     manifest = listed.get(Path(path))
     for name in sorted(set(manifest or ()) - {shard.name for shard in shards}):
         report.faults.append(Fault(str(Path(path) / name), "", "", f"missing, though {NAME} lists it"))
@@ -107,7 +107,7 @@ def check(path: str | Path) -> Report:
 
 
 def _differences(path: Path, listed: Listed | None, samples: int) -> Iterator[Fault]:
-    """What a shard has other than its manifest says."""
+    """Differences between a shard and its entry in the manifest."""
     if listed is None:
         yield Fault(str(path), "", "", f"not in {NAME}")
     elif path.stat().st_size != listed.bytes:
@@ -119,12 +119,12 @@ def _differences(path: Path, listed: Listed | None, samples: int) -> Iterator[Fa
         yield Fault(str(path), "", "", f"number of samples differs from {NAME}", f"{samples}, listed {listed.samples}")
 
 
-class _Shard:
+class _Checker:
     """The search within one shard.
 
     Args:
-        path: The tar.
-        ids: Where each id of the set was seen first; grows.
+        path: Tar.
+        ids: First shard in which each id of the data set occurs; grows.
     """
 
     def __init__(self, path: Path, ids: dict[str, str]) -> None:
@@ -137,17 +137,17 @@ class _Shard:
         """All faults, those of the tar itself first where it breaks off."""
         keys: set[str] = set()
         with self.path.open("rb") as file:
-            for key, group in groupby(self._files(), key=lambda found: found.key):
+            for key, group in groupby(self._files(), key=lambda item: item.key):
                 self.samples += 1
                 members: dict[str, bytes] = {}
-                for found in group:
-                    if found.suffix in members:
-                        self._add(key, found.suffix, "duplicate file")
-                    elif found.size > MAX_MEMBER:
-                        self._add(key, found.suffix, f"file of more than {MAX_MEMBER // 2**20} MiB")
+                for item in group:
+                    if item.suffix in members:
+                        self._add(key, item.suffix, "duplicate file")
+                    elif item.size > MAX_MEMBER:
+                        self._add(key, item.suffix, f"file of more than {MAX_MEMBER // 2**20} MiB")
                     else:
-                        file.seek(found.offset)
-                        members[found.suffix] = file.read(found.size)
+                        file.seek(item.offset)
+                        members[item.suffix] = file.read(item.size)
                 if key in keys:
                     self._add(key, "", "files of the sample do not stand together")
                 self._sample(key, members, first=key not in keys)
@@ -160,14 +160,14 @@ class _Shard:
         self._faults.append(Fault(str(self.path), key, member, reason, detail))
 
     def _files(self) -> Iterator[_File]:
-        """The files that reading would look at; the others are faults."""
+        """The files that the reader takes; all others are faults."""
         end = 0
         try:
             with tarfile.open(self.path, "r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                    if not member.isdir() and (found := self._file(member)) is not None:
-                        yield found
+                    if not member.isdir() and (item := self._file(member)) is not None:
+                        yield item
                 end = tar.offset  # type: ignore[attr-defined]
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             if not self._size:
@@ -195,7 +195,7 @@ class _Shard:
         return None
 
     def _end(self, offset: int) -> None:
-        """A tar ends with blocks of zeros; Python's reader stops without a word at anything else."""
+        """Checks the end mark, blocks of zeros: Python's tar reader stops silently at anything else."""
         with self.path.open("rb") as file:
             file.seek(offset)
             block = file.read(_BLOCK)
@@ -226,23 +226,23 @@ class _Shard:
             if digest and name in members and sha256(members[name]).hexdigest() != digest:
                 self._add(key, name, "checksum differs from the JSON")
         chosen = next((suffix for suffix in PICTURES if suffix in members), "")
-        for suffix in sorted(members.keys() - ({"json", *pictures} if _is_ours(record) else {"json", "txt", chosen})):
+        for suffix in sorted(members.keys() - ({"json", *pictures} if _is_m2c(record) else {"json", "txt", chosen})):
             if re.fullmatch(r"img\d+\.\w+", suffix):
                 self._add(key, suffix, "no JSON names it, never read")
             elif "." in suffix:
                 self._add(key, suffix, "dot in the key", f"read as key {key!r} and suffix {suffix!r}")
             else:
                 self._add(key, suffix, "never read beside the sample's other files")
-        if first:  # a fragment that comes later has been told of
+        if first:  # A later fragment of the sample has been reported already.
             name = identity(record, key)
             if name in self.ids:
                 self._add(key, "", "duplicate id", f"{name!r} is also in {self.ids[name]}")
             self.ids.setdefault(name, str(self.path))
 
     def _structure(self, key: str, members: Mapping[str, bytes]) -> dict[str, Any] | None:
-        """The JSON of a sample, empty if there is none, None if it is broken; tells what the sample lacks."""
+        """The content of a sample's JSON, empty if there is none, None if it is broken; adds what the sample lacks."""
         try:
-            record: dict[str, Any] | None = record_of(members)
+            record: dict[str, Any] | None = json_of(members)
         except BadSample:
             record = None
         try:
@@ -252,17 +252,17 @@ class _Shard:
                 for name in sorted(_pictures(record).keys() - members.keys()):
                     self._add(key, name, error.reason)
             else:
-                self._add(key, "json" if record is None or _is_ours(record) else "", error.reason)
+                self._add(key, "json" if record is None or _is_m2c(record) else "", error.reason)
         return record
 
 
-def _is_ours(record: Mapping[str, Any]) -> bool:
+def _is_m2c(record: Mapping[str, Any]) -> bool:
     return record.get("schema") == SCHEMA
 
 
 def _pictures(record: Mapping[str, Any]) -> dict[str, str]:
-    """Suffixes of the pictures that a JSON names, and their SHA-256 where it states them."""
-    entries = record.get("images") if _is_ours(record) else ()
+    """Suffixes of the pictures that a JSON names, and their SHA-256; empty where it is not stated."""
+    entries = record.get("images") if _is_m2c(record) else ()
     rows = [row for row in entries if isinstance(row, dict)] if isinstance(entries, list) else []
     return {str(row["member"]): str(row.get("sha256") or "") for row in rows if "member" in row}
 

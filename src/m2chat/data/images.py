@@ -1,4 +1,4 @@
-"""Pictures from bytes that nobody vouches for, and pictures as the networks want them."""
+"""Pictures from untrusted bytes, and pictures as the networks expect them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-"""Formats that are decoded at all; every further decoder is a further door."""
+"""Formats that are decoded at all; every further decoder widens the attack surface."""
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded, in pixels: a compressed file of some kB can claim any size."""
+"""Largest picture that is decoded, in pixels: a compressed file of a few kB can declare any size."""
 _BAND = 4_000_000
-"""Pixels above which a picture that is no JPEG is brought to RGB in bands."""
-_TURNED = (b"Exif", b"rientation")
-"""What a JPEG says somewhere if it states an orientation, as EXIF or as XMP."""
+"""Pixels above which a picture other than a JPEG is converted to RGB in bands."""
+_EXIF_MARKS = (b"Exif", b"rientation")
+"""Bytes that occur in every JPEG that states an orientation, as EXIF or as XMP."""
 _ORIENTATION = 0x0112
 _COLOURS = ("Gray", "RGB", "YCbCr")
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -42,7 +42,7 @@ class BadImage(ValueError):
     """A picture that cannot be used.
 
     Args:
-        reason: Why, in words that are the same for all pictures with the same fault, so that they can be counted.
+        reason: Reason, in words that are the same for all pictures with the same fault, so that they can be counted.
     """
 
     def __init__(self, reason: str) -> None:
@@ -51,7 +51,7 @@ class BadImage(ValueError):
 
 
 def _flatten(image: PILImage) -> PILImage:
-    """Any mode as RGB: 16-bit scaled and not clipped, transparency on white as a page would show it."""
+    """Any mode as RGB: 16 bits are scaled, not clipped; transparency is laid on white, as a web page shows it."""
     from PIL import Image
 
     if image.mode.startswith("I"):
@@ -67,8 +67,11 @@ def _in_bands(image: PILImage, factor: int) -> NDArray[np.uint8]:
     """The upright RGB of a large picture, some rows at a time: in one piece, its copies would take 20 bytes a pixel.
 
     Args:
-        image: Any, just opened.
-        factor: By which width and height are divided.
+        image: Picture that was just opened, of any mode.
+        factor: Divisor of width and height.
+
+    Returns:
+        RGB, (H, W, 3), 0-255.
     """
     from PIL import Image, ImageOps
 
@@ -87,10 +90,10 @@ def _in_bands(image: PILImage, factor: int) -> NDArray[np.uint8]:
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
-    """Pixels of a JPEG as they lie, by simplejpeg where it is installed: a third faster, and the same numbers.
+    """Pixels of a JPEG without its orientation, by simplejpeg if installed: a third faster than Pillow, same values.
 
-    Both stand on libjpeg-turbo. None means that Pillow is to judge: whatever simplejpeg refuses or only warns of, so
-    that a sample's fate does not depend on what is installed.
+    Both use libjpeg-turbo. None leaves the file to Pillow: if simplejpeg is missing, and if it refuses the file or only
+    warns, so that the same samples are good whether or not simplejpeg is installed.
     """
     if simplejpeg is None:
         return None
@@ -104,10 +107,10 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
 
 @contextmanager
 def opened(data: bytes) -> Iterator[PILImage]:
-    """A picture whose pixels are not decoded yet; whatever goes wrong until it is closed is a `BadImage`.
+    """A picture whose pixels are not decoded yet; any error until it is closed becomes a `BadImage`.
 
     Args:
-        data: A file of one of `FORMATS`.
+        data: Content of a file of one of `FORMATS`.
 
     Raises:
         BadImage: If the format is another, the picture is empty, broken or larger than `MAX_PIXELS`.
@@ -131,11 +134,11 @@ def opened(data: bytes) -> Iterator[PILImage]:
 
 
 def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]:
-    """Decodes a picture; upright by its EXIF orientation, the first frame if it moves.
+    """Decodes a picture: upright by its EXIF orientation, the first frame of an animation.
 
     Args:
-        data: A file of one of `FORMATS`.
-        halve_above: A picture of more pixels comes at half its width and height; None never does.
+        data: Content of a file of one of `FORMATS`.
+        halve_above: Pixels above which width and height are halved; None never halves them.
 
     Returns:
         RGB, (H, W, 3), 0-255.
@@ -145,8 +148,8 @@ def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]
     """
     from PIL import ImageOps
 
-    if halve_above is None and data.startswith(b"\xff\xd8\xff") and not any(word in data for word in _TURNED):
-        pixels = decode_jpeg(data)  # without a look by Pillow, which takes a third of the time of a small one
+    if halve_above is None and data.startswith(b"\xff\xd8\xff") and not any(word in data for word in _EXIF_MARKS):
+        pixels = decode_jpeg(data)  # Before Pillow opens it, which takes a third of the time of a small one.
         if pixels is not None:
             return pixels
     with opened(data) as image:
@@ -173,13 +176,12 @@ def save_png(pixels: NDArray[np.uint8]) -> bytes:
 def resize_crop(
     pixels: NDArray[np.uint8], size: int, at: tuple[float, float] | None = None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Takes the largest square, and brings it to a size: bicubic, antialiased, within a grey level of Pillow's.
+    """Crops the largest square and resizes it: bicubic, antialiased, within one grey level of Pillow's result.
 
     Args:
         pixels: RGB, (H, W, 3), 0-255.
         size: Side of the square, in pixels.
-        at: Where the square lies, as fractions of what is left over from the top and from the left, in [0, 1); None
-            means the middle.
+        at: Position of the square, as fractions of the spare height and width, in [0, 1); None means the middle.
 
     Returns:
         The square, (size, size, 3), the same array if it already was one; and the top and left of the crop, in
@@ -204,12 +206,12 @@ def resize_crop(
 
 @dataclass(frozen=True)
 class VisionInput:
-    """What the vision encoder wants to see.
+    """The input of a vision encoder.
 
     Args:
         size: Side of the square picture, in pixels.
-        mean: Of each channel, in [0, 1].
-        std: Of each channel, in [0, 1].
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel, in [0, 1].
     """
 
     size: int = 224
@@ -218,11 +220,11 @@ class VisionInput:
 
     @classmethod
     def of(cls, vision_encoder: str) -> VisionInput:
-        """Reads it from an encoder.
+        """The input of an encoder, from its configuration.
 
         Args:
-            vision_encoder: A folder with ``open_clip_config.json``, or a name that open_clip knows; ``:`` and its
-                weights' tag may follow, and are of no matter here.
+            vision_encoder: Folder with ``open_clip_config.json``, or name of an open_clip model; ``:`` and the tag
+                of its weights may follow, and are ignored here.
 
         Raises:
             UserError: If it is neither, or the folder's file is damaged.
@@ -231,8 +233,8 @@ class VisionInput:
         if path.is_file():
             verify_listed([path])
             config = json.loads(path.read_text())
-            shown = config.get("preprocess_cfg", {})
-            mean, std = shown.get("mean", _OPENAI_MEAN), shown.get("std", _OPENAI_STD)
+            preprocess = config.get("preprocess_cfg", {})
+            mean, std = preprocess.get("mean", _OPENAI_MEAN), preprocess.get("std", _OPENAI_STD)
             return cls(int(config["model_cfg"]["vision_cfg"]["image_size"]), tuple(mean), tuple(std))
         from m2chat._compat import ensure_torchvision
 
@@ -244,6 +246,6 @@ class VisionInput:
             raise UserError(
                 f"vision_encoder={vision_encoder!r} is neither a folder with open_clip_config.json nor a model of "
                 "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu:openai'; a file stands behind its "
-                "architecture, as in 'ViT-L-14-quickgelu:/weights/ViT-L-14.pt', which says how large its pictures are"
+                "architecture, as in 'ViT-L-14-quickgelu:/weights/ViT-L-14.pt', which decides the size of its pictures"
             )
         return cls(int(open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)))

@@ -13,18 +13,19 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
-from m2chat.data.entries import Entries, Entry
+import numpy as np
+
 from m2chat.data.remote import CACHE, Url, opened, read_range, stamp
 from m2chat.data.sources import BadSample, outline, sample_of
-from m2chat.files import whole_file
+from m2chat.files import write_whole
 from m2chat.schema import Kind, Sample
 from m2chat.text.view import view_of
 
@@ -40,7 +41,76 @@ _MAX_SPAN = 4 * MAX_MEMBER
 _TOO_LARGE = f"file of more than {MAX_MEMBER // 2**20} MiB"
 _VERSION = 3
 _PICTURE = 64
-"""What a picture of the reply adds to the length of a sequence, in bytes of text."""
+"""Length that a picture of the reply adds to a sequence, in bytes of text."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample of a shard, as the index describes it.
+
+    Args:
+        key: Name of the sample: letters, digits, ``_`` and ``-``.
+        kind: Kind of conversation; ``unknown`` if the JSON is broken.
+        replies: Indices of the turns that can be learned from or evaluated.
+        members: Suffix, offset and size in bytes of each file.
+        lengths: Length of each reply's sequence, in bytes of text: a measure that needs no tokenizer.
+        fault: Reason why the sample cannot be used; empty if it can.
+    """
+
+    key: str
+    kind: str
+    replies: list[int]
+    members: list[tuple[str, int, int]]
+    lengths: list[int] = field(default_factory=list)
+    fault: str = ""
+
+
+class Entries(Sequence[Entry]):
+    """The samples of a shard, as lines of JSON that are parsed one at a time.
+
+    As objects, millions of samples would take gigabytes, and once more in every worker process.
+
+    Args:
+        lines: One entry per line, as `of` writes them.
+    """
+
+    def __init__(self, lines: bytes) -> None:
+        self.lines = lines
+        self._ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))
+        self._last: tuple[int, Entry] | None = None
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Entries:
+        """Serialises entries."""
+        return cls("".join(json.dumps(astuple(entry), separators=(",", ":")) + "\n" for entry in entries).encode())
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        if self._last and self._last[0] == place:  # Reading one sample asks for its entry several times in a row.
+            return self._last[1]
+        start = int(self._ends[place - 1]) + 1 if place else 0
+        key, kind, replies, members, lengths, fault = json.loads(self.lines[start : int(self._ends[place])])
+        places = [(str(suffix), int(offset), int(size)) for suffix, offset, size in members]
+        entry = Entry(str(key), str(kind), [*map(int, replies)], places, [*map(int, lengths)], str(fault))
+        self._last = place, entry
+        return entry
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entries) and other.lines == self.lines
+
+    def __hash__(self) -> int:
+        return hash(self.lines)
 
 
 @dataclass(frozen=True)
@@ -48,9 +118,9 @@ class Shard:
     """A tar and where its samples lie.
 
     Args:
-        path: The tar, or its address.
-        entries: Its samples, in their order, the bad ones too.
-        skipped: How many files were left out, by reason.
+        path: Path or address of the tar.
+        entries: All samples in their order, bad ones included.
+        skipped: Number of files that were left out, by reason.
     """
 
     path: str
@@ -81,9 +151,9 @@ def open_shards(places: Sequence[Path | Url], cache: str | Path = CACHE, threads
     """The indices of some tars, in their order.
 
     Args:
-        places: The tars.
-        cache: Where an index is kept that cannot stand beside its tar.
-        threads: How many tars are read at once, where there is no index yet; decoders run side by side.
+        places: Tars.
+        cache: Folder for an index that cannot stand beside its tar.
+        threads: Number of tars that are indexed at once; picture decoders release the interpreter's lock.
     """
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return list(pool.map(lambda place: open_shard(place, cache), places))
@@ -96,8 +166,8 @@ def open_shard(place: Path | Url, cache: str | Path = CACHE) -> Shard:
     A damaged tar is not an error: what can be read before the damage is kept, the rest is counted in `skipped`.
 
     Args:
-        place: The tar.
-        cache: Where an index is kept that cannot stand beside its tar.
+        place: Tar.
+        cache: Folder for an index that cannot stand beside its tar.
 
     Raises:
         UserError: If a remote tar cannot be reached.
@@ -108,12 +178,11 @@ def open_shard(place: Path | Url, cache: str | Path = CACHE) -> Shard:
         homes = [place.with_name(place.name + ".idx.json")]
     else:
         now, homes = {"version": _VERSION, **stamp(place, "path")}, []
-    whole_name = str(place.absolute() if isinstance(place, Path) else place)
-    homes.append(
-        Path(cache).expanduser() / "index" / f"{hashlib.sha256(whole_name.encode()).hexdigest()[:24]}.idx.json"
-    )
+    address = str(place.absolute() if isinstance(place, Path) else place)
+    name = f"{hashlib.sha256(address.encode()).hexdigest()[:24]}.idx.json"
+    homes.append(Path(cache).expanduser() / "index" / name)
     for home in homes:
-        with suppress(OSError, ValueError, KeyError, TypeError):  # Whatever is wrong with it, a new one is made.
+        with suppress(OSError, ValueError, KeyError, TypeError):  # An unreadable index is replaced by a new one.
             head, _, lines = home.read_bytes().partition(b"\n")
             saved = json.loads(head)
             if saved["stamp"] == now and saved["digest"] == hashlib.sha256(lines).hexdigest():
@@ -126,17 +195,11 @@ def open_shard(place: Path | Url, cache: str | Path = CACHE) -> Shard:
     record = {"stamp": now, "skipped": shard.skipped, "digest": hashlib.sha256(lines).hexdigest()}
     for home in homes:
         with suppress(OSError):  # Where nothing can be written, the index lives in memory only.
+            if home is homes[-1]:
+                home.parent.mkdir(parents=True, exist_ok=True)
             write_whole(home, json.dumps(record).encode() + b"\n" + lines)
             break
     return shard
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """`whole_file` of some bytes; makes the folder of indices."""
-    if path.parent.name == "index":
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_bytes(data)
 
 
 def _index(place: Path | Url) -> Shard:
@@ -146,22 +209,22 @@ def _index(place: Path | Url) -> Shard:
         with open(place, "rb") if isinstance(place, Path) else opened(place) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            # Only neighbours form a sample: a key that comes back later is a fragment of its own, as in WebDataset.
-            for key, group in groupby(_files(file, size, skipped), key=lambda found: found[0]):
+            # Only neighbours form a sample: a key that comes back later is a separate fragment, as in WebDataset.
+            for key, group in groupby(_files(file, size, skipped), key=lambda row: row[0]):
                 members: dict[str, tuple[str, int, int]] = {}
                 for _, suffix, offset, length in group:
                     if suffix in members:
                         skipped["duplicate"] += 1
                     else:
                         members[suffix] = (suffix, offset, length)
-                entries.append(_look(file, re.sub(r"[^\w-]+", "_", key).strip("_") or "_", list(members.values())))
+                entries.append(_entry(file, re.sub(r"[^\w-]+", "_", key).strip("_") or "_", list(members.values())))
     except OSError as error:
         skipped[f"unreadable shard ({type(error).__name__})"] += 1
     return Shard(str(place), Entries.of(entries), dict(skipped))
 
 
-def _look(file: IO[bytes], key: str, places: list[tuple[str, int, int]]) -> Entry:
-    """Reads a sample as training would, and says what it is or what is wrong with it."""
+def _entry(file: IO[bytes], key: str, places: list[tuple[str, int, int]]) -> Entry:
+    """Reads a sample as training would, and records its kind and replies, or its fault."""
     kind: Kind | str = UNKNOWN
     replies, lengths = [1], []
     try:
@@ -179,7 +242,7 @@ def _look(file: IO[bytes], key: str, places: list[tuple[str, int, int]]) -> Entr
 
 
 def _span(places: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
-    """Where the files of a sample begin and end: they are neighbours, so one request brings them all.
+    """Begin and end of a sample's files in the tar: they are neighbours, so one request brings them all.
 
     Raises:
         BadSample: If a file is too large, or they lie too far apart.
@@ -192,6 +255,7 @@ def _span(places: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
 
 
 def _length(sample: Sample, turn: int) -> int:
+    """Length of the sequence of a reply, in bytes of text."""
     view = view_of(sample, turn)
     words = [view.request.instruction, *view.request.history]
     words += [part for segment in view.reply for part in (segment.answer, segment.caption or "")]

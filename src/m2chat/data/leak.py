@@ -1,4 +1,4 @@
-"""No leak: what a model is validated or tested on must not occur in what it is trained on."""
+"""Leaks: samples to validate or test on that also occur in the training data."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from m2chat.data.dataset import Source
-from m2chat.data.prints import WHAT, Prints, are_kept, identity, prints_of_shard, record_of
-from m2chat.data.shards import Shard
+from m2chat.data.index import Shard
+from m2chat.data.prints import WHAT, Prints, are_kept, identity, prints_of_shard
+from m2chat.data.sources import json_of
 from m2chat.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _SLOW = 2**30
-"""Bytes to read from which on the user is told why nothing seems to happen."""
+"""Bytes to read from which on a log message explains the wait."""
 
 
 class _Place(NamedTuple):
-    """Where a sample lies: source, number of the shard in it, and place in `Shard.entries`."""
+    """The place of a sample: source, number of the shard in it, and index in `Shard.entries`."""
 
     source: Source
     shard: int
@@ -29,7 +30,7 @@ class _Place(NamedTuple):
     def __str__(self) -> str:
         shard = self.source.shards[self.shard]
         key = shard.entries[self.sample].key
-        return f"{identity(record_of(shard.members(self.sample)), key)!r} (key {key} of {shard.path})"
+        return f"{identity(json_of(shard.members(self.sample)), key)!r} (key {key} of {shard.path})"
 
 
 def refuse_leaks(train: Sequence[Source], held_out: Mapping[str, Sequence[Source]]) -> None:
@@ -40,7 +41,7 @@ def refuse_leaks(train: Sequence[Source], held_out: Mapping[str, Sequence[Source
         held_out: Sources to evaluate on, by the name of their setting.
 
     Raises:
-        UserError: With the first leak, the number of all, and what to do.
+        UserError: If there is a leak; with the first one, the number of all, and the remedy.
     """
     used = [source for source in train if source.config.weight > 0]
     if not used or not any(held_out.values()):
@@ -73,7 +74,7 @@ def refuse_leaks(train: Sequence[Source], held_out: Mapping[str, Sequence[Source
 
 
 def _prints(source: Source) -> Iterator[tuple[int, Prints]]:
-    """The prints of a source's shards, of the samples that it keeps."""
+    """Number and prints of each shard of a source, of the samples that it keeps."""
     for number, shard in enumerate(source.shards):
         prints = prints_of_shard(shard)
         kept = np.isin(prints.sample, source.kept[number])
@@ -84,8 +85,7 @@ def _announce(sources: Sequence[Source]) -> None:
     shards = [shard for source in sources for shard in source.shards if not are_kept(shard)]
     if (size := sum(map(_size, shards))) >= _SLOW:
         log.warning(
-            "check_leaks: reads %d shards of %.1f GiB to see whether anything is both trained and evaluated on; what "
-            "is found is kept, so that this happens once",
+            "check_leaks: reads %d shards of %.1f GiB once, to compare training with evaluation; the prints are kept",
             len(shards),
             size / 2**30,
         )

@@ -1,4 +1,4 @@
-"""From a stream to batches: worker processes, pinned memory, and counts of what was left out."""
+"""From a stream to batches: worker processes, pinned memory, and counts of skipped samples."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ from m2chat.schema import Batch
 log = logging.getLogger(__name__)
 
 _FEWEST = 200
-"""Samples from which on a share of bad ones tells something about a data set."""
+"""Number of samples from which on the share of bad ones is meaningful."""
 _LOG_EVERY = 1000
 _NO_LOSS = ("link or device", "unknown suffix", "duplicate")
-"""Files that lie in a tar without being part of a sample: left out, but no sample is lost with them."""
+"""Reasons for which a file is skipped without a sample being lost."""
 
 
 class Skips:
-    """What was left out, by source and reason.
+    """Skipped samples, by source and reason.
 
     Args:
-        limit: Share of bad samples above which the run stops: then something is wrong with a data set, not with a
-            file.
+        limit: Share of bad samples above which the run stops: then a whole data set is at fault, not single files.
     """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.indexed: Counter[tuple[str, str]] = Counter()
-        """Found when the shards were indexed: the same on every rank."""
+        """Number of bad samples and files when the shards were indexed: the same on every rank."""
         self.missed: Counter[tuple[str, str]] = Counter()
-        """Could not be read by this rank, although they were good when the shards were indexed."""
+        """Number of samples that this rank could not read, although they were good when the shards were indexed."""
         self._samples, self._read = 0, 0
 
     def add(self, source: Source) -> None:
-        """Takes in what is known of a source.
+        """Adds the counts of a source's index.
 
         Raises:
             UserError: If too many samples of all sources so far are bad.
@@ -54,7 +53,7 @@ class Skips:
         self._judge(lost, self._samples)
 
     def note(self, missed: Iterable[tuple[str, str]], read: int) -> None:
-        """Takes in what was found while reading a batch.
+        """Adds the samples that could not be read for a batch.
 
         Raises:
             UserError: If too many samples cannot be read.
@@ -77,7 +76,7 @@ class Skips:
 
 @dataclass(frozen=True)
 class _Collate:
-    """A batch, and what was missed for it: a worker process tells it with the batch."""
+    """A batch, with source and reason of each sample that was missed for it: both come from the worker process."""
 
     collator: Collator
 
@@ -92,10 +91,10 @@ class StreamLoader:
     epoch need not be persistent.
 
     Args:
-        stream: What to read.
-        collator: Makes the batches.
-        skips: Counts what could not be read.
-        num_workers: Worker processes.
+        stream: Stream of items.
+        collator: Collator of the batches.
+        skips: Counter of the samples that could not be read.
+        num_workers: Number of worker processes.
         prefetch_factor: Batches that each of them prepares ahead.
         pin_memory: Whether the batches go into pinned memory, from where a GPU fetches them while it computes.
         before_iteration: Called before each iteration, to bring the stream to its place.
@@ -139,7 +138,7 @@ class StreamLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module keeps the place. Lightning takes the method as the sign of exact resuming."""
+        """Empty: the data module keeps the place. Lightning takes the method as the sign of exact resuming."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m2chat.data.index import write_whole
 from m2chat.errors import UserError
+from m2chat.files import write_whole
 
 NAME = "index.json"
 
@@ -20,10 +20,10 @@ class Listed:
     """A shard as the manifest describes it.
 
     Args:
-        name: Of the file.
-        samples: How many it holds.
-        bytes: Its length.
-        sha256: Of its content.
+        name: Name of the file.
+        samples: Number of samples.
+        bytes: Length of the file.
+        sha256: SHA-256 of the file, in hexadecimal digits.
     """
 
     name: str
@@ -31,24 +31,54 @@ class Listed:
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path, samples: int) -> Listed:
+        """Describes a finished shard; reads the whole file."""
+        return cls(path.name, samples, path.stat().st_size, sha256_of(path))
+
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, as hexadecimal digits."""
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, shards: Iterable[Listed], kinds: Mapping[str, int], **more: Any) -> None:
-    """Writes the manifest of a folder.
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """Writes a folder's ``index.json``.
 
     Args:
-        folder: Where the shards lie.
-        shards: Each of them.
-        kinds: Samples by kind.
-        more: Whatever else should be known of the data set.
+        folder: Folder of the shards.
+        index: Content; its ``shards`` is a list of `Listed` as dictionaries.
     """
-    record = {"shards": [vars(shard) for shard in shards], "kinds": dict(sorted(kinds.items())), **more}
-    write_whole(folder / NAME, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / NAME, [json.dumps(index, indent=1, ensure_ascii=False), "\n"])
+
+
+def write_manifest(folder: Path, shards: Iterable[Listed], kinds: Mapping[str, int], **more: Any) -> None:
+    """Writes the ``index.json`` of shards that no conversion made.
+
+    Args:
+        folder: Folder of the shards.
+        shards: All shards.
+        kinds: Number of samples by kind.
+        more: Further facts about the data set.
+    """
+    write_index(folder, {"shards": [asdict(shard) for shard in shards], "kinds": dict(sorted(kinds.items())), **more})
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of a folder's ``index.json``, with a list of ``shards``.
+
+    Raises:
+        UserError: If it is missing or something else.
+    """
+    path = folder / NAME
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not JSON ({error}): delete the folder to start anew") from error
+    if not isinstance(index, dict) or not isinstance(index.get("shards"), list):
+        raise UserError(f"{path} is no index of shards: choose another folder")
+    return index
 
 
 def read_manifest(folder: Path) -> dict[str, Listed] | None:

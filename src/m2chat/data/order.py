@@ -1,4 +1,4 @@
-"""The order of the samples: pure functions of numbers, so that any place of any epoch can be found at once."""
+"""The order of the samples: pure functions of numbers, so that any place of any epoch is computed directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Mixture:
     """Which source each draw takes: evenly spread, in proportion to the weights.
 
     Args:
-        weights: Of the sources, above 0; they need not sum to 1.
+        weights: Weights of the sources, above 0; they need not sum to 1.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -46,10 +46,10 @@ class Shuffle:
     reader touches only a few shards at a time.
 
     Args:
-        sizes: Samples of each shard.
-        seed: Of the run.
-        name: Of the source, so that two sources of one run differ.
-        window: Samples of a window.
+        sizes: Number of samples of each shard.
+        seed: Seed of the run.
+        name: Name of the source, so that two sources of one run differ.
+        window: Number of samples in a window.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, name: str = "", window: int = 16_384) -> None:
@@ -90,10 +90,10 @@ def batches_of(start: int, stop: int, batch_size: int, rank: int, ranks: int, *,
 
     Args:
         start: First position.
-        stop: Behind the last.
-        batch_size: Of one rank.
-        rank: Which rank.
-        ranks: How many.
+        stop: End of the positions, exclusive.
+        batch_size: Positions per batch of one rank.
+        rank: Number of the rank.
+        ranks: Number of ranks.
         even: Whether all ranks must get batches of one size, as training does; then up to ``ranks - 1`` of the last
             positions are left out. Otherwise no position is.
 
@@ -112,7 +112,7 @@ def batches_of(start: int, stop: int, batch_size: int, rank: int, ranks: int, *,
 
 
 def positions_used(start: int, stop: int, batch_size: int, ranks: int) -> int:
-    """Behind the last position that all ranks together use if they get batches of one size, see `batches_of`."""
+    """End, exclusive, of the positions that all ranks use if they get batches of one size, see `batches_of`."""
     left = stop - start
     return stop - (left % (batch_size * ranks)) % ranks
 
@@ -121,15 +121,15 @@ class Buckets:
     """An order in which the positions of a batch have sequences of like length, so that little is padded.
 
     The positions of a window are sorted by length and cut into groups, one a batch of all ranks; the groups are
-    shuffled. Whatever is left over behind the last whole group but one keeps its place: up to ``ranks - 1`` of the
+    shuffled. The positions behind the last whole group but one keep their place: up to ``ranks - 1`` of the
     last positions of an epoch may be left to the next, and those must be the last of the order too.
 
     Args:
         size: Positions of an epoch.
         window: Groups of a window.
         group: Positions of a group.
-        length: Of the sequence at a position.
-        seed: Of the order of the groups, in words.
+        length: Function from a position to the length of its sequence.
+        seed: Seed of the order of the groups.
     """
 
     def __init__(self, size: int, window: int, group: int, length: Callable[[int], int], seed: str) -> None:

@@ -1,4 +1,4 @@
-"""A look at samples without decoding their pictures: in a moment, however large they are."""
+"""Samples without their pixels: nothing is decoded, so that large pictures cost no time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m2chat.schema import Sample
 ENDINGS = ("jpg", "jpeg", "png", "webp", "gif")
 """Last parts of the suffixes of pictures."""
 UNKNOWN_SIZE = (1, 1)
-"""Original size of a picture in `peek`'s samples where nobody has noted it."""
+"""Original size, in `peek`'s samples, of a picture whose size is not recorded."""
 
 
 def is_picture(suffix: str) -> bool:
@@ -29,16 +29,16 @@ def peek(members: Mapping[str, bytes], key: str, source: str) -> Sample:
     Args:
         members: Suffix to the bytes of the file.
         key: Name of the sample in its shard.
-        source: Name of the data set, for samples that do not say it themselves.
+        source: Name of the data set, for samples that do not state one.
 
     Raises:
-        BadSample: If it is broken or incomplete; what is wrong within the pictures is not seen.
+        BadSample: If it is broken or incomplete; faults within the pictures are not seen.
     """
     return sample_of({suffix: _dot() if is_picture(suffix) else data for suffix, data in members.items()}, key, source)
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a picture as its file claims them, None if it says nothing that can be understood."""
+    """Height and width of a picture as its file declares them, None if that cannot be read."""
     from PIL import Image
 
     try:

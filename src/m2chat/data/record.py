@@ -1,4 +1,4 @@
-"""The schema ``m2c/1``: what the JSON of a sample holds. Reading, writing and converting all go through it.
+"""The schema ``m2c/1`` of a sample's JSON. Reading, writing and converting all go through it.
 
 Turns have a ``role`` and a list of typed ``content`` parts, as the chat templates of language models do.
 """
@@ -14,27 +14,27 @@ from m2chat.schema import Kind, Role
 
 SCHEMA: Literal["m2c/1"] = "m2c/1"
 BY_TURN = "turn"
-"""Who captioned a picture for want of anybody better: the words said beside it."""
+"""Origin of a caption that is only the text of the picture's turn."""
 
 
 class _Part(BaseModel):
-    # Keys that nobody has heard of are ignored: a later version may add some.
+    # Unknown keys are ignored: a later version may add some.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class TextPart(_Part):
-    """Words, as they were said.
+class TextPartRecord(_Part):
+    """A text within a turn.
 
     Args:
-        text: Whatever it says, ``<|img|>`` too, it stays text.
+        text: Text; names of special tokens in it, such as ``<|img|>``, are ordinary text.
     """
 
     type: Literal["text"] = "text"
     text: str
 
 
-class ImagePart(_Part):
-    """A picture of the sample.
+class ImagePartRecord(_Part):
+    """A picture within a turn.
 
     Args:
         image: Index into `Record.images`.
@@ -45,7 +45,7 @@ class ImagePart(_Part):
 
 
 class TurnRecord(_Part):
-    """What one side says at once.
+    """A turn.
 
     Args:
         role: ``user`` or ``assistant``.
@@ -55,13 +55,13 @@ class TurnRecord(_Part):
     """
 
     role: Role
-    content: tuple[Annotated[TextPart | ImagePart, Field(discriminator="type")], ...]
+    content: tuple[Annotated[TextPartRecord | ImagePartRecord, Field(discriminator="type")], ...]
     loss: bool = True
     context: StrictInt | None = None
 
     def pictures(self) -> list[int]:
-        """Indices of all pictures that it names."""
-        named = [part.image for part in self.content if isinstance(part, ImagePart)]
+        """Indices of all pictures that it refers to."""
+        named = [part.image for part in self.content if isinstance(part, ImagePartRecord)]
         return named if self.context is None else [*named, self.context]
 
 
@@ -70,15 +70,16 @@ class ImageRecord(_Part):
 
     Args:
         member: Suffix of its file in the shard: ``img0.jpg``.
-        width: Of the stored picture, in pixels.
-        height: Of the stored picture, in pixels.
-        original_width: Before any resizing; the picture's own if missing.
-        original_height: Before any resizing; the picture's own if missing.
-        crop: Top and left of the crop that was taken, at the scale of the stored picture.
-        caption: What it shows; empty if nobody has said.
-        caption_by: ``alt-text``, ``human``, ``file``, ``turn``, ``model:<name>``; None if unknown.
-        sha256: Of the stored file.
-        media_key: Its name in the data set that it comes from.
+        width: Width of the stored picture, in pixels.
+        height: Height of the stored picture, in pixels.
+        original_width: Width before any resizing, in pixels; that of the stored picture if missing.
+        original_height: Height before any resizing, in pixels; that of the stored picture if missing.
+        crop: Top and left of the crop that was taken, in pixels at the scale of the stored picture.
+        caption: Caption; empty or missing if unknown.
+        caption_by: Origin of the caption: ``alt-text``, ``human``, ``file``, ``turn``, ``model:<name>``; None if
+            unknown.
+        sha256: SHA-256 of the stored file, in hexadecimal digits.
+        media_key: Name in the data set that it comes from.
     """
 
     member: str
@@ -94,12 +95,12 @@ class ImageRecord(_Part):
 
     @property
     def is_captioned(self) -> bool:
-        """Whether it has a caption that deserves the name."""
+        """Whether it has a caption that describes it; the text of its turn does not count."""
         return bool(self.caption) and self.caption_by != BY_TURN
 
     @property
     def original_size(self) -> tuple[int, int] | None:
-        """Height and width before any resizing, None where nobody has noted them."""
+        """Height and width before any resizing, in pixels; None where they are not recorded."""
         height, width = self.original_height or 0, self.original_width or 0
         return (height, width) if height > 0 and width > 0 else None
 
@@ -109,13 +110,13 @@ class Record(_Part):
 
     Args:
         schema_: Always ``m2c/1``.
-        kind: What it teaches.
-        id: Unique in its data set; ``<source>/<key>`` if missing.
+        kind: Kind of conversation.
+        id: Id, unique in its data set; ``<source>/<key>`` if missing.
         source: Name of the data set; that of the configuration if missing.
-        license: Under which terms it may be used.
-        images: Its pictures.
-        turns: In the order in which they were said.
-        meta: Whatever else is known; never read by the model.
+        license: Terms of use.
+        images: Pictures that the turns refer to by index.
+        turns: Turns in their order.
+        meta: Further facts; never read by the model.
     """
 
     schema_: Literal["m2c/1"] = Field(SCHEMA, alias="schema")
@@ -136,7 +137,7 @@ class Record(_Part):
         return self
 
     def to_json(self) -> bytes:
-        """The bytes of its file: what is not known is left out, the order of keys is that of the schema."""
+        """The bytes of its file: missing values are left out, the order of keys is that of the schema."""
         record = self.model_dump(by_alias=True, exclude_none=True)
         # Half of a surrogate pair, as JSON may hold it, has no UTF-8: it becomes a question mark.
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")

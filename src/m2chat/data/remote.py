@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere: ``http(s)://``, ``s3://`` and whatever else fsspec knows, and what a command prints."""
+"""Remote shards: ``http(s)://``, ``s3://`` and fsspec's other protocols, and the output of a command (``pipe:``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from m2chat.files import whole_file
 
 PIPE = "pipe:"
 CACHE = "~/.cache/m2chat"
-"""Default folder for what cannot lie beside the shards: indices of remote and read-only ones, output of pipes."""
+"""Default folder for indices of remote and read-only shards, and for the output of pipes."""
 _TRIES, _PAUSE = 3, 1.0
 
 _T = TypeVar("_T")
@@ -24,10 +24,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, order=True)
 class Url:
-    """Where a remote shard lies; it has the few attributes of a path that shards need.
+    """The address of a remote shard; it has the few attributes of a path that shards need.
 
     Args:
-        address: With its protocol, such as ``s3://bucket/cc3m/00000.tar``.
+        address: Address with its protocol, such as ``s3://bucket/cc3m/00000.tar``.
     """
 
     address: str
@@ -47,41 +47,41 @@ class Url:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is for fsspec or a ``pipe:``, and not of this machine's file system."""
+    """Whether a path is for fsspec or a ``pipe:``, and not local."""
     return "://" in path or path.startswith(PIPE)
 
 
 def find_remote(path: str, setting: str) -> list[Url]:
-    """The tars that a remote path names, sorted; whether a single one exists is seen when it is opened.
+    """The tars that a remote path names, sorted; a single one is not checked before it is opened.
 
     Args:
-        path: A tar, a folder of them where the server lists folders, or a pattern with ``*`` and ``[]``.
+        path: Tar, folder of them where the server lists folders, or pattern with ``*`` and ``[]``.
         setting: Name of the setting, for errors.
 
     Raises:
-        UserError: If the protocol is unknown, its package is missing, or nothing is found.
+        UserError: If the protocol is unknown, its package is missing, or there is no tar.
     """
     system, place = _system(path, setting)
     if "*" not in path and "[" not in path and Url(path).name.endswith(".tar"):
         return [Url(path)]
     try:
-        found = _patiently(lambda: system.glob(place if "*" in path or "[" in path else f"{place.rstrip('/')}/*.tar"))
+        names = _patiently(lambda: system.glob(place if "*" in path or "[" in path else f"{place.rstrip('/')}/*.tar"))
     except OSError as error:
         raise UserError(f"{setting}={path!r} cannot be listed ({error}): name the shards one by one") from error
-    shards = sorted(Url(system.unstrip_protocol(name)) for name in found if name.endswith(".tar"))
+    shards = sorted(Url(system.unstrip_protocol(name)) for name in names if name.endswith(".tar"))
     if not shards:
         raise UserError(f"{setting}={path!r} names no .tar: give one, a folder that can be listed or a pattern")
     return shards
 
 
 def fetch(command: str, folder: Path, setting: str, *, allowed: bool) -> Path:
-    """What a command prints, kept in a file, so that its samples can be read in any order; it runs once only.
+    """The output of a command, kept in a file so that its samples can be read in any order; it runs only once.
 
     Args:
-        command: With its ``pipe:``.
-        folder: Where to keep it.
+        command: Command with its ``pipe:``.
+        folder: Folder of the cache.
         setting: Name of the setting, for errors.
-        allowed: Whether the configuration allows it by name.
+        allowed: Whether the source has ``allow_pipe: true``.
 
     Raises:
         UserError: If it is not allowed, or fails.
@@ -99,13 +99,13 @@ def fetch(command: str, folder: Path, setting: str, *, allowed: bool) -> Path:
         with part.open("wb") as file:
             done = subprocess.run(command.removeprefix(PIPE), shell=True, stdout=file, stderr=subprocess.PIPE)
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip()[-500:]
-            raise UserError(f"{setting}={command!r} ended with {done.returncode}: {said or 'it said nothing'}")
+            message = done.stderr.decode(errors="replace").strip()[-500:]
+            raise UserError(f"{setting}={command!r} ended with {done.returncode}: {message or 'no error message'}")
     return target
 
 
 def stamp(url: Url, setting: str) -> dict[str, Any]:
-    """What changes when a remote file does: its size and whatever the server tells of its version.
+    """A value that changes when a remote file does: its size, and its version as the server states it.
 
     Raises:
         UserError: If it does not exist or cannot be reached.
@@ -156,13 +156,13 @@ def _system(address: str, setting: str) -> tuple[Any, str]:
 
 
 def _patiently(action: Callable[[], _T]) -> _T:
-    """Does it again after a pause if it fails, but not if the file does not exist."""
+    """Repeats an action after a pause if it fails, unless the file does not exist."""
     for attempt in range(_TRIES):
         try:
             return action()
         except FileNotFoundError:
             raise
-        except Exception as error:  # Every file system has errors of its own.
+        except Exception as error:  # Every file system raises other classes.
             if attempt == _TRIES - 1:
                 raise OSError(f"{type(error).__name__}: {error}") from error
         time.sleep(_PAUSE * 2**attempt)

@@ -1,4 +1,4 @@
-"""What the files of one shard member group mean: ``m2c/1`` samples, and img2dataset's as they lie on disk.
+"""Samples from the files of a shard and back: the project's schema ``m2c/1``, and img2dataset's caption pairs.
 
 An ``m2c/1`` sample is a ``.json`` (see `Record`) and its pictures ``img0.png``, ``img1.jpg``, ...
 """
@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from m2chat.data.images import BadImage, load_image, save_png
-from m2chat.data.record import SCHEMA, ImagePart, ImageRecord, Record, TextPart, TurnRecord
+from m2chat.data.record import SCHEMA, ImagePartRecord, ImageRecord, Record, TextPartRecord, TurnRecord
 from m2chat.schema import Image, Kind, Sample, Turn
 from m2chat.text.view import replies_of
 
 PICTURES = ("jpg", "png", "jpeg", "webp")
-"""Members that hold img2dataset's picture, the first that exists is taken."""
+"""Suffixes of img2dataset's picture; the first that exists is taken."""
 MAX_TEXT = 4 * 2**20
 """Longest text or JSON member that is read, in bytes."""
 
@@ -26,7 +26,7 @@ class BadSample(ValueError):
     """A sample that cannot be used.
 
     Args:
-        reason: Why, in words that are the same for all samples with the same fault, so that they can be counted.
+        reason: Reason, in words that are the same for all samples with the same fault, so that they can be counted.
     """
 
     def __init__(self, reason: str) -> None:
@@ -40,17 +40,16 @@ def read_record(members: Mapping[str, bytes]) -> Record | None:
     Raises:
         BadSample: If it is broken.
     """
-    return _record_of(_json_of(members))
+    return _checked(json_of(members))
 
 
-def _record_of(content: Mapping[str, Any] | None) -> Record | None:
-    return None if content is None or content.get("schema") != SCHEMA else _checked(content)
+def json_of(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """The content of a sample's JSON, of any schema; empty if it has none.
 
-
-def _json_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
-    data = members.get("json")
-    if data is None:
-        return None
+    Raises:
+        BadSample: If it is broken, too large, or no object.
+    """
+    data = members.get("json", b"{}")
     if len(data) > MAX_TEXT:
         raise BadSample("json too large")
     try:
@@ -62,9 +61,12 @@ def _json_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
     return record
 
 
-def _checked(record: Mapping[str, Any]) -> Record:
+def _checked(record: Mapping[str, Any]) -> Record | None:
+    """The record of an ``m2c/1`` sample; None if the JSON is of another kind."""
     from pydantic import ValidationError
 
+    if record.get("schema") != SCHEMA:
+        return None
     try:
         return Record.model_validate(record)
     except ValidationError as error:
@@ -88,10 +90,10 @@ def _skeleton(record: Record, key: str, source: str) -> Sample:
 
 
 def require_reply(sample: Sample) -> None:
-    """What every conversation must have to be of any use.
+    """Checks what every conversation must have.
 
     Raises:
-        BadSample: If nothing can be learned from it, or it is not the user who begins.
+        BadSample: If it has no reply to learn from, or the first turn is not the user's.
     """
     if not replies_of(sample):
         raise BadSample("no reply to learn from")
@@ -100,18 +102,18 @@ def require_reply(sample: Sample) -> None:
 
 
 def _turn(record: TurnRecord) -> Turn:
-    parts = tuple(part.text if isinstance(part, TextPart) else part.image for part in record.content)
+    parts = tuple(part.text if isinstance(part, TextPartRecord) else part.image for part in record.content)
     return Turn(record.role, parts, record.loss, record.context)
 
 
 def outline(members: Mapping[str, bytes]) -> tuple[Kind, list[int]]:
-    """What a sample is, without a look at its pictures.
+    """Kind and replies of a sample; its pictures are not read.
 
     Args:
         members: The sample's ``json`` if it has one; further members are ignored.
 
     Returns:
-        Its kind, and the indices of the turns that are replies to learn from.
+        The kind, and the indices of the turns that are replies to learn from.
 
     Raises:
         BadSample: If the JSON is broken.
@@ -129,17 +131,17 @@ def sample_of(members: Mapping[str, bytes], key: str, source: str) -> Sample:
     Args:
         members: Suffix (``json``, ``img0.png``, ``jpg``, ...) to the bytes of the file.
         key: Name of the sample in its shard.
-        source: Name of the data set, for samples that do not say it themselves.
+        source: Name of the data set, for samples that do not state one.
 
     Raises:
         BadSample: If it is broken or incomplete.
     """
-    content = _json_of(members)
-    record = _record_of(content)
+    content = json_of(members)
+    record = _checked(content)
     try:
         if record is not None:
             return _m2c(record, members, key, source)
-        return _img2dataset(content or {}, members, key, source)
+        return _img2dataset(content, members, key, source)
     except BadImage as error:
         raise BadSample(error.reason) from error
 
@@ -167,21 +169,21 @@ def _img2dataset(record: Mapping[str, Any], members: Mapping[str, bytes], key: s
 
 
 def pair_facts(members: Mapping[str, bytes], record: Mapping[str, Any]) -> tuple[str, tuple[int, int] | None]:
-    """What img2dataset says of a picture.
+    """Caption and original size of an img2dataset sample.
 
     Args:
-        members: The sample's files; only ``txt`` is read.
-        record: Its JSON.
+        members: Files of the sample; only ``txt`` is read.
+        record: Content of its JSON.
 
     Returns:
-        The caption, and height and width before any resizing, None where nobody has noted them.
+        The caption; and height and width before any resizing, in pixels, None where they are not recorded.
 
     Raises:
         BadSample: If there is no caption, or the size is no number.
     """
     # The text file repeats the JSON's caption; bytes that are no UTF-8 spoil a letter, not the sample.
-    words = members["txt"][:MAX_TEXT].decode("utf-8", errors="replace") if "txt" in members else record.get("caption")
-    caption = one_line(words)
+    text = members["txt"][:MAX_TEXT].decode("utf-8", errors="replace") if "txt" in members else record.get("caption")
+    caption = one_line(text)
     if not caption:
         raise BadSample("no caption")
     try:
@@ -191,32 +193,32 @@ def pair_facts(members: Mapping[str, bytes], record: Mapping[str, Any]) -> tuple
     return caption, (height, width) if height > 0 and width > 0 else None
 
 
-def one_line(words: Any) -> str:
-    """Words with single spaces and nothing that no file can hold; empty if it is no text at all."""
-    return " ".join(printable(words).split())
+def one_line(text: Any) -> str:
+    """`clean_text` with single spaces and no line breaks."""
+    return " ".join(clean_text(text).split())
 
 
-def printable(words: Any) -> str:
-    """Words without NUL and without halves of surrogate pairs; empty if it is no text at all."""
-    if not isinstance(words, str):
+def clean_text(text: Any) -> str:
+    """A text without NUL and without halves of surrogate pairs; empty for anything that is no text."""
+    if not isinstance(text, str):
         return ""
-    return words.replace("\0", " ").encode(errors="replace").decode().strip()
+    return text.replace("\0", " ").encode(errors="replace").decode().strip()
 
 
 def caption_sample(name: str, source: str, image: Image, meta: Mapping[str, Any]) -> Sample:
-    """The conversation of a caption pair: somebody asks for the caption, and the picture is drawn.
+    """The conversation of a caption pair: the user requests the caption, and the picture is the reply.
 
     Args:
         name: Id of the sample.
         source: Name of the data set.
-        image: The picture with its caption.
-        meta: Whatever else is known.
+        image: Picture with its caption.
+        meta: Further facts.
     """
     return Sample(name, "caption", source, caption_turns(f"Draw {image.caption}"), (image,), dict(meta))
 
 
 def caption_turns(request: str) -> tuple[Turn, Turn]:
-    """A request in words, and the picture alone as the reply."""
+    """A request in text, and the picture alone as the reply."""
     return Turn("user", (request,)), Turn("assistant", (0,))
 
 
@@ -224,7 +226,7 @@ def to_members(sample: Sample) -> dict[str, bytes]:
     """Files of an ``m2c/1`` sample: the inverse of `sample_of`.
 
     Returns:
-        Suffix to bytes: ``json`` and one lossless ``img<k>.png`` a picture.
+        Suffix to bytes: ``json`` and one lossless ``img<k>.png`` per picture.
     """
     members = {f"img{index}.png": save_png(image.pixels) for index, image in enumerate(sample.images)}
     images = [
@@ -235,7 +237,7 @@ def to_members(sample: Sample) -> dict[str, bytes]:
 
 
 def to_record(sample: Sample, images: Sequence[ImageRecord]) -> Record:
-    """The JSON's content of a sample whose pictures are already files."""
+    """The record of a sample whose pictures are already files."""
     return Record(
         schema=SCHEMA,
         kind=sample.kind,
@@ -250,7 +252,7 @@ def to_record(sample: Sample, images: Sequence[ImageRecord]) -> Record:
 
 def _image_record(member: str, image: Image, data: bytes) -> ImageRecord:
     height, width = image.pixels.shape[:2]
-    # (0, 0) means that nobody has noted it: then it is the picture's own.
+    # (0, 0) means unknown: then it is the size of the stored picture.
     original_height, original_width = image.original_size if all(image.original_size) else (height, width)
     return ImageRecord(
         member=member,
@@ -266,5 +268,7 @@ def _image_record(member: str, image: Image, data: bytes) -> ImageRecord:
 
 
 def _turn_record(turn: Turn) -> TurnRecord:
-    content = tuple(TextPart(text=part) if isinstance(part, str) else ImagePart(image=part) for part in turn.parts)
+    content = tuple(
+        TextPartRecord(text=part) if isinstance(part, str) else ImagePartRecord(image=part) for part in turn.parts
+    )
     return TurnRecord(role=turn.role, content=content, loss=turn.loss, context=turn.context)

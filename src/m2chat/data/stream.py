@@ -31,11 +31,11 @@ class Item(NamedTuple):
     """A reply to learn from or to evaluate.
 
     Args:
-        sample: The conversation.
+        sample: Conversation.
         turn: Index of the reply in its turns.
         target: Segment of the reply whose picture is drawn; None means the first that has one.
-        position: Of the item in its epoch, the same for any number of ranks and workers.
-        lot: What any further choice about it depends on; empty where nothing is left to chance.
+        position: Position in the epoch, the same for any number of ranks and workers.
+        lot: Seed of any further random draw about it, such as its augmentation; empty for none.
         missed: Source and reason of each sample that could not be read in its place.
     """
 
@@ -51,11 +51,11 @@ class _Stream(IterableDataset[list[Item]]):
     """Batches of one rank: the parts that training and evaluation share.
 
     Args:
-        sources: What to read.
-        batch_size: Of one rank.
+        sources: Data sources.
+        batch_size: Items per batch of one rank.
         size: Positions of an epoch.
-        rank: Which rank this is.
-        ranks: How many there are.
+        rank: Number of this rank.
+        ranks: Number of ranks.
     """
 
     even = False
@@ -75,7 +75,7 @@ class _Stream(IterableDataset[list[Item]]):
     def __iter__(self) -> Iterator[list[Item]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        # Whole batches a worker: the loader takes them from the workers in turn, which restores their order.
+        # Each worker makes whole batches: the loader takes them from the workers in turn, which restores their order.
         for places in self._batches()[first::step]:
             missed: list[tuple[str, str]] = []
             items = [item for place in places if (item := self.item(self.position(place), missed)) is not None]
@@ -87,16 +87,16 @@ class _Stream(IterableDataset[list[Item]]):
         return place
 
     def item(self, position: int, missed: list[tuple[str, str]]) -> Item | None:
-        """What stands at a position, None if it cannot be read and nothing may stand in for it.
+        """The item at a position, None if it cannot be read and nothing may replace it.
 
         Args:
-            position: In the epoch.
-            missed: Gets source and reason of each sample that could not be read.
+            position: Position in the epoch.
+            missed: List to which source and reason of each unreadable sample are added.
         """
         raise NotImplementedError
 
     def _read(self, source: Source, shard: int, index: int, missed: list[tuple[str, str]]) -> Sample | None:
-        """A sample, or None if what was good when it was indexed cannot be read any more."""
+        """A sample, or None if it was good when it was indexed and cannot be read any more."""
         try:
             return source.read(shard, index)
         except (BadSample, OSError) as error:
@@ -112,15 +112,15 @@ class ShardStream(_Stream):
     again. Up to ``ranks - 1`` positions at the end of an epoch, too few to give each rank one, are left to the next.
 
     Bad samples have no place in the order. If a sample has become unreadable since it was indexed, the next good one
-    of its source stands in for it, a repetition: nobody could know of it without asking all other ranks.
+    of its source is repeated in its place: to skip it, all other ranks would have to learn of it.
 
     Args:
-        sources: What to read; those of weight 0 are left out.
-        batch_size: Of one rank.
-        seed: Of the order, and of which reply of a conversation is learned.
+        sources: Data sources; those of weight 0 are left out.
+        batch_size: Items per batch of one rank.
+        seed: Seed of the order, and of the choice of the reply that is learned.
         samples_per_epoch: Positions of an epoch, over all ranks; all samples of the sources by default.
-        rank: Which rank this is.
-        ranks: How many there are.
+        rank: Number of this rank.
+        ranks: Number of ranks.
         bucket_window: Batches among which sequences of like length are brought together; 0 leaves the order as it is.
 
     Raises:
@@ -166,9 +166,9 @@ class ShardStream(_Stream):
         """Goes to a place.
 
         Args:
-            epoch: From 0.
-            samples_seen: Positions of it that all ranks together have used.
-            batches_seen: Batches in which they did; they count in the length, as Lightning wants it.
+            epoch: Number of the epoch, from 0.
+            samples_seen: Positions of the epoch that all ranks together have used.
+            batches_seen: Batches in which they did; they count in the length, as Lightning expects.
             before: Positions used before the epoch; by default as many as this number of ranks uses.
             group: Samples of a batch of all ranks with which the epoch was begun; by default as now.
         """
@@ -237,7 +237,7 @@ class ShardStream(_Stream):
         return random.Random(f"{self.seed}/{self.epoch}/{position}")
 
     def _choose(self, sample: Sample, replies: list[int], position: int) -> Item:
-        """One reply of a conversation and one of its pictures, by lot."""
+        """One reply of a conversation and one of its pictures, drawn at random."""
         rng = self._rng(position)
         turn = rng.choice(replies)
         _, pictures = segments_of(sample.turns[turn], sample)
@@ -246,7 +246,7 @@ class ShardStream(_Stream):
         return Item(sample, turn, rng.choice(drawn) if drawn else None, position, lot)
 
     def _length(self, position: int) -> int:
-        """Of the sequence at a position: the same lot as in `_choose` decides, but nothing is read."""
+        """Length of the sequence at a position, in bytes of text: the random draw of `_choose`, without reading."""
         source, which, draw = self._draw(position)
         lengths = source.lengths(*self._orders[which](draw))
         return lengths[self._rng(position).choice([*lengths])]
@@ -256,12 +256,12 @@ class EvalStream(_Stream):
     """Evaluation: every reply of every good sample once and in order, on whichever rank.
 
     Args:
-        sources: What to read.
-        batch_size: Of one rank.
-        limit: Replies to evaluate, spread evenly over all; all of them by default.
-        rank: Which rank this is.
-        ranks: How many there are.
-        draw: Seed by which they are drawn by lot instead, and kept in order.
+        sources: Data sources.
+        batch_size: Items per batch of one rank.
+        limit: Number of replies to evaluate, spread evenly over all; all of them by default.
+        rank: Number of this rank.
+        ranks: Number of ranks.
+        draw: Seed of a random draw of the replies instead; they keep their order.
     """
 
     def __init__(

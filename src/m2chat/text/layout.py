@@ -97,13 +97,13 @@ class Layout:
 
     Args:
         tokenizer: Of the language model.
-        num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
-        max_tokens: Longest sequence, prompt and response together.
+        num_image_tokens: N, the number of ``<|img|>`` tokens of a picture; the micro scale's by default.
+        max_tokens: Longest sequence, prompt and response together; the micro scale's by default.
     """
 
     tokenizer: M2ChatTokenizer
-    num_image_tokens: int = 32
-    max_tokens: int = 512
+    num_image_tokens: int = 8
+    max_tokens: int = 192
 
     def prompt(self, request: Request, room: int) -> tuple[list[int], int]:
         """Tokens of the prompt, cut to fit.

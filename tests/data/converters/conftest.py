@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2chat.data.converters.drafts import Job
 from m2chat.data.converters.engine import convert
+from m2chat.data.converters.raw import Job
 from m2chat.data.converters.registry import FORMATS
 from m2chat.data.shards import find_shards, open_shard
 from m2chat.data.sources import sample_of

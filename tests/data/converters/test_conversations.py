@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from m2chat.data.converters.engine import convert
-from m2chat.data.converters.phrases import EDITED, OPENERS
+from m2chat.data.converters.raw import EDITED, OPENERS
 from m2chat.data.images import load_image
 from m2chat.errors import UserError
 from m2chat.schema import Turn

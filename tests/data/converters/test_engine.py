@@ -17,7 +17,7 @@ import pytest
 
 from m2chat.data.converters import engine
 from m2chat.data.converters.engine import convert
-from m2chat.data.converters.phrases import REQUESTS, caption_draft
+from m2chat.data.converters.raw import REQUESTS, caption_pair
 from m2chat.errors import UserError
 
 COMMAND = "import sys; from m2chat.commands import main; sys.exit(main())"
@@ -77,7 +77,7 @@ def test_complete_is_complete(raw: Any, job: Callable[..., Any], monkeypatch: py
     with pytest.raises(UserError, match="other settings"):
         convert(job("folder", form="instruct"))
     (job("folder").dst / "own-000000.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"own-000000\.tar is not as"):
+    with pytest.raises(UserError, match=r"own-000000\.tar differs from what"):
         convert(job("folder"))
 
 
@@ -129,14 +129,14 @@ def test_limit(raw: Any, run: Callable[..., Any]) -> None:
 
 
 def test_requests_are_many_and_depend_on_the_id_alone() -> None:
-    from m2chat.data.converters.drafts import Picture
+    from m2chat.data.converters.raw import PictureFile
 
     assert len(set(REQUESTS)) >= 7 and all(words.count("{}") == 1 for words in REQUESTS)
-    asked = [caption_draft(str(i), Picture("", caption="a {dog}"), "instruct").turns[0].text for i in range(400)]
+    asked = [caption_pair(str(i), PictureFile("", caption="a {dog}"), "instruct").turns[0].text for i in range(400)]
     counts = Counter(words.replace("a {dog}", "{}") for words in asked)
     assert set(counts) == set(REQUESTS) and min(counts.values()) > 20
     assert asked == [
-        caption_draft(str(i), Picture("", caption="a {dog}"), "instruct").turns[0].text for i in range(400)
+        caption_pair(str(i), PictureFile("", caption="a {dog}"), "instruct").turns[0].text for i in range(400)
     ]
 
 

@@ -1,4 +1,4 @@
-"""`m2chat data`: everything about shards, a module an action."""
+"""`m2chat data`: the actions on shards, one module each."""
 
 from __future__ import annotations
 

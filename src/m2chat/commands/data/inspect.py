@@ -1,21 +1,19 @@
-"""`m2chat data inspect`: tells what shards hold, and shows samples as the model will see them."""
+"""`m2chat data inspect`: counts the samples of shards, and shows some as the model receives them."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from m2chat.commands.data.seen import Seen, Span
+    from m2chat.data.preview import Contents, Preview, Span
     from m2chat.schema import Sample
 
 _COLOURS: dict[Span, int] = {"answer": 32, "caption": 35, "image": 34, "other": 36, "mark": 33, "cut": 31}
-"""Of the terminal; the prompt has none."""
+"""ANSI colours; the prompt has none."""
 _STRUCK = ";9"
 
 
@@ -25,7 +23,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
     parser = actions.add_parser(
         "inspect",
-        help="count the samples of some shards, and show some as the model will see them",
+        help="count the samples of some shards, and show some as the model receives them",
         description="Reads every sample as training would, counts, and shows some with the very sequence of training: "
         "which words are answer and caption, where the picture's slots stand, what the loss scores, what was cut.",
     )
@@ -37,120 +35,49 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
-@dataclass
-class Contents:
-    """What some shards hold.
-
-    Args:
-        shards: Number of shards.
-        kinds: Good samples by kind.
-        replies: Replies of the good samples that can be learned from or evaluated.
-        bad: Samples that cannot be used, by reason.
-        skipped: Files that were not even looked at, by reason.
-    """
-
-    shards: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    replies: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-
-
-def inspect(path: str) -> Contents:
-    """Reads every sample as training would, pictures too.
-
-    Args:
-        path: A ``.tar`` shard, a folder of them, or a pattern.
-
-    Raises:
-        UserError: If there are no shards.
-    """
-    from m2chat.data.shards import find_shards, open_shard
-    from m2chat.data.sources import BadSample, sample_of
-
-    found = Contents()
-    for place in find_shards(path, "PATH"):
-        shard = open_shard(place)
-        found.shards += 1
-        found.skipped.update(shard.skipped)
-        for index, entry in enumerate(shard.entries):
-            try:
-                sample = sample_of(shard.members(index), entry.key, place.stem)
-            except BadSample as error:
-                found.bad[error.reason] += 1
-            else:
-                found.kinds[sample.kind] += 1
-                found.replies += len(entry.replies)
-    return found
-
-
-def some(path: str, count: int) -> list[Sample]:
-    """Good samples from all over some shards, always the same ones.
-
-    Args:
-        path: A ``.tar`` shard, a folder of them, or a pattern.
-        count: How many, or fewer if there are not as many.
-    """
-    from m2chat.data.shards import find_shards, open_shard
-    from m2chat.data.sources import BadSample, sample_of
-
-    shards = [open_shard(place) for place in find_shards(path, "PATH")]
-    places = [(shard, index) for shard in shards for index in range(len(shard.entries))]
-    found: dict[int, Sample] = {}
-    for start in [number * len(places) // count for number in range(min(count, len(places)))]:
-        for at in range(start, len(places)):
-            if at in found:
-                continue
-            shard, index = places[at]
-            try:
-                found[at] = sample_of(shard.members(index), shard.entries[index].key, Path(shard.path).stem)
-            except BadSample:
-                continue
-            break
-    return [found[at] for at in sorted(found)]
-
-
 def run(options: argparse.Namespace) -> None:
     """Prints the counts and the samples.
 
     Raises:
         UserError: If there are no shards, or the tokenizer or the configuration cannot be read.
     """
+    from m2chat.data.preview import contents_of, previews_of, spread_samples
+
     if not options.quick:
-        _print_counts(inspect(options.path))
+        _print_counts(contents_of(options.path))
     if options.n < 1:
         return
     from m2chat.commands.data.layout import layout_of
-    from m2chat.commands.data.seen import seen_of
 
     layout = layout_of(options)
-    replies = [reply for sample in some(options.path, options.n) for reply in seen_of(sample, layout)]
+    samples = spread_samples(options.path, options.n)
+    replies = [reply for sample in samples for reply in previews_of(sample, layout)]
     if options.html:
-        from m2chat.commands.data.sheet import contact_sheet
+        from m2chat.data.preview_page import preview_page
 
-        options.html.write_text(contact_sheet(replies, options.path, layout.max_tokens), encoding="utf-8")
+        options.html.write_text(preview_page(replies, options.path, layout.max_tokens), encoding="utf-8")
         print(f"{len(replies)} replies are shown in {options.html}")
         return
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for reply in replies:
-        print("\n" + "\n".join(told(reply, layout.max_tokens, colour=colour)))
+        print("\n" + "\n".join(lines_of(reply, layout.max_tokens, colour=colour)))
     if replies:
         print("\n* the language loss scores it")
 
 
-def _print_counts(found: Contents) -> None:
-    good, bad = found.kinds.total(), found.bad.total()
-    print(f"{found.shards} shards, {good + bad} samples: {good} good with {found.replies} replies, {bad} bad")
-    for title, counts in (("good", found.kinds), ("bad", found.bad), ("files left out", found.skipped)):
+def _print_counts(contents: Contents) -> None:
+    good, bad = contents.kinds.total(), contents.bad.total()
+    print(f"{contents.shards} shards, {good + bad} samples: {good} good with {contents.replies} replies, {bad} bad")
+    for title, counts in (("good", contents.kinds), ("bad", contents.bad), ("files left out", contents.skipped)):
         for name, count in counts.most_common():
             print(f"  {title}: {count:8} x {name}")
 
 
-def told(reply: Seen, max_tokens: int, *, colour: bool) -> list[str]:
+def lines_of(reply: Preview, max_tokens: int, *, colour: bool) -> list[str]:
     """A reply as lines for the terminal.
 
     Args:
-        reply: What to tell.
+        reply: Preview of the reply.
         max_tokens: Longest sequence.
         colour: Whether the terminal has colours.
     """

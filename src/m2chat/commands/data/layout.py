@@ -1,4 +1,4 @@
-"""Which tokenizer and lengths a command measures with: those of a training run."""
+"""Tokenizer and lengths by which the data commands measure: those of a training run."""
 
 from __future__ import annotations
 
@@ -12,48 +12,44 @@ from m2chat.errors import UserError
 if TYPE_CHECKING:
     from m2chat.text import Layout
 
-DEFAULTS: dict[str, Any] = {"language_model": "data/micro/llama", "num_image_tokens": 8, "max_tokens": 192}
-"""Those of the data module, which would take seconds to import."""
+_SETTINGS = ("language_model", "num_image_tokens", "max_tokens")
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     group = parser.add_argument_group("tokens", "as a training run counts them; the micro scale's by default")
     group.add_argument("--config", type=Path, metavar="FILE", help="a run's configuration, such as configs/stage2.yaml")
-    group.add_argument("--tokenizer", metavar="FOLDER", help="folder with LLaMA's tokenizer.model")
-    group.add_argument("--image-tokens", type=int, metavar="N", help="tokens of a picture")
+    group.add_argument(
+        "--tokenizer", dest="language_model", metavar="FOLDER", help="folder with LLaMA's tokenizer.model"
+    )
+    group.add_argument("--image-tokens", dest="num_image_tokens", type=int, metavar="N", help="tokens per picture")
     group.add_argument("--max-tokens", type=int, metavar="N", help="longest sequence")
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
-    """The layout that the options ask for: theirs, else the configuration's, else the micro scale's.
+    """The layout that the options ask for; what they leave open is the configuration's, else `Layout`'s default.
 
     Raises:
         UserError: If the configuration or the tokenizer cannot be read.
     """
     from m2chat.text import Layout, M2ChatTokenizer
 
-    settings = {**DEFAULTS, **(_of_config(options.config) if options.config else {})}
-    told = {
-        "language_model": options.tokenizer,
-        "num_image_tokens": options.image_tokens,
-        "max_tokens": options.max_tokens,
-    }
-    settings.update({name: value for name, value in told.items() if value is not None})
-    return Layout(M2ChatTokenizer(settings["language_model"]), settings["num_image_tokens"], settings["max_tokens"])
+    settings = _of_config(options.config) if options.config else {}
+    settings |= {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
+    return Layout(M2ChatTokenizer(settings.pop("language_model", "data/micro/llama")), **settings)
 
 
 def _of_config(path: Path) -> dict[str, Any]:
-    """What a run's configuration says; the backbone decides where both it and the data do, as in training."""
+    """The settings of a run's configuration; the backbone's take precedence over the data's, as in training."""
     whole = _read(path)
     data = _section(whole, "data", path)
     model = _section(_section(whole, "model", path), "init_args", path)
     backbone = model.get("backbone") or {}
-    if isinstance(backbone, str):  # a file, named from where the configuration lies
+    if isinstance(backbone, str):  # A file, named from where the configuration lies.
         path = path.parent / backbone
         backbone = _read(path)
-    found = {**data, **_section({"backbone": backbone}, "backbone", path)}
-    return {name: found[name] for name in DEFAULTS if found.get(name) is not None}
+    settings = {**data, **_section({"backbone": backbone}, "backbone", path)}
+    return {name: settings[name] for name in _SETTINGS if settings.get(name) is not None}
 
 
 def _section(record: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:

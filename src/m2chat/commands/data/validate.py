@@ -1,4 +1,4 @@
-"""`m2chat data validate`: tells every fault of some shards, with its place."""
+"""`m2chat data validate`: lists every fault of some shards, with its place."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 _SHOWN = 10
-"""Faults of one reason that are printed; a file has them all."""
+"""Number of faults per reason that are printed; `--json` writes all."""
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the action."""
     parser = actions.add_parser(
         "validate",
-        help="tell every fault of some shards, with its place",
+        help="list every fault of some shards, with its place",
         description="Reads everything, pictures too, and changes nothing. Exit code 1 if there is a fault.",
     )
     parser.add_argument("path", help="a .tar shard, a folder of them, or a pattern")

@@ -1,4 +1,4 @@
-"""COCO 2014 captions: a sample a picture, one of its captions drawn by seed, all of them kept beside it.
+"""COCO 2014 captions: one sample per picture; one of its captions is drawn by seed, all are kept in ``meta``.
 
 ``--sample 30000`` is the usual evaluation on val2014. Which pictures and captions those are depends on the annotation
 file and the seed alone; ``captions.jsonl`` lists them by ``image_id`` and ``ann_id``.
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2chat.data.converters.drafts import Drafts, Job, Picture, Reject, existing, inside
 from m2chat.data.converters.jsonfiles import items
-from m2chat.data.converters.phrases import caption_draft, rank
+from m2chat.data.converters.raw import Job, PictureFile, RawSamples, Reject, caption_pair, existing, inside, rank
 from m2chat.data.sources import one_line
 from m2chat.errors import UserError
 
@@ -35,7 +34,7 @@ class _Choice:
         return self.captions[0] if self.captions else ""
 
 
-def drafts(job: Job) -> Drafts:
+def samples(job: Job) -> RawSamples:
     """A caption pair for every chosen picture, by image id."""
     split = job.split or "val2014"
     folder = existing(job.images or job.src / split, "--images", f"it is the folder of the {split} pictures")
@@ -44,13 +43,13 @@ def drafts(job: Job) -> Drafts:
             yield Reject(str(choice.image_id), "no caption")
             continue
         path = inside(folder, choice.file)
-        picture = Picture(path, caption=choice.caption, caption_by="human", media_key=choice.file)
+        picture = PictureFile(path, caption=choice.caption, caption_by="human", media_key=choice.file)
         meta = {"image_id": choice.image_id, "ann_id": choice.ann_id, "captions": list(choice.captions)}
-        yield caption_draft(str(choice.image_id), picture, job.form, meta, choice.license)
+        yield caption_pair(str(choice.image_id), picture, job.form, meta, choice.license)
 
 
 def lists(job: Job) -> Iterable[tuple[str, Iterable[Any]]]:
-    """The list of what was chosen, whether or not its pictures are there."""
+    """The list of chosen pictures and captions, whether or not the files are there."""
     rows = (
         {"image_id": choice.image_id, "ann_id": choice.ann_id, "caption": choice.caption}
         for choice in _choices(job)
@@ -60,7 +59,7 @@ def lists(job: Job) -> Iterable[tuple[str, Iterable[Any]]]:
 
 
 def _choices(job: Job) -> Iterator[_Choice]:
-    """What the seed chooses, by image id."""
+    """The pictures that the seed selects, by image id."""
     path = _annotations(job)
     texts: dict[int, list[tuple[int, str]]] = {}
     for row in items(path, "annotations"):
@@ -76,11 +75,11 @@ def _choices(job: Job) -> Iterator[_Choice]:
             raise UserError(f"--sample {job.sample}: {path} has {len(captioned)} pictures with captions; ask for fewer")
         chosen = sorted(sorted(captioned, key=lambda number: rank(f"{job.seed}/{number}"))[: job.sample])
     for number in chosen:
-        found = sorted(texts.get(number, ()))
-        place = rank(f"{job.seed}/{number}/caption") % len(found) if found else 0
+        rows = sorted(texts.get(number, ()))
+        place = rank(f"{job.seed}/{number}/caption") % len(rows) if rows else 0
         # The drawn caption stands first: it is the sample's, the others are further references.
-        captions = tuple(caption for _, caption in [*found[place : place + 1], *found[:place], *found[place + 1 :]])
-        yield _Choice(number, *images[number], found[place][0] if found else -1, captions)
+        captions = tuple(caption for _, caption in [*rows[place : place + 1], *rows[:place], *rows[place + 1 :]])
+        yield _Choice(number, *images[number], rows[place][0] if rows else -1, captions)
 
 
 def _annotations(job: Job) -> Path:

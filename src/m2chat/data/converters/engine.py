@@ -1,6 +1,6 @@
-"""From drafts to shards: a shard is a unit of work, done by any process in any order, always with the same bytes.
+"""From raw samples to shards: a shard is a unit of work, done by any process in any order, always with the same bytes.
 
-A run that was killed goes on where it was: a shard appears only when it is complete, and what is complete is skipped.
+A run that was killed goes on where it was: a shard appears only when it is complete, and complete ones are skipped.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture
 from m2chat.data.converters.pictures import Stored, stored
 from m2chat.data.converters.progress import EARLY, Receipt, begin, finish, receipt_of, reject_line
+from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples
 from m2chat.data.converters.registry import FORMATS, load
 from m2chat.data.images import BadImage
-from m2chat.data.manifest import sha256_of
+from m2chat.data.manifest import Listed
 from m2chat.data.record import ImageRecord
+from m2chat.data.shards import Group, write_tar
 from m2chat.data.sources import MAX_TEXT, BadSample, require_reply, to_record
-from m2chat.data.tars import write_tar
 from m2chat.schema import Sample
 
 
@@ -33,7 +33,7 @@ def convert(job: Job) -> dict[str, Any]:
     """Converts, or goes on converting.
 
     Args:
-        job: What to convert, and where to.
+        job: Conversion.
 
     Returns:
         The content of ``index.json``: shards with their SHA-256, samples by kind, rejects by reason.
@@ -46,29 +46,29 @@ def convert(job: Job) -> dict[str, Any]:
         return done
     form = FORMATS[job.format]
     reasons: Counter[str] = Counter()
-    with closing(form.drafts()(job)) as items:
-        units = _run(job, _sorted_out(job, islice(items, job.limit) if job.limit else items, reasons))
+    with closing(form.samples()(job)) as items:
+        units = _run(job, _without_rejects(job, islice(items, job.limit) if job.limit else items, reasons))
     return finish(job, units, reasons, load(form.lists)(job) if form.lists else ())
 
 
-def _sorted_out(job: Job, items: Drafts, reasons: Counter[str]) -> Iterator[Draft]:
-    """The drafts; rejects are written down and counted, and never wait in memory, be they millions."""
+def _without_rejects(job: Job, items: RawSamples, reasons: Counter[str]) -> Iterator[RawSample]:
+    """The raw samples; rejects are counted and go to a file at once, since there may be millions."""
     with open(job.work / EARLY, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         for item in items:
-            if isinstance(item, Draft):
+            if isinstance(item, RawSample):
                 yield item
             else:
                 reasons[item.reason] += 1
                 file.write(reject_line(item.id, item.reason))
 
 
-def _run(job: Job, drafts: Iterator[Draft]) -> int:
+def _run(job: Job, samples: Iterator[RawSample]) -> int:
     """Makes every shard that is not there yet; returns how many units there are."""
     from tqdm import tqdm
 
     units = 0
     with tqdm(desc=job.name, unit=" samples", disable=None) as bar, _Workers(job.workers) as workers:
-        while unit := list(islice(drafts, job.per_shard)):
+        while unit := list(islice(samples, job.per_shard)):
             if receipt_of(job, units) is None:
                 for count in workers.submit(job, units, unit):
                     bar.update(count)
@@ -81,22 +81,22 @@ def _run(job: Job, drafts: Iterator[Draft]) -> int:
 
 
 class _Workers:
-    """Processes that make shards, or this process if one is enough.
+    """Processes that make shards; a single worker is the calling process itself.
 
     Args:
-        count: How many.
+        count: Number of processes.
     """
 
     def __init__(self, count: int) -> None:
-        self._limit = 2 * count  # Every process has work, and the drafts that wait stay few.
+        self._limit = 2 * count  # Every process has work, and few samples wait.
         self._pending: set[Future[int]] = set()
         self._pool = None
         if count > 1:
-            # A new interpreter each: it is smaller than a copy of this one, and shares no locks or files with it.
+            # A fresh interpreter each: smaller than a fork of this one, and without shared locks or files.
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_die_with_parent)
 
-    def submit(self, job: Job, number: int, unit: list[Draft]) -> Iterator[int]:
+    def submit(self, job: Job, number: int, unit: list[RawSample]) -> Iterator[int]:
         """Hands over a unit; yields the sizes of those that are done meanwhile."""
         if self._pool is None:
             yield make_shard(job, number, unit)
@@ -131,53 +131,57 @@ def _die_with_parent() -> None:
         threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()
 
 
-def make_shard(job: Job, number: int, unit: list[Draft]) -> int:
+def make_shard(job: Job, number: int, unit: list[RawSample]) -> int:
     """Writes one shard and its receipt.
 
     Args:
-        job: The conversion.
-        number: Of the shard.
-        unit: What goes into it.
+        job: Conversion.
+        number: Number of the shard.
+        unit: Raw samples of the shard.
 
     Returns:
-        Number of drafts.
+        Number of raw samples, rejects included.
     """
     rejects: list[tuple[str, str]] = []
     kinds: Counter[str] = Counter()
     pictures, uncaptioned = 0, 0
 
-    def groups() -> Iterator[tuple[str, dict[str, bytes]]]:
+    def groups() -> Iterator[Group]:
         nonlocal pictures, uncaptioned
-        for place, draft in enumerate(unit):
+        for place, sample in enumerate(unit):
             try:
-                members = _members(job, draft)
+                members = _members(job, sample)
             except (BadImage, BadSample) as error:
-                rejects.append((draft.id, error.reason))
+                rejects.append((sample.id, error.reason))
                 continue
-            kinds[draft.kind] += 1
-            pictures += len(draft.pictures)
-            uncaptioned += sum(not picture.caption for picture in draft.pictures)
+            kinds[sample.kind] += 1
+            pictures += len(sample.pictures)
+            uncaptioned += sum(not picture.caption for picture in sample.pictures)
             yield f"{number * job.per_shard + place:09d}", members
 
     path = job.dst / f"{job.name}-{number:06d}.tar"
-    if write_tar(path, groups()):
-        name, length, digest = path.name, path.stat().st_size, sha256_of(path)
-    else:
+    if count := write_tar(path, groups()):
+        shard = Listed.of(path, count)
+    else:  # Every sample was rejected: an empty tar would be no shard.
         path.unlink()
-        name, length, digest = "", 0, ""
-    Receipt(number, name, length, digest, dict(kinds), pictures, uncaptioned, rejects).save(job.work)
+        shard = Listed("", 0, 0, "")
+    receipt = Receipt(number, shard.name, shard.bytes, shard.sha256, dict(kinds), pictures, uncaptioned, rejects)
+    receipt.save(job.work)
     return len(unit)
 
 
-def _members(job: Job, draft: Draft) -> dict[str, bytes]:
-    """The files of a sample, which the reader would take too."""
-    sample = Sample(
-        f"{job.name}/{draft.id}", draft.kind, job.name, draft.turns, (), draft.meta, draft.license or job.license
-    )
+def _members(job: Job, raw: RawSample) -> dict[str, bytes]:
+    """The files of a sample, after every check that the reader makes.
+
+    Raises:
+        BadImage: If a picture cannot be used.
+        BadSample: If the conversation cannot be used.
+    """
+    sample = Sample(f"{job.name}/{raw.id}", raw.kind, job.name, raw.turns, (), raw.meta, raw.license or job.license)
     require_reply(sample)
     members: dict[str, bytes] = {}
     images = []
-    for index, picture in enumerate(draft.pictures):
+    for index, picture in enumerate(raw.pictures):
         if picture.original_size is not None and min(picture.original_size) < job.min_side:
             raise BadImage(f"picture of less than {job.min_side} pixels a side")
         file = stored(picture.read(), job.min_side)
@@ -189,7 +193,7 @@ def _members(job: Job, draft: Draft) -> dict[str, bytes]:
     return members
 
 
-def _image_record(member: str, picture: Picture, file: Stored) -> ImageRecord:
+def _image_record(member: str, picture: PictureFile, file: Stored) -> ImageRecord:
     (height, width), original = file.size, picture.original_size or file.original_size
     return ImageRecord(
         member=member,

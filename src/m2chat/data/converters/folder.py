@@ -1,4 +1,4 @@
-"""Your own pictures, by the imagefolder convention of Hugging Face: a table of files and what they show."""
+"""A folder of pictures with a table of captions, by the imagefolder convention of Hugging Face."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m2chat.data.converters.drafts import Drafts, Job, Picture, Reject, inside
 from m2chat.data.converters.jsonfiles import lines
-from m2chat.data.converters.phrases import caption_draft
+from m2chat.data.converters.raw import Job, PictureFile, RawSamples, Reject, caption_pair, inside
 from m2chat.data.sources import one_line
 from m2chat.errors import UserError
 
 _CAPTION = ("caption", "text")
 
 
-def drafts(job: Job) -> Drafts:
+def samples(job: Job) -> RawSamples:
     """A caption pair for every row of the table."""
     for number, row in enumerate(_rows(job.src)):
         if not isinstance(row, dict):
@@ -29,9 +28,9 @@ def drafts(job: Job) -> Drafts:
         elif not caption:
             yield Reject(file, "no caption")
         else:
-            picture = Picture(inside(job.src, file), caption=caption, caption_by="human", media_key=file)
+            picture = PictureFile(inside(job.src, file), caption=caption, caption_by="human", media_key=file)
             rest = {key: value for key, value in row.items() if key not in ("file_name", *_CAPTION) and key}
-            yield caption_draft(file, picture, job.form, rest)
+            yield caption_pair(file, picture, job.form, rest)
 
 
 def _rows(folder: Path) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Shards of img2dataset: the same pairs in our schema, with what it failed to download among the rejects."""
+"""Shards of img2dataset: the same pairs in the schema ``m2c/1``; failed downloads are among the rejects."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture, Reject
-from m2chat.data.converters.phrases import caption_draft
+from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples, Reject, caption_pair
 from m2chat.data.shards import Entry, local_shards, open_shard
 from m2chat.data.sources import PICTURES, BadSample, pair_facts
 
 
-def drafts(job: Job) -> Drafts:
+def samples(job: Job) -> RawSamples:
     """A caption pair for every key."""
     for path in local_shards(job.src, "SRC"):
         shard = open_shard(path)
@@ -27,7 +26,7 @@ def drafts(job: Job) -> Drafts:
         yield from _failures(path)
 
 
-def _pair(job: Job, path: Path, entry: Entry, small: dict[str, bytes]) -> Draft | Reject:
+def _pair(job: Job, path: Path, entry: Entry, small: dict[str, bytes]) -> RawSample | Reject:
     places = {suffix: (offset, size) for suffix, offset, size in entry.members}
     place = next((places[suffix] for suffix in PICTURES if suffix in places), None)
     if place is None:
@@ -41,10 +40,10 @@ def _pair(job: Job, path: Path, entry: Entry, small: dict[str, bytes]) -> Draft 
         return Reject(entry.key, error.reason)
     except (ValueError, RecursionError):
         return Reject(entry.key, "broken json")
-    # img2dataset has turned nothing and kept no orientation: its pixels are what there is.
-    picture = Picture(str(path), *place, caption=caption, caption_by="alt-text", original_size=size)
+    # img2dataset neither applies nor keeps the EXIF orientation, so its pixels are taken as they are.
+    picture = PictureFile(str(path), *place, caption=caption, caption_by="alt-text", original_size=size)
     known = {key: value for key, value in record.items() if key not in ("caption", "sha256", "status", "error_message")}
-    return caption_draft(entry.key, picture, job.form, known)
+    return caption_pair(entry.key, picture, job.form, known)
 
 
 def _failures(path: Path) -> Iterator[Reject]:

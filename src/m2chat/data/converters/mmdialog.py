@@ -1,6 +1,6 @@
-"""MMDialog: conversations of texts and pictures in any order, by two sides that take turns.
+"""MMDialog: conversations of texts and pictures in any order, by two speakers that take turns.
 
-The sides are equal in the raw data; the first is the user here, the second the assistant.
+The speakers are equal in the raw data; the first becomes the user, the second the assistant.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m2chat.data.converters.drafts import Draft, Drafts, Job, Picture, Reject, existing, inside
-from m2chat.data.converters.jsonfiles import items, records
-from m2chat.data.converters.lookup import Captions
+from m2chat.data.converters.jsonfiles import Captions, items, records
+from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples, Reject, existing, inside
 from m2chat.data.record import BY_TURN
 from m2chat.data.sources import one_line
 from m2chat.errors import UserError
@@ -22,7 +21,7 @@ FILES = ("conversations.json", "conversations.jsonl", "conversations.txt")
 _ROLES: tuple[Role, Role] = ("user", "assistant")
 
 
-def drafts(job: Job) -> Drafts:
+def samples(job: Job) -> RawSamples:
     """A dialogue for every conversation of the official file: JSON lines, a list, or one object."""
     path = _file(job)
     with Captions(job) as captions:
@@ -34,7 +33,7 @@ def drafts(job: Job) -> Drafts:
                 yield _dialogue(job, path.parent, captions, name, item["conversation"])
 
 
-def captioned(job: Job) -> Drafts:
+def captioned(job: Job) -> RawSamples:
     """A dialogue for every item of the file of pairs: a list of lists of rounds, captions beside the media keys."""
     path = existing(job.src, "SRC", "it is the JSON list of pairs")
     with Captions(job) as captions:
@@ -58,16 +57,16 @@ def _file(job: Job) -> Path:
     return existing(job.src, "SRC", "it is the folder of one split")
 
 
-def _dialogue(job: Job, beside: Path, captions: Captions, name: str, rounds: Sequence[Any]) -> Draft | Reject:
+def _dialogue(job: Job, beside: Path, captions: Captions, name: str, rounds: Sequence[Any]) -> RawSample | Reject:
     folder = job.images or beside
     turns: list[Turn] = []
-    pictures: list[Picture] = []
+    pictures: list[PictureFile] = []
     try:
-        for number, spoken in enumerate(rounds):
+        for number, message in enumerate(rounds):
             parts: list[str | int] = []
-            words = " ".join(filter(None, (_said(element.get("__TEXT__")) for element in spoken["turn"])))
-            for element in spoken["turn"]:
-                if text := _said(element.get("__TEXT__")):
+            words = " ".join(filter(None, (_text(element.get("__TEXT__")) for element in message["turn"])))
+            for element in message["turn"]:
+                if text := _text(element.get("__TEXT__")):
                     parts.append(text)
                 if (key := element.get("__MEDIA__")) is not None:
                     parts.append(len(pictures))
@@ -79,18 +78,18 @@ def _dialogue(job: Job, beside: Path, captions: Captions, name: str, rounds: Seq
                     # A key is a signed number of 64 bits: it stays text, and "-5.jpg" is a file like any other.
                     path = inside(folder, f"{key}.jpg")
                     pictures.append(
-                        Picture(path, caption=caption, caption_by=by if caption else "", media_key=str(key))
+                        PictureFile(path, caption=caption, caption_by=by if caption else "", media_key=str(key))
                     )
             if not parts:
                 return Reject(name, "empty turn")
             turns.append(Turn(_ROLES[number % 2], tuple(parts)))
     except (KeyError, TypeError, AttributeError):
         return Reject(name, "turns are not MMDialog's")
-    return Draft(name, "dialogue", tuple(turns), tuple(pictures))
+    return RawSample(name, "dialogue", tuple(turns), tuple(pictures))
 
 
-def _said(text: Any) -> str:
-    """Words as they were before the data set's makers wrote ``&amp;`` for & and ``:red_heart:`` for a heart."""
+def _text(text: Any) -> str:
+    """Text with the data set's HTML entities (``&amp;``) and emoji names (``:red_heart:``) decoded."""
     from emoji import emojize
 
     return one_line(emojize(html.unescape(text))) if isinstance(text, str) else ""

@@ -1,4 +1,4 @@
-"""From a picture file that nobody vouches for to one that a shard may hold: as it is if nothing is wrong with it."""
+"""From an untrusted picture file to one that a shard may hold: unchanged if there is no fault in it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112
 _QUALITY = 95
-"""Of a JPEG that had to be written again; its colours keep their full resolution."""
+"""Quality of a JPEG that had to be written again; chroma keeps its full resolution."""
 _HALVE_ABOVE = 16_000_000
-"""What has to be written again is halved above this many pixels: turning a JPEG of 60 million would take 900 MB."""
+"""Pixels above which a picture that has to be written again is halved: rotating a JPEG of 60 million takes 900 MB."""
 _MOST = {"PNG": 48_000_000, "GIF": 48_000_000, "WEBP": 16_000_000}
 """Largest picture of a format that cannot be decoded at a smaller size: what fits into 300 MB of memory."""
 
@@ -26,10 +26,10 @@ class Stored:
     """A picture as it goes into the shard.
 
     Args:
-        suffix: Of its file.
-        data: The file.
-        size: Height and width, upright.
-        original_size: Before it was halved, likewise.
+        suffix: Suffix of the file.
+        data: Content of the file.
+        size: Height and width, upright, in pixels.
+        original_size: Height and width before it was halved, upright, in pixels.
     """
 
     suffix: str
@@ -45,7 +45,7 @@ def stored(data: bytes, min_side: int = 1) -> Stored:
     orientation, moving pictures) becomes plain RGB: JPEG stays JPEG, the rest PNG, which loses nothing.
 
     Args:
-        data: A file.
+        data: Content of a picture file.
         min_side: Least width and height, in pixels.
 
     Raises:
@@ -58,16 +58,16 @@ def stored(data: bytes, min_side: int = 1) -> Stored:
         if width * height > _MOST.get(str(image.format), MAX_PIXELS):
             raise BadImage(f"{image.format} of more than {_MOST[str(image.format)] // 10**6} million pixels")
         lossy = image.format in ("JPEG", "MPO")
-        lies = image.getexif().get(_ORIENTATION, 1) >= 5  # on its side
+        rotated = image.getexif().get(_ORIENTATION, 1) >= 5  # by 90 or 270 degrees: width and height change places
         if _is_plain(image):
             # An eighth of a JPEG's size costs a fraction of time and memory, and still needs every byte of the file.
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
             image.load()
             return Stored(_SUFFIXES[str(image.format)], data, (height, width), (height, width))
-    del image  # A look at a PNG's EXIF has decoded it: it must not stay beside its second copy.
+    del image  # Reading a PNG's EXIF has decoded it: it must not stay in memory beside its second copy.
     pixels = load_image(data, _HALVE_ABOVE)
     size = (pixels.shape[0], pixels.shape[1])
-    upright = (width, height) if lies else (height, width)
+    upright = (width, height) if rotated else (height, width)
     if not lossy:
         return Stored("png", save_png(pixels), size, upright)
     from PIL import Image

@@ -1,4 +1,4 @@
-"""What a conversion has done so far, and what it leaves behind: ``index.json`` and ``rejects.jsonl``."""
+"""The state of a conversion while it runs, and what it leaves behind: ``index.json`` and ``rejects.jsonl``."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from m2chat.data.converters.drafts import Job
+from m2chat.data import manifest
+from m2chat.data.converters.raw import Job
+from m2chat.data.manifest import Listed, read_index, write_index
 from m2chat.data.record import SCHEMA
 from m2chat.errors import UserError
-from m2chat.files import whole_file
+from m2chat.files import write_whole
 
-INDEX = "index.json"
 REJECTS = "rejects.jsonl"
 EARLY = "early-rejects.jsonl"
-"""Rejects of the converter itself, who looks at no picture; written anew by each run, and first in `REJECTS`."""
+"""Rejects of the converter itself, which looks at no picture; written anew by each run, and first in `REJECTS`."""
 _RUN_ONLY = ("dst", "workers")
 _PATHS = ("src", "images", "captions")
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A finished unit of work: a shard, unless every draft of it was rejected.
+    """A finished unit of work: a shard, unless every sample of it was rejected.
 
     Args:
         unit: Number of the unit.
         file: Name of the shard; empty if there is none.
-        bytes: Its length.
-        sha256: Of its bytes.
-        kinds: Samples by kind.
+        bytes: Length of the shard.
+        sha256: SHA-256 of the shard.
+        kinds: Number of samples by kind.
         pictures: Number of pictures.
-        uncaptioned: Pictures without a caption.
-        rejects: Id and reason of each draft that did not become a sample.
+        uncaptioned: Number of pictures without a caption.
+        rejects: Id and reason of each raw sample that was rejected.
     """
 
     unit: int
@@ -49,24 +50,18 @@ class Receipt:
     rejects: list[tuple[str, str]] = field(default_factory=list)
 
     def save(self, work: Path) -> None:
-        """Writes it down; from then on the unit is done."""
+        """Writes the receipt; from then on the unit is done."""
         write_whole(work / f"{self.unit:06d}.json", [json.dumps(asdict(self))])
 
 
-def write_whole(path: Path, texts: Iterable[str]) -> None:
-    """Writes a file so that nobody ever sees a part of it."""
-    with whole_file(path) as part, open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.writelines(texts)
-
-
 def settings_of(job: Job) -> dict[str, Any]:
-    """What decides the bytes of the shards, without the paths, which differ between machines."""
+    """The settings that decide the bytes of the shards, without the paths, which differ between machines."""
     chosen = {key: value for key, value in asdict(job).items() if key not in (*_RUN_ONLY, *_PATHS)}
     return {key: value for key, value in chosen.items() if value not in (None, "", 0, False)}
 
 
 def _raw_of(job: Job) -> dict[str, Any]:
-    """The raw data as they are now: a half done conversion must not go on with others."""
+    """Paths, sizes and times of the raw data: a half done conversion must not go on with other data."""
     raw: dict[str, Any] = {}
     for key in _PATHS:
         path: Path | None = getattr(job, key)
@@ -77,7 +72,7 @@ def _raw_of(job: Job) -> dict[str, Any]:
 
 
 def begin(job: Job) -> dict[str, Any] | None:
-    """Looks at the target folder and makes it ready.
+    """Checks the target folder and makes it ready.
 
     Returns:
         The index if the conversion is complete already, else None.
@@ -86,25 +81,26 @@ def begin(job: Job) -> dict[str, Any] | None:
         UserError: If the folder holds something else.
     """
     remedy = "choose another folder, or delete this one to start anew"
-    index = job.dst / INDEX
-    if index.is_file():
-        found = read_index(index)
-        if found.get("settings") != settings_of(job):
+    path = job.dst / manifest.NAME
+    if path.is_file():
+        index = read_index(job.dst)
+        if index.get("settings") != settings_of(job):
             raise UserError(
-                f"DST: {job.dst} holds a conversion with other settings ({found.get('settings')}): {remedy}"
+                f"DST: {job.dst} holds a conversion with other settings ({index.get('settings')}): {remedy}"
             )
-        for shard in found["shards"]:
-            path = job.dst / shard["name"]
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                raise UserError(f"DST: {path} is not as {index} says: {remedy}")
+        for row in index["shards"]:
+            shard = job.dst / row["name"]
+            if not shard.is_file() or shard.stat().st_size != row["bytes"]:
+                raise UserError(f"DST: {shard} differs from what {path} lists: {remedy}")
         shutil.rmtree(job.work, ignore_errors=True)
-        return found
+        return index
     begun = job.work / "settings.json"
     now = {"settings": settings_of(job), "raw": _raw_of(job)}
     if not begun.is_file():
         if job.dst.is_dir() and any(path.name != job.work.name for path in job.dst.iterdir()):
             raise UserError(f"DST: {job.dst} is not empty: {remedy}")
-    elif any(job.dst.glob("*.tar")) or any(job.work.glob("[0-9]*.json")):  # A run without a result binds nobody.
+    # A run that was stopped before its first shard was complete may be repeated with any settings.
+    elif any(job.dst.glob("*.tar")) or any(job.work.glob("[0-9]*.json")):
         if json.loads(begun.read_text(encoding="utf-8")) != json.loads(json.dumps(now)):
             raise UserError(
                 f"DST: {job.dst} holds a half done conversion with other settings or of raw data that have changed "
@@ -117,7 +113,7 @@ def begin(job: Job) -> dict[str, Any] | None:
 
 
 def _sweep(job: Job) -> None:
-    """Removes what killed processes have begun to write."""
+    """Removes the partial files of killed processes."""
     for folder in (job.dst, job.work):
         for part in folder.glob("*.part"):
             part.unlink(missing_ok=True)
@@ -134,12 +130,12 @@ def receipt_of(job: Job, unit: int) -> Receipt | None:
 
 
 def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str, Iterable[Any]]]) -> dict[str, Any]:
-    """Writes ``rejects.jsonl``, side files and ``index.json``; the last of them says that all is complete.
+    """Writes ``rejects.jsonl``, side files and, as the mark of completion, ``index.json``.
 
     Args:
-        job: The conversion.
-        units: How many there are.
-        early: Rejects of `EARLY`, by reason.
+        job: Conversion.
+        units: Number of units.
+        early: Number of rejects in `EARLY`, by reason.
         lists: Names and rows of side files, written as JSON lines.
 
     Returns:
@@ -155,8 +151,8 @@ def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str,
     late = (reject_line(*reject) for receipt in receipts() for reject in receipt.rejects)
     with open(job.work / EARLY, encoding="utf-8") as file:
         write_whole(job.dst / REJECTS, chain(file, late))
-    for name, entries in lists:
-        write_whole(job.dst / name, _json_lines(entries))
+    for name, rows in lists:
+        write_whole(job.dst / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     kinds: Counter[str] = Counter()
     reasons = early.copy()
     shards, pictures, uncaptioned = [], 0, 0
@@ -166,48 +162,44 @@ def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str,
         pictures += receipt.pictures
         uncaptioned += receipt.uncaptioned
         if receipt.file:
-            count = sum(receipt.kinds.values())
-            shards.append({"name": receipt.file, "samples": count, "bytes": receipt.bytes, "sha256": receipt.sha256})
-    index = {
-        "schema": SCHEMA,
-        "settings": settings_of(job),
-        "samples": kinds.total(),
-        "kinds": dict(sorted(kinds.items())),
-        "pictures": pictures,
-        "uncaptioned": uncaptioned,
-        "rejects": dict(sorted(reasons.items())),
-        "shards": shards,
-    }
+            shards.append(Listed(receipt.file, sum(receipt.kinds.values()), receipt.bytes, receipt.sha256))
+    index = index_of(settings_of(job), shards, kinds, pictures, uncaptioned, reasons)
     _sweep(job)
     write_index(job.dst, index)
     shutil.rmtree(job.work)
     return index
 
 
-def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Writes a folder's ``index.json``."""
-    write_whole(folder / INDEX, [json.dumps(index, indent=1, ensure_ascii=False), "\n"])
+def index_of(
+    settings: dict[str, Any],
+    shards: Iterable[Listed],
+    kinds: Counter[str],
+    pictures: int,
+    uncaptioned: int,
+    rejects: Counter[str],
+) -> dict[str, Any]:
+    """The content of ``index.json``.
 
-
-def read_index(path: Path) -> dict[str, Any]:
-    """Reads an ``index.json``.
-
-    Raises:
-        UserError: If it is something else.
+    Args:
+        settings: Settings that decide the bytes of the shards.
+        shards: All shards.
+        kinds: Number of samples by kind.
+        pictures: Number of pictures.
+        uncaptioned: Number of pictures without a caption.
+        rejects: Number of rejected samples by reason.
     """
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): delete the folder to start anew") from error
-    if not isinstance(index, dict) or not isinstance(index.get("shards"), list):
-        raise UserError(f"{path} is no index of shards: choose another folder")
-    return index
+    return {
+        "schema": SCHEMA,
+        "settings": settings,
+        "samples": kinds.total(),
+        "kinds": dict(sorted(kinds.items())),
+        "pictures": pictures,
+        "uncaptioned": uncaptioned,
+        "rejects": dict(sorted(rejects.items())),
+        "shards": [asdict(shard) for shard in shards],
+    }
 
 
 def reject_line(name: str, reason: str) -> str:
     """A line of ``rejects.jsonl``."""
     return json.dumps({"id": name, "reason": reason}, ensure_ascii=False) + "\n"
-
-
-def _json_lines(rows: Iterable[Any]) -> Iterator[str]:
-    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

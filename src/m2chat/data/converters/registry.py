@@ -13,13 +13,13 @@ class Format:
     """A format of raw data.
 
     Args:
-        summary: One line for ``--help``.
-        reads: What SRC is.
-        code: Module of this package and its function that yields drafts.
+        summary: Line for ``--help``.
+        reads: Meaning of SRC, for ``--help``.
+        code: Converter, as ``module:function`` of this package; the function yields `RawSamples`.
         options: Options beyond those that every format has.
-        source: Name of the data set unless told otherwise.
-        license: Its terms, where they are the same for all of it and known.
-        lists: Module and function that give side files once all shards are written; empty for none.
+        source: Default name of the data set.
+        license: Terms of the data set, where they are the same for all of it and known.
+        lists: Function, likewise, that gives side files once all shards are written; empty for none.
     """
 
     summary: str
@@ -30,16 +30,16 @@ class Format:
     license: str = ""
     lists: str = ""
 
-    def drafts(self) -> Callable[..., Any]:
-        """The function that yields drafts."""
+    def samples(self) -> Callable[..., Any]:
+        """The converter."""
         return load(self.code)
 
 
 def load(code: str) -> Callable[..., Any]:
     """A function of this package, named as ``module:function``."""
     module, _, function = code.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(f"{__package__}.{module}"), function)
-    return found
+    loaded: Callable[..., Any] = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+    return loaded
 
 
 _TALK = ("images", "captions", "text_as_caption")
@@ -49,27 +49,27 @@ FORMATS: dict[str, Format] = {
     "img2dataset": Format(
         "shards of img2dataset (training also reads them in place)",
         "a .tar, a folder of them or a pattern",
-        "img2dataset:drafts",
+        "img2dataset:samples",
         ("form",),
     ),
     "cc3m-tsv": Format(
         "CC3M's list of captions and URLs, with downloaded pictures",
         "the .tsv",
-        "cc3m:drafts",
+        "url_lists:cc3m",
         ("images", "form"),
         "cc3m",
     ),
     "laion-parquet": Format(
         "LAION's lists of URLs, with downloaded pictures",
         "a .parquet or a folder of them",
-        "laion:drafts",
+        "url_lists:laion",
         ("images", "form", "min_aesthetic"),
         "laion",
     ),
     "coco-captions": Format(
         "COCO 2014 captions; writes captions.jsonl too, the list of what was chosen",
         "the folder with annotations/",
-        "coco:drafts",
+        "coco:samples",
         ("images", "split", "form", "sample", "seed"),
         "coco",
         lists="coco:lists",
@@ -77,7 +77,7 @@ FORMATS: dict[str, Format] = {
     "mmdialog": Format(
         "MMDialog as its authors hand it out",
         "a split's folder or its conversations.json",
-        "mmdialog:drafts",
+        "mmdialog:samples",
         _TALK,
         "mmdialog",
         _NON_COMMERCIAL,
@@ -93,7 +93,7 @@ FORMATS: dict[str, Format] = {
     "vist": Format(
         "VIST stories (SIS), captioned by its descriptions (DII) if they are there",
         "the folder with sis/",
-        "vist:drafts",
+        "vist:samples",
         (*_TALK, "split"),
         "vist",
     ),
@@ -107,14 +107,14 @@ FORMATS: dict[str, Format] = {
     "instructpix2pix": Format(
         "InstructPix2Pix edits",
         "the folder with seeds.json",
-        "instructpix2pix:drafts",
+        "edits:instructpix2pix",
         (),
         "instructpix2pix",
     ),
     "magicbrush": Format(
         "MagicBrush editing sessions",
         "the folder with edit_sessions.json",
-        "magicbrush:drafts",
+        "edits:magicbrush",
         ("images", "captions"),
         "magicbrush",
         "CC-BY-4.0",
@@ -122,15 +122,15 @@ FORMATS: dict[str, Format] = {
     "llava": Format(
         "LLaVA's visual instructions",
         "the .json",
-        "llava:drafts",
+        "instructions:llava",
         ("images", "captions"),
         "llava",
     ),
-    "alpaca": Format("instructions and answers in text alone", "the .json", "alpaca:drafts", (), "alpaca"),
+    "alpaca": Format("instructions and answers in text alone", "the .json", "instructions:alpaca", (), "alpaca"),
     "folder": Format(
-        "your own pictures with metadata.jsonl or metadata.csv (file_name, text or caption)",
+        "a folder of pictures with metadata.jsonl or metadata.csv (file_name, text or caption)",
         "the folder",
-        "folder:drafts",
+        "folder:samples",
         ("form",),
     ),
 }
