@@ -11,14 +11,26 @@ from m2chat.worlds.emoji.scenes import STYLES, Scene
 STYLED = 0.5
 """Share of drawn captions that name the style."""
 _MASS = frozenset(
-    "bread butter salt bacon ice ginger garlic spaghetti broccoli sushi oden sake popcorn custard coral fog wood yarn soap "
-    "cooked-rice curry-rice canned-food green-salad leafy-green money litter jeans briefs shorts glasses sunglasses "
-    "goggles scissors maracas skis socks gloves people mahjong badminton baseball softball basketball volleyball tennis "
-    "lacrosse bowling ping-pong field-hockey ice-hockey american-football rugby-football performing-arts camping "
-    "hot-springs bubbles thread dizzy information cinema".split()
+    "bread butter salt bacon ice ginger garlic spaghetti broccoli sushi oden sake popcorn custard coral fog wood "
+    "yarn soap cooked-rice curry-rice canned-food green-salad leafy-green money litter jeans briefs shorts glasses "
+    "sunglasses goggles scissors maracas skis socks gloves people mahjong badminton baseball softball basketball "
+    "volleyball tennis lacrosse bowling ping-pong field-hockey ice-hockey american-football rugby-football "
+    "performing-arts camping hot-springs bubbles thread dizzy information cinema".split()
 )
 _NO_ARTICLE_GROUPS = frozenset({"zodiac"})
-_NAMES = ("Mount ", "mount fuji", "Tokyo", "Statue of Liberty", "Santa", "Mrs.", "Mx ", "SOS", "ZZZ", "OK hand", "map of")
+_NAMES = (
+    "Mount ",
+    "mount fuji",
+    "Tokyo",
+    "Statue of Liberty",
+    "Santa",
+    "Mrs.",
+    "Mx ",
+    "SOS",
+    "ZZZ",
+    "OK hand",
+    "map of",
+)
 _SPELT = frozenset({"atm", "x-ray", "hourglass", "sos", "ng"})  # pronounced with a vowel first
 _CLOCKS = frozenset({"time"})
 
@@ -56,7 +68,11 @@ def noun_phrase(scene: Scene) -> str:
         return f"a clock at {label}"
     if scene.subgroup in _NO_ARTICLE_GROUPS:
         return f"the zodiac sign {label}"
-    if label.startswith(_NAMES) or label.lower().replace(" ", "-") in _MASS or (plural and label.split()[0] not in verbs):
+    if (
+        label.startswith(_NAMES)
+        or label.lower().replace(" ", "-") in _MASS
+        or (plural and label.split()[0] not in verbs)
+    ):
         return label
     return label if number else with_article(label)
 
@@ -101,7 +117,9 @@ def _with_keywords(scene: Scene, rng: random.Random) -> str:
     name = _by_name(scene, rng)
     if not words:
         return name
-    return rng.choice((f"{name}: {', '.join(words)}", f"{name}, {' and '.join(words[:2])}", f"{name} ({', '.join(words)})"))
+    return rng.choice(
+        (f"{name}: {', '.join(words)}", f"{name}, {' and '.join(words[:2])}", f"{name} ({', '.join(words)})")
+    )
 
 
 def _of_keywords(scene: Scene, rng: random.Random) -> str:
@@ -109,7 +127,13 @@ def _of_keywords(scene: Scene, rng: random.Random) -> str:
     words = _keywords(scene, 3, rng)
     if len(words) < 3 or not scene.is_plain:
         return _with_keywords(scene, rng)
-    return rng.choice((", ".join(words), f"something about {words[0]}, {words[1]} and {words[2]}", f"{words[0]} {words[1]} {words[2]}"))
+    return rng.choice(
+        (
+            ", ".join(words),
+            f"something about {words[0]}, {words[1]} and {words[2]}",
+            f"{words[0]} {words[1]} {words[2]}",
+        )
+    )
 
 
 def _as_picture(scene: Scene, rng: random.Random) -> str:
@@ -140,7 +164,13 @@ def draw_caption(scene: Scene, rng: random.Random, style: bool | None = None) ->
     if named:
         name = STYLES[scene.style]
         text = rng.choice(
-            (f"{text} in {name} style", f"{text} in {name} style", f"{text}, {name} style", f"{name} style: {text}", f"{text} ({name})")
+            (
+                f"{text} in {name} style",
+                f"{text} in {name} style",
+                f"{text}, {name} style",
+                f"{name} style: {text}",
+                f"{text} ({name})",
+            )
         )
     return Caption(text, named)
 

@@ -17,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(prog="python -m m2chat.worlds.emoji", description=__doc__)
     options.add_argument("part", choices=("pictures", *PARTS), help="what to build")
-    options.add_argument("--cache", type=Path, default=CACHE, help="folder of packages/ and pictures.npz (default: %(default)s)")
+    options.add_argument(
+        "--cache", type=Path, default=CACHE, help="folder of packages/ and pictures.npz (default: %(default)s)"
+    )
     options.add_argument("--out", type=Path, default=Path("data/pocket/training"), help="folder (default: %(default)s)")
     options.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     options.add_argument("--steps", type=int, help="step at which the training ends; it may be raised later")
@@ -28,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, default=1, help="threads (default: %(default)s)")
     options.add_argument("--encoder-steps", type=int, help="vae: step from which its encoder stays as it is")
     options.add_argument("--styles", nargs="+", help="unet: styles to learn (default: all)")
-    options.add_argument("--new-latents", action="store_true", help="unet: read the VAE again and go on with its latents")
+    options.add_argument(
+        "--new-latents", action="store_true", help="unet: read the VAE again and go on with its latents"
+    )
     return options
 
 
@@ -65,7 +69,9 @@ def run(options: argparse.Namespace) -> bool:
     if options.part == "text_encoders":
         from m2chat.worlds.emoji.recipe import text_encoders
 
-        return text_encoders.train_text_encoders(pictures, options.out, replace(text_encoders.PLAN, **changes), **shared)
+        return text_encoders.train_text_encoders(
+            pictures, options.out, replace(text_encoders.PLAN, **changes), **shared
+        )
     from m2chat.worlds.emoji.recipe import unet
 
     return unet.train_unet(

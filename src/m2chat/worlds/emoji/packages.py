@@ -62,7 +62,7 @@ class _Entry:
 def _member(package: tarfile.TarFile, name: str) -> bytes:
     file = package.extractfile(name)
     if file is None:
-        raise UserError(f"{package.name} has no file {name}: it is not the package that is expected")
+        raise UserError(f"{package.name!r} has no file {name}: it is not the package that is expected")
     return file.read()
 
 
@@ -73,7 +73,9 @@ def _codes(hexcode: str) -> tuple[str, ...]:
 def clean_label(label: str) -> str:
     """A name as a sentence can hold it: ``A button (blood type)`` becomes ``A button, blood type``."""
     label = re.sub(r"\s*\((.*?)\)", r", \1", label.replace("“", "").replace("”", "").replace("’", "'"))
-    return label.replace("keycap: #", "keycap hash").replace("keycap: *", "keycap asterisk").replace("keycap: ", "keycap ")
+    return (
+        label.replace("keycap: #", "keycap hash").replace("keycap: *", "keycap asterisk").replace("keycap: ", "keycap ")
+    )
 
 
 def read_entries(cache: Path) -> list[_Entry]:
@@ -94,7 +96,9 @@ def read_entries(cache: Path) -> list[_Entry]:
         shared = (clean_label(row["label"]), tuple(row.get("tags", ())), group, subgroup)
         entries.append(_Entry(*shared, _codes(row["hexcode"])))
         # Two people of different tones are left out: one attribute says one tone.
-        entries += [_Entry(*shared, _codes(skin["hexcode"])) for skin in row.get("skins", ()) if isinstance(skin["tone"], int)]
+        entries += [
+            _Entry(*shared, _codes(skin["hexcode"])) for skin in row.get("skins", ()) if isinstance(skin["tone"], int)
+        ]
     return entries
 
 
@@ -112,7 +116,12 @@ def _neutral(codes: tuple[str, ...]) -> tuple[tuple[str, ...], str, str, str]:
     elif len(bare) >= 3 and bare[1] == _ZWJ and bare[2] in _SIGNS:
         gender = _SIGNS[bare[2]]
         bare = (bare[0], *bare[3:])
-    elif len(bare) >= 3 and bare[0] in _ADULTS and bare[1] == _ZWJ and bare[2] not in (*_ADULTS, "1F466", "1F467", "2764", "1F91D"):
+    elif (
+        len(bare) >= 3
+        and bare[0] in _ADULTS
+        and bare[1] == _ZWJ
+        and bare[2] not in (*_ADULTS, "1F466", "1F467", "2764", "1F91D")
+    ):
         gender = _ADULTS[bare[0]]
         bare = (_ADULT, *bare[1:])
     if bare == ("1F471",):  # a person with blond hair
@@ -187,9 +196,11 @@ def _svg_reader(package: tarfile.TarFile) -> Callable[[str], tuple[str, NDArray[
             return None
         alias = icons["aliases"].get(name, {}) if name not in icons["icons"] else {}
         icon = icons["icons"][alias.get("parent", name)]
-        box = f'{icon.get("left", 0)} {icon.get("top", 0)} {icon.get("width", width)} {icon.get("height", height)}'
+        box = f"{icon.get('left', 0)} {icon.get('top', 0)} {icon.get('width', width)} {icon.get('height', height)}"
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'
-        pixels = _on_white(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)))
+        pixels = _on_white(
+            bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True))
+        )
         return f"package/icons.json#{name}", pixels[:, ::-1] if alias.get("hFlip") else pixels
 
     return read

@@ -156,7 +156,9 @@ class Course:
         if not torch.isfinite(norm):  # one bad step must not end a night's run, many say that the rate is too high
             self._bad_steps += 1
             if self._bad_steps > BAD_STEPS:
-                raise UserError(f"{self.folder.name}: {BAD_STEPS} losses in a row are not finite: lower the learning rate")
+                raise UserError(
+                    f"{self.folder.name}: {BAD_STEPS} losses in a row are not finite: lower the learning rate"
+                )
             return
         self._bad_steps = 0
         self.optimizer.step()
@@ -216,8 +218,8 @@ class Course:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if state["identity"] != self.identity:
             raise UserError(
-                f"{self.checkpoint} was begun as {state['identity']}, not as {self.identity}: continue it with the same "
-                "settings, or choose another --out"
+                f"{self.checkpoint} was begun as {state['identity']}, not as {self.identity}: continue it with the "
+                "same settings, or choose another --out"
             )
         self.modules.load_state_dict(state["modules"])
         for name, average in self.averages.items():

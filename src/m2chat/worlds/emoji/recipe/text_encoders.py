@@ -21,7 +21,7 @@ from m2chat.worlds.emoji.scenes import HAIRS, STYLES, TONES, Pictures, Scene
 CONTEXT_LENGTH = 24
 """Tokens of a caption with its start and end."""
 WIDTHS, LAYERS = (128, 160), 3
-PLAN = Plan(steps=4000, lr=1e-3, decay=1000, weight_decay=0.05)
+PLAN = Plan(steps=1500, lr=1e-3, decay=500, weight_decay=0.05)
 _JOINT = 128
 """Width in which texts and pictures are compared; nothing of it is kept."""
 
@@ -32,7 +32,8 @@ def words_of(pictures: Pictures) -> list[str]:
     for scene in pictures.scenes:
         for text in (scene.label, scene.concept, *scene.keywords, scene.tone):
             words.update(re.findall(r"[a-z]+|[0-9]+", text.lower()))
-    frame = "a an the in style of with and skin tone hair picture emoji drawing icon small something about clock at sign is are"
+    frame = "a an the in style of with and skin tone hair picture emoji drawing icon small something about clock at "
+    frame += "sign is are"
     return sorted(words | set(frame.split()) | {name.lower() for name in STYLES.values()} | {*HAIRS, *TONES} - {""})
 
 
@@ -102,6 +103,7 @@ class PictureNetwork(nn.Module):
         self.head = nn.Linear(channels[-1] * 16, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Unit vectors of pictures."""
         return F.normalize(self.head(self.layers(pixels).flatten(1)), dim=-1)
 
 
@@ -114,6 +116,7 @@ class Reader(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([2.65]))
 
     def forward(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Unit vectors of each kind of state."""
         return [F.normalize(head(state), dim=-1) for head, state in zip(self.heads, states, strict=True)]
 
 
@@ -192,9 +195,10 @@ def train_text_encoders(
 
     torch.manual_seed(seed)
     root, where = out / "weights" / "sdxl", device_of(device)
-    words = words_of(pictures)
-    train_tokenizer(root / "tokenizer", words)
-    train_tokenizer(root / "tokenizer_2", words, pad_token="!")  # as the real second tokenizer pads
+    if not (root / "tokenizer_2").is_dir():  # a training that goes on keeps the tokens that it has begun with
+        words = words_of(pictures)
+        train_tokenizer(root / "tokenizer", words)
+        train_tokenizer(root / "tokenizer_2", words, pad_token="!")  # as the real second tokenizer pads
     tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
     first, second = (encoder.to(where) for encoder in build_text_encoders(tokenizer))
     network, reader = PictureNetwork().to(where), Reader((WIDTHS[0],) * 2 + (WIDTHS[1],) * 2).to(where)
@@ -244,13 +248,18 @@ def measure_text_encoders(network: nn.Module, embed: Any, pictures: Pictures, wh
     plain = {(s.concept, s.style): i for i, s in reversed(list(enumerate(seen.scenes))) if s.is_plain}
     gallery = seen.take(sorted(plain.values()))
     held = unseen.take([i for i, scene in enumerate(unseen.scenes) if scene.is_plain])
-    shown = [torch.cat([network(to_pixels(p.pixels[i : i + 256]).to(where)) for i in range(0, len(p), 256)]) for p in (gallery, held)]
+    shown = [
+        torch.cat([network(to_pixels(p.pixels[i : i + 256]).to(where)) for i in range(0, len(p), 256)])
+        for p in (gallery, held)
+    ]
     everything, scenes = torch.cat(shown), (*gallery.scenes, *held.scenes)
     for name, of in (("r1_seen", gallery.scenes[::4]), ("r1_unseen_pairs", held.scenes)):
         captions = [draw_caption(scene, rng, style=True) for scene in of]
         texts: list[Tensor] = [
             torch.cat(parts)
-            for parts in zip(*(embed([c.text for c in captions[i : i + 256]]) for i in range(0, len(of), 256)), strict=True)
+            for parts in zip(
+                *(embed([c.text for c in captions[i : i + 256]]) for i in range(0, len(of), 256)), strict=True
+            )
         ]
         for state, text in zip(("first", "first_pooled", "second", "second_pooled"), texts, strict=True):
             if state in ("first", "second_pooled"):

@@ -66,7 +66,8 @@ def varied(pixels: Tensor, rng: random.Random) -> Tensor:
 
 def to_pixels(pixels: Any) -> Tensor:
     """uint8 (B, H, W, 3) to floats (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    floats: Tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return floats
 
 
 def psnr(output: Tensor, pixels: Tensor) -> float:
@@ -75,7 +76,7 @@ def psnr(output: Tensor, pixels: Tensor) -> float:
     return float((-10 * error.log10()).mean())
 
 
-def _weights(pictures: Pictures) -> list[float]:
+def picture_weights(pictures: Pictures) -> list[float]:
     """How often each picture is drawn: the five tones of a person count together as much as the rest of it."""
     tones: dict[tuple[str, str], int] = {}
     for scene in pictures.scenes:
@@ -118,7 +119,7 @@ def train_vae(
     vae = build_vae(widths).to(where)
     course = Course(out / "vae", {"vae": vae}, plan, seed, {"widths": list(widths), "batch": batch})
     seen, unseen = pictures.of("train"), pictures.of("pair", "combination")
-    weights, held_out = _weights(seen), to_pixels(unseen.pixels[:: max(1, len(unseen) // 256)])
+    weights, held_out = picture_weights(seen), to_pixels(unseen.pixels[:: max(1, len(unseen) // 256)])
     encoder = [p for name, p in vae.named_parameters() if name.startswith(("encoder", "quant_conv"))]
 
     def loss_of(rng: random.Random) -> Tensor:
