@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CACHE = Path(os.environ.get("M2CHAT_CACHE", "~/.cache/m2chat")).expanduser() / "pocket"
-PARTS = ("vae", "text_encoders", "unet")
+PARTS = ("vae", "text_encoders", "unet", "judge")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,6 +72,10 @@ def run(options: argparse.Namespace) -> bool:
         return text_encoders.train_text_encoders(
             pictures, options.out, replace(text_encoders.PLAN, **changes), **shared
         )
+    if options.part == "judge":
+        from m2chat.worlds.emoji.recipe import judge
+
+        return judge.train_judge(pictures, options.out, replace(judge.PLAN, **changes), **shared)
     from m2chat.worlds.emoji.recipe import unet
 
     return unet.train_unet(

@@ -59,11 +59,17 @@ class _Entry:
     codes: tuple[str, ...]
 
 
-def _member(package: tarfile.TarFile, name: str) -> bytes:
-    file = package.extractfile(name)
-    if file is None:
-        raise UserError(f"{package.name!r} has no file {name}: it is not the package that is expected")
-    return file.read()
+def _members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Files of a package by name, read in one pass: going back in a gzip stream reads it from its start again."""
+    with tarfile.open(path) as package:
+        files = ((member.name, package.extractfile(member)) for member in package if wanted(member.name))
+        return {name: file.read() for name, file in files if file is not None}
+
+
+def _json(members: dict[str, bytes], path: Path, name: str) -> Any:
+    if name not in members:
+        raise UserError(f"{path} has no file {name}: it is not the package that is expected")
+    return json.loads(members[name])
 
 
 def _codes(hexcode: str) -> tuple[str, ...]:
@@ -84,9 +90,9 @@ def read_entries(cache: Path) -> list[_Entry]:
     Args:
         cache: Folder of the packages.
     """
-    with tarfile.open(cache / CLDR) as package:
-        rows = json.loads(_member(package, "package/en/data.json"))
-        names = json.loads(_member(package, "package/meta/groups.json"))
+    path, files = cache / CLDR, ("package/en/data.json", "package/meta/groups.json")
+    members = _members(path, lambda name: name in files)
+    rows, names = (_json(members, path, name) for name in files)
     entries = []
     for row in rows:
         group = names["groups"].get(str(row.get("group")))
@@ -164,29 +170,31 @@ def _on_white(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
 
 
-def _png_reader(package: tarfile.TarFile, style: str) -> Callable[[str], tuple[str, NDArray[np.uint8]] | None]:
+_Reader = Callable[[str], tuple[str, NDArray[np.uint8]] | None]
+"""From code points to the name of a member and its picture; None where the set has no such emoji."""
+
+
+def _png_reader(path: Path, style: str) -> _Reader:
     prefix = f"package/img/{_FOLDERS[style]}/64/"
-    members = {
-        "-".join(_codes(name.removeprefix(prefix).removesuffix(".png"))): name
-        for name in package.getnames()
-        if name.startswith(prefix) and name.endswith(".png")
-    }
+    members = _members(path, lambda name: name.startswith(prefix) and name.endswith(".png"))
+    names = {"-".join(_codes(name.removeprefix(prefix).removesuffix(".png"))): name for name in members}
 
     def read(hexcode: str) -> tuple[str, NDArray[np.uint8]] | None:
-        name = members.get(hexcode)
-        return None if name is None else (name, _on_white(_member(package, name)))
+        name = names.get(hexcode)
+        return None if name is None else (name, _on_white(members[name]))
 
     return read
 
 
-def _svg_reader(package: tarfile.TarFile) -> Callable[[str], tuple[str, NDArray[np.uint8]] | None]:
+def _svg_reader(path: Path) -> _Reader:
     try:
         import resvg_py
     except ImportError as error:
         raise UserError('drawing SVG needs resvg-py: pip install "m2chat[pocket]"') from error
 
-    icons: dict[str, Any] = json.loads(_member(package, "package/icons.json"))
-    by_code = json.loads(_member(package, "package/chars.json"))
+    files = ("package/icons.json", "package/chars.json")
+    members = _members(path, lambda name: name in files)
+    icons, by_code = (_json(members, path, name) for name in files)
     names = {"-".join(_codes(code)): name for code, name in by_code.items()}
     width, height = icons.get("width", 32), icons.get("height", 32)
 
@@ -198,17 +206,16 @@ def _svg_reader(package: tarfile.TarFile) -> Callable[[str], tuple[str, NDArray[
         icon = icons["icons"][alias.get("parent", name)]
         box = f"{icon.get('left', 0)} {icon.get('top', 0)} {icon.get('width', width)} {icon.get('height', height)}"
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'
-        pixels = _on_white(
-            bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True))
-        )
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
+        pixels = _on_white(bytes(png))
         return f"package/icons.json#{name}", pixels[:, ::-1] if alias.get("hFlip") else pixels
 
     return read
 
 
-def _of_style(style: str, scenes: list[Scene], package: tarfile.TarFile) -> Iterator[tuple[Scene, NDArray[np.uint8]]]:
+def _of_style(style: str, scenes: list[Scene], path: Path) -> Iterator[tuple[Scene, NDArray[np.uint8]]]:
     """The pictures of a set; what looks exactly like an earlier one is left out, since no judge could tell them."""
-    read = _svg_reader(package) if style == "fluent" else _png_reader(package, style)
+    read = _svg_reader(path) if style == "fluent" else _png_reader(path, style)
     seen: set[bytes] = set()
     # Plain ones first: of a neutral and a gendered emoji that are drawn alike, the neutral one stays.
     for scene in sorted(scenes, key=lambda scene: not scene.is_plain):
@@ -240,6 +247,5 @@ def build_pictures(cache: Path) -> Pictures:
     scenes = scenes_of(read_entries(cache))
     found: list[tuple[Scene, NDArray[np.uint8]]] = []
     for style, name in PACKAGES.items():
-        with tarfile.open(cache / name) as package:
-            found += _of_style(style, scenes, package)
+        found += _of_style(style, scenes, cache / name)
     return Pictures(tuple(scene for scene, _ in found), np.stack([pixels for _, pixels in found]))
