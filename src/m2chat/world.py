@@ -116,9 +116,11 @@ def find_world(name: str, setting: str = "world") -> World:
         setting: Name of the setting, for the error.
 
     Raises:
-        UserError: If there is no such world.
+        UserError: If there is no such world, or it is not finished.
     """
     if name not in (known := world_names()):
         raise UserError(f"{setting}={name!r} is no generated world: choose one of {', '.join(known)}")
-    world: World = importlib.import_module(f"m2chat.worlds.{name}").WORLD
+    world: World | None = getattr(importlib.import_module(f"m2chat.worlds.{name}"), "WORLD", None)
+    if world is None:
+        raise UserError(f"{setting}={name!r} cannot be used yet: m2chat/worlds/{name}/__init__.py holds no WORLD")
     return world

@@ -1,0 +1,184 @@
+"""Captions of emoji in natural English: names and keywords as people wrote them, attributes and style as phrases."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from m2chat.worlds.emoji.scenes import STYLES, Scene
+
+STYLED = 0.5
+"""Share of drawn captions that name the style."""
+_MASS = frozenset(
+    "bread butter salt bacon ice ginger garlic spaghetti broccoli sushi oden sake popcorn custard coral fog wood "
+    "yarn soap cooked-rice curry-rice canned-food green-salad leafy-green money litter jeans briefs shorts glasses "
+    "sunglasses goggles scissors maracas skis socks gloves people mahjong badminton baseball softball basketball "
+    "volleyball tennis lacrosse bowling ping-pong field-hockey ice-hockey american-football rugby-football "
+    "performing-arts camping hot-springs bubbles thread dizzy information cinema".split()
+)
+_NO_ARTICLE_GROUPS = frozenset({"zodiac"})
+_NAMES = (
+    "Mount ",
+    "mount fuji",
+    "Tokyo",
+    "Statue of Liberty",
+    "Santa",
+    "Mrs.",
+    "Mx ",
+    "SOS",
+    "ZZZ",
+    "OK hand",
+    "map of",
+)
+_SPELT = frozenset({"atm", "x-ray", "hourglass", "sos", "ng"})  # pronounced with a vowel first
+_CLOCKS = frozenset({"time"})
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and what it leaves open.
+
+    Args:
+        text: The caption.
+        names_style: Whether it names the style.
+    """
+
+    text: str
+    names_style: bool
+
+
+def with_article(phrase: str) -> str:
+    """``apple`` to ``an apple``."""
+    first = phrase.split()[0].lower() if phrase else ""
+    is_vowel = first[:1] in "aeiou" and not first.startswith(("uni", "use", "eu", "one-", "one "))
+    return f"{'an' if is_vowel or first in _SPELT else 'a'} {phrase}"
+
+
+def noun_phrase(scene: Scene) -> str:
+    """The name with its article, where English wants one: ``a red apple``, ``grapes``, ``two o'clock``."""
+    label = scene.label
+    last = label.split(",")[0].split(":")[0].split()[-1].lower()
+    head = label.split(" with ")[0].split(" of ")[0].split(" on ")[0].split(" in ")[0].split()[-1].lower()
+    plural = head.endswith("s") and not head.endswith(("ss", "us", "is", "ous", "lens", "gas", "bus"))
+    plural = plural or head in ("people", "men", "women", "dice")
+    number = label.split()[0].lower() in ("two", "three", "hundred", "o'clock")
+    verbs = ("growing", "beating", "sparkling", "revolving")
+    if scene.subgroup in _CLOCKS and ("o'clock" in label or last.endswith("thirty")):
+        return f"a clock at {label}"
+    if scene.subgroup in _NO_ARTICLE_GROUPS:
+        return f"the zodiac sign {label}"
+    if (
+        label.startswith(_NAMES)
+        or label.lower().replace(" ", "-") in _MASS
+        or (plural and label.split()[0] not in verbs)
+    ):
+        return label
+    return label if number else with_article(label)
+
+
+def _tone_phrase(scene: Scene, rng: random.Random) -> str:
+    if not scene.tone:
+        return ""
+    kinds = (f"with {scene.tone} skin", f"with {with_article(scene.tone)} skin tone", f"{scene.tone} skin tone")
+    choice = rng.choice(kinds)
+    return f", {choice}" if not choice.startswith("with") or ":" in scene.label else f" {choice}"
+
+
+def _body(scene: Scene, phrase: str, rng: random.Random) -> str:
+    """The name, alone or with keywords."""
+    if scene.hair and ":" in scene.label:  # "woman: red hair" reads better as "a woman with red hair"
+        who, what = scene.label.split(": ", 1)
+        phrase = with_article(f"bald {who}" if scene.hair == "bald" else f"{who} with {what}")
+        if scene.tone:
+            return f"{phrase} and {scene.tone} skin" if scene.hair != "bald" else f"{phrase} with {scene.tone} skin"
+        return phrase
+    return phrase + _tone_phrase(scene, rng)
+
+
+def _keywords(scene: Scene, count: int, rng: random.Random) -> list[str]:
+    named = set(scene.label.lower().split())
+    free = [word for word in scene.keywords if word.lower() not in named and len(word.split()) < 3]
+    return rng.sample(free, min(count, len(free)))
+
+
+def caption_of(scene: Scene, style: bool = True) -> str:
+    """The exact caption: the name, the attributes and, if wanted, the style."""
+    text = _body(scene, noun_phrase(scene), random.Random(0))
+    return f"{text} in {STYLES[scene.style]} style" if style else text
+
+
+def _by_name(scene: Scene, rng: random.Random) -> str:
+    return _body(scene, noun_phrase(scene) if rng.random() < 0.7 else scene.label, rng)
+
+
+def _with_keywords(scene: Scene, rng: random.Random) -> str:
+    words = _keywords(scene, rng.randint(1, 3), rng)
+    name = _by_name(scene, rng)
+    if not words:
+        return name
+    return rng.choice(
+        (f"{name}: {', '.join(words)}", f"{name}, {' and '.join(words[:2])}", f"{name} ({', '.join(words)})")
+    )
+
+
+def _of_keywords(scene: Scene, rng: random.Random) -> str:
+    """Keywords alone, where nothing is lost that they cannot say: who, with which skin and hair."""
+    words = _keywords(scene, 3, rng)
+    if len(words) < 3 or not scene.is_plain:
+        return _with_keywords(scene, rng)
+    return rng.choice(
+        (
+            ", ".join(words),
+            f"something about {words[0]}, {words[1]} and {words[2]}",
+            f"{words[0]} {words[1]} {words[2]}",
+        )
+    )
+
+
+def _as_picture(scene: Scene, rng: random.Random) -> str:
+    opening = rng.choice(("a picture of", "an emoji of", "a drawing of", "an icon of", "a small picture of"))
+    return f"{opening} {_body(scene, noun_phrase(scene), rng)}"
+
+
+_KINDS: tuple[tuple[float, Callable[[Scene, random.Random], str]], ...] = (
+    (0.45, _by_name),
+    (0.25, _with_keywords),
+    (0.1, _of_keywords),
+    (0.2, _as_picture),
+)
+
+
+def draw_caption(scene: Scene, rng: random.Random, style: bool | None = None) -> Caption:
+    """One of the many captions of a picture.
+
+    Args:
+        scene: What it shows.
+        rng: Source of randomness.
+        style: Whether it names the style; in half of the cases if None.
+    """
+    kinds = [kind for _, kind in _KINDS]
+    kind = rng.choices(kinds, [weight for weight, _ in _KINDS])[0]
+    text = kind(scene, rng)
+    named = rng.random() < STYLED if style is None else style
+    if named:
+        name = STYLES[scene.style]
+        text = rng.choice(
+            (
+                f"{text} in {name} style",
+                f"{text} in {name} style",
+                f"{text}, {name} style",
+                f"{name} style: {text}",
+                f"{text} ({name})",
+            )
+        )
+    return Caption(text, named)
+
+
+def captions_of(scene: Scene, count: int = 5) -> list[str]:
+    """Several captions of a picture, always the same ones, the exact one first."""
+    rng = random.Random(f"{scene.style}/{scene.hexcode}")
+    found = dict.fromkeys([caption_of(scene), caption_of(scene, style=False)])
+    while len(found) < count:
+        found[draw_caption(scene, rng).text] = None
+    return list(found)

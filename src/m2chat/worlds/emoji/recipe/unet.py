@@ -1,0 +1,215 @@
+"""The pocket SDXL UNet: v-prediction on the VAE's latents, conditioned by the frozen text encoders."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from m2chat.errors import UserError
+from m2chat.worlds.emoji.captions import caption_of, draw_caption
+from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision, save_half
+from m2chat.worlds.emoji.recipe.drawing import SCHEDULER, Conditioner, draw, nearest_rates, save_sheet
+from m2chat.worlds.emoji.recipe.vae import FACTOR, LATENT_CHANNELS, latents_of, picture_weights, to_pixels
+from m2chat.worlds.emoji.scenes import SIZE, STYLES, Pictures, core_concepts
+
+WIDTHS = (128, 192)
+PLAN = Plan(steps=200000, lr=1e-3, warmup=500, decay=8000, ema=0.9995)
+_DROPPED = 0.1
+_CORE_WEIGHT = 1.5
+"""How much oftener a core concept is drawn: people speak of these."""
+_TIME_WIDTH = 16
+
+
+def build_unet(sequence: int, pooled: int, widths: tuple[int, ...] = WIDTHS) -> Any:
+    """SDXL's UNet with small numbers.
+
+    Args:
+        sequence: Width C of the sequence condition.
+        pooled: Width P of the pooled condition.
+        widths: Channels at 8 x 8 and 4 x 4.
+    """
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=SIZE // FACTOR,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        attention_head_dim=tuple(width // 32 for width in widths),  # diffusers' name for the number of heads
+        norm_num_groups=16,
+        cross_attention_dim=sequence,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=_TIME_WIDTH,
+        projection_class_embeddings_input_dim=pooled + 6 * _TIME_WIDTH,
+    )
+
+
+class Latents:
+    """The training pictures' latents, scaled, and the VAE that they belong to: a copy that later training leaves alone.
+
+    Args:
+        folder: Where they are kept.
+        vae: Folder of the VAE as it is now.
+        pictures: The training pictures.
+        again: Whether to read the VAE anew although there are latents already.
+        device: Where to compute.
+    """
+
+    def __init__(self, folder: Path, vae: Path, pictures: Pictures, again: bool, device: torch.device) -> None:
+        from diffusers import AutoencoderKL
+
+        copy, path = folder / "vae", folder / "latents.pt"
+        if again or not path.is_file():
+            if not (vae / "config.json").is_file():
+                raise UserError(f"there is no VAE in {vae}: train the part vae first")
+            newest: Any = AutoencoderKL.from_pretrained(vae, low_cpu_mem_usage=False)
+            folder.mkdir(parents=True, exist_ok=True)
+            newest.save_pretrained(copy)
+            path.unlink(missing_ok=True)
+        self.vae: Any = AutoencoderKL.from_pretrained(copy, low_cpu_mem_usage=False).float().eval().to(device)
+        if path.is_file():
+            self.values: Tensor = torch.load(path, weights_only=True)
+        else:
+            parts = [latents_of(self.vae, to_pixels(pictures.pixels[i : i + 64])) for i in range(0, len(pictures), 64)]
+            self.values = torch.cat(parts) * self.vae.config.scaling_factor
+            torch.save(self.values, path)
+        if len(self.values) != len(pictures):
+            raise UserError(f"{path} has {len(self.values)} latents for {len(pictures)} pictures: add --new-latents")
+
+
+def train_unet(
+    pictures: Pictures,
+    out: Path,
+    plan: Plan = PLAN,
+    batch: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+    styles: Collection[str] | None = None,
+    new_latents: bool = False,
+    widths: tuple[int, ...] = WIDTHS,
+) -> bool:
+    """Trains the UNet on cached latents and completes ``<out>/weights/sdxl``.
+
+    A tenth of the conditions are zeros, as SDXL was trained; the saved weights are the averaged ones. Styles and the
+    VAE may change from one run to the next: the weights go on from where they are.
+
+    Args:
+        pictures: The whole world; only what is not held out is learned.
+        out: Folder of the training, with its VAE and text encoders.
+        plan: How long and how fast.
+        batch: Pictures a step.
+        seed: Seed of everything random.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        styles: Keys of the styles to learn; all if None.
+        new_latents: Whether to read the VAE again and go on with its latents.
+        widths: Channels of the two levels.
+
+    Returns:
+        Whether the plan's end was reached.
+    """
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    if unknown := sorted(set(styles or ()) - STYLES.keys()):
+        raise UserError(f"--styles {' '.join(unknown)}: choose of {', '.join(STYLES)}")
+    root, where = out / "weights" / "sdxl", device_of(device)
+    seen = pictures.of("train")
+    latents = Latents(out / "unet", root / "vae", seen, new_latents, where)
+    condition = Conditioner(root, True, where)
+    text, pooled = condition(["a"])
+    assert pooled is not None
+    torch.manual_seed(seed)
+    unet = build_unet(text.shape[-1], pooled.shape[-1], widths).to(where)
+    course = Course(out / "unet", {"unet": unet}, plan, seed, {"widths": list(widths)})
+    noiser: Any = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"})
+    core = set(core_concepts())
+    wanted = [index for index, scene in enumerate(seen.scenes) if scene.style in (styles or STYLES)]
+    by_tone = picture_weights(seen)
+    weights = [by_tone[i] * (_CORE_WEIGHT if seen.scenes[i].concept in core else 1.0) for i in wanted]
+
+    def loss_of(rng: random.Random) -> Tensor:
+        chosen = rng.choices(wanted, weights, k=batch)
+        text, pooled = condition([draw_caption(seen.scenes[i], rng).text for i in chosen])
+        assert pooled is not None
+        clean = latents.values[chosen].to(where)
+        noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (batch,), device=where)
+        keep = (torch.rand(batch, 1, device=where) >= _DROPPED).float()
+        added = {"text_embeds": pooled * keep, "time_ids": _time_ids(batch, rng).to(where)}
+        with precision(where):
+            noisy = noiser.add_noise(clean, noise, timesteps)
+            output = unet(noisy, timesteps, text * keep[..., None], added_cond_kwargs=added).sample
+        return F.mse_loss(output.float(), noiser.get_velocity(clean, noise, timesteps))
+
+    def measure() -> dict[str, object]:
+        save_half(unet, root / "unet")
+        return measure_unet(unet, latents.vae, condition, seen.of("train", styles=styles or STYLES), out / "unet")
+
+    DDIMScheduler(**SCHEDULER).save_pretrained(root / "scheduler")
+    (root / "model_index.json").write_text(json.dumps(model_index(True), indent=2) + "\n")
+    finished = course.run(loss_of, measure, every=50, measure_every=1000)
+    with course.averaged():
+        save_half(unet, root / "unet")
+    return finished
+
+
+def _time_ids(batch: int, rng: random.Random) -> Tensor:
+    """Original size, crop and target size of each picture; a fifth pretend to have been scaled down."""
+    rows = []
+    for _ in range(batch):
+        height, width = (SIZE, SIZE) if rng.random() < 0.8 else (rng.choice((64, 96, 128)), rng.choice((64, 96, 128)))
+        rows.append([height, width, 0, 0, SIZE, SIZE])
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def model_index(is_xl: bool) -> dict[str, object]:
+    """What makes a folder a diffusers pipeline."""
+    parts = {
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if not is_xl:
+        return {"_class_name": "StableDiffusionPipeline", **parts, "safety_checker": [None, None]}
+    second = {
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+    return {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True, **parts, **second}
+
+
+def measure_unet(
+    unet: Any, vae: Any, condition: Conditioner, pictures: Pictures, folder: Path | None = None, count: int = 48
+) -> dict[str, object]:
+    """Nearest true picture by pixels of what is drawn for exact captions: core concepts, and any.
+
+    Args:
+        unet: With the averaged weights.
+        vae: The VAE of its latents.
+        condition: The text encoders.
+        pictures: Pictures that it has learned from.
+        folder: Where a sheet of what was drawn for core concepts is put, above it the true pictures.
+        count: Pictures of each kind.
+    """
+    plain = pictures.take([i for i, scene in enumerate(pictures.scenes) if scene.is_plain])
+    core = plain.take([i for i, scene in enumerate(plain.scenes) if scene.concept in set(core_concepts())])
+    result: dict[str, object] = {}
+    for name, of in (("core", core), ("all", plain)):
+        chosen = of.take(random.Random(1).sample(range(len(of)), min(count, len(of))))
+        drawn = draw(unet, vae, condition, [caption_of(scene) for scene in chosen.scenes])
+        result |= {f"{name}_{k}": round(v, 4) for k, v in nearest_rates(drawn, chosen.scenes, plain).items()}
+        if folder is not None and name == "core":
+            rows = [row for i in range(0, len(drawn), 16) for row in (chosen.pixels[i : i + 16], drawn[i : i + 16])]
+            save_sheet(folder / "sheet.png", rows)
+    return result
