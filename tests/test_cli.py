@@ -198,6 +198,7 @@ def test_fsdp_by_its_bare_name(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model.init_args.phi=many"], ["phi", "float", "many"]),
         (["--config=nothing.yaml"], ["nothing.yaml", "not exist"]),
         (["--ckpt_path=nothing.ckpt"], ["there is no checkpoint file nothing.ckpt"]),
+        (["--ckpt_path=."], ["is a folder", "`m2chat consolidate`"]),
         (["--model.init_args.backbone.language_model=missing"], ["there is no folder missing"]),
         (["--data.shards=empty"], ["data.shards: the folder empty holds no shards"]),
     ],
