@@ -80,13 +80,15 @@ def data_of(shards: Path, backbones: Path, **options: Any) -> M2ChatDataModule:
 
 
 def fit(data: M2ChatDataModule, root: Path, ckpt: Path | None = None, **options: Any) -> Steps:
-    module = Recorder()
+    module, save = options.pop("module", Recorder()), options.pop("save", None)
     options = {"max_epochs": 3, "callbacks": [], **options}
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=root, **options,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=False)
+    if save is not None:
+        trainer.save_checkpoint(save)
     return module.steps
 
 
@@ -102,7 +104,9 @@ def test_resuming_from_any_checkpoint_goes_on_exactly(
     whole = fit(data_of(shards, backbones, **options), tmp_path, callbacks=[save], val_check_interval=2, **limits)
     assert len(whole) == (9 if "limit_train_batches" in limits else 15)
     assert len({tuple(names) for _, names in whole}) == len(whole)
+    window, epoch = limits.get("accumulate_grad_batches", 1), len(whole) // 3
     for path, done in save.saved.items():
+        done -= done % epoch % window  # no checkpoint holds the gradients of an unfinished window
         rest = fit(data_of(shards, backbones, **options), tmp_path, path, val_check_interval=2, **limits)
         assert rest == whole[done:], path.name
 
@@ -153,6 +157,86 @@ def test_workers_change_nothing(shards: Path, backbones: Path, tmp_path: Path) -
     assert fit(data_of(shards, backbones, num_workers=2), tmp_path, middle) == whole[7:]
     state = torch.load(middle, weights_only=True)["M2ChatDataModule"]
     assert (state["epoch"], state["samples_seen"], state["batches_seen"]) == (1, 8, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_saved_after_training_knows_its_place(shards: Path, backbones: Path, tmp_path: Path) -> None:
+    whole = fit(data_of(shards, backbones), tmp_path)
+    for steps in (3, 5, 7):
+        first = fit(data_of(shards, backbones), tmp_path, max_steps=steps, save=tmp_path / "after.ckpt")
+        assert first + fit(data_of(shards, backbones), tmp_path, tmp_path / "after.ckpt") == whole
+
+
+class ForgetsLikeFormerVersions(Callback):
+    """Saves after some steps in all, with the place that former versions wrote after a second resume."""
+
+    def __init__(self, step: int, path: Path, **place: Any) -> None:
+        self.step, self.path, self.place = step, path, place
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            checkpoint = torch.load(self.path, weights_only=True)
+            del checkpoint["M2ChatDataModule"]["version"]
+            checkpoint["M2ChatDataModule"] |= self.place
+            torch.save(checkpoint, self.path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("step", "place", "wrong"),
+    [
+        (4, {"samples_seen": 24, "batches_seen": 6}, True),
+        (4, {"epoch": 1, "samples_seen": 0, "batches_seen": 0, "before": 18}, True),
+        (8, {"epoch": 2, "samples_seen": 0, "batches_seen": 0, "before": 36}, True),
+        (7, {}, False),
+        (10, {}, False),
+    ],
+)
+def test_places_of_former_versions_are_mended(
+    shards: Path,
+    backbones: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    step: int,
+    place: dict[str, Any],
+    wrong: bool,
+) -> None:
+    path = tmp_path / "former.ckpt"
+    whole = fit(data_of(shards, backbones), tmp_path, callbacks=[ForgetsLikeFormerVersions(step, path, **place)])
+    assert fit(data_of(shards, backbones), tmp_path, path) == whole[step:]
+    assert ("lost count" in caplog.text) == wrong
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainer_is_left_as_it_was(shards: Path, backbones: Path, tmp_path: Path) -> None:
+    save = SaveEverywhere(tmp_path)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=2, callbacks=[save],
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Recorder(), datamodule=data_of(shards, backbones))
+    assert trainer.callbacks == [save]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_interrupted_validation_is_not_finished_with_other_replies(
+    shards: Path, backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(M2ChatDataModule, "_refuse_overlap", lambda self: None)
+    path = tmp_path / "broken.ckpt"
+    options = {"val": [SourceConfig("val", str(shards / "captions"))], "val_samples": 6, "eval_batch_size": 2}
+
+    class SavesInside(Callback):
+        def on_validation_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            if trainer.global_step == 2 and not path.exists():
+                trainer.save_checkpoint(path)
+
+    more = {"val_check_interval": 2, "num_sanity_val_steps": 0, "max_epochs": 1}
+    whole = fit(data_of(shards, backbones, **options), tmp_path, callbacks=[SavesInside()], **more)
+    module = Recorder()
+    assert fit(data_of(shards, backbones, **options), tmp_path, path, module=module, **more) == whole[2:]
+    assert len(module.evaluated) == 6 and len({*module.evaluated}) == 6  # those after step 4
 
 
 @pytest.mark.filterwarnings("ignore")

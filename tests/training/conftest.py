@@ -100,12 +100,13 @@ class Micro:
         options = {"optim": OptimConfig(lr=1e-3, schedule="step", drop_every_epochs=1), "init_from": "none", **options}
         return kind(backbone=self.backbone(), m3adapter=m3adapter, **options)
 
-    def data(self, stage: str, batch_size: int = 6) -> M2ChatDataModule:
+    def data(self, stage: str, batch_size: int = 6, workers: int = 0) -> M2ChatDataModule:
         backbone = self.backbone()
         return M2ChatDataModule(
             train=[SourceConfig(kind, str(self.shards / kind)) for kind in SOURCES[stage]],
             language_model=backbone.language_model, vision_encoder=backbone.vision_encoder,
             image_decoder=backbone.image_decoder, batch_size=batch_size, samples_per_epoch=24, max_tokens=256,
+            num_workers=workers,
         )  # fmt: skip
 
     def fit(
@@ -120,6 +121,7 @@ class Micro:
         save: tuple[int, Path] | None = None,
         strategy: str | Strategy = "auto",
         accumulate: int = 1,
+        workers: int = 0,
         **options: Any,
     ) -> Run:
         """Trains on the epochs' 24 samples; the same samples, noise and start in every call."""
@@ -133,7 +135,7 @@ class Micro:
             enable_progress_bar=False, enable_model_summary=False, callbacks=[*own, *callbacks],
         )  # fmt: skip
         run = Run(module, trainer, recorder.losses)
-        trainer.fit(module, datamodule=self.data(stage, batch_size), ckpt_path=ckpt, weights_only=True)
+        trainer.fit(module, datamodule=self.data(stage, batch_size, workers), ckpt_path=ckpt, weights_only=True)
         return run
 
 

@@ -20,6 +20,7 @@ from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
 from m2chat.data.images import VisionInput  # noqa: E402
 from m2chat.data.leak import refuse_leaks  # noqa: E402
 from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
+from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount  # noqa: E402
 from m2chat.data.remote import CACHE  # noqa: E402
 from m2chat.data.shards import find_shards  # noqa: E402
 from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
@@ -114,9 +115,11 @@ class M2ChatDataModule(LightningDataModule):
         self.skips = {split: Skips(max_bad_share) for split in self.configs}
         """What was left out of each split."""
         self.allow_zero_length_dataloader_with_multiple_devices = True  # Few replies, many ranks: some get none.
-        self._stream: ShardStream | None = None
-        self._batches_done_before = 0
-        self._resumed: dict[str, Any] = {}
+        self.stream: ShardStream | None = None
+        """The training data, once they are open."""
+        self._place: dict[str, Any] = {}
+        """Where the next iteration of the training data starts, as in a checkpoint; empty for the beginning."""
+        self._finished, self._keeps_count = FinishedBatches(), KeepsCount(self)
         self._collator: Collator | None = None
 
     def prepare_data(self) -> None:
@@ -135,6 +138,20 @@ class M2ChatDataModule(LightningDataModule):
             self._refuse_overlap()
             refuse_leaks(self._open("train"), {split: self._open(split) for split in ("val", "test")})
 
+    def setup(self, stage: str) -> None:
+        """Starts a training at the beginning of the data; a checkpoint is loaded after this."""
+        if stage != "fit":
+            return
+        if self.stream is not None:  # of a run before this one
+            self.stream, self._place = None, {}
+        if self._keeps_count not in self._callbacks():
+            self._callbacks().insert(0, self._keeps_count)
+
+    def teardown(self, stage: str) -> None:
+        """Leaves the trainer, which may go on to other data."""
+        if self._keeps_count in self._callbacks():
+            self._callbacks().remove(self._keeps_count)
+
     @property
     def collator(self) -> Collator:
         """Makes batches as this run wants them."""
@@ -148,21 +165,24 @@ class M2ChatDataModule(LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """Training batches; every iteration is an epoch, or the rest of one after resuming."""
         self._refuse_overlap()
+        if self.trainer is not None:
+            self._leave_epoch()  # Lightning may open the data again for each epoch.
         sources = self._open("train")
-        self._stream = ShardStream(
+        self.stream = ShardStream(
             sources, self.batch_size, self.seed, self.samples_per_epoch, *_rank_of_ranks(), self.length_bucketing
         )
         for name in ("seed", "manifest"):
-            if self._resumed and self._resumed[name] != getattr(self._stream, name):
+            if name in self._place and self._place[name] != getattr(self.stream, name):
                 log.warning(
                     "the checkpoint was trained with another %s of the data (%s, now %s): the order of the samples is "
                     "a new one, so the rest of this epoch may repeat or miss some",
                     "seed" if name == "seed" else "set of shards, weights or length_bucketing",
-                    self._resumed[name],
-                    getattr(self._stream, name),
+                    self._place[name],
+                    getattr(self.stream, name),
                 )
+        self._finished.start(0)
         self._seek()
-        return self._loader("train", self._stream, self._seek)
+        return self._loader("train", self.stream, self._seek, lambda: self._finished.hand_out(self._step()))
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
         """Every reply to validate on, once."""
@@ -173,48 +193,51 @@ class M2ChatDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the training data, the same on every rank: what was used, not what was read ahead."""
-        if self._stream is None or self.trainer is None:
+        """The place in the training data, the same on every rank: behind the batches whose optimiser step is done."""
+        if self.stream is None or self.trainer is None:
             return {}
-        used = self._stream.batches_before + self._batches_done() - self._batches_done_before
-        if used >= self.trainer.num_training_batches:  # `limit_train_batches` may end an epoch early.
-            used = max(used, len(self._stream))
-        return self._stream.state(used)
+        finished = self._finished.finished(self._step())
+        if finished >= self.trainer.num_training_batches:  # `limit_train_batches` may end an epoch early.
+            finished = max(finished, len(self.stream))
+        return {**self.stream.state(finished), "version": VERSION}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a run stopped, with any number of ranks and workers."""
-        self._resumed = dict(state_dict)
-        if self._stream is not None and self.trainer is not None:
+        self._place = dict(state_dict)
+        if self.stream is not None and self.trainer is not None:
             # Sharded strategies restore after their setup, in which the schedule has asked for the number of steps and
             # so opened the data at the start. Lightning opens them again where it finds none.
             self.trainer.fit_loop._combined_loader = None
 
-    def teardown(self, stage: str) -> None:
-        """Forgets the place: the next run starts where its own checkpoint says."""
-        if stage == "fit":
-            self._resumed, self._stream = {}, None
-
     def _seek(self) -> None:
-        """Brings the stream to the place that the checkpoint and Lightning's epoch tell."""
-        assert self._stream is not None
-        self._batches_done_before = self._batches_done()
-        progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
-        epoch = int(progress.processed) if progress else 0
-        place = self._resumed
-        if place and place["samples_seen"] >= self._stream.size:  # `samples_per_epoch` has become smaller.
-            place = {**place, "epoch": place["epoch"] + 1, "samples_seen": 0, "batches_seen": 0, "before": None}
-        # Lightning may still count the epoch that the checkpoint has finished.
-        if place and place["epoch"] >= epoch:
-            # Checkpoints of former versions know neither of the last two.
-            further = place.get("before"), place.get("group")
-            self._stream.start_at(place["epoch"], place["samples_seen"], place["batches_seen"], *further)
-        else:
-            self._stream.start_at(epoch)
+        """Brings the stream to where an iteration starts: each is an epoch, or the rest of one after resuming."""
+        assert self.stream is not None
+        self._leave_epoch()
+        place = self._place
+        if not place:
+            # A trainer that has fitted before goes on with its epochs. Where a checkpoint is still to be restored this
+            # is 0, and the place of the checkpoint comes with `load_state_dict`.
+            progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
+            place = {"epoch": int(progress.processed) if progress else 0}
+        elif place["samples_seen"] >= self.stream.size:  # `samples_per_epoch` has become smaller.
+            place = {"epoch": place["epoch"] + 1}
+        # Checkpoints of former versions know neither of the last two.
+        names = ("samples_seen", "batches_seen", "before", "group")
+        self.stream.start_at(place["epoch"], **{name: place[name] for name in names if name in place})
+        self._finished.start(self.stream.batches_before)
 
-    def _batches_done(self) -> int:
-        """Batches trained on in all epochs: Lightning counts each after the optimiser's step, before it saves."""
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total if self.trainer else None
-        return int(progress.processed) if progress else 0
+    def _leave_epoch(self) -> None:
+        """Goes to the next epoch if any batch of this one was taken: nobody iterates twice over the same."""
+        if self.stream is not None and self._finished.any_handed_out:
+            self._place = self.stream.state(len(self.stream))
+
+    def _callbacks(self) -> list[Any]:
+        """The trainer's, to change."""
+        return self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
+
+    def _step(self) -> int:
+        """Optimiser steps of the trainer."""
+        return self.trainer.global_step if self.trainer is not None else 0
 
     def _open(self, split: str) -> list[Source]:
         skips = self.skips[split] = Skips(self.max_bad_share)
@@ -232,12 +255,10 @@ class M2ChatDataModule(LightningDataModule):
         stream = EvalStream(sources, self.eval_batch_size, self.limits[split], *_rank_of_ranks(), draw=draw)
         return self._loader(split, stream)
 
-    def _loader(
-        self, split: str, stream: ShardStream | EvalStream, seek: Callable[[], None] = lambda: None
-    ) -> StreamLoader:
+    def _loader(self, split: str, stream: ShardStream | EvalStream, *hooks: Callable[[], None]) -> StreamLoader:
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         skips = self.skips[split]
-        return StreamLoader(stream, self.collator, skips, self.num_workers, self.prefetch_factor, pin, seek)
+        return StreamLoader(stream, self.collator, skips, self.num_workers, self.prefetch_factor, pin, *hooks)
 
     def _refuse_overlap(self) -> None:
         """Raises if a shard is trained on and validated on."""

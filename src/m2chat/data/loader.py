@@ -98,7 +98,8 @@ class StreamLoader:
         num_workers: Worker processes.
         prefetch_factor: Batches that each of them prepares ahead.
         pin_memory: Whether the batches go into pinned memory, from where a GPU fetches them while it computes.
-        seek: Called before each iteration to bring the stream to its place.
+        before_iteration: Called before each iteration, to bring the stream to its place.
+        before_batch: Called before each batch is handed out.
     """
 
     def __init__(
@@ -109,17 +110,18 @@ class StreamLoader:
         num_workers: int = 0,
         prefetch_factor: int = 2,
         pin_memory: bool = False,
-        seek: Callable[[], None] = lambda: None,
+        before_iteration: Callable[[], None] = lambda: None,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.stream, self.collator, self.skips = stream, collator, skips
         self.num_workers, self.prefetch_factor, self.pin_memory = num_workers, prefetch_factor, pin_memory
-        self._seek = seek
+        self._before_iteration, self._before_batch = before_iteration, before_batch
 
     def __len__(self) -> int:
         return len(self.stream)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._seek()  # Now, not with the first batch: Lightning's counters move in between.
+        self._before_iteration()  # Now, not with the first batch: worker processes inherit the place.
         loader: DataLoader[Any] = DataLoader(
             self.stream,
             batch_size=None,
@@ -133,6 +135,7 @@ class StreamLoader:
     def _counted(self, batches: Iterator[tuple[Batch, list[tuple[str, str]]]]) -> Iterator[Batch]:
         for batch, missed in batches:
             self.skips.note(missed, len(batch))
+            self._before_batch()
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

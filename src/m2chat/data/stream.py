@@ -191,6 +191,11 @@ class ShardStream(_Stream):
         """Batches of the epoch, those before the place where it was resumed included."""
         return self.batches_before + super().__len__()
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch that is not resumed."""
+        return len(batches_of(0, self.size, self.batch_size, self.rank, self.ranks, even=True))
+
     def state(self, batches_seen: int) -> dict[str, Any]:
         """The place after some batches of this epoch, the same on every rank.
 
