@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from m2chat.errors import UserError
-
-Picture: TypeAlias = NDArray[np.uint8]
-"""RGB, (H, W, 3), 0-255."""
+from m2chat.schema import Picture
 
 
 class TextImageEncoder(Protocol):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.metrics.base import Gathered, SampleMetric
-from m2chat.metrics.encoders import Picture
 from m2chat.metrics.extractors import FeatureExtractor
+from m2chat.schema import Picture
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,12 @@ def make_shard(job: Job, number: int, unit: list[Draft]) -> int:
 def _members(job: Job, draft: Draft) -> dict[str, bytes]:
     """The files of a sample, which the reader would take too."""
     sample = Sample(
-        f"{job.name}/{draft.id}", draft.kind, job.name, draft.turns, (), draft.meta, draft.license or job.license
+        f"{job.name}/{draft.id}",
+        draft.turns,
+        kind=draft.kind,
+        source=job.name,
+        meta=draft.meta,
+        license=draft.license or job.license,
     )
     require_reply(sample)
     members: dict[str, bytes] = {}
