@@ -31,7 +31,7 @@ ensure_torchvision()
 
 from m2chat.models.generation import Decoding, stream_replies  # noqa: E402
 from m2chat.pipeline import Drawn, M2ChatPipeline, Words  # noqa: E402
-from m2chat.pipeline.inputs import seen  # noqa: E402
+from m2chat.pipeline.inputs import vision_pixels  # noqa: E402
 from m2chat.text import Request  # noqa: E402
 
 STEPS, GUIDANCE = 25, 5.0
@@ -91,7 +91,7 @@ def beside_transformers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
     """Greedy answer and caption up to the first image token: our loop and `generate`."""
     tokens, model = pipe.layout.tokenizer, pipe.model
     replier = pipe.replier()
-    pixels = seen([None] * batch, pipe.vision, pipe.device)
+    pixels = vision_pixels([None] * batch, pipe.vision, pipe.device)
     prompts = [pipe.layout.prompt(Request(text), 200)[0] for text in PROMPTS[:batch]]
     longest = max(map(len, prompts))
     ids = torch.tensor([[tokens.pad_id] * (longest - len(p)) + p for p in prompts])

@@ -13,13 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from m2chat.errors import UserError
+from m2chat.schema import Picture
 
-Picture = NDArray[np.uint8]
-"""RGB, (H, W, 3), 0-255."""
 Attributes = Mapping[str, str]
 """What a picture shows: attribute name to value."""
 Example = str | tuple[str, Picture]

@@ -27,7 +27,7 @@ from m2chat.commands import main
 from m2chat.data.images import save_png
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import Drawn, M2ChatPipeline, Notice, Progress, Words
-from m2chat.pipeline.events import Picture
+from m2chat.schema import Picture
 
 BAD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("bad_bodies.py")))
 SETTINGS = ("force", 1, 1, 5.0, 0, 0.0, 24)

@@ -64,11 +64,11 @@ def test_streamed_and_whole_replies_are_the_same(session: Session, pipe: M2ChatP
     whole = session.reply(ASK, image="force", max_images=1)
     from m2chat.pipeline.inputs import waiting
     from m2chat.pipeline.replier import DrawSettings
-    from m2chat.schema import Sample, Turn
+    from m2chat.schema import Conversation, Turn
 
     replier = pipe.replier("force", 1, DrawSettings(2, 5.0, 0, 32), 24)
-    sample = Sample("session", "dialogue", "session", (Turn("user", (ASK,)),), ())
-    (reply,), (note,) = replier.reply(waiting([sample], pipe.vision, pipe.device), seeds=[3])
+    conversation = Conversation("session", (Turn("user", (ASK,)),))
+    (reply,), (note,) = replier.reply(waiting([conversation], pipe.vision, pipe.device), seeds=[3])
     assert [part for part in whole.segments if isinstance(part, str)] == reply.texts
     difference = np.abs(np.asarray(whole.images[0]).astype(int) - reply.pictures[0])
     assert difference.max() <= 1 and note["gate"] == pytest.approx(whole.gate, abs=1e-5)
@@ -123,7 +123,7 @@ def test_undo_forgets_words_and_pictures(session: Session, shown: NDArray[np.uin
 
 
 def test_regenerating_replaces_the_reply(session: Session) -> None:
-    with pytest.raises(UserError, match="no reply to make anew"):
+    with pytest.raises(UserError, match="no reply to regenerate"):
         session.regenerate()
     session.reply(ASK, image="force", max_images=1)
     old, said = session.images[-1].pixels, session.turns
@@ -137,7 +137,7 @@ def test_regenerating_replaces_the_reply(session: Session) -> None:
 
 
 def test_going_on_adds_to_the_same_side(session: Session) -> None:
-    with pytest.raises(UserError, match="say something first"):
+    with pytest.raises(UserError, match="send a message first"):
         session.go_on()
     session.reply("tell me how it ripens : a ring on a white background", image="force", max_images=1)
     list(session.go_on(image="force", max_images=1))
@@ -283,7 +283,7 @@ def test_what_does_not_fit_is_told(session: Session) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"text": " "}, "say something"),
+        ({"text": " "}, "write something"),
         ({"text": "x", "images": [3]}, "no picture"),
         ({"text": "x", "images": [np.zeros((4, 4), np.uint8)]}, "no picture"),
         ({"text": "x", "image": "maybe"}, "choose one of auto, force, never"),

@@ -8,7 +8,7 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from m2chat.pipeline.events import Picture
+from m2chat.schema import Picture
 
 
 def blocks(picture: Picture, columns: int = 32) -> Text:

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from m2chat.data.images import save_png
 from m2chat.errors import UserError
 from m2chat.pipeline import Drawn, M2ChatPipeline, Session, Usage
-from m2chat.pipeline.events import Picture
-from m2chat.schema import Image, Role, Turn
+from m2chat.pipeline.state import SessionState
+from m2chat.schema import Conversation, Image, Picture, Role, Turn
 
 MAX_CHARACTERS = 1_000_000
 """Longest text of one part; what the model can read of it is cut by whole turns afterwards."""
@@ -124,6 +124,7 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
     """
     session, rules = request.session(pipe), ""
     turns: list[Turn] = []
+    images: list[Image] = []
     for message in request.messages:
         texts, pictures = _parts(message, read_url)
         if message.role in ("system", "developer"):
@@ -132,22 +133,21 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
         role: Role = "assistant" if message.role == "assistant" else "user"
         if role == "assistant" and not turns:
             raise UserError("messages: the first one must be the user's")
-        first = len(session.images)
+        first = len(images)
         if first + len(pictures) > MAX_PICTURES:
             raise UserError(f"messages: more than {MAX_PICTURES} pictures")
         parts: list[str | int] = [part if isinstance(part, str) else first + part for part in texts]
         if rules and role == "user":
             parts, rules = [rules, *parts], ""
-        session.images = (*session.images, *pictures)
+        images += pictures
         turns.append(Turn(role, tuple(parts)))
     if not turns or turns[-1].role != "user":
         raise UserError("messages: the last one must be the user's")
-    *before, asked = turns
-    session.turns, session.notes = tuple(before), ({},) * len(before)
-    count = len(session.images) - len(asked.pictures)
-    shown = [image.pixels for image in session.images[count:]]
-    session.images = session.images[:count]
-    return session, asked.text, shown
+    # The session adds the last message itself, with its pictures.
+    before, asked = len(turns) - 1, turns[-1]
+    whole = SessionState(Conversation("session", tuple(turns), tuple(images)), ({},) * len(turns))
+    session.state = whole.until(before)
+    return session, asked.text, [image.pixels for image in images[len(session.images) :]]
 
 
 def _parts(message: Said, read_url: ReadURL) -> tuple[list[str | int], list[Image]]:

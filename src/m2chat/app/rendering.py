@@ -10,7 +10,7 @@ from urllib.parse import quote
 import gradio as gr
 
 from m2chat.pipeline import Drawn, Event, Notice, Progress, Session, Words
-from m2chat.pipeline.events import Picture
+from m2chat.schema import Picture
 
 Shelf = Callable[[Picture], str]
 """Puts a picture where the page can show it, and tells its path."""

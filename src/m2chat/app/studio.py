@@ -22,9 +22,9 @@ from m2chat.app.widgets import (
     words_box,
 )
 from m2chat.errors import UserError
-from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
+from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.inputs import as_pixels
-from m2chat.pipeline.tasks import alone, changes, edit_rounds, similar, tell, text_to_image, wish
+from m2chat.pipeline.tasks import changes, decoder_alone, edit_rounds, similar, tell, text_to_image, wish
 
 Figures: TypeAlias = str
 """HTML of pictures with their lines."""
@@ -92,8 +92,9 @@ class Studio:
                 yield session.stop, shown, ""
         except UserError as error:
             raise complaint(error) from error
-        captions = [part.caption for output in parts for part in output.segments if isinstance(part, ImagePart)]
-        pairs = zip(alone(session, parts, int(seed or 0)), captions, strict=False)  # of a stopped story there are none
+        captions = [picture.caption for part in parts for picture in part.pictures]
+        compared = decoder_alone(session, parts, int(seed or 0))  # none of a stopped story
+        pairs = zip(compared, captions, strict=False)
         yield session.stop, shown, "".join(figure_of(self.shelf, *pair) for pair in pairs)
 
     def _at_seeds(
@@ -126,7 +127,7 @@ class Studio:
         shown: Figures = ""
         said = ""
         for part in output.segments:
-            if isinstance(part, ImagePart):
+            if isinstance(part, OutputImage):
                 line = f"{before}{said} [{part.caption}]".strip() if said else f"{before}{part.caption}"
                 shown += figure_of(self.shelf, as_pixels(part.image), line)
                 said = ""

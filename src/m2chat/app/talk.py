@@ -21,8 +21,8 @@ from m2chat.app.uploads import pack_session, read_picture, unpack_session
 from m2chat.data.images import load_image
 from m2chat.errors import UserError
 from m2chat.pipeline import Event, M2ChatPipeline, Session, Words
-from m2chat.pipeline.events import Picture
 from m2chat.pipeline.lens import Lens, charts, look_inside, strip
+from m2chat.schema import Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from m2chat.app.blocks import blocks
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.errors import UserError
 from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Progress, Session, Words
-from m2chat.pipeline.events import Picture
+from m2chat.schema import Picture
 
 COMMANDS = {
     "!help": "this list",

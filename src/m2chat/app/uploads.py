@@ -21,7 +21,7 @@ import numpy as np
 from m2chat.data.images import BadImage, load_image
 from m2chat.errors import UserError
 from m2chat.pipeline import Session
-from m2chat.pipeline.events import Picture
+from m2chat.schema import Picture
 
 if TYPE_CHECKING:
     from m2chat.pipeline import M2ChatPipeline

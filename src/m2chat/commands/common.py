@@ -93,14 +93,14 @@ def show(outputs: Sequence[PipelineOutput], folder: Path, name: str, before: Any
     from PIL import Image
 
     from m2chat.evaluation.grid import grid
-    from m2chat.pipeline import ImagePart
+    from m2chat.pipeline import OutputImage
 
     folder.mkdir(parents=True, exist_ok=True)
     row = [] if before is None else [before]
     drawn = 0
     for output in outputs:
         for part in output.segments:
-            if isinstance(part, ImagePart):
+            if isinstance(part, OutputImage):
                 path = folder / f"{name}-{drawn}.png"
                 part.image.save(path)
                 print(f"[{path}: {part.caption}; g={part.gate:.2f}]")

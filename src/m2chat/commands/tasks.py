@@ -95,7 +95,7 @@ def _story(options: argparse.Namespace) -> None:
     show(told.parts, options.out, "story")
     ours = [np.asarray(image) for part in told.parts for image in part.images]
     path = options.out / "story-beside-decoder.png"
-    Image.fromarray(grid([ours, told.alone])).save(path)
+    Image.fromarray(grid([ours, told.decoder_alone])).save(path)
     print(f"Above ours, below the image decoder alone with the same captions at one seed: {path}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from m2chat.errors import UserError
 from m2chat.integrity import verify, verify_folder
 from m2chat.models.weights.script import PICKLE_ERRORS
-
-Picture: TypeAlias = NDArray[np.uint8]
-"""RGB, (H, W, 3), 0-255."""
+from m2chat.schema import Picture
 
 
 class TextImageEncoder(Protocol):

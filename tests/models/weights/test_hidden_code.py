@@ -420,7 +420,9 @@ def test_arrays_of_objects_are_not_read(here: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as moments"):
         Moments.load(here / "m.npy", "x")
     turns = (Turn("user", ("hello",)), Turn("assistant", ("here", 0)))
-    write_shards([Sample("a", "dialogue", "b", turns, (Image(np.zeros((8, 8, 3), np.uint8), "c"),))], here / "talk")
+    write_shards(
+        [Sample("a", turns, (Image(np.zeros((8, 8, 3), np.uint8), "c"),), kind="dialogue", source="b")], here / "talk"
+    )
     (path,) = (here / "talk").glob("*.tar")
     right = prints_of_shard(open_shard(path))
     np.savez(path.with_name(f"{path.name}.prints.npz"), stamp=evil, hashes=evil, what=evil, sample=evil)

@@ -177,7 +177,14 @@ def _members(job: Job, raw: RawSample) -> dict[str, bytes]:
         BadImage: If a picture cannot be used.
         BadSample: If the conversation cannot be used.
     """
-    sample = Sample(f"{job.name}/{raw.id}", raw.kind, job.name, raw.turns, (), raw.meta, raw.license or job.license)
+    sample = Sample(
+        f"{job.name}/{raw.id}",
+        raw.turns,
+        kind=raw.kind,
+        source=job.name,
+        meta=raw.meta,
+        license=raw.license or job.license,
+    )
     require_reply(sample)
     members: dict[str, bytes] = {}
     images = []
