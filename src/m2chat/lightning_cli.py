@@ -25,6 +25,7 @@ from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.errors import TrainingDivergedError, UserError
 from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
+from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
 
 LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
@@ -123,6 +124,17 @@ class M2ChatCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs, in a folder that no other run has."""
+        with run_folder(self.trainer, self._continues(subcommand)):
+            super()._run_subcommand(subcommand)
+
+    def _continues(self, subcommand: str) -> list[Path]:
+        """What the run goes on with: a training with its checkpoint, an evaluation with its replies."""
+        earlier = getattr(getattr(self.model, "evaluation", None), "resume", None)
+        checkpoint = self._get(self.config_init, "ckpt_path") if subcommand == "fit" else None
+        return [Path(path) for path in (earlier, checkpoint) if path]
 
     def _parse_ckpt_path(self) -> None:
         """Makes sure that the checkpoint fits the configured model.
@@ -242,7 +254,7 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
             subclass_mode_model=True,
             auto_configure_optimizers=False,  # it would build them before `configure_model` has made the parameters
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
             parser_class=ShortErrorParser,
         )
     except TrainingDivergedError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.commands.common import add_model_options, load_pipeline
+from m2chat.files import write_whole
 
 MIX = {"instruct": 0.2, "dialogue": 0.25, "mixed": 0.2, "edit": 0.2, "story": 0.15}
 """Conversations, named by what makes them, and their shares."""
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         settings = {key: str(value) for key, value in vars(options).items() if key != "run"}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+        write_whole(options.out, [json.dumps({"settings": settings, "rows": rows}, indent=1), "\n"])
 
 
 def _set_bars(findings: Findings) -> None:

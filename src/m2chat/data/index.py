@@ -24,7 +24,7 @@ from typing import IO, Any
 from m2chat.data.entries import Entries, Entry
 from m2chat.data.remote import CACHE, Url, opened, read_range, stamp
 from m2chat.data.sources import BadSample, outline, sample_of
-from m2chat.files import whole_file
+from m2chat.files import write_whole
 from m2chat.schema import Kind, Sample
 from m2chat.text.view import view_of
 
@@ -126,17 +126,11 @@ def open_shard(place: Path | Url, cache: str | Path = CACHE) -> Shard:
     record = {"stamp": now, "skipped": shard.skipped, "digest": hashlib.sha256(lines).hexdigest()}
     for home in homes:
         with suppress(OSError):  # Where nothing can be written, the index lives in memory only.
+            if home is homes[-1]:
+                home.parent.mkdir(parents=True, exist_ok=True)
             write_whole(home, json.dumps(record).encode() + b"\n" + lines)
             break
     return shard
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """`whole_file` of some bytes; makes the folder of indices."""
-    if path.parent.name == "index":
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_bytes(data)
 
 
 def _index(place: Path | Url) -> Shard:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2chat.data.index import write_whole
 from m2chat.errors import UserError
+from m2chat.files import write_whole
 
 NAME = "index.json"
 

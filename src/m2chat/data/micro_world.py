@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from m2chat.data.images import save_png
 from m2chat.data.micro_talk import Maker
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.data.sources import caption_sample
+from m2chat.files import locked, whole_folder
 from m2chat.schema import Image, Kind, Sample
 from m2chat.world.captions import alt_text, caption_of, paraphrases
 from m2chat.world.render import render
@@ -122,16 +122,25 @@ def _talks(name: str, split: Split, count: int, said: set[tuple[str, ...]]) -> I
 def ensure_micro_shards(root: Path) -> None:
     """Generates every data set of the micro world under a folder, unless they are there already.
 
+    Of several processes that want them at once, one generates and the others wait for it.
+
     Args:
         root: Such as ``data/micro/shards``. It appears only when it is complete, so an interrupted run leaves
             nothing half made.
     """
     stamp = root / "version.json"
-    wanted = {"version": VERSION, "seed": SEED}
-    if stamp.is_file() and json.loads(stamp.read_text()) == wanted:
+    wanted = json.dumps({"version": VERSION, "seed": SEED}) + "\n"
+    if stamp.is_file() and stamp.read_text() == wanted:
         return
-    part = root.with_name(root.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        if not stamp.is_file() or stamp.read_text() != wanted:
+            with whole_folder(root, replace=True) as part:
+                _generate(part)
+                (part / stamp.name).write_text(wanted)
+
+
+def _generate(part: Path) -> None:
     splits: tuple[Split, ...] = ("train", "val", "test")
     said: dict[str, set[tuple[str, ...]]] = {name: set() for name in _TALKS}
     for split in splits:
@@ -140,6 +149,3 @@ def ensure_micro_shards(root: Path) -> None:
         for name, (_, counts) in _TALKS.items():
             write_shards(_talks(name, split, counts[split], said[name]), part / name / split, name, 500)
         write_shards(_coco(split, _COCO[split]), part / "coco" / split, "coco", 500)
-    (part / "version.json").write_text(json.dumps(wanted) + "\n")
-    shutil.rmtree(root, ignore_errors=True)
-    part.rename(root)

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2chat.data.entries import Entries
-from m2chat.data.index import write_whole
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import Shard
 from m2chat.data.sources import PICTURES, BadSample
+from m2chat.files import write_whole
 
 WHAT = ("id", "picture", "conversation", "id and words")
 """What a print is of; `Prints.what` holds indices into it."""

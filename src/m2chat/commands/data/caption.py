@@ -145,10 +145,11 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If there are no shards, or they would be written onto themselves.
     """
-    from m2chat.data.converters.progress import write_index, write_whole
+    from m2chat.data.converters.progress import write_index
     from m2chat.data.shards import local_shards, open_shard
     from m2chat.data.tars import write_tar
     from m2chat.errors import UserError
+    from m2chat.files import locked, write_whole
     from m2chat.models.config import BackboneConfig
 
     paths = local_shards(options.shards, "SHARDS")
@@ -157,17 +158,19 @@ def run(options: argparse.Namespace) -> None:
     backbone = BackboneConfig(
         options.language_model, options.adapter, options.vision_encoder, channel_order=options.channel_order
     )
-    done = _done_before(options.dst, writer_of(backbone), paths)
-    captioner = Captioner(backbone, options.device)
-    for path in paths:
-        if path.name not in done["done"] or not (options.dst / path.name).is_file():
-            bad: Counter[str] = Counter()
-            write_tar(options.dst / path.name, captioned(open_shard(path), captioner, options.batch_size, bad))
-            done["done"][path.name] = bad
-            write_whole(options.dst / _NOTE, [json.dumps(done, indent=1), "\n"])
-    bad = sum((Counter(done["done"][path.name]) for path in paths), Counter())
-    index = _index(options.dst, [path.name for path in paths], captioner.name, bad)
-    write_index(options.dst, index)
+    options.dst.parent.mkdir(parents=True, exist_ok=True)
+    with locked(options.dst, wait=False):
+        done = _done_before(options.dst, writer_of(backbone), paths)
+        captioner = Captioner(backbone, options.device)
+        for path in paths:
+            if path.name not in done["done"] or not (options.dst / path.name).is_file():
+                bad: Counter[str] = Counter()
+                write_tar(options.dst / path.name, captioned(open_shard(path), captioner, options.batch_size, bad))
+                done["done"][path.name] = bad
+                write_whole(options.dst / _NOTE, [json.dumps(done, indent=1), "\n"])
+        bad = sum((Counter(done["done"][path.name]) for path in paths), Counter())
+        index = _index(options.dst, [path.name for path in paths], captioner.name, bad)
+        write_index(options.dst, index)
     print(f"{options.dst}: {len(paths)} shards, {index['samples']} samples with {index['pictures']} pictures")
     for reason, count in bad.most_common():
         print(f"  left out: {count:8} x {reason}")
@@ -179,8 +182,8 @@ def _done_before(folder: Path, writer: str, paths: Sequence[Path]) -> dict[str, 
     Raises:
         UserError: If the folder holds captions of other shards or another writer, or something else.
     """
-    from m2chat.data.converters.progress import write_whole
     from m2chat.errors import UserError
+    from m2chat.files import write_whole
 
     remedy = "choose another folder, or delete this one to start anew"
     now: dict[str, Any] = {"captions": writer, "of": {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}}

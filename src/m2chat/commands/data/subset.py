@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2chat.errors import UserError
+from m2chat.files import whole_folder
 
 if TYPE_CHECKING:
     from m2chat.data.shards import Shard
@@ -104,20 +104,15 @@ def subset(source: str, target: Path, choice: Choice, per_shard: int = 1000) -> 
     shards = [open_shard(path) for path in find_shards(source, "SRC")]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"DST={str(target)!r} is not empty: choose another folder or remove it")
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    written = write_groups(_read(shards, _chosen(shards, choice), choice), part, target.name, per_shard)
-    total = choice.kinds.total()
-    if not total:
-        shutil.rmtree(part)
-        raise UserError(f"SRC={source!r}: no sample was chosen, left out were {dict(choice.left_out) or 'none'}")
-    sizes = [min(per_shard, total - start) for start in range(0, total, per_shard)]
-    listed = [Listed(p.name, size, p.stat().st_size, sha256_of(p)) for p, size in zip(written, sizes, strict=True)]
-    rule = {"count": choice.count, "share": choice.share, "seed": choice.seed}
-    write_manifest(part, listed, choice.kinds, subset=rule)
-    if target.is_dir():
-        target.rmdir()
-    part.rename(target)
+    with whole_folder(target) as part:
+        written = write_groups(_read(shards, _chosen(shards, choice), choice), part, target.name, per_shard)
+        total = choice.kinds.total()
+        if not total:
+            raise UserError(f"SRC={source!r}: no sample was chosen, left out were {dict(choice.left_out) or 'none'}")
+        sizes = [min(per_shard, total - start) for start in range(0, total, per_shard)]
+        listed = [Listed(p.name, size, p.stat().st_size, sha256_of(p)) for p, size in zip(written, sizes, strict=True)]
+        rule = {"count": choice.count, "share": choice.share, "seed": choice.seed}
+        write_manifest(part, listed, choice.kinds, subset=rule)
     return len(written)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from m2chat.commands.evaluation.rows import Fit, Row
 from m2chat.errors import UserError
 from m2chat.evaluation.results import RESULTS
+from m2chat.files import locked, whole_file
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Runner:
             print(f"# keeps {found} as {kept}")
             return
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found, kept)
+        with whole_file(kept) as part:
+            shutil.copyfile(found, part)
         print(f"kept {kept}", flush=True)
 
     def _overlay(self, row: Row) -> list[str]:
@@ -104,8 +106,21 @@ class Runner:
             *(["--model.init_args.checkpoint_root", str(root)] if root is not None else []), *self.extra,
         ]  # fmt: skip
         print(shlex.join(command), flush=True)
+        if not self.dry and "--ckpt_path" not in arguments:
+            _clear(folder)
         if not self.dry and (code := subprocess.run(command).returncode):
             raise UserError(f"{folder} failed with exit code {code}; the same command goes on from here")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a run has left that was stopped before there was anything to go on from.
+
+    Raises:
+        UserError: If a run writes to it at this moment.
+    """
+    if folder.exists():
+        with locked(folder, wait=False):
+            shutil.rmtree(folder)
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:

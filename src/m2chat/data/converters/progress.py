@@ -14,7 +14,7 @@ from typing import Any
 from m2chat.data.converters.drafts import Job
 from m2chat.data.record import SCHEMA
 from m2chat.errors import UserError
-from m2chat.files import whole_file
+from m2chat.files import write_whole
 
 INDEX = "index.json"
 REJECTS = "rejects.jsonl"
@@ -51,12 +51,6 @@ class Receipt:
     def save(self, work: Path) -> None:
         """Writes it down; from then on the unit is done."""
         write_whole(work / f"{self.unit:06d}.json", [json.dumps(asdict(self))])
-
-
-def write_whole(path: Path, texts: Iterable[str]) -> None:
-    """Writes a file so that nobody ever sees a part of it."""
-    with whole_file(path) as part, open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.writelines(texts)
 
 
 def settings_of(job: Job) -> dict[str, Any]:
