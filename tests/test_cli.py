@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from toys import TOY_CONFIG, ToyData, ToyStage
 
 from m2chat import cli, lightning_cli
 from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.throughput import Throughput
 from m2chat.training.atomic_io import AtomicCheckpointIO, verify
+from toys import TOY_CONFIG, ToyData, ToyStage
 
 
 @pytest.fixture(autouse=True)

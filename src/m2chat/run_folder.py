@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from m2chat.errors import UserError
 from m2chat.files import locked, take_folder
@@ -44,7 +44,7 @@ def run_folder(trainer: Trainer, continues: Sequence[Path] = ()) -> Iterator[Non
     Raises:
         UserError: If a folder that the user named holds another run, or another process writes to it.
     """
-    if trainer.fast_dev_run or not trainer.is_global_zero:
+    if vars(trainer)["fast_dev_run"] or not trainer.is_global_zero:
         yield
         return
     with ExitStack() as held:
@@ -70,7 +70,7 @@ def _take(trainer: Trainer, continues: Sequence[Path], held: ExitStack) -> Itera
         root = Path(trainer.default_root_dir) / "lightning_logs"
         folder = take_folder(root, _numbered(root))
         held.enter_context(locked(folder, wait=False))
-        trainer._default_root_dir = str(folder)
+        _set_root(trainer, str(folder))
         yield folder
     numbers: dict[Path, int | str] = {}
     named: set[Path] = set()
@@ -95,6 +95,11 @@ def _take(trainer: Trainer, continues: Sequence[Path], held: ExitStack) -> Itera
             number = folder.name.removeprefix("version_")
             logger._version = numbers[root] = int(number) if number.isdecimal() else folder.name
             yield folder
+
+
+def _set_root(trainer: Trainer, folder: str) -> None:
+    """Sets where a trainer without a logger writes."""
+    vars(trainer)["_default_root_dir"] = folder
 
 
 def _file_loggers(trainer: Trainer) -> list[FileLogger]:
@@ -178,9 +183,12 @@ class SaveConfig(SaveConfigCallback):
         if self.already_saved:
             return
         loggers = _file_loggers(trainer)
-        here = [trainer.default_root_dir, *(logger.version if trainer.is_global_zero else None for logger in loggers)]
+        here: list[Any] = [
+            trainer.default_root_dir,
+            *(logger.version if trainer.is_global_zero else None for logger in loggers),
+        ]
         folder, *versions = trainer.strategy.broadcast(here)
-        trainer._default_root_dir = folder
+        _set_root(trainer, folder)
         for logger, version in zip(loggers, versions, strict=True):
             logger._version = version
         path = Path(trainer.log_dir or folder, self.config_filename)
