@@ -15,7 +15,7 @@ OURS: dict[str, set[str]] = {
     "__init__": {"pipeline"},
     "_compat": set(),
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "schema": set(),
     "world": {"errors", "schema"},
     "text": set(),

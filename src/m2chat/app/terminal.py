@@ -14,6 +14,7 @@ from rich.table import Table
 from m2chat.app.blocks import blocks
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.errors import UserError
+from m2chat.files import take_file
 from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Progress, Session, Words
 from m2chat.schema import Picture
 
@@ -125,8 +126,7 @@ class TerminalChat:
         for number in range(before + 1, len(self.session.images) + 1):
             image = self.session.images[number - 1]
             if not image.caption_by:  # drawn, not shown
-                self.folder.mkdir(parents=True, exist_ok=True)
-                path = self.folder / f"picture-{number:04d}.png"
+                path = take_file(self.folder, f"picture-{number:04d}", ".png")
                 path.write_bytes(save_png(image.pixels))
                 self.console.print(f"[dim]picture {number}: {escape(image.caption)} ({escape(str(path))})[/dim]")
 
