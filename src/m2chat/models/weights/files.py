@@ -167,6 +167,21 @@ def read_folder(folder: Path, what: str) -> dict[str, Tensor]:
     return state
 
 
+def require_no_code(folder: Path, what: str) -> None:
+    """Refuses a folder from which a library might import code, before the library sees it.
+
+    Raises:
+        UserError: That names the file: a Python file, or a description that names classes of its own (``auto_map``).
+    """
+    found = sorted(folder.rglob("*.py"))
+    found += [path for path in sorted(folder.rglob("*config*.json")) if "auto_map" in load_json(path, what)]
+    if found:
+        raise UserError(
+            f"{what}={str(folder)!r} brings code of its own ({found[0].relative_to(folder)}), which is not executed: "
+            "use a folder whose parts are all of the libraries"
+        )
+
+
 def _require_file(path: Path, what: str) -> None:
     if path.is_dir():
         raise UserError(f"{what}: {path} is a folder; expected is a file of weights")
