@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
 # One seed of docs/results.md: both stages, every evaluation and every control.
 #   scripts/seed.sh SEED [OUT]
+# OUT (default: lightning_logs/seed_SEED) must not hold runs of these names: nothing is overwritten.
+# LIGHTNING names the command (default: .venv/bin/lightning); ABLATION=0 leaves the last stage 2 out.
 set -euo pipefail
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+  sed -n '2,5s/^# \{0,1\}//p' "$0"
+  exit
+fi
 seed=$1
 out=${2:-lightning_logs/seed_$seed}
 lightning=${LIGHTNING:-.venv/bin/lightning}
