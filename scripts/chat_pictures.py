@@ -5,8 +5,13 @@ Each part is a task of `m2chat.pipeline.tasks` as a program would call it, nothi
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # before what takes seconds to import
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
 
 import numpy as np
 from PIL import Image
