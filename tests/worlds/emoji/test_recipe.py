@@ -137,13 +137,13 @@ def test_nearest_rates_of_true_pictures_are_whole(world: Pictures) -> None:
 
 
 def test_the_judge_learns_to_read_and_names_only_what_exists(world: Pictures, tmp_path: Path) -> None:
-    few = world.take([i for i, s in enumerate(world.scenes) if s.style == "noto" and s.is_plain])
-    plan = Plan(steps=60, lr=3e-3, warmup=10, decay=30, ema=0.9)
+    few = world.take(range(4))
+    plan = Plan(steps=40, lr=2e-3, warmup=10, decay=20, ema=0.9)
     assert train_judge(few, tmp_path, plan, batch=12, device="cpu")
     judge = Judge.load(tmp_path / "weights" / "judge", few)
     verdicts = judge.read(few.pixels)
     right = [v.scene.concept == s.concept for v, s in zip(verdicts, few.scenes, strict=True)]
-    assert np.mean(right) > 0.5  # a twelfth by chance
+    assert np.mean(right) == 1
     noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     for verdict in judge.read(noise):
         assert verdict.scene in few.scenes

@@ -50,7 +50,7 @@ def test_every_sample_carries_licence_attribution_source_and_split(world: Pictur
         assert record["license"] == LICENSES[str(record["style"])]
         assert record["attribution"] and record["captions"]
         for picture in record["pictures"]:  # type: ignore[attr-defined]
-            assert picture["split"] == split[picture["file"]]
+            assert picture["split"] == split[f"{record['package']}:{picture['file']}"]
             seen += 1
     assert seen == len(world)
 
