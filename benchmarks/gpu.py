@@ -43,7 +43,7 @@ from m2chat.planning.inference import half_bytes, plan_inference  # noqa: E402
 from m2chat.planning.step import Shape, blank_batch, blank_noise, measure_step, step_loss  # noqa: E402
 
 PAPER = BackboneConfig("data/weights/llama-7b", "data/weights/BIAS-7B.pth", "ViT-L-14-quickgelu:openai",
-                       "data/weights/stable-diffusion-xl-base-1.0", "bgr", 32)  # fmt: skip
+                       "data/weights/stable-diffusion-xl-base-1.0", 32, "bgr")  # fmt: skip
 # Batch, tokens, pixels, and the goal in samples/s at some 30 % of an H200's peak.
 TRAINING: dict[str, tuple[Stage, Shape, bool, float]] = {
     "stage1-256-cached": ("align", Shape(64, 96, 256, 32), True, 335),
@@ -71,9 +71,9 @@ class Bench:
     def __init__(self, scale: str, device: str, rounds: int, warm_up: int) -> None:
         self.device, self.rounds, self.warm_up, self.micro = device, rounds, warm_up, scale == "micro"
         micro = BackboneConfig(*(str(ROOT / "data/micro" / part) for part in ("llama", "adapter/BIAS-micro.pth", "clip",
-                                                                             "sdxl")))  # fmt: skip
+                                                                             "sdxl")), num_image_tokens=8)  # fmt: skip
         backbone = micro if self.micro else PAPER
-        numbers = M3AdapterConfig(width=192, heads=6) if self.micro else M3AdapterConfig()
+        numbers = M3AdapterConfig(width=192, heads=6) if self.micro else M3AdapterConfig(width=1536, heads=24)
         torch.manual_seed(0)
         self.blank, _ = blank_m2chat(backbone, numbers)
         self.model = blank_m2chat(backbone, numbers, device)[0] if device != "meta" else self.blank

@@ -19,7 +19,7 @@ usage: lightning {fit,validate,test,predict} --config FILE [--config FILE ...] [
   lightning fit  --config configs/paper/stage1.yaml     the paper's run, on eight GPUs
 
   --config FILE        settings; a later file, and then the command line, overrides an earlier one
-  --KEY VALUE          one setting, for example --trainer.max_steps 100 or --model.init_args.gate.mode paper
+  --KEY VALUE          one setting, for example --trainer.max_steps 100 or --model.init_args.m3adapter.gate.mode paper
   --ckpt_path FILE     go on with training, or evaluate, from a checkpoint
   --print_config       show every setting with its value, and do nothing
   fit --help           every setting of trainer, model and data (takes some seconds)

@@ -20,13 +20,13 @@ from m2chat.planning.meter import LiveBytes
 from m2chat.planning.step import Shape, StepMeasure, blank_batch, blank_noise, measure_step, step_loss
 from m2chat.planning.training import RESERVE, count_parameters, largest_batch, lay_out, plan_training
 
-NOWHERE = BackboneConfig("none/llama", "none/BIAS-7B.pth", "ViT-L-14-quickgelu:openai", "none/sdxl", "bgr", 32)
+NOWHERE = BackboneConfig("none/llama", "none/BIAS-7B.pth", "ViT-L-14-quickgelu:openai", "none/sdxl", 32, "bgr")
 TF = 1e12
 
 
 @pytest.fixture(scope="module")
 def paper() -> M2ChatModel:
-    model, assumed = blank_m2chat(NOWHERE, M3AdapterConfig())
+    model, assumed = blank_m2chat(NOWHERE, M3AdapterConfig(1536, 24))
     assert len(assumed) == 3 and all("taken to be" in line for line in assumed)
     return model
 

@@ -78,7 +78,7 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
     model.requires_grad_(False).eval()
     lower_parameters(model.parameters(), torch.bfloat16)
     own = module.evaluation
-    plan = plan_inference(model, options.tokens or own.max_tokens, model.decoder.image_size)
+    plan = plan_inference(model, options.tokens or own.max_tokens or settings.data.max_tokens, model.decoder.image_size)
     print(inference_report(plan, gpu, own.steps, options.memory * 1e9))
 
 

@@ -137,15 +137,17 @@ def part_fingerprints(backbone: BackboneConfig) -> dict[str, str]:
 
 
 def _roots(backbone: BackboneConfig) -> dict[str, Path]:
+    """Files or folder of each backbone, by its setting; those of an empty setting are left out."""
     from m2chat.models.weights.clip import local_clip_file
     from m2chat.models.weights.llama import llama_folder
 
-    return {
+    roots = {
         "language_model": llama_folder(Path(backbone.language_model)),
         "adapter": Path(backbone.adapter),
         "vision_encoder": local_clip_file(backbone.vision_encoder) or Path(backbone.vision_encoder),
         "image_decoder": Path(backbone.image_decoder),
     }
+    return {setting: root for setting, root in roots.items() if getattr(backbone, setting)}
 
 
 def _digest_part(digest: Any, root: Path) -> None:

@@ -24,6 +24,9 @@ from m2chat.models.weights.exported import load_weights as load_exported
 from m2chat.pipeline.describer import released_tensors
 
 MICRO_ADAPTER = M3AdapterConfig(width=192, heads=6, blocks=2)
+MICRO_BACKBONE = BackboneConfig(
+    *(f"data/micro/{name}" for name in ("llama", "adapter/BIAS-micro.pth", "clip", "sdxl")), num_image_tokens=8
+)
 """Numbers of the connector of the shipped weights."""
 
 
@@ -150,7 +153,7 @@ def _settings(config: dict[str, Any]) -> tuple[BackboneConfig, M3AdapterConfig]:
     adapter = dict(config.get("m3adapter") or asdict(MICRO_ADAPTER))
     adapter["gate"] = GateConfig(**(adapter.get("gate") or {}))
     adapter["layers"] = tuple(adapter.get("layers", (-1,)))
-    return BackboneConfig(**(config.get("backbone") or {})), M3AdapterConfig(**adapter)
+    return BackboneConfig(**{**asdict(MICRO_BACKBONE), **(config.get("backbone") or {})}), M3AdapterConfig(**adapter)
 
 
 def _run_settings(checkpoint: Path) -> tuple[BackboneConfig, M3AdapterConfig]:
@@ -159,4 +162,4 @@ def _run_settings(checkpoint: Path) -> tuple[BackboneConfig, M3AdapterConfig]:
         if (folder / "config.yaml").is_file():
             config = yaml.safe_load((folder / "config.yaml").read_text())
             return _settings((config.get("model") or {}).get("init_args") or {})
-    return BackboneConfig(), MICRO_ADAPTER
+    return MICRO_BACKBONE, MICRO_ADAPTER

@@ -24,7 +24,7 @@ from m2chat.models.trainable import set_trainable
 from m2chat.pipeline.replier import DrawSettings, Given, Replier
 from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
-from m2chat.training.config import EvalConfig, OptimConfig
+from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
 from m2chat.training.noise import NoiseConfig, draw_noise
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
@@ -77,7 +77,7 @@ class TrainingModule(PredictingModule):
         read_parts: int = 1,
     ) -> None:
         super().__init__()
-        self.backbone = backbone or BackboneConfig()
+        self.backbone = required(backbone, "backbone", "configs/backbone/micro.yaml")
         self.optim, self.evaluation = optim or OptimConfig(), evaluation or EvalConfig()
         self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = lambda_ddpm, ddpm_samples, ddpm_draws
         self.drop_condition, self.seed, self.gradient_checkpointing = drop_condition, seed, gradient_checkpointing
@@ -214,8 +214,9 @@ class TrainingModule(PredictingModule):
         checkpoint["config"] = self.model_config()
 
     def model_config(self) -> dict[str, Any]:
-        """Settings that it takes to build the model again, by their names in ``model.init_args``."""
-        return {"backbone": asdict(self.backbone)}
+        """Settings from which the model is built again, by their names in ``model.init_args``, and its text layout."""
+        layout = {"max_tokens": self.max_tokens(), "num_image_tokens": self.backbone.num_image_tokens}
+        return {"backbone": asdict(self.backbone), "layout": layout}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them back."""
@@ -228,8 +229,6 @@ class TrainingModule(PredictingModule):
 
     def protocol(self) -> dict[str, Any]:
         """How the evaluation was done, for the results file."""
-        settings = asdict(self.evaluation)
-        del settings["resume"]
         return {
             "stage": self.stage,
             "weights": self.source,
@@ -238,16 +237,15 @@ class TrainingModule(PredictingModule):
             "fingerprint": self.fingerprint(),
             "tasks": {kind: "trained" if kind in self.tasks else "zero-shot" for kind in KINDS},
             "costs": [*self.costs_before, *([self.cost.as_dict()] if self.cost.samples else [])],
-            **settings,
+            **self.evaluation_settings(),
         }
 
     def text_settings(self) -> tuple[Layout, Decoding]:
         """How sequences are laid out, and text is decoded."""
         config = self.evaluation
         forced = self.stage == "align" if config.layout == "auto" else config.layout == "forced"
-        layout = Layout(
-            M2ChatTokenizer(self.backbone.language_model), self.backbone.num_image_tokens, config.max_tokens
-        )
+        tokenizer = M2ChatTokenizer(self.backbone.language_model)
+        layout = Layout(tokenizer, self.backbone.num_image_tokens, self.max_tokens())
         return layout, Decoding(layout="forced" if forced else "free", max_text_tokens=config.max_text_tokens)
 
     def draw_settings(self) -> DrawSettings:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from m2chat.pipeline.replier import Given
 from m2chat.schema import Batch, Prediction, Reply
+from m2chat.text import Layout
 from m2chat.training.config import EvalConfig
 from m2chat.training.references import reference_of, with_blank_context
 from m2chat.training.trained_only import TrainedOnlyModule
@@ -24,11 +26,23 @@ class PredictingModule(TrainedOnlyModule):
     """
 
     evaluation: EvalConfig
-    """How replies are generated."""
+    """Settings of the generation of replies."""
 
     def __init__(self) -> None:
         super().__init__()
         self._known: Mapping[str, tuple[Reply, Mapping[str, Any]]] = {}
+
+    def max_tokens(self) -> int:
+        """Maximum length of a sequence: that of the data, unless `evaluation` names another."""
+        data = self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+        of_data: int = getattr(data, "max_tokens", Layout.max_tokens)
+        return self.evaluation.max_tokens or of_data
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Settings on which replies depend, for the results file."""
+        settings = {**asdict(self.evaluation), "max_tokens": self.max_tokens()}
+        del settings["resume"]
+        return settings
 
     @abstractmethod
     def generate(self, batch: Batch, given: Given) -> Replies:

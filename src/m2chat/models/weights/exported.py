@@ -48,6 +48,7 @@ class Manifest:
         sha256: Of ``model.safetensors``.
         numbers: How many numbers it holds.
         format: Version of the layout.
+        layout: ``max_tokens`` and ``num_image_tokens`` of the training; empty in older exports.
     """
 
     stage: str
@@ -60,6 +61,7 @@ class Manifest:
     sha256: str = ""
     numbers: int = 0
     format: int = FORMAT
+    layout: dict[str, int] = field(default_factory=dict)
 
 
 def export_weights(state: Mapping[str, Tensor], manifest: Manifest, folder: Path) -> Manifest:
@@ -184,6 +186,7 @@ def export_model(
     folder: Path,
     step: int | None = None,
     tasks: Iterable[str] = (),
+    layout: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Exports what a stage trains of a model.
 
@@ -194,6 +197,7 @@ def export_model(
         folder: Folder to make.
         step: Optimiser steps behind the weights.
         tasks: Kinds of samples that were trained on.
+        layout: ``max_tokens`` and ``num_image_tokens`` of the training.
 
     Returns:
         The manifest as written.
@@ -211,6 +215,7 @@ def export_model(
         backbone=backbone,
         m3adapter=model.m3adapter.config,
         tasks=sorted(tasks),
+        layout=dict(layout or {}),
     )
     return export_weights(state, manifest, folder)
 

@@ -93,7 +93,8 @@ def load_reader(root: Path) -> Reader:
     from m2chat.models.config import BackboneConfig
 
     reader = new_reader(root)
-    files = BackboneConfig(str(root / "llama"), str(root / "adapter" / "BIAS-micro.pth"))
+    paths = (root / name for name in ("llama", "adapter/BIAS-micro.pth", "clip", "sdxl"))
+    files = BackboneConfig(*map(str, paths), num_image_tokens=0)  # a reader draws nothing
     reader.llama, reader.visual_query = load_language(files)
     return reader.eval()
 
