@@ -130,7 +130,9 @@ def test_no_scale_is_a_default(
 
 def test_settings_of_before_with_both_lengths_still_load(parsed: Any, tmp_path: Path) -> None:
     earlier = tmp_path / "earlier.yaml"
-    earlier.write_text("model: {init_args: {evaluation: {max_tokens: 320}}}\ndata: {max_tokens: 320}\n", encoding="utf-8")
+    earlier.write_text(
+        "model: {init_args: {evaluation: {max_tokens: 320}}}\ndata: {max_tokens: 320}\n", encoding="utf-8"
+    )
     config = parsed(ROOT / "configs/stage2.yaml", "--config", str(earlier))
     assert config.model.init_args.evaluation.max_tokens == config.data.max_tokens == 320
 

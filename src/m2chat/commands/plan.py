@@ -49,19 +49,19 @@ def run(options: argparse.Namespace) -> None:
 def _training(options: argparse.Namespace, settings: Any, module: Any, model: Any, gpu: Any) -> None:
     from m2chat.models.trainable import set_trainable, trainable_names
     from m2chat.planning.report import training_report
-    from m2chat.planning.step import Shape
+    from m2chat.planning.step import BatchShape
     from m2chat.planning.training import largest_batch, plan_training
 
     set_trainable(model, trainable_names(model, module.stage))
     autocast = module.prepare_precision(model, str(settings.trainer.precision))
     devices, limit = options.devices or _devices(settings), options.memory * 1e9
     data = settings.data
-    shape = Shape(data.batch_size, data.max_tokens, data.image_size, module.backbone.num_image_tokens)
+    shape = BatchShape(data.batch_size, data.max_tokens, data.image_size, module.backbone.num_image_tokens)
     if options.micro_batch == "auto":
         batch = largest_batch(model, module.stage, shape, devices, autocast, limit, module.shard_frozen)
-        shape = Shape(batch, shape.tokens, shape.image_size, shape.image_tokens)
+        shape = BatchShape(batch, shape.tokens, shape.image_size, shape.image_tokens)
     elif options.micro_batch is not None:
-        shape = Shape(_count(options.micro_batch), shape.tokens, shape.image_size, shape.image_tokens)
+        shape = BatchShape(_count(options.micro_batch), shape.tokens, shape.image_size, shape.image_tokens)
     usual = min(options.tokens or USUAL_TOKENS[module.stage], shape.tokens)
     plan = plan_training(model, module.stage, shape, usual, devices, autocast)
     samples = data.samples_per_epoch * settings.trainer.max_epochs if data.samples_per_epoch else None

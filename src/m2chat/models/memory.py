@@ -139,14 +139,14 @@ def _quantization(bits: int, group: int, device: torch.device) -> Any:
     return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group))  # type: ignore[attr-defined]
 
 
-Part = tuple[list[nn.Module], list[nn.Module]]
+OffloadGroup = tuple[list[nn.Module], list[nn.Module]]
 """Modules that move together, and those among them whose call means that the part is needed."""
 
 
-def offload_parts(model: M2ChatModel) -> dict[str, Part]:
+def offload_parts(model: M2ChatModel) -> dict[str, OffloadGroup]:
     """The parts that take turns on the device. The M³Adapter is none of them: it is small, and stays."""
     decoder = model.decoder
-    parts: dict[str, Part] = {
+    parts: dict[str, OffloadGroup] = {
         "eye": ([model.clip, model.visual_query], [model.clip, model.visual_query]),
         # `M2ChatModel.read` calls the inner model.
         "language": ([model.llama], [model.llama.model, model.llama.lm_head]),
@@ -169,7 +169,7 @@ class Offload:
         device: Where they work.
     """
 
-    def __init__(self, parts: Mapping[str, Part], device: torch.device) -> None:
+    def __init__(self, parts: Mapping[str, OffloadGroup], device: torch.device) -> None:
         self.device = device
         self.resident: str | None = None
         self._parts = {name: modules for name, (modules, _) in parts.items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from m2chat.planning.gpus import Gpu
 from m2chat.planning.inference import InferencePlan
-from m2chat.planning.training import RESERVE, Layout, TrainingPlan
+from m2chat.planning.training import RESERVE, Placement, TrainingPlan
 
 MFUS = (1.0, 0.4, 0.3)
 """Shares of the peak for which times are told; well-made training reaches the last two on such GPUs."""
@@ -75,7 +75,9 @@ def training_report(
     )
 
 
-def _times(plan: TrainingPlan, gpu: Gpu, layouts: tuple[Layout, Layout], samples: int | None) -> list[tuple[str, ...]]:
+def _times(
+    plan: TrainingPlan, gpu: Gpu, layouts: tuple[Placement, Placement], samples: int | None
+) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for mfu in MFUS:
         name = "at the roofline" if mfu == 1 else f"at {mfu:.0%} of the peak"

@@ -20,7 +20,7 @@ from m2chat.schema import Batch
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """Sizes of a batch.
 
     Args:
@@ -36,7 +36,7 @@ class Shape:
     image_tokens: int
 
 
-def blank_batch(model: M2ChatModel, shape: Shape, device: torch.device | str = "meta") -> Batch:
+def blank_batch(model: M2ChatModel, shape: BatchShape, device: torch.device | str = "meta") -> Batch:
     """A batch of the right shapes: context picture, answer and caption in every sample, a quarter of it scored.
 
     Args:
@@ -130,7 +130,9 @@ class StepMeasure:
         return sum(self.forward.values()) + sum(self.backward.values())
 
 
-def measure_step(model: M2ChatModel, stage: Stage, shape: Shape, autocast: torch.dtype | None = None) -> StepMeasure:
+def measure_step(
+    model: M2ChatModel, stage: Stage, shape: BatchShape, autocast: torch.dtype | None = None
+) -> StepMeasure:
     """Runs a forward and a backward pass and measures them.
 
     Args:

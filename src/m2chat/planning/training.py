@@ -13,7 +13,7 @@ from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage
 from m2chat.models.units import components, shard_units
 from m2chat.planning.gpus import Gpu
-from m2chat.planning.step import Shape, StepMeasure, measure_step
+from m2chat.planning.step import BatchShape, StepMeasure, measure_step
 
 RESERVE = 3_000_000_000
 """Bytes for the CUDA context, NCCL, workspaces and fragmentation: an assumption, not a measurement."""
@@ -46,7 +46,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placement:
     """How the weights lie on the GPUs, and what that costs.
 
     Args:
@@ -76,10 +76,10 @@ class TrainingPlan:
     parameters: dict[str, tuple[int, int]]
     forward: dict[str, float]
     backward: dict[str, float]
-    shape: Shape
+    shape: BatchShape
     usual_tokens: int
-    sharded: Layout
-    whole: Layout
+    sharded: Placement
+    whole: Placement
     reads: float
 
     @property
@@ -87,18 +87,18 @@ class TrainingPlan:
         """Floating-point operations of a sample."""
         return sum(self.forward.values()) + sum(self.backward.values())
 
-    def step_seconds(self, gpu: Gpu, layout: Layout, mfu: float = 1.0) -> float:
+    def step_seconds(self, gpu: Gpu, layout: Placement, mfu: float = 1.0) -> float:
         """The least time of a step: of work at a share `mfu` of the peak, of reading weights, and of talking."""
         work = self.flops * self.shape.batch / gpu.flops / mfu
         return max(work, self.reads / gpu.memory, layout.wire / gpu.link)
 
-    def gpu_hours(self, gpu: Gpu, layout: Layout, samples: float, mfu: float = 1.0) -> float:
+    def gpu_hours(self, gpu: Gpu, layout: Placement, samples: float, mfu: float = 1.0) -> float:
         """GPU-hours of a recipe of so many samples."""
         return samples / self.shape.batch * self.step_seconds(gpu, layout, mfu) / 3600
 
 
 def plan_training(
-    model: M2ChatModel, stage: Stage, shape: Shape, usual_tokens: int, devices: int, autocast: torch.dtype | None
+    model: M2ChatModel, stage: Stage, shape: BatchShape, usual_tokens: int, devices: int, autocast: torch.dtype | None
 ) -> TrainingPlan:
     """Measures a step on the meta device and adds up what each GPU will hold and send.
 
@@ -136,7 +136,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen: bool) -> Layout:
+def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen: bool) -> Placement:
     """What a GPU holds and sends under FSDP2.
 
     Every unit is gathered for the forward pass, and again for the backward pass if a gradient passes through it; what
@@ -166,13 +166,13 @@ def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen
     gathers = shared(rest) + sum(
         shared(group) * (1 + (unit in measure.backward_units)) for unit, group in zip(units, groups, strict=True)
     )
-    return Layout(memory, wire=(gathers + 4 * count) * (devices - 1) / devices)
+    return Placement(memory, wire=(gathers + 4 * count) * (devices - 1) / devices)
 
 
 def largest_batch(
     model: M2ChatModel,
     stage: Stage,
-    shape: Shape,
+    shape: BatchShape,
     devices: int,
     autocast: torch.dtype | None,
     limit: float,

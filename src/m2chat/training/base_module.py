@@ -29,7 +29,7 @@ from m2chat.training.cost import Cost
 from m2chat.training.noise import NoiseConfig, draw_noise
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
-from m2chat.training.sharding import shard
+from m2chat.training.strategy import shard
 
 
 class TrainingModule(PredictingModule):

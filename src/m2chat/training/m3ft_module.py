@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from m2chat.schema import Batch
+from m2chat.training.global_batch import TextMean, global_text_loss
 from m2chat.training.m2chat_module import M2ChatModule
-from m2chat.training.text_mean import TextMean, global_text_loss
 
 
 class M3FTModule(M2ChatModule):

@@ -13,6 +13,26 @@ from torch.optim import Optimizer
 from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import check_names, plain_name, read_checkpoint, trainable_names
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.units import shard_units
+
+
+def shard(model: M2ChatModel, mesh: Any, shard_frozen: bool = True) -> None:
+    """Shards a model in place; from then on only its `forward` may be called, since FSDP2 gathers weights there.
+
+    Args:
+        model: Model in which the stage's parameters are set to be trained.
+        mesh: Data-parallel device mesh.
+        shard_frozen: Whether frozen parameters are sharded as well; if not, every process holds them whole, which
+            costs memory and saves most of the traffic.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    ignored = set() if shard_frozen else {p for p in model.parameters() if not p.requires_grad}
+    for unit in shard_units(model):
+        if any(parameter not in ignored for parameter in unit.parameters()):
+            fully_shard(unit, mesh=mesh, ignored_params=ignored)
+    fully_shard(model, mesh=mesh, ignored_params=ignored)
 
 
 class M2ChatFSDPStrategy(ModelParallelStrategy):

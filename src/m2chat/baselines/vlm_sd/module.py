@@ -14,8 +14,7 @@ from m2chat.losses import ddpm_loss
 from m2chat.schema import Batch, Segment
 from m2chat.text import M2ChatTokenizer
 from m2chat.training.base_module import TrainingModule
-from m2chat.training.global_batch import weights_of_means
-from m2chat.training.text_mean import TextMean, global_text_loss
+from m2chat.training.global_batch import TextMean, global_text_loss, weights_of_means
 
 
 class VLMSDModule(TrainingModule):

@@ -88,7 +88,7 @@ def export_weights(state: Mapping[str, Tensor], manifest: Manifest, folder: Path
         manifest.numbers = sum(tensor.numel() for tensor in tensors.values())
         manifest.sha256 = sha256(part / TENSORS)
         (part / MANIFEST).write_text(json.dumps({"m2chat": asdict(manifest)}, indent=2) + "\n", encoding="utf-8")
-        (part / CARD).write_text(model_card(manifest, (part / TENSORS).stat().st_size), encoding="utf-8")
+        (part / CARD).write_text(model_card(asdict(manifest), (part / TENSORS).stat().st_size), encoding="utf-8")
         write_sums(part)
     return manifest
 
