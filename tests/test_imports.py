@@ -131,7 +131,7 @@ def two_way(graph: dict[str, set[str]]) -> set[tuple[str, str]]:
     """Pairs of parts that import each other."""
 
     def part(module: str) -> str:
-        return (module.split(".") + ["__init__"])[1]
+        return [*module.split("."), "__init__"][1]
 
     pairs = {(part(a), part(b)) for a, names in graph.items() for b in names if part(a) != part(b)}
     return {(a, b) for a, b in pairs if (b, a) in pairs and a < b}

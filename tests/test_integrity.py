@@ -41,6 +41,7 @@ from m2chat.training.consolidate import consolidate
 from m2chat.training.shares import write_checksums
 
 MICRO = Path(__file__).parents[1] / "data" / "micro"
+NOWHERE = BackboneConfig("", "", "", "", 8)
 FLIPS = 500
 Reader = Callable[[], Any]
 

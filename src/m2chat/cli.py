@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        argv: Arguments without the command's own name; None means those of the process.
+        argv: Arguments without the name of the program; None takes those of the process.
 
     Returns:
         Exit code: 0, 1 when training diverged, 2 for a mistake of the user's.

@@ -95,7 +95,7 @@ def explain(message: str, keys: Iterable[str]) -> str:
     """Shortens a message of jsonargparse and adds what was probably meant.
 
     Args:
-        message: As jsonargparse words it: the cause, or a list of what was wrong with each type that was tried.
+        message: Message of jsonargparse: the cause, or a list of what was wrong with each type that was tried.
         keys: Settings that exist where the message comes from.
     """
     lines = [line.strip(" -") for line in message.splitlines()]
@@ -105,7 +105,7 @@ def explain(message: str, keys: Iterable[str]) -> str:
     else:
         where = re.match(r'Parser key "([^"]+)"', message)
         text = (f"{where[1]}: " if where else "") + "; ".join(dict.fromkeys(causes))
-    if "Did you mean" in text:  # the setting's own parser has said it
+    if "Did you mean" in text:  # by the parser of the setting itself
         return text
     if wrong := _NOT_A_CLASS.search(text):
         text = text.replace(wrong[0], f"'{wrong[1]}' is no class that is known here; write its name or full path")
@@ -126,13 +126,13 @@ def _suggestion(word: str, choices: Iterable[str]) -> str:
 
 def _class_names() -> set[str]:
     """Names of the classes that a configuration can name without their modules."""
-    found: set[type] = set()
+    classes: set[type] = set()
     waiting: list[type] = [LightningModule, Callback, Strategy, Logger]
     while waiting:
-        fresh: set[type] = set(waiting.pop().__subclasses__()) - found
+        fresh: set[type] = set(waiting.pop().__subclasses__()) - classes
         waiting += fresh
-        found |= fresh
-    return {kind.__name__ for kind in found}
+        classes |= fresh
+    return {kind.__name__ for kind in classes}
 
 
 class M2ChatCLI(LightningCLI):
@@ -178,7 +178,7 @@ class M2ChatCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Makes sure that the checkpoint fits the configured model.
 
-        Lightning's own version lets the checkpoint replace the model's class and settings without a word.
+        Lightning's version lets the checkpoint replace the model's class and settings silently.
         """
         subcommand = self.config.get("subcommand")
         path = subcommand and self.config[subcommand].get("ckpt_path")
@@ -262,8 +262,8 @@ def seed_number(seed_everything: bool | int) -> int:
 def _class_at(path: str) -> type:
     """The class of a full dotted path, as jsonargparse resolves class names."""
     module, _, name = path.rpartition(".")
-    found: type = getattr(importlib.import_module(module), name)
-    return found
+    resolved: type = getattr(importlib.import_module(module), name)
+    return resolved
 
 
 def _mistake(error: BaseException | None) -> UserError | None:

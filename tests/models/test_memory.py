@@ -65,7 +65,7 @@ def test_parts_take_turns(micro_model: M2ChatModel, model: M2ChatModel, batch: B
 
     Watched(offload_parts(model), torch.device("cpu"))
     found = picture(model, batch)
-    assert turns == ["eye", "language", "unet", "vae"]
+    assert turns == ["vision", "language", "unet", "vae"]
     assert torch.equal(found, picture(micro_model, batch))
 
 

@@ -1,4 +1,4 @@
-"""What a training run will need of each GPU."""
+"""Needs of a training run on each GPU."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Memory:
     """Bytes of a GPU at the worst moment.
 
     Args:
-        weights: Its share of them.
+        weights: Share of the weights.
         gathered: Units that are whole for a while: the rest that is gathered at the start, and two at a time.
-        gradients: Its share, and the whole ones of the unit that is being shared.
-        optimizer: Its share of AdamW's moments.
-        activations: And temporaries, of its samples.
+        gradients: Share of the gradients, and the whole ones of the unit that is being reduced.
+        optimizer: Share of AdamW's moments.
+        activations: Activations and temporaries of the GPU's samples.
     """
 
     weights: float
@@ -47,10 +47,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Placement:
-    """How the weights lie on the GPUs, and what that costs.
+    """Placement of the weights on the GPUs, and its cost.
 
     Args:
-        memory: Of a GPU.
+        memory: Memory of a GPU.
         wire: Bytes that each GPU sends in a step.
     """
 
@@ -65,11 +65,11 @@ class TrainingPlan:
     Args:
         parameters: Trained and frozen ones of each component.
         forward: Floating-point operations of a sample, by component, at the usual length.
-        backward: The same of the backward pass.
-        shape: Of a GPU's batch at the greatest length, for which there must be memory.
+        backward: Floating-point operations of a sample in the backward pass, by component.
+        shape: Sizes of a GPU's batch at the greatest length, for which there must be memory.
         usual_tokens: Length for which the work is counted.
-        sharded: With the frozen networks shared out.
-        whole: With the frozen networks whole on every GPU.
+        sharded: Placement with the frozen networks sharded.
+        whole: Placement with the frozen networks whole on every GPU.
         reads: Bytes of weights that the chip reads in a step.
     """
 
@@ -103,11 +103,11 @@ def plan_training(
     """Measures a step on the meta device and adds up what each GPU will hold and send.
 
     Args:
-        model: On the meta device, frozen as the stage wants, in the precisions of training.
-        stage: Which stage.
-        shape: Of a GPU's batch at the greatest length.
+        model: Model on the meta device in the precisions of training, with the stage's parameters set to be trained.
+        stage: Training stage.
+        shape: Sizes of a GPU's batch at the greatest length.
         usual_tokens: The length at which work is counted.
-        devices: GPUs.
+        devices: Number of GPUs.
         autocast: Precision under autocast; None for none.
     """
     longest = measure_step(model, stage, shape, autocast)
@@ -137,7 +137,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 
 
 def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen: bool) -> Placement:
-    """What a GPU holds and sends under FSDP2.
+    """Memory and traffic of a GPU under FSDP2.
 
     Every unit is gathered for the forward pass, and again for the backward pass if a gradient passes through it; what
     is in no unit is gathered once and stays. Gradients are shared out by reduce-scatter.
@@ -180,14 +180,14 @@ def largest_batch(
 ) -> int:
     """The most samples of a GPU that fit.
 
-    Memory is a fixed part and one that grows with the batch; two small batches tell both.
+    Memory is a fixed part and one that grows with the batch; two small batches give both.
 
     Args:
-        model: As for `plan_training`.
-        stage: Which stage.
-        shape: Its batch is ignored.
-        devices: GPUs.
-        autocast: As for `plan_training`.
+        model: Model as in `plan_training`.
+        stage: Training stage.
+        shape: Sizes of a batch; the number of samples is ignored.
+        devices: Number of GPUs.
+        autocast: Precision under autocast; None for none.
         limit: Bytes of a GPU.
         shard_frozen: Whether the frozen networks are shared out.
 

@@ -27,10 +27,10 @@ class VLMSDModule(TrainingModule):
         prompt: Text of a reply that is the prompt of its picture: its ``answer`` (the paper's baseline has no other
             text), or the ``caption`` that the language model learns to write in M²Chat's layout.
         lambda_text: Weight of L_text.
-        text_mean: As for `M3FTModule`.
+        text_mean: Elements of the mean of L_text, as in `M3FTModule`.
         lr_unet: Peak learning rate of the UNet; None for `optim.lr`.
         init_from: ``none``: it starts from the backbones.
-        kwargs: As for `TrainingModule`.
+        kwargs: Arguments of `TrainingModule`.
     """
 
     model: VLMSDModel
