@@ -61,17 +61,17 @@ from m2chat.models.memory import lower_parameters  # noqa: E402
 from m2chat.models.trainable import Stage, set_trainable, trainable_names  # noqa: E402
 from m2chat.planning.gpus import GPUS, Gpu  # noqa: E402
 from m2chat.planning.inference import half_bytes, plan_inference  # noqa: E402
-from m2chat.planning.step import Shape, blank_batch, blank_noise, measure_step, step_loss  # noqa: E402
+from m2chat.planning.step import BatchShape, blank_batch, blank_noise, measure_step, step_loss  # noqa: E402
 
 PAPER = BackboneConfig("data/weights/llama-7b", "data/weights/BIAS-7B.pth", "ViT-L-14-quickgelu:openai",
-                       "data/weights/stable-diffusion-xl-base-1.0", "bgr", 32)  # fmt: skip
+                       "data/weights/stable-diffusion-xl-base-1.0", 32, "bgr")  # fmt: skip
 # Batch, tokens, pixels, and the goal in samples/s at some 30 % of an H200's peak.
-TRAINING: dict[str, tuple[Stage, Shape, bool, float]] = {
-    "stage1-256-cached": ("align", Shape(64, 96, 256, 32), True, 335),
-    "stage1-256": ("align", Shape(64, 96, 256, 32), False, 117),
-    "stage1-512-cached": ("align", Shape(32, 96, 512, 32), True, 91),
-    "stage1-1024-cached": ("align", Shape(8, 96, 1024, 32), True, 20),
-    "stage2": ("m3ft", Shape(4, 256, 256, 32), False, 35),
+TRAINING: dict[str, tuple[Stage, BatchShape, bool, float]] = {
+    "stage1-256-cached": ("align", BatchShape(64, 96, 256, 32), True, 335),
+    "stage1-256": ("align", BatchShape(64, 96, 256, 32), False, 117),
+    "stage1-512-cached": ("align", BatchShape(32, 96, 512, 32), True, 91),
+    "stage1-1024-cached": ("align", BatchShape(8, 96, 1024, 32), True, 20),
+    "stage2": ("m3ft", BatchShape(4, 256, 256, 32), False, 35),
 }
 GOALS = {"image": "2.2 s eager, 1.6 s compiled", "text": "197 tokens/s (256 tokens in 1.3 s)"}
 SEQUENCE, SIDE, STEPS, WORDS = 384, 1024, 30, 256
@@ -92,9 +92,9 @@ class Bench:
     def __init__(self, scale: str, device: str, rounds: int, warm_up: int) -> None:
         self.device, self.rounds, self.warm_up, self.micro = device, rounds, warm_up, scale == "micro"
         micro = BackboneConfig(*(str(ROOT / "data/micro" / part) for part in ("llama", "adapter/BIAS-micro.pth", "clip",
-                                                                             "sdxl")))  # fmt: skip
+                                                                             "sdxl")), num_image_tokens=8)  # fmt: skip
         backbone = micro if self.micro else PAPER
-        numbers = M3AdapterConfig(width=192, heads=6) if self.micro else M3AdapterConfig()
+        numbers = M3AdapterConfig(width=192, heads=6) if self.micro else M3AdapterConfig(width=1536, heads=24)
         torch.manual_seed(0)
         self.blank, _ = blank_m2chat(backbone, numbers)
         self.model = blank_m2chat(backbone, numbers, device)[0] if device != "meta" else self.blank
@@ -104,9 +104,9 @@ class Bench:
         name = torch.cuda.get_device_name().lower() if self.device == "cuda" else ""
         return next((gpu for key, gpu in GPUS.items() if key in name), GPUS["h200"])
 
-    def shape(self, wanted: Shape) -> Shape:
+    def shape(self, wanted: BatchShape) -> BatchShape:
         """The shape of a scenario, small at micro scale."""
-        return Shape(2, 64, 32, 8) if self.micro else wanted
+        return BatchShape(2, 64, 32, 8) if self.micro else wanted
 
     def time(self, work: Callable[[], Any]) -> float:
         """The median time of some work in seconds, waiting for the device."""
@@ -146,7 +146,9 @@ class Bench:
             SystemExit: If it is further than rounding explains; nothing is timed then.
         """
         set_trainable(self.model, trainable_names(self.model, "align"))
-        batch = blank_batch(self.model, Shape(1, 64, 32 if self.micro else 256, 8 if self.micro else 32), self.device)
+        batch = blank_batch(
+            self.model, BatchShape(1, 64, 32 if self.micro else 256, 8 if self.micro else 32), self.device
+        )
         noise = blank_noise(self.model, batch)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         found = []
@@ -195,7 +197,7 @@ class Bench:
             "peak_gb": None if peak is None else round(peak / 1e9, 1),
         }
 
-    def _step_seconds(self, stage: Stage, shape: Shape, cached: bool) -> float:
+    def _step_seconds(self, stage: Stage, shape: BatchShape, cached: bool) -> float:
         model = self.model
         set_trainable(model, trainable_names(model, stage))
         if self.device == "cuda":
@@ -239,7 +241,7 @@ class Bench:
         if self.device == "meta":
             return result
         model, side = self._generating(), 32 if self.micro else SIDE
-        batch = blank_batch(model, Shape(1, 64, side, 8), self.device)
+        batch = blank_batch(model, BatchShape(1, 64, side, 8), self.device)
         decoder, dtype = model.decoder, next(model.parameters()).dtype
         h_align = torch.randn(1, decoder.queries, decoder.sequence_width, device=self.device, dtype=dtype)
         h_palign = torch.randn(1, decoder.pooled_width, device=self.device, dtype=dtype)
@@ -258,7 +260,7 @@ class Bench:
         if self.device == "meta":
             return result
         model, words = self._generating(), 16 if self.micro else WORDS
-        shape = Shape(1, 64, 32, 8) if self.micro else Shape(1, SEQUENCE - WORDS, 256, 32)
+        shape = BatchShape(1, 64, 32, 8) if self.micro else BatchShape(1, SEQUENCE - WORDS, 256, 32)
         batch = blank_batch(model, shape, self.device)
         visual_query = model.visual_query(model.clip(batch.context_pixels))
 

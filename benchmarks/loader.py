@@ -174,7 +174,8 @@ def in_a_step(folder: Path, workers: int = 0, steps: int = 5) -> dict[str, Any]:
     write_world(MICRO / "shards")
     parts = [str(MICRO / name) for name in ("llama", "adapter/BIAS-micro.pth", "clip", "sdxl")]
     module = AlignModule(
-        backbone=BackboneConfig(*parts), m3adapter=M3AdapterConfig(width=192, heads=6), ddpm_samples=8,
+        backbone=BackboneConfig(*parts, num_image_tokens=8), m3adapter=M3AdapterConfig(width=192, heads=6),
+        ddpm_samples=8,
         optim=OptimConfig(lr=2e-3), init_from="none",
     )  # fmt: skip
     data = M2ChatDataModule(

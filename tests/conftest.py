@@ -36,7 +36,7 @@ def backbone() -> BackboneConfig:
     from m2chat.models.config import BackboneConfig
 
     return BackboneConfig(
-        str(MICRO / "llama"), str(MICRO / "adapter" / "BIAS-micro.pth"), str(MICRO / "clip"), str(MICRO / "sdxl")
+        *(str(MICRO / name) for name in ("llama", "adapter/BIAS-micro.pth", "clip", "sdxl")), num_image_tokens=8
     )
 
 

@@ -12,13 +12,14 @@ from jsonargparse import ArgumentParser
 
 from m2chat import cli, lightning_cli
 from m2chat.evaluation.rows import read_rows
-from m2chat.models.config import BackboneConfig
+from m2chat.models.config import BackboneConfig, M3AdapterConfig
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
+M3ADAPTERS = sorted(ROOT.glob("configs/m3adapter/*.yaml"))
 OF_ROWS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
 OVERLAYS = [*OF_ROWS, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
-RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *OVERLAYS})
+RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *OVERLAYS})
 PAPER = [path for path in RUNS if path.parent.name == "paper"]
 
 
@@ -49,8 +50,8 @@ def test_it_parses_and_says_how_it_is_run(parsed: Any, path: Path) -> None:
     subcommand = "fit" if config.data.train else "test"
     text = path.read_text(encoding="utf-8")
     assert f"#   lightning {subcommand} --config {name_of(path)}\n" in text
-    if subcommand == "test":
-        assert config.data.max_tokens == config.model.init_args.evaluation.max_tokens
+    settings = yaml.safe_load(text)
+    assert "max_tokens" in settings["data"] and "max_tokens" not in settings["model"]["init_args"].get("evaluation", {})
     comments = [line for line in text.splitlines() if line.startswith("#")]
     twins = [twin for twin in RUNS if twin.name == path.name and twin != path]
     assert all(any(name_of(twin) in line for line in comments) for twin in twins)
@@ -102,6 +103,38 @@ def test_backbones_parse(path: Path) -> None:
     config = parser.parse_object({"backbone": yaml.safe_load(path.read_text(encoding="utf-8"))}).backbone
     assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) >= {"language_model", "adapter", "vision_encoder"}
     assert config.num_image_tokens == {"micro.yaml": 8, "paper.yaml": 32}[path.name]
+
+
+@pytest.mark.parametrize("path", M3ADAPTERS, ids=name_of)
+def test_m3adapters_parse_and_stand_once(path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(M3AdapterConfig, "m3adapter")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = parser.parse_object({"m3adapter": settings}).m3adapter
+    assert (config.width, config.heads) == {"micro.yaml": (192, 6), "paper.yaml": (1536, 24)}[path.name]
+    others = [other for other in ROOT.glob("configs/**/*.yaml") if other != path]
+    assert not [other for other in others if f"width: {config.width}" in other.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("setting", ["backbone", "m3adapter"])
+def test_no_scale_is_a_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    given = {"backbone": "configs/backbone/micro.yaml", "m3adapter": "configs/m3adapter/micro.yaml"}
+    del given[setting]
+    arguments = [f"--model.init_args.{name}={path}" for name, path in given.items()]
+    assert cli.main(["fit", "--model", "AlignModule", *arguments, "--trainer.accelerator=cpu"]) == 2
+    assert f"model.init_args.{setting} is not set" in capsys.readouterr().err
+
+
+def test_settings_of_before_with_both_lengths_still_load(parsed: Any, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier.yaml"
+    earlier.write_text(
+        "model: {init_args: {evaluation: {max_tokens: 320}}}\ndata: {max_tokens: 320}\n", encoding="utf-8"
+    )
+    config = parsed(ROOT / "configs/stage2.yaml", "--config", str(earlier))
+    assert config.model.init_args.evaluation.max_tokens == config.data.max_tokens == 320
 
 
 @pytest.mark.parametrize("path", PAPER, ids=name_of)

@@ -41,6 +41,7 @@ from m2chat.training.consolidate import consolidate
 from m2chat.training.shares import write_checksums
 
 MICRO = Path(__file__).parents[1] / "data" / "micro"
+NOWHERE = BackboneConfig("", "", "", "", 8)
 FLIPS = 500
 Reader = Callable[[], Any]
 
@@ -75,7 +76,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
     exported = root / "exported"
     export_weights(
         {"w": torch.arange(50.0)},
-        Manifest("align", 3, "abc", BackboneConfig(), M3AdapterConfig(), {"adapter": "x"}, ["caption"]), exported,
+        Manifest("align", 3, "abc", NOWHERE, M3AdapterConfig(48, 4), {"adapter": "x"}, ["caption"]), exported,
     )  # fmt: skip
     readers |= {path: lambda: read_exported(exported) for path in exported.iterdir() if path.name != "README.md"}
     adapter = root / "adapter.safetensors"
@@ -254,7 +255,7 @@ def test_files_without_a_checksum_are_read_with_a_note(tmp_path: Path, caplog: p
     for _ in range(2):
         assert torch.equal(read_checkpoint(tmp_path / "old.ckpt")["state_dict"]["w"], torch.ones(2))
     assert caplog.text.count("has no checksum: whether it is damaged cannot be told") == 1
-    manifest = Manifest("align", 3, "abc", BackboneConfig(), M3AdapterConfig())
+    manifest = Manifest("align", 3, "abc", NOWHERE, M3AdapterConfig(48, 4))
     export_weights({"w": torch.arange(50.0)}, manifest, tmp_path / "exported")
     (tmp_path / "exported" / SUMS).unlink()
     assert torch.equal(read_exported(tmp_path / "exported")[1]["w"], torch.arange(50.0))

@@ -19,7 +19,7 @@ usage: lightning {fit,validate,test,predict} --config FILE [--config FILE ...] [
   lightning fit  --config configs/paper/stage1.yaml     the paper's run, on eight GPUs
 
   --config FILE        settings; a later file, and then the command line, overrides an earlier one
-  --KEY VALUE          one setting, for example --trainer.max_steps 100 or --model.init_args.gate.mode paper
+  --KEY VALUE          one setting, for example --trainer.max_steps 100 or --model.init_args.m3adapter.gate.mode paper
   --ckpt_path FILE     go on with training, or evaluate, from a checkpoint
   --print_config       show every setting with its value, and do nothing
   fit --help           every setting of trainer, model and data (takes some seconds)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        argv: Arguments without the command's own name; None means those of the process.
+        argv: Arguments without the name of the program; None takes those of the process.
 
     Returns:
         Exit code: 0, 1 when training diverged, 2 for a mistake of the user's.

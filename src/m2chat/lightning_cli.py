@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import pkgutil
 import re
@@ -13,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -35,8 +37,22 @@ LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens"
 """Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""
 
 
+MOVED = {
+    "m2chat.training.vlm_sd_module.VLMSDModule": "m2chat.baselines.vlm_sd.module.VLMSDModule",
+    "m2chat.training.diffusers_module.DiffusersModule": "m2chat.baselines.pipelines.module.DiffusersModule",
+}
+"""Full names of classes in configurations of earlier versions, and their names today."""
+DROPPED = {"VLMSDModule": ("m3adapter", "phi")}
+"""Settings that a class accepted in earlier versions and never used."""
+_LOG = logging.getLogger(__name__)
+
+
 class ShortErrorParser(LightningArgumentParser):
-    """An argument parser whose errors say what is wrong, what was probably meant, and nothing else."""
+    """An argument parser with short errors that reads configurations of earlier versions too."""
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Parses the text of a configuration file; jsonargparse calls this for every file."""
+        return super().parse_string(migrate(content), *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuses the arguments. jsonargparse calls this for the settings of a class too, and quotes it in the whole.
@@ -48,6 +64,31 @@ class ShortErrorParser(LightningArgumentParser):
         raise UserError(explain(message, {action.dest for parser in parsers for action in parser._actions})) from ex
 
 
+def migrate(content: str) -> str:
+    """The text of a configuration with today's class names and without settings that were never used.
+
+    Args:
+        content: YAML text; returned as it is where nothing needs to change, or where it cannot be read.
+    """
+    try:
+        settings = yaml.safe_load(content)
+    except yaml.YAMLError:
+        return content  # the parser reports it, with the file's name
+    model = settings.get("model") if isinstance(settings, dict) else None
+    name = model.get("class_path") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(name, str):
+        return content
+    arguments = model.get("init_args") or {}
+    unused = [key for key in DROPPED.get(name.rpartition(".")[2], ()) if key in arguments]
+    if name not in MOVED and not unused:
+        return content
+    model["class_path"] = MOVED.get(name, name)
+    model["init_args"] = {key: value for key, value in arguments.items() if key not in unused}
+    without = f", without {' and '.join(unused)}, which it never used" if unused else ""
+    _LOG.warning("configuration of an earlier version: %s is read as %s%s", name, model["class_path"], without)
+    return yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+
+
 _NOT_A_KEY = re.compile(r"(?:accept o|O)ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
 _NOT_A_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NOT_A_VALUE = re.compile(r'Parser key "[^"]+": Expected')
@@ -57,7 +98,7 @@ def explain(message: str, keys: Iterable[str]) -> str:
     """Shortens a message of jsonargparse and adds what was probably meant.
 
     Args:
-        message: As jsonargparse words it: the cause, or a list of what was wrong with each type that was tried.
+        message: Message of jsonargparse: the cause, or a list of what was wrong with each type that was tried.
         keys: Settings that exist where the message comes from.
     """
     lines = [line.strip(" -") for line in message.splitlines()]
@@ -67,7 +108,7 @@ def explain(message: str, keys: Iterable[str]) -> str:
     else:
         where = re.match(r'Parser key "([^"]+)"', message)
         text = (f"{where[1]}: " if where else "") + "; ".join(dict.fromkeys(causes))
-    if "Did you mean" in text:  # the setting's own parser has said it
+    if "Did you mean" in text:  # by the parser of the setting itself
         return text
     if wrong := _NOT_A_CLASS.search(text):
         text = text.replace(wrong[0], f"'{wrong[1]}' is no class that is known here; write its name or full path")
@@ -88,13 +129,13 @@ def _suggestion(word: str, choices: Iterable[str]) -> str:
 
 def _class_names() -> set[str]:
     """Names of the classes that a configuration can name without their modules."""
-    found: set[type] = set()
+    classes: set[type] = set()
     waiting: list[type] = [LightningModule, Callback, Strategy, Logger]
     while waiting:
-        fresh: set[type] = set(waiting.pop().__subclasses__()) - found
+        fresh: set[type] = set(waiting.pop().__subclasses__()) - classes
         waiting += fresh
-        found |= fresh
-    return {kind.__name__ for kind in found}
+        classes |= fresh
+    return {kind.__name__ for kind in classes}
 
 
 class M2ChatCLI(LightningCLI):
@@ -156,7 +197,7 @@ class M2ChatCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Makes sure that the checkpoint fits the configured model.
 
-        Lightning's own version lets the checkpoint replace the model's class and settings without a word.
+        Lightning's version lets the checkpoint replace the model's class and settings silently.
         """
         subcommand = self.config.get("subcommand")
         path = subcommand and self.config[subcommand].get("ckpt_path")
@@ -240,8 +281,8 @@ def seed_number(seed_everything: bool | int) -> int:
 def _class_at(path: str) -> type:
     """The class of a full dotted path, as jsonargparse resolves class names."""
     module, _, name = path.rpartition(".")
-    found: type = getattr(importlib.import_module(module), name)
-    return found
+    resolved: type = getattr(importlib.import_module(module), name)
+    return resolved
 
 
 def _mistake(error: BaseException | None) -> UserError | None:

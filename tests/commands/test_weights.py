@@ -119,7 +119,8 @@ def test_llama_becomes_a_transformers_folder(tmp_path: Path, capsys: pytest.Capt
     assert run("convert", tmp_path / "meta", tmp_path / "hf") == 0
     assert "backbone.language_model" in capsys.readouterr().out
     assert (tmp_path / "hf" / "tokenizer.model").is_file() and (tmp_path / "hf" / "model.safetensors").is_file()
-    networks = [load_language(BackboneConfig(str(tmp_path / n), str(adapter)))[0].state_dict() for n in ("meta", "hf")]
+    backbones = [BackboneConfig(str(tmp_path / name), str(adapter), "", "", 8) for name in ("meta", "hf")]
+    networks = [load_language(backbone)[0].state_dict() for backbone in backbones]
     assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
     with safe_open(tmp_path / "hf" / "model.safetensors", "pt") as file:
         assert file.get_tensor("lm_head.weight").dtype == torch.float16, "in the precision that it had"

@@ -160,6 +160,6 @@ def test_several_layers_are_mixed() -> None:
 
 def test_size_at_paper_scale() -> None:
     with torch.device("meta"):
-        adapter = M3Adapter(M3AdapterConfig(), 4096, 768, 77, 2048, 1280)
+        adapter = M3Adapter(M3AdapterConfig(1536, 24), 4096, 768, 77, 2048, 1280)
     assert (adapter.config.width, adapter.config.heads, adapter.config.blocks) == (1536, 24, 2)
     assert sum(p.numel() for p in adapter.parameters()) == 80_934_146 <= 90_000_000

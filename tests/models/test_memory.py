@@ -19,7 +19,7 @@ from m2chat.models.memory import (
     quantized_linears,
 )
 from m2chat.planning.inference import half_bytes, saved_bytes, stored_bytes
-from m2chat.planning.step import Shape, blank_batch
+from m2chat.planning.step import BatchShape, blank_batch
 from m2chat.schema import Batch
 
 
@@ -31,7 +31,7 @@ def model(micro_model: M2ChatModel) -> M2ChatModel:
 @pytest.fixture
 def batch(micro_model: M2ChatModel) -> Batch:
     torch.manual_seed(1)
-    return blank_batch(micro_model, Shape(2, 64, 32, 8), "cpu")
+    return blank_batch(micro_model, BatchShape(2, 64, 32, 8), "cpu")
 
 
 def picture(model: M2ChatModel, batch: Batch) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_parts_take_turns(micro_model: M2ChatModel, model: M2ChatModel, batch: B
 
     Watched(offload_parts(model), torch.device("cpu"))
     found = picture(model, batch)
-    assert turns == ["eye", "language", "unet", "vae"]
+    assert turns == ["vision", "language", "unet", "vae"]
     assert torch.equal(found, picture(micro_model, batch))
 
 

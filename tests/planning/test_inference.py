@@ -13,8 +13,8 @@ from m2chat.planning.inference import InferencePlan, plan_inference
 
 @pytest.fixture(scope="module")
 def plan() -> InferencePlan:
-    nowhere = BackboneConfig("none/llama", "none/BIAS-7B.pth", "ViT-L-14-quickgelu:openai", "none/sdxl", "bgr", 32)
-    model, _ = blank_m2chat(nowhere, M3AdapterConfig())
+    nowhere = BackboneConfig("none/llama", "none/BIAS-7B.pth", "ViT-L-14-quickgelu:openai", "none/sdxl", 32, "bgr")
+    model, _ = blank_m2chat(nowhere, M3AdapterConfig(1536, 24))
     lower_parameters(model.requires_grad_(False).parameters(), torch.bfloat16)
     return plan_inference(model, 512, 1024)
 

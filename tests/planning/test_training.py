@@ -17,16 +17,16 @@ from m2chat.models.trainable import set_trainable, trainable_names
 from m2chat.models.units import components, shard_units
 from m2chat.planning.gpus import GPUS, gpu_named
 from m2chat.planning.meter import LiveBytes
-from m2chat.planning.step import Shape, StepMeasure, blank_batch, blank_noise, measure_step, step_loss
+from m2chat.planning.step import BatchShape, StepMeasure, blank_batch, blank_noise, measure_step, step_loss
 from m2chat.planning.training import RESERVE, count_parameters, largest_batch, lay_out, plan_training
 
-NOWHERE = BackboneConfig("none/llama", "none/BIAS-7B.pth", "ViT-L-14-quickgelu:openai", "none/sdxl", "bgr", 32)
+NOWHERE = BackboneConfig("none/llama", "none/BIAS-7B.pth", "ViT-L-14-quickgelu:openai", "none/sdxl", 32, "bgr")
 TF = 1e12
 
 
 @pytest.fixture(scope="module")
 def paper() -> M2ChatModel:
-    model, assumed = blank_m2chat(NOWHERE, M3AdapterConfig())
+    model, assumed = blank_m2chat(NOWHERE, M3AdapterConfig(1536, 24))
     assert len(assumed) == 3 and all("taken to be" in line for line in assumed)
     return model
 
@@ -39,7 +39,7 @@ def steps(paper: M2ChatModel) -> dict[str, StepMeasure]:
         set_trainable(paper, trainable_names(paper, stage))  # type: ignore[arg-type]
         for trained, dtype in ((False, torch.bfloat16), (True, torch.float32)):
             lower_parameters((p for p in paper.parameters() if p.requires_grad == trained), dtype)
-        found[stage] = measure_step(paper, stage, Shape(1, tokens, 256, 32), torch.bfloat16)  # type: ignore[arg-type]
+        found[stage] = measure_step(paper, stage, BatchShape(1, tokens, 256, 32), torch.bfloat16)  # type: ignore[arg-type]
     return found
 
 
@@ -117,7 +117,7 @@ def test_the_plan_of_the_micro_model_is_what_it_does(backbone: BackboneConfig) -
     assert {name: parameter.shape for name, parameter in blank.named_parameters()} == names
     set_trainable(blank, trainable_names(blank, "m3ft"))
     set_trainable(real, trainable_names(real, "m3ft"))
-    shape = Shape(2, 64, 32, 8)
+    shape = BatchShape(2, 64, 32, 8)
     batch = blank_batch(real, shape, "cpu")
     inputs = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     with LiveBytes([*real.parameters(), *real.buffers(), *inputs]) as live:
@@ -128,7 +128,7 @@ def test_the_plan_of_the_micro_model_is_what_it_does(backbone: BackboneConfig) -
 def test_the_largest_batch_fits_and_one_more_does_not(backbone: BackboneConfig) -> None:
     model, _ = blank_m2chat(backbone, M3AdapterConfig(width=48, heads=4))
     set_trainable(model, trainable_names(model, "align"))
-    shape, limit = Shape(0, 64, 32, 8), RESERVE + 200e6
+    shape, limit = BatchShape(0, 64, 32, 8), RESERVE + 200e6
     best = largest_batch(model, "align", shape, 2, None, limit, shard_frozen=True)
     assert best > 2
     for batch, fits in ((best, True), (best + max(2, best // 20), False)):
@@ -139,7 +139,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(backbone: BackboneConfig) 
 def test_times_follow_the_narrowest_place(backbone: BackboneConfig) -> None:
     model, _ = blank_m2chat(backbone, M3AdapterConfig(width=48, heads=4))
     set_trainable(model, trainable_names(model, "align"))
-    plan = plan_training(model, "align", Shape(2, 64, 32, 8), 48, 2, None)
+    plan = plan_training(model, "align", BatchShape(2, 64, 32, 8), 48, 2, None)
     gpu = GPUS["h100"]
     slow = replace(gpu, flops=1e9)
     assert plan.step_seconds(slow, plan.whole) == plan.flops * 2 / 1e9

@@ -91,7 +91,7 @@ class Micro:
 
     def backbone(self) -> BackboneConfig:
         return BackboneConfig(
-            str(MICRO / "llama"), str(MICRO / "adapter/BIAS-micro.pth"), str(MICRO / "clip"), str(MICRO / "sdxl")
+            *(str(MICRO / name) for name in ("llama", "adapter/BIAS-micro.pth", "clip", "sdxl")), num_image_tokens=8
         )
 
     def module(self, stage: str, **options: Any) -> M2ChatModule:

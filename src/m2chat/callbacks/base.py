@@ -17,7 +17,7 @@ from m2chat.evaluation.store import EvalStore
 from m2chat.metrics.base import CountMetric, Gathered, SampleCount, SampleMetric
 from m2chat.schema import KINDS, Prediction
 
-Stage = Literal["val", "test"]
+EvalLoop = Literal["val", "test"]
 
 _STORES: WeakKeyDictionary[Trainer, EvalStore] = WeakKeyDictionary()
 
@@ -58,13 +58,13 @@ class Network(Protocol):
 class EvaluationCallback(Callback):
     """A callback that treats validation and test alike."""
 
-    def begin(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+    def begin(self, trainer: Trainer, module: LightningModule, stage: EvalLoop) -> None:
         """Before the first batch."""
 
-    def see(self, trainer: Trainer, predictions: list[Prediction], stage: Stage) -> None:
+    def see(self, trainer: Trainer, predictions: list[Prediction], stage: EvalLoop) -> None:
         """After a batch that generated something."""
 
-    def finish(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+    def finish(self, trainer: Trainer, module: LightningModule, stage: EvalLoop) -> None:
         """After the last batch, on all ranks."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,7 +147,7 @@ class MetricCallback(EvaluationCallback, ABC):
         """How it measures, for ``results.json``."""
         return {}
 
-    def begin(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+    def begin(self, trainer: Trainer, module: LightningModule, stage: EvalLoop) -> None:
         """Empties the store and the metrics; every callback does so before the first batch."""
         if self.network is not None:
             self.network.to(module.device)
@@ -160,7 +160,7 @@ class MetricCallback(EvaluationCallback, ABC):
             metric.reset()
             metric.to(device)
 
-    def see(self, trainer: Trainer, predictions: list[Prediction], stage: Stage) -> None:
+    def see(self, trainer: Trainer, predictions: list[Prediction], stage: EvalLoop) -> None:
         """Measures a batch."""
         self.update(store_of(trainer), predictions)
 
@@ -171,7 +171,7 @@ class MetricCallback(EvaluationCallback, ABC):
             self.add(prediction, values)
         self.seen.update([prediction.kind for prediction in predictions])
 
-    def finish(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+    def finish(self, trainer: Trainer, module: LightningModule, stage: EvalLoop) -> None:
         """Logs the numbers; after merging every rank has the same values."""
         store = store_of(trainer)
         results = self.results(stage == "test")

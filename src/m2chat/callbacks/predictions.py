@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from m2chat.callbacks.base import EvaluationCallback, Stage, store_of
+from m2chat.callbacks.base import EvalLoop, EvaluationCallback, store_of
 from m2chat.evaluation import ranks
 from m2chat.evaluation.journal import Journal, known_replies
 from m2chat.evaluation.page import write_page
@@ -49,7 +49,7 @@ class Predictions(EvaluationCallback):
         self._generation = ""
         self._journal: Journal | None = None
 
-    def begin(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+    def begin(self, trainer: Trainer, module: LightningModule, stage: EvalLoop) -> None:
         """Chooses the folder; the trainer must be asked on every rank."""
         if stage != "test":
             return
@@ -62,7 +62,7 @@ class Predictions(EvaluationCallback):
             rank_zero_info(f"Resuming: {len(known)} replies are known from {earlier}")
         self._journal = Journal(self._folder, ranks.world()[0], self._generation)
 
-    def see(self, trainer: Trainer, predictions: list[Prediction], stage: Stage) -> None:
+    def see(self, trainer: Trainer, predictions: list[Prediction], stage: EvalLoop) -> None:
         """Writes pictures as they come, since not all of them fit into memory."""
         if stage != "test":
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from m2chat.callbacks.base import EvaluationCallback, Stage
+from m2chat.callbacks.base import EvalLoop, EvaluationCallback
 from m2chat.evaluation.grid import comparison, conversation_table
 from m2chat.schema import Prediction
 
@@ -25,15 +25,15 @@ class SampleImages(EvaluationCallback):
         self.size = size
         self._shown: list[Prediction] = []
 
-    def begin(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+    def begin(self, trainer: Trainer, module: LightningModule, stage: EvalLoop) -> None:
         """Forgets the last ones."""
         self._shown = []
 
-    def see(self, trainer: Trainer, predictions: list[Prediction], stage: Stage) -> None:
+    def see(self, trainer: Trainer, predictions: list[Prediction], stage: EvalLoop) -> None:
         """Keeps the first ones."""
         self._shown += predictions[: self.count - len(self._shown)]
 
-    def finish(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+    def finish(self, trainer: Trainer, module: LightningModule, stage: EvalLoop) -> None:
         """Writes them, from the first rank."""
         # The sanity check sees too few samples: its grid would not match the later ones.
         if not self._shown or not trainer.is_global_zero or trainer.sanity_checking:

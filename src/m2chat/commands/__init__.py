@@ -9,18 +9,8 @@ import sys
 from collections.abc import Sequence
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the `m2chat` command.
-
-    Args:
-        argv: Arguments without the command's own name; None means those of the process.
-
-    Returns:
-        Exit code: 0, 2 for a mistake of the user's, or what the command says.
-
-    Raises:
-        SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
-    """
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``run``, the function that carries it out."""
     from m2chat import __version__
     from m2chat.commands import (
         backbones,
@@ -37,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         tasks,
         weights,
     )
-    from m2chat.errors import UserError
 
     parser = argparse.ArgumentParser(
         prog="m2chat",
@@ -62,6 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         backbones,
     ):
         module.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the `m2chat` command.
+
+    Args:
+        argv: Arguments without the name of the program; None takes those of the process.
+
+    Returns:
+        Exit code: 0, 2 for a mistake of the user's, or that of the command.
+
+    Raises:
+        SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
+    """
+    from m2chat.errors import UserError
+
+    parser = command_parser()
     options, rest = parser.parse_known_args(argv)
     if getattr(options, "rest", False):
         options.overrides = rest

@@ -1,4 +1,4 @@
-"""`m2chat consolidate`: one checkpoint file from the shares of several processes."""
+"""`m2chat consolidate`: one checkpoint file from a sharded checkpoint."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    parser = commands.add_parser("consolidate", help="make one file of a checkpoint in shares")
+    parser = commands.add_parser("consolidate", help="make one file of a sharded checkpoint")
     parser.add_argument("folder", type=Path, help="the checkpoint: a folder that ends in .ckpt")
     parser.add_argument("out", type=Path, help="file to write")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the file and says how large it is.
+    """Writes the file and prints its size.
 
     Raises:
         UserError: If the folder is not such a checkpoint.

@@ -6,16 +6,16 @@ import argparse
 from typing import Any
 
 USUAL_TOKENS = {"align": 96, "m3ft": 256}
-"""Length at which work is counted unless told otherwise: captions are short, conversations are not."""
+"""Length at which work is counted without `--tokens`: captions are short, conversations are not."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("plan", help="memory, work and time of a configuration on GPUs that need not be there")
     parser.add_argument("--config", action="append", required=True, help="as for `lightning`; may be repeated")
-    parser.add_argument("--devices", type=int, default=None, help="GPUs; the configuration's own number if not given")
-    parser.add_argument("--memory", type=float, default=80.0, help="of each GPU, in GB (10^9 bytes)")
-    parser.add_argument("--gpu", default="h100", help="whose data sheet: a100, h100, h800 or h200")
+    parser.add_argument("--devices", type=int, default=None, help="number of GPUs (default: the configuration's)")
+    parser.add_argument("--memory", type=float, default=80.0, help="memory of each GPU, in GB (10^9 bytes)")
+    parser.add_argument("--gpu", default="h100", help="GPU whose data sheet counts: a100, h100, h800 or h200")
     parser.add_argument("--micro-batch", default=None, help="samples of a GPU, or 'auto' for the most that fit")
     parser.add_argument("--tokens", type=int, default=None, help="length of a usual sequence, at which work is counted")
     parser.set_defaults(run=run, rest=True)
@@ -49,19 +49,19 @@ def run(options: argparse.Namespace) -> None:
 def _training(options: argparse.Namespace, settings: Any, module: Any, model: Any, gpu: Any) -> None:
     from m2chat.models.trainable import set_trainable, trainable_names
     from m2chat.planning.report import training_report
-    from m2chat.planning.step import Shape
+    from m2chat.planning.step import BatchShape
     from m2chat.planning.training import largest_batch, plan_training
 
     set_trainable(model, trainable_names(model, module.stage))
     autocast = module.prepare_precision(model, str(settings.trainer.precision))
     devices, limit = options.devices or _devices(settings), options.memory * 1e9
     data = settings.data
-    shape = Shape(data.batch_size, data.max_tokens, data.image_size, module.backbone.num_image_tokens)
+    shape = BatchShape(data.batch_size, data.max_tokens, data.image_size, module.backbone.num_image_tokens)
     if options.micro_batch == "auto":
         batch = largest_batch(model, module.stage, shape, devices, autocast, limit, module.shard_frozen)
-        shape = Shape(batch, shape.tokens, shape.image_size, shape.image_tokens)
+        shape = BatchShape(batch, shape.tokens, shape.image_size, shape.image_tokens)
     elif options.micro_batch is not None:
-        shape = Shape(_count(options.micro_batch), shape.tokens, shape.image_size, shape.image_tokens)
+        shape = BatchShape(_count(options.micro_batch), shape.tokens, shape.image_size, shape.image_tokens)
     usual = min(options.tokens or USUAL_TOKENS[module.stage], shape.tokens)
     plan = plan_training(model, module.stage, shape, usual, devices, autocast)
     samples = data.samples_per_epoch * settings.trainer.max_epochs if data.samples_per_epoch else None
@@ -77,9 +77,10 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
 
     model.requires_grad_(False).eval()
     lower_parameters(model.parameters(), torch.bfloat16)
-    own = module.evaluation
-    plan = plan_inference(model, options.tokens or own.max_tokens, model.decoder.image_size)
-    print(inference_report(plan, gpu, own.steps, options.memory * 1e9))
+    evaluation = module.evaluation
+    tokens = options.tokens or evaluation.max_tokens or settings.data.max_tokens
+    plan = plan_inference(model, tokens, model.decoder.image_size)
+    print(inference_report(plan, gpu, evaluation.steps, options.memory * 1e9))
 
 
 def _devices(settings: Any) -> int:

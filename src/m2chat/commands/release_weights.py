@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 KEPT = ("m2chat", "tasks", "costs", "config", "pytorch-lightning_version", "epoch", "global_step")
-"""What stays beside the weights: what they are and were trained on, and what `--ckpt_path` needs to evaluate them."""
+"""Entries that are kept beside the weights: their description, and what `--ckpt_path` needs to evaluate them."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,7 +19,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the file and says how large it is."""
+    """Writes the file and prints its size."""
     count = release_weights(options.stage, options.checkpoint, options.out)
     print(f"{options.out}: {count:,} numbers in fp16, {options.out.stat().st_size:,} bytes")
 
@@ -33,7 +33,7 @@ def release_weights(stage: str, checkpoint: Path, out: Path) -> int:
         out: File to write; `load_trained` reads it into fp32 parameters.
 
     Returns:
-        How many numbers it holds.
+        Count of the numbers in it.
 
     Raises:
         UserError: If the checkpoint is of another stage, or holds numbers that fp16 cannot.

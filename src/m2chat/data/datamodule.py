@@ -48,7 +48,7 @@ class M2ChatDataModule(LightningDataModule):
         samples_per_epoch: Conversations per epoch, over all ranks; all of the sources by default.
         num_workers: Reading processes of each rank; 0 reads in the training process.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
-        max_tokens: Longest sequence.
+        max_tokens: Maximum length of a sequence, prompt and reply together; evaluation and checkpoints take it over.
         image_size: Side of the pictures to draw, in pixels.
         seed: Seed of the order, and of the choice of the reply that is learned.
         val_samples: Number of replies to validate on, spread evenly over the sources; all by default.
@@ -79,7 +79,7 @@ class M2ChatDataModule(LightningDataModule):
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
         num_image_tokens: int = 8,
-        max_tokens: int = 192,
+        max_tokens: int = Layout.max_tokens,
         image_size: int = 32,
         seed: int = 0,
         val_samples: int | None = None,

@@ -56,7 +56,7 @@ class AdapterShape:
 
 
 def read_shape(official: Mapping[str, Tensor]) -> AdapterShape:
-    """Derives the numbers from the tensors, since the file's own config is optional."""
+    """Derives the sizes from the tensors, since the config in the file is optional."""
     prompts, clip_width = official["visual_query.weight"].shape
     blocks = {int(key.split(".")[1]) for key in official if key.startswith("visual_blocks.")}
     ranks = [value.shape[0] for key, value in official.items() if "lora_w" in key and key.endswith("_l1.weight")]
@@ -76,7 +76,7 @@ def permute(rows: Tensor, heads: int, inverse: bool = False) -> Tensor:
     Args:
         rows: (D, ...) with D = heads * head width.
         heads: Number of heads.
-        inverse: From halves to pairs.
+        inverse: Whether to convert from halves to pairs instead.
     """
     half = rows.shape[0] // heads // 2
     shaped = rows.reshape(heads, *((2, half) if inverse else (half, 2)), -1)
@@ -89,7 +89,7 @@ def from_official(official: Mapping[str, Tensor], heads: int, num_layers: int) -
     Args:
         official: The file's ``model``.
         heads: Attention heads of the language model.
-        num_layers: Its layers.
+        num_layers: Number of the language model's layers.
 
     Returns:
         Names under ``llama.`` (an `AdapterLlamaForCausalLM`) and ``visual_query.`` (a `VisualQueryEncoder`).
@@ -171,7 +171,7 @@ def adapter_parameter_names(llama: torch.nn.Module, visual_query: torch.nn.Modul
     """Names of exactly the parameters that an adapter file holds, with our prefixes.
 
     Biases, norms, gates, prompts and the whole visual query encoder: 63,095,552 numbers at 7B. Chosen by module:
-    a search for ``gate`` in names would catch LLaMA's own ``gate_proj``.
+    a search for ``gate`` in names would catch LLaMA's ``gate_proj``.
     """
     from m2chat.models.llama_adapter import AdapterLinear, AdapterLlamaAttention
 
@@ -182,8 +182,8 @@ def adapter_parameter_names(llama: torch.nn.Module, visual_query: torch.nn.Modul
                 f"llama.{path}.{name}" for name in ("bias", "lora_A", "lora_B") if getattr(module, name) is not None
             }
         elif isinstance(module, AdapterLlamaAttention):
-            own = ("adapter_gate", "adapter_new_gate", "adapter_query")
-            names |= {f"llama.{path}.{name}" for name in own if getattr(module, name) is not None}
+            added = ("adapter_gate", "adapter_new_gate", "adapter_query")
+            names |= {f"llama.{path}.{name}" for name in added if getattr(module, name) is not None}
         elif path.endswith("norm"):
             names.add(f"llama.{path}.weight")
     return names

@@ -31,10 +31,10 @@ def blank_m2chat(
     """Builds the model without reading a weight.
 
     Args:
-        backbone: A network that lies at its path is built as its description says; one that does not is taken to be
+        backbone: A network that lies at its path is built from its description; one that does not is taken to be
             the paper's.
-        m3adapter: Numbers of the connector.
-        device: Where to; weights are random there, if it holds any.
+        m3adapter: Sizes and gate of the connector.
+        device: Device of the model; weights are random there, and on ``meta`` there are none.
 
     Returns:
         The model in fp32, and a line for each network that was taken to be the paper's.
@@ -53,9 +53,9 @@ def _language(backbone: BackboneConfig, assumed: list[str]) -> tuple[Any, Visual
     from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 
     folder, adapter = Path(backbone.language_model), Path(backbone.adapter)
-    own: dict[str, Any] = published.LLAMA_7B
+    settings: dict[str, Any] = published.LLAMA_7B
     if (folder / "config.json").is_file():
-        own = load_json(folder / "config.json", "backbone.language_model")
+        settings = load_json(folder / "config.json", "backbone.language_model")
     else:
         assumed.append(f"backbone.language_model={str(folder)!r} is not there: taken to be LLaMA 7B")
     shape: AdapterShape = published.BIAS_7B
@@ -68,7 +68,7 @@ def _language(backbone: BackboneConfig, assumed: list[str]) -> tuple[Any, Visual
         adapter_layers=shape.layers,
         adapter_bias=shape.bias,
         lora_rank=shape.lora_rank,
-        **{key: value for key, value in own.items() if key not in _NOT_SHAPES},
+        **{key: value for key, value in settings.items() if key not in _NOT_SHAPES},
     )
     visual_query = VisualQueryEncoder(
         shape.clip_width, config.hidden_size, shape.prompts, shape.visual_depth, shape.visual_heads
@@ -81,17 +81,19 @@ def _clip(backbone: BackboneConfig, assumed: list[str]) -> ClipTokens:
 
     name = backbone.vision_encoder
     if Path(name).is_dir():
-        own = load_json(Path(name) / "open_clip_config.json", "backbone.vision_encoder")["model_cfg"]
+        settings = load_json(Path(name) / "open_clip_config.json", "backbone.vision_encoder")["model_cfg"]
     else:
         architecture = name.partition(":")[0]
         if architecture not in open_clip.list_models():
             assumed.append(f"backbone.vision_encoder={name!r} is not there: taken to be {published.CLIP_VIT_L_14}")
             architecture = published.CLIP_VIT_L_14
-        own = open_clip.get_model_config(architecture)
-    own = {key: value for key, value in own.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+        settings = open_clip.get_model_config(architecture)
+    settings = {
+        key: value for key, value in settings.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+    }
     # Of the text tower, which is thrown away, a layer is enough.
-    own["text_cfg"] = {**own["text_cfg"], "layers": 1, "hf_tokenizer_name": None}
-    return ClipTokens(open_clip.CLIP(**own).eval().visual, backbone.channel_order)
+    settings["text_cfg"] = {**settings["text_cfg"], "layers": 1, "hf_tokenizer_name": None}
+    return ClipTokens(open_clip.CLIP(**settings).eval().visual, backbone.channel_order)
 
 
 class BlankDecoder(ImageDecoder):

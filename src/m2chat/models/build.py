@@ -29,12 +29,12 @@ def build_m2chat(
     """Loads the backbones and puts a new M³Adapter between them.
 
     Args:
-        backbone: Where the pretrained networks lie.
-        m3adapter: Numbers of the connector.
-        frozen_dtype: Of CLIP, SDXL and LLaMA itself; what may be trained is fp32.
+        backbone: Paths of the pretrained networks.
+        m3adapter: Sizes and gate of the connector.
+        frozen_dtype: Precision of CLIP, SDXL and LLaMA itself; what may be trained is fp32.
 
     Returns:
-        The model, everything but the connector as pretrained; nothing is frozen yet but eye and hand.
+        The model, everything but the connector as pretrained; only CLIP and SDXL are frozen yet.
 
     Raises:
         UserError: If a folder or a file is missing, broken or of another network; names the setting, the path and the
@@ -67,14 +67,14 @@ def composed(
 def load_reader(
     backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32
 ) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder, ClipTokens]:
-    """The language model, the maker of visual queries and the eye.
+    """The language model, the encoder of visual queries, and CLIP.
 
     Args:
-        backbone: Where they lie.
-        frozen_dtype: Of what is never trained.
+        backbone: Paths of the pretrained networks.
+        frozen_dtype: Precision of what is never trained.
 
     Raises:
-        UserError: If a part is missing, or the eye does not fit the adapter.
+        UserError: If a part is missing, or CLIP does not fit the adapter.
     """
     llama, visual_query = load_language(backbone, frozen_dtype)
     clip = load_clip(backbone, frozen_dtype)
@@ -89,11 +89,11 @@ def load_reader(
 def load_language(
     backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32
 ) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder]:
-    """The language model with its adapter, and the maker of visual queries.
+    """The language model with its adapter, and the encoder of visual queries.
 
     Args:
-        backbone: Where they lie.
-        frozen_dtype: Of LLaMA's own weights; the adapter's, which may be trained, are fp32.
+        backbone: Paths of the pretrained networks.
+        frozen_dtype: Precision of LLaMA itself; the adapter's weights, which may be trained, are fp32.
     """
     from m2chat.models.weights.adapter import open_adapter
     from m2chat.models.weights.language import assemble
@@ -105,7 +105,7 @@ def load_language(
 
 
 def load_clip(backbone: BackboneConfig, dtype: torch.dtype = torch.float32) -> ClipTokens:
-    """The frozen eye; a mark in the adapter's file says on which channel order it was trained."""
+    """The frozen vision encoder; a mark in the adapter's file gives the channel order of its training."""
     from m2chat.models.weights.adapter import marked_channel_order
     from m2chat.models.weights.clip import load_tower
 
@@ -127,7 +127,7 @@ def fingerprint(backbone: BackboneConfig) -> str:
 
 
 def part_fingerprints(backbone: BackboneConfig) -> dict[str, str]:
-    """A short name of each backbone's contents, by its setting: says which one differs where the whole does."""
+    """A short name of each backbone's contents, by its setting, to name the one that differs."""
     names = {}
     for setting, root in _roots(backbone).items():
         digest = hashlib.sha256()
@@ -137,23 +137,25 @@ def part_fingerprints(backbone: BackboneConfig) -> dict[str, str]:
 
 
 def _roots(backbone: BackboneConfig) -> dict[str, Path]:
+    """Files or folder of each backbone, by its setting; those of an empty setting are left out."""
     from m2chat.models.weights.clip import local_clip_file
     from m2chat.models.weights.llama import llama_folder
 
-    return {
+    roots = {
         "language_model": llama_folder(Path(backbone.language_model)),
         "adapter": Path(backbone.adapter),
         "vision_encoder": local_clip_file(backbone.vision_encoder) or Path(backbone.vision_encoder),
         "image_decoder": Path(backbone.image_decoder),
     }
+    return {setting: root for setting, root in roots.items() if getattr(backbone, setting)}
 
 
 def _digest_part(digest: Any, root: Path) -> None:
-    found = (path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-    # Downloaders leave notes of their own in hidden folders, with the time in them. A list of checksums is no content.
+    paths = (path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+    # Downloaders leave notes in hidden folders, with the time in them. A list of checksums is no content.
     files = sorted(
         path
-        for path in found
+        for path in paths
         if path.name != SUMS and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
     for path in files:

@@ -19,7 +19,7 @@ from m2chat.models.weights.files import read_pickled
 _LOG = logging.getLogger(__name__)
 
 HEADER = "m2chat"
-"""Key under which a checkpoint says what it is."""
+"""Key of a checkpoint's header."""
 VERSION = 1
 """Version of the layout of our checkpoints; a reader refuses higher ones."""
 _NOTED: set[Path] = set()
@@ -27,12 +27,12 @@ _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped
 
 
 class Header(TypedDict):
-    """What a checkpoint says of itself.
+    """Identification of a checkpoint.
 
     Args:
-        stage: Which module wrote it, by its `stage`.
-        fingerprint: Of the frozen backbones on which the tensors were trained.
-        version: Of the layout.
+        stage: `stage` of the module that wrote it.
+        fingerprint: Fingerprint of the frozen backbones on which the tensors were trained.
+        version: Version of the layout.
     """
 
     stage: str
@@ -58,7 +58,7 @@ def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 
 def trained_digest(module: nn.Module) -> str:
-    """A short hash of the trained parameters: which weights an evaluation has seen, whatever file they came from."""
+    """A short hash of the trained parameters: which weights an evaluation used, from whichever file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(trainable_state_dict(module).items()):
         digest.update(name.encode())
@@ -95,11 +95,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_header(header: Mapping[str, Any], where: str, stage: str | None, fingerprint: str | None) -> None:
-    """Holds what a checkpoint says of itself against what is wanted.
+    """Compares a checkpoint's header with what is wanted.
 
     Args:
         header: The checkpoint's `Header`.
-        where: Names the checkpoint in messages.
+        where: Name of the checkpoint in messages.
         stage: The stage that must have written it; None accepts any.
         fingerprint: The backbones on which it must have been trained; None accepts any.
 
@@ -184,7 +184,7 @@ def load_trained(
         fingerprint: The backbones on which it must have been trained; None accepts any.
 
     Returns:
-        What the checkpoint says of itself.
+        The checkpoint's header.
 
     Raises:
         UserError: If the file is missing or broken, of another stage, of other backbones, or holds other tensors

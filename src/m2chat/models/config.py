@@ -1,4 +1,4 @@
-"""What a model is made of: paths of the frozen networks, and the numbers of the learned ones."""
+"""Settings of a model: paths of the frozen networks and sizes of the trained connector; no scale is a default."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ GATE_MODES: tuple[GateMode, ...] = ("paper", "learnable", "constant", "off")
 
 @dataclass
 class BackboneConfig:
-    """Where the pretrained networks lie; the same layouts at both scales.
+    """Paths of the pretrained networks; ``configs/backbone/`` has those of both scales.
 
     Args:
         language_model: Folder of a `LlamaForCausalLM` with LLaMA's ``tokenizer.model``, or Meta's own folder.
         adapter: LLaMA-Adapter V2 file of any variant, or a full training checkpoint of its code.
         vision_encoder: Folder of an open_clip model, or an open_clip name and ``:`` and its weights' tag or file.
         image_decoder: Folder of a diffusers SDXL (or SD 1.5) pipeline, or SDXL in one ``.safetensors`` file.
-        channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels; a mark in the adapter's
-            file goes before it.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
+        channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels; a mark in the adapter's
+            file takes precedence.
     """
 
-    language_model: str = "data/micro/llama"
-    adapter: str = "data/micro/adapter/BIAS-micro.pth"
-    vision_encoder: str = "data/micro/clip"
-    image_decoder: str = "data/micro/sdxl"
+    language_model: str
+    adapter: str
+    vision_encoder: str
+    image_decoder: str
+    num_image_tokens: int
     channel_order: Literal["rgb", "bgr"] = "rgb"
-    num_image_tokens: int = 8
 
 
 @dataclass
 class GateConfig:
-    """How semantics and the picture's own features are mixed (Eq. 3).
+    """Mixture of the text branch and the image branch (Eq. 3).
 
     Args:
         mode: ``paper``: the clamped cosine; ``learnable``: a logistic curve of it; ``constant``: `value`;
             ``off``: no image branch.
-        value: Share of the semantics in mode ``constant``, 0-1.
+        value: Share of the text branch in mode ``constant``, 0-1.
+
+    Raises:
+        UserError: If the mode is unknown or `value` is outside 0-1.
     """
 
     mode: GateMode = "learnable"
@@ -55,20 +58,22 @@ class GateConfig:
 
 @dataclass
 class M3AdapterConfig:
-    """Numbers of the M³Adapter; the widths of what it reads and writes come from the backbones.
+    """Sizes of the M³Adapter; the widths of its inputs and outputs follow from the backbones.
+
+    ``configs/m3adapter/`` has the sizes of both scales.
 
     Args:
         width: Attention width.
         heads: Attention heads.
-        blocks: M, blocks of each branch.
+        blocks: M, the number of blocks of each branch.
         layers: Language model layers that it reads: -1 is the last, after the final norm. Several are mixed with
             learned softmax weights.
-        f_img: Whether the image branch sees the context picture; without, it has its queries alone.
-        gate: How the two branches are mixed.
+        f_img: Whether the image branch attends to the context picture; if not, it has its queries alone.
+        gate: Mixture of the two branches.
     """
 
-    width: int = 1536
-    heads: int = 24
+    width: int
+    heads: int
     blocks: int = 2
     layers: tuple[int, ...] = (-1,)
     f_img: bool = True

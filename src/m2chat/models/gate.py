@@ -1,4 +1,4 @@
-"""The gate between semantics and the context picture's own features (Eq. 3)."""
+"""The gate between the text branch and the image branch (Eq. 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from m2chat.models.config import GateConfig
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the states where the mask is true, zeros where it nowhere is: (B, T, D) and (B, T) to (B, D)."""
+    """Mean of the states where the mask is true, zeros where it is nowhere true: (B, T, D) and (B, T) to (B, D)."""
     weights = mask.to(states.dtype)[..., None]
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
@@ -37,7 +37,7 @@ class Gate(nn.Module):
         """The gate and the cosine that it follows.
 
         Args:
-            states: Of the language model, (B, T, D).
+            states: States of the language model, (B, T, D).
             answer_mask: (B, T).
             caption_mask: (B, T).
             has_context: (B,).
@@ -46,8 +46,8 @@ class Gate(nn.Module):
             g in [0, 1] and c in [-1, 1], both (B,) in fp32. g is 1 where there is no answer or no context picture.
         """
         # Kept in fp32 and cut from the gradient: the states should not be bent to open a gate.
-        own = states.detach().float()
-        cosine = F.cosine_similarity(masked_mean(own, answer_mask), masked_mean(own, caption_mask), dim=-1)
+        fixed = states.detach().float()
+        cosine = F.cosine_similarity(masked_mean(fixed, answer_mask), masked_mean(fixed, caption_mask), dim=-1)
         mode = self.config.mode
         if mode == "paper":
             gate = cosine.clamp(0, 1)

@@ -1,7 +1,7 @@
 """Interleaved decoding: text until ``<|img|>``, its slots by force, and on until ``</s>``.
 
-Works on token numbers only; `m2chat.pipeline` turns them into words and pictures. `stream_replies` is the one loop:
-who wants whole replies runs it to its end, who wants to show or stop them looks at every step.
+Works on token numbers only; `m2chat.pipeline` turns them into words and pictures. `stream_replies` is the one
+loop: run to its end it gives whole replies, and between its steps a reply can be shown or stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SpecialTokens:
         ic: ``<|IC|>``.
         img: ``<|img|>``.
         eos: ``</s>``.
-        pad: Anything; never looked at.
+        pad: Padding; its value has no effect.
     """
 
     ic: int
@@ -37,15 +37,15 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to decode.
+    """Settings of decoding.
 
     Args:
         layout: ``free``: the model decides; ``forced``: text up to ``</s>``, then ``<|IC|>``, a caption up to
             ``</s>``, then one picture, for a model that has not learned the two tokens.
         num_image_tokens: N.
-        max_text_tokens: Longest answer and longest caption.
-        max_pictures: Most pictures of a reply; 0 for text alone.
-        min_pictures: Fewest: where the model would end before, it must begin another picture.
+        max_text_tokens: Maximum length of an answer and of a caption, in tokens.
+        max_pictures: Maximum number of pictures of a reply; 0 for text alone.
+        min_pictures: Minimum number of pictures; a model that would end before must begin another picture.
         temperature: 0 takes the likeliest token.
         top_p: Share of the likelihood to sample from, if the temperature is above 0.
     """
@@ -64,8 +64,8 @@ class TokenSegment:
     """A segment of a reply in tokens.
 
     Args:
-        answer: Of the text.
-        caption: Of the caption; None for text alone.
+        answer: Tokens of the text.
+        caption: Tokens of the caption; None for text alone.
     """
 
     answer: list[int] = field(default_factory=list)
@@ -100,7 +100,7 @@ class _Reply:
 
     @property
     def rule(self) -> int:
-        """Which row of `_rules` says what may come next."""
+        """Row of `_rules` with the tokens that may follow."""
         if self.decoding.layout == "free":
             if self.segments[-1].caption is not None:
                 return _IN_CAPTION
@@ -161,7 +161,7 @@ def stream_replies(
         context_pixels: (B, 3, S, S), zeros where there is no picture.
         special: Tokens that steer.
         decoding: How.
-        generator: Of the sampling, if the temperature is above 0.
+        generator: Generator of the sampling, if the temperature is above 0.
 
     Yields:
         After every pass of the language model the segments of each reply so far. They are the same lists each time
@@ -191,7 +191,7 @@ def stream_replies(
         allowed = logits + rules[[reply.rule for reply in replies]]
         choices = _choose(allowed, decoding, generator)
         rows = [[reply.take(choice)] for reply, choice in zip(replies, choices, strict=True)]
-        # What follows by force needs no pass of its own: as many slots go in together as all replies have left.
+        # What follows by force needs no separate pass: as many slots go in together as all replies have left.
         sure = min((reply.slots for reply in replies if not reply.done), default=0)
         for reply, row in zip(replies, rows, strict=True):
             row += [reply.take(special.img) for _ in range(sure)]
@@ -220,7 +220,7 @@ def decode_replies(
 ) -> list[list[TokenSegment]]:
     """The segments of whole replies; arguments as for `stream_replies`."""
     *_, segments = stream_replies(model, prompts, context_pixels, special, decoding, generator)
-    return [finished(own) for own in segments]
+    return [finished(parts) for parts in segments]
 
 
 def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""The hand: a frozen SDXL (or SD 1.5) that draws from a text condition.
+"""The image decoder: a frozen SDXL (or SD 1.5) that draws from a text condition.
 
 Shapes: B batch, Q tokens of a caption, C and P widths of the sequence and the pooled condition, h and w of latents.
 """
@@ -25,9 +25,9 @@ class Denoising:
     Args:
         step: Steps done, from 1.
         steps: Steps in all.
-        timestep: Of the noise schedule.
-        latents: (B, c, h, w); whoever replaces them changes what the next step starts from.
-        estimate: What the pictures would become, as far as the scheduler tells, (B, c, h, w).
+        timestep: Timestep of the noise schedule.
+        latents: Latents of this step, (B, c, h, w); replacing them changes the start of the next step.
+        estimate: The scheduler's estimate of the final latents, (B, c, h, w).
     """
 
     step: int
@@ -46,7 +46,7 @@ class ImageDecoder(nn.Module):
 
     Args:
         path: A diffusers folder, or SDXL in one ``.safetensors`` file.
-        dtype: Of the networks; None keeps the files'.
+        dtype: Precision of the networks; None keeps the files'.
 
     Raises:
         UserError: If something is missing, broken or of another kind.
@@ -168,7 +168,7 @@ class ImageDecoder(nn.Module):
             h_align: (B, Q, C).
             h_palign: (B, P).
             time_ids: (B, 6); their last two are the pictures' height and width.
-            seeds: Of each picture's noise, so that a picture does not depend on its batch.
+            seeds: Seed of each picture's noise, so that a picture does not depend on its batch.
             steps: Denoising steps.
             guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained. 1 or
                 less leaves it out.
@@ -180,7 +180,7 @@ class ImageDecoder(nn.Module):
         shape = (int(self.unet.config.in_channels), height, width)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = [torch.randn(shape, generator=generator) for generator in generators]
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # one of its own: it remembers steps
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # a new one: schedulers remember their step
         scheduler.set_timesteps(steps, device=h_align.device)
         latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
         guided = guidance > 1
@@ -226,7 +226,7 @@ class ImageDecoder(nn.Module):
             h_align: (B, Q, C).
             h_palign: (B, P).
             time_ids: (B, 6).
-            seeds: Of each picture's noise.
+            seeds: Seed of each picture's noise.
             steps: Denoising steps.
             guidance: Weight of classifier-free guidance.
             on_step: Looks at every step.

@@ -2,7 +2,7 @@
 
 Shapes: B batch, T tokens, D model width, H heads, K adapter prompts, V words of the base vocabulary.
 
-Parameter names stay transformers' own, so a plain LLaMA folder loads; what the adapter adds has names of its own:
+Parameter names are those of transformers, so a plain LLaMA folder loads; what the adapter adds has other names:
 biases, ``adapter_gate``, ``adapter_query``, LoRA pairs, and the rows of added tokens.
 """
 
@@ -133,10 +133,10 @@ class AdapterLlamaAttention(LlamaAttention):
         Args:
             hidden_states: (B, T, D).
             position_embeddings: Cosines and sines of the rotation.
-            attention_mask: As transformers prepares it.
+            attention_mask: Mask as transformers prepares it.
             cache: Cache; the prompts never enter it.
             visual_query: (B, K, D), added to every layer's prompts; None switches the prompts off.
-            kwargs: For the attention implementation.
+            kwargs: Arguments of the attention implementation.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
@@ -181,7 +181,7 @@ class AdapterLlamaDecoderLayer(LlamaDecoderLayer):
 
 
 class ExtendedEmbedding(nn.Embedding):
-    """An embedding table with a few rows of their own behind it, so that the big table can stay frozen.
+    """An embedding table with a few added rows behind it, so that the big table can stay frozen.
 
     Args:
         base: Table to take over, (V, D).
@@ -196,12 +196,12 @@ class ExtendedEmbedding(nn.Embedding):
         """Rows of tokens 0 ... V + extra - 1."""
         added = input >= self.num_embeddings
         rows = F.embedding(input.masked_fill(added, 0), self.weight)
-        own = F.embedding((input - self.num_embeddings).clamp(min=0), self.extra)
-        return torch.where(added[..., None], own.to(rows.dtype), rows)
+        extra = F.embedding((input - self.num_embeddings).clamp(min=0), self.extra)
+        return torch.where(added[..., None], extra.to(rows.dtype), rows)
 
 
 class ExtendedHead(nn.Linear):
-    """The output layer with a few rows of their own behind it.
+    """The output layer with a few added rows behind it.
 
     Args:
         base: Layer to take over, without a bias.
@@ -219,10 +219,10 @@ class ExtendedHead(nn.Linear):
 
 
 class AdapterLlamaForCausalLM(LlamaForCausalLM):
-    """LLaMA with the adapter in every layer and the added tokens' own rows.
+    """LLaMA with the adapter in every layer and the rows of the added tokens.
 
     Args:
-        config: Its numbers.
+        config: Sizes of LLaMA and of its adapter.
     """
 
     config_class = AdapterLlamaConfig

@@ -1,4 +1,4 @@
-"""M²Chat (Fig. 2): eye, language model, M³Adapter and hand in one module.
+"""M²Chat (Fig. 2): vision encoder, language model, M³Adapter and image decoder in one module.
 
 Training computes everything in `forward`, because FSDP2 gathers sharded weights only there; the other methods serve
 generation, on whole weights.
@@ -24,10 +24,10 @@ class DiffusionNoise:
     """The random part of L_ddpm, drawn by the caller so that it can be repeated.
 
     Args:
-        samples: Which samples of the batch are drawn, (n,).
+        samples: Indices in the batch of the samples that are drawn, (n,).
         timesteps: (draws * n,): for these samples, then for the same ones again.
         noise: (draws * n, c, h, w).
-        drop: Where the condition is replaced by zeros, (draws * n,) bool.
+        drop: Mask of the draws whose condition is replaced by zeros, (draws * n,) bool.
         draws: How often each sample is drawn.
     """
 
@@ -43,7 +43,7 @@ class FrozenFeatures:
     """What the frozen networks say of a batch; may be computed once and kept.
 
     Args:
-        states: Of the language model, as `M2ChatModel.read` returns them.
+        states: States of the language model, as `M2ChatModel.read` returns them.
         e_clip: (B, Q, C).
         e_pclip: (B, P).
         latents: (n, c, h, w).
@@ -63,8 +63,8 @@ class M2ChatOutput:
         condition: h_align, h_palign, gate and cosine.
         e_clip: Target of h_align, (B, Q, C).
         e_pclip: Target of h_palign, (B, P).
-        prediction: Of the UNet, (n, c, h, w).
-        diffusion_target: What it should have been.
+        prediction: Output of the UNet, (n, c, h, w).
+        diffusion_target: Noise or velocity that the UNet should predict, (n, c, h, w).
         logits: At the scored positions only, (scored, V).
         logit_labels: The tokens that stand there, (scored,).
     """
@@ -83,10 +83,10 @@ class M2ChatModel(nn.Module):
 
     Args:
         llama: `AdapterLlamaForCausalLM`.
-        clip: The frozen eye.
+        clip: Vision encoder, frozen.
         visual_query: Maker of the adapter's prompts.
         m3adapter: The connector.
-        decoder: The frozen hand.
+        decoder: Image decoder, frozen.
 
     Attributes:
         read_parts: Into how many parts of like length `read` divides a batch; more parts compute less padding.
@@ -123,7 +123,7 @@ class M2ChatModel(nn.Module):
 
         Returns:
             States that the M³Adapter reads, (B, T, D), or (L, B, T, D) if it reads several layers; f_img
-            (B or 1, I, W); and the states that the next token is told from, (B, T, D).
+            (B or 1, I, W); and the states from which the next token is predicted, (B, T, D).
         """
         f_img = self.clip(context_pixels)
         visual_query = self.visual_query(f_img).expand(len(input_ids), -1, -1)
@@ -133,7 +133,7 @@ class M2ChatModel(nn.Module):
         length = input_ids.shape[1]
         # As many parts in every process: under FSDP all must gather weights equally often.
         rows = lengths.argsort().tensor_split(min(self.read_parts, len(lengths)))
-        read = [self._states(input_ids[own, : int(lengths[own].max())], visual_query[own]) for own in rows]
+        read = [self._states(input_ids[part, : int(lengths[part].max())], visual_query[part]) for part in rows]
         back = torch.cat(rows).argsort()
         states, last = (
             torch.cat([F.pad(part, (0, 0, 0, length - part.shape[-2])) for part in parts], -3).index_select(-3, back)
@@ -142,7 +142,7 @@ class M2ChatModel(nn.Module):
         return states, f_img, last
 
     def _states(self, input_ids: Tensor, visual_query: Tensor) -> tuple[Tensor, Tensor]:
-        """States that the M³Adapter reads, and those that the next token is told from."""
+        """States that the M³Adapter reads, and those from which the next token is predicted."""
         # No mask: padding is on the right and attention is causal, so real tokens never see it.
         layers = self.m3adapter.config.layers
         only_last = layers == (-1,)
@@ -161,11 +161,11 @@ class M2ChatModel(nn.Module):
 
     @torch.no_grad()
     def frozen_features(self, batch: Batch, samples: Tensor) -> FrozenFeatures:
-        """What stage 1 needs of the frozen networks.
+        """Features of the frozen networks that stage 1 needs.
 
         Args:
-            batch: Raw inputs without context pictures, so that the empty one is looked at once for all.
-            samples: Which samples get latents, (n,).
+            batch: Raw inputs without context pictures, so that the empty one is encoded once for all.
+            samples: Indices of the samples whose latents are computed, (n,).
         """
         states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1], batch.attention_mask.sum(1))
         e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
@@ -183,10 +183,10 @@ class M2ChatModel(nn.Module):
 
         Args:
             batch: The samples.
-            noise: For those that are drawn.
+            noise: Noise of the samples that are drawn.
             use_image: Whether the image branch and the gate take part (stage 2).
             with_text: Whether the language model is trained and its logits are wanted (stage 2).
-            features: Of the frozen networks, for stage 1, instead of computing them.
+            features: Features of the frozen networks, for stage 1; None computes them.
         """
         logits = labels = None
         if with_text:
@@ -201,7 +201,7 @@ class M2ChatModel(nn.Module):
             features = features or self.frozen_features(batch, noise.samples)
             states, latents = features.states, features.latents
             e_clip, e_pclip = features.e_clip, features.e_pclip
-            f_img = states.new_zeros(len(batch), 1, self.clip.width)  # stage 1 looks at no context picture
+            f_img = states.new_zeros(len(batch), 1, self.clip.width)  # stage 1 reads no context picture
         condition = self.condition(batch, states, f_img, use_image)
         chosen = noise.samples.repeat(noise.draws)
         latents = latents.repeat(noise.draws, 1, 1, 1)

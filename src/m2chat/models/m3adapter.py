@@ -49,7 +49,7 @@ class CrossBlock(nn.Module):
         Args:
             x: Queries, (B, Q, A).
             source: Keys and values, (B, S, width).
-            mask: True where there is something to look at, (B, S); None for everywhere. A row without any true
+            mask: True at positions that can be attended to, (B, S); None for everywhere. A row without any true
                 entry looks at nothing and gets zeros.
         """
         query, key, value = (
@@ -83,7 +83,7 @@ class CrossBlock(nn.Module):
 
 @dataclass
 class Condition:
-    """What the image decoder is told.
+    """Condition of the image decoder.
 
     Args:
         h_align: In place of the text encoders' sequence, (B, Q, C).
@@ -102,7 +102,7 @@ class M3Adapter(nn.Module):
     """Learned queries read the caption and image tokens, and beside them the context picture.
 
     Args:
-        config: Its numbers.
+        config: Sizes and gate.
         llm_width: D.
         clip_width: W.
         queries: Q.
@@ -168,7 +168,7 @@ class M3Adapter(nn.Module):
         """The condition of each sample's picture.
 
         Args:
-            states: Of the language model, (B, T, D), or (L, B, T, D) of several layers.
+            states: States of the language model, (B, T, D), or (L, B, T, D) of several layers.
             answer_mask: (B, T).
             caption_mask: (B, T).
             image_mask: (B, T).
@@ -204,8 +204,8 @@ def attention_maps(adapter: M3Adapter, states: Tensor, mask: Tensor, f_img: Tens
     """Where the queries look, mean over blocks and heads.
 
     Args:
-        adapter: Whose queries.
-        states: Of the language model, as `M3Adapter.forward` takes them.
+        adapter: M³Adapter whose queries attend.
+        states: States of the language model, as `M3Adapter.forward` takes them.
         mask: True at caption and image tokens, (B, T).
         f_img: CLIP tokens of the context picture, (B, I, W).
 
@@ -214,15 +214,15 @@ def attention_maps(adapter: M3Adapter, states: Tensor, mask: Tensor, f_img: Tens
     """
     source = adapter.norm_states(adapter.mix_layers(states))
     picture = adapter.norm_picture(f_img.to(adapter.norm_picture.weight.dtype))
-    found = []
+    averaged = []
     for blocks, seen, allowed in ((adapter.text_blocks, source, mask), (adapter.image_blocks, picture, None)):
         x, maps = adapter.queries.expand(len(seen), -1, -1), []
         for block in blocks:
             assert isinstance(block, CrossBlock)
             maps.append(block.attention(x, seen, allowed).mean(1))
             x = block(x, seen, allowed)
-        found.append(torch.stack(maps).mean(0))
-    return found[0], found[1]
+        averaged.append(torch.stack(maps).mean(0))
+    return averaged[0], averaged[1]
 
 
 def fuse(picture: Tensor, semantic: Tensor, gate: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def fuse(picture: Tensor, semantic: Tensor, gate: Tensor) -> Tensor:
     Args:
         picture: A_img, (B, Q, A).
         semantic: A_h, (B, Q, A).
-        gate: g, (B,); where it is 1 the picture has no say, whatever it holds.
+        gate: g, (B,); where it is 1 the picture has no influence.
     """
     g = gate[:, None, None].to(semantic.dtype)
     return torch.where(g < 1, (1 - g) * picture + g * semantic, semantic)

@@ -19,10 +19,10 @@ INT4_GROUPS = (128, 64, 32, 16, 8)
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """What a mode does.
+    """Settings of a mode.
 
     Args:
-        bits: Of the weights of the language model's layers: 16, 8 or 4. Everything else stays as it is.
+        bits: Bits of each weight of the language model's layers: 16, 8 or 4. Everything else stays as it is.
         offload: Whether a part stays on the device only while it works.
         tiling: Whether pictures are decoded in tiles of half their side, whose blended seams differ slightly.
     """
@@ -46,12 +46,12 @@ def fit_to_memory(
     """Prepares a model for generation within a device's memory; it cannot be trained afterwards.
 
     Args:
-        model: As built, on the CPU.
+        model: Model as `build_m2chat` returns it, on the CPU.
         mode: ``high``: all of it on the device; ``balanced``: the language model in int8; ``low``: the language
             model in int4, one part on the device at a time, pictures decoded in tiles. All of them decode the
             pictures of a batch one by one.
-        device: Where it computes.
-        dtype: Of the weights; None means bf16, or fp32 on a CPU, where bf16 is about ten times slower.
+        device: Device of the computation.
+        dtype: Precision of the weights; None takes bf16, or fp32 on a CPU, where bf16 is about ten times slower.
 
     Returns:
         The same model, frozen, in evaluation mode.
@@ -105,9 +105,10 @@ def quantize_language(model: M2ChatModel, bits: int, device: torch.device) -> No
     """Stores the weights of the language model's layers in 8 or 4 bits (torchao, weights only), layer by layer.
 
     Args:
-        model: To change.
+        model: Model, changed in place.
         bits: 8 or 4. torchao packs int4 for CUDA only: on a CPU the numbers are those of int4, in a byte each.
-        device: Where the layers are quantised, so that it never holds more than one of them whole.
+        device: Device on which the layers are quantised, one at a time, so that it never holds more than one of them
+            whole.
 
     Raises:
         UserError: If torchao is not installed.
@@ -139,15 +140,15 @@ def _quantization(bits: int, group: int, device: torch.device) -> Any:
     return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group))  # type: ignore[attr-defined]
 
 
-Part = tuple[list[nn.Module], list[nn.Module]]
+OffloadGroup = tuple[list[nn.Module], list[nn.Module]]
 """Modules that move together, and those among them whose call means that the part is needed."""
 
 
-def offload_parts(model: M2ChatModel) -> dict[str, Part]:
+def offload_parts(model: M2ChatModel) -> dict[str, OffloadGroup]:
     """The parts that take turns on the device. The M³Adapter is none of them: it is small, and stays."""
     decoder = model.decoder
-    parts: dict[str, Part] = {
-        "eye": ([model.clip, model.visual_query], [model.clip, model.visual_query]),
+    parts: dict[str, OffloadGroup] = {
+        "vision": ([model.clip, model.visual_query], [model.clip, model.visual_query]),
         # `M2ChatModel.read` calls the inner model.
         "language": ([model.llama], [model.llama.model, model.llama.lm_head]),
         "unet": ([decoder.unet], [decoder.unet]),
@@ -162,14 +163,14 @@ def offload_parts(model: M2ChatModel) -> dict[str, Part]:
 
 
 class Offload:
-    """Lets parts take turns on a device: whoever is called comes in, and whoever was there waits on the CPU.
+    """Lets parts take turns on a device: a part that is called moves in, and the one before it moves to the CPU.
 
     Args:
-        parts: By name.
-        device: Where they work.
+        parts: Parts by name, as `offload_parts` returns them.
+        device: Device on which they compute.
     """
 
-    def __init__(self, parts: Mapping[str, Part], device: torch.device) -> None:
+    def __init__(self, parts: Mapping[str, OffloadGroup], device: torch.device) -> None:
         self.device = device
         self.resident: str | None = None
         self._parts = {name: modules for name, (modules, _) in parts.items()}

@@ -1,4 +1,4 @@
-"""What the paper's networks are like: the numbers of their published descriptions, for plans without their weights."""
+"""Published sizes of the paper's networks, for plans without their weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BIAS_7B = AdapterShape(prompts=10, layers=31, visual_depth=8, clip_width=768, bi
 """The file BIAS-7B of LLaMA-Adapter V2."""
 
 CLIP_VIT_L_14 = "ViT-L-14-quickgelu"
-"""The eye by its name in open_clip."""
+"""The vision encoder by its name in open_clip."""
 
 SDXL_UNET: dict[str, Any] = {
     "sample_size": 128,

@@ -1,4 +1,4 @@
-"""How the model falls into pieces: the units that FSDP gathers one at a time, and the parts that people name."""
+"""Divisions of the model: the units that FSDP gathers one at a time, and the components that tables name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shard_units(model: M2ChatModel) -> Iterator[nn.Module]:
 def components(model: M2ChatModel) -> dict[str, nn.Module]:
     """The model's parts by the names that tables use; together they hold every parameter once."""
     decoder = model.decoder
-    found = {
+    parts = {
         "language model": model.llama,
         "vision encoder": model.clip,
         "visual query": model.visual_query,
@@ -39,4 +39,4 @@ def components(model: M2ChatModel) -> dict[str, nn.Module]:
         "text encoder 1": decoder.text_encoder,
         "text encoder 2": decoder.text_encoder_2,
     }
-    return {name: module for name, module in found.items() if module is not None}
+    return {name: module for name, module in parts.items() if module is not None}

@@ -1,4 +1,4 @@
-"""The eye: CLIP's vision transformer, and the visual query of LLaMA-Adapter V2.
+"""The vision encoder, CLIP's vision transformer, and the visual query of LLaMA-Adapter V2.
 
 Shapes: B batch, I tokens of a picture (257 at paper scale), W their width (768), K prompts, D language model width.
 """
@@ -17,7 +17,7 @@ from m2chat.errors import UserError
 class ClipTokens(nn.Module):
     """Every token of an open_clip vision transformer, normalised and projected; always frozen.
 
-    open_clip's own forward returns the pooled token projected and the others unprojected; LLaMA-Adapter projects
+    open_clip's `forward` returns the pooled token projected and the others unprojected; LLaMA-Adapter projects
     all of them.
 
     Args:
@@ -40,7 +40,7 @@ class ClipTokens(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """f_img of pictures, without a gradient: (B, 3, S, S) to (B, I, W), as `tokens` says."""
+        """f_img of pictures, without a gradient: (B, 3, S, S) to (B, I, W), as `tokens`."""
         return self.tokens(pixel_values)
 
     def tokens(self, pixel_values: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class _Block(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, W) to (B, N, W), every token seeing every other."""
+        """(B, N, W) to (B, N, W), every token attending to every other."""
         qkv = self.attn["qkv"](self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
@@ -112,7 +112,7 @@ class VisualQueryEncoder(nn.Module):
         Returns:
             The visual query, (B, K, D).
         """
-        # The small encoder stays in its own (full) precision whatever CLIP ran in.
+        # The small encoder stays in full precision, in whichever CLIP ran.
         tokens = self.clip_proj_norm(self.clip_proj(f_img.to(self.clip_proj.weight.dtype)))
         x = torch.cat([self.visual_query.weight.expand(len(tokens), -1, -1), tokens], 1)
         for block in self.visual_blocks:

@@ -102,9 +102,10 @@ def load_weights(
     payload = read_checkpoint(path)
     stage: Stage = payload[HEADER]["stage"]
     config = _run_config(path)
-    settings = (config.get("model") or {}).get("init_args") or {}
-    backbone = _anchored(backbone or BackboneConfig(**(settings.get("backbone") or {})))
-    m3adapter = m3adapter or _m3adapter(settings.get("m3adapter") or {})
+    settings = _settings(config)
+    shipped = _settings(_shipped_config())  # what a hand-written configuration leaves out is that of the micro scale
+    backbone = _anchored(backbone or BackboneConfig(**{**shipped["backbone"], **(settings.get("backbone") or {})}))
+    m3adapter = m3adapter or _m3adapter({**shipped["m3adapter"], **(settings.get("m3adapter") or {})})
     layout = payload[HEADER].get("layout") or config.get("data") or {}
     fingerprint_ = fingerprint(backbone)
     model = build_m2chat(backbone, m3adapter)
@@ -167,7 +168,18 @@ def _m3adapter(settings: Mapping[str, Any]) -> M3AdapterConfig:
 
 def _run_config(checkpoint: Path) -> dict[str, Any]:
     """The ``config.yaml`` of the run that wrote a checkpoint: in its folder or the one above, else the shipped one."""
-    for folder in (*list(checkpoint.resolve().parents)[:2], *(root / _SHIPPED for root in _ROOTS)):
+    for folder in list(checkpoint.resolve().parents)[:2]:
         if (folder / "config.yaml").is_file():
             return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
-    return {}
+    return _shipped_config()
+
+
+def _shipped_config() -> dict[str, Any]:
+    """The configuration of the shipped micro weights."""
+    path = micro_root() / _SHIPPED / "config.yaml"
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the model in a run's configuration."""
+    return dict((config.get("model") or {}).get("init_args") or {})

@@ -23,7 +23,7 @@ class Work:
 
     Args:
         flops: Floating-point operations.
-        peak: Most bytes of activations at once.
+        peak: Maximum of the bytes of activations.
     """
 
     flops: int
@@ -36,10 +36,10 @@ class InferencePlan:
 
     Args:
         weights: Bytes of weights, by mode.
-        needs: Most bytes of a device at once, by mode, without the CUDA context.
+        needs: Maximum of a device's bytes, by mode, without the CUDA context.
         prefill: Reading the conversation.
         step: One denoising step with guidance.
-        decode: From latents to the picture, whole.
+        decode: Decoding of a picture's latents, not tiled.
         cache: Bytes of keys and values of the longest sequence.
         token_bytes: Bytes that the chip reads for each token, by mode.
     """
@@ -78,8 +78,8 @@ def plan_inference(model: M2ChatModel, tokens: int, image_size: int) -> Inferenc
     """Measures reading, a denoising step and decoding on the meta device.
 
     Args:
-        model: On the meta device, all of it in bf16.
-        tokens: Of the longest sequence.
+        model: Model on the meta device, all of it in bf16.
+        tokens: Length of the longest sequence.
         image_size: Side of the picture in pixels.
     """
     config = model.llama.config
@@ -121,9 +121,9 @@ def _works(model: M2ChatModel, tokens: int, image_size: int) -> tuple[Work, Work
         return torch.empty(*shape, dtype=torch.bfloat16, device="meta")
 
     def read() -> None:
-        eye = model.clip.visual.image_size
-        eye = eye[0] if isinstance(eye, tuple) else eye
-        model.read(torch.zeros(1, tokens, dtype=torch.long, device="meta"), meta(1, 3, eye, eye))
+        size = model.clip.visual.image_size
+        size = size[0] if isinstance(size, tuple) else size
+        model.read(torch.zeros(1, tokens, dtype=torch.long, device="meta"), meta(1, 3, size, size))
 
     def draw() -> None:
         pooled = meta(2, decoder.pooled_width) if decoder.is_xl else None

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Four products in place of two. The kernel's own recomputation is no useful work."""
+    """Four products in place of two. The recomputation inside the kernel is no useful work."""
     return 2 * int(sdpa_flop_count(query, key, value))
 
 
@@ -23,7 +23,7 @@ class FlopMeter:
     """Useful floating-point operations (a multiplication and an addition are two), by module.
 
     Args:
-        model: Whose modules are told apart; used as a context manager.
+        model: Model whose modules are counted separately.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from m2chat.planning.gpus import Gpu
 from m2chat.planning.inference import InferencePlan
-from m2chat.planning.training import RESERVE, Layout, TrainingPlan
+from m2chat.planning.training import RESERVE, Placement, TrainingPlan
 
 MFUS = (1.0, 0.4, 0.3)
-"""Shares of the peak for which times are told; well-made training reaches the last two on such GPUs."""
+"""Shares of the peak for which times are given; well-made training reaches the last two on such GPUs."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -32,11 +32,11 @@ def training_report(
 
     Args:
         plan: The plan.
-        gpu: Whose limits the times follow.
+        gpu: GPU whose limits bound the times.
         devices: GPUs.
         limit: Bytes of a GPU.
-        samples: Of the whole recipe; None if it has no end.
-        shard_frozen: Which of the two layouts the configuration chooses.
+        samples: Number of samples of the whole recipe; None if it has no end.
+        shard_frozen: Whether the configuration shards the frozen networks.
     """
     shape = plan.shape
     rows: list[tuple[str, ...]] = [
@@ -47,7 +47,7 @@ def training_report(
     totals = [f"{sum(part.values()) / 1e12:.3f}" for part in (plan.forward, plan.backward)]
     rows.append(("together", f"{sums[0]:,}", f"{sums[1]:,}", *totals))
     parts = table(("component", "trained", "frozen", "forward, TFLOP", "backward"), rows)
-    own, other = ("shared out", "whole") if shard_frozen else ("whole", "shared out")
+    chosen, other = ("shared out", "whole") if shard_frozen else ("whole", "shared out")
     layouts = (plan.sharded, plan.whole) if shard_frozen else (plan.whole, plan.sharded)
     lines: list[tuple[str, ...]] = [
         (what, *(f"{getattr(layout.memory, field) / 1e9:.2f}" for layout in layouts))
@@ -69,13 +69,15 @@ def training_report(
             f"\nWork of a sample: {plan.usual_tokens} tokens, {shape.image_size} pixels.\n",
             parts,
             f"\nEach of {devices} GPUs, {shape.batch} samples of at most {shape.tokens} tokens:\n",
-            table((f"frozen networks: {own} (as configured)", own, other), lines),
+            table((f"frozen networks: {chosen} (as configured)", chosen, other), lines),
             "\nTimes are lower bounds: work at that share of the peak, weights read, bytes sent. Nothing is measured.",
         ]
     )
 
 
-def _times(plan: TrainingPlan, gpu: Gpu, layouts: tuple[Layout, Layout], samples: int | None) -> list[tuple[str, ...]]:
+def _times(
+    plan: TrainingPlan, gpu: Gpu, layouts: tuple[Placement, Placement], samples: int | None
+) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for mfu in MFUS:
         name = "at the roofline" if mfu == 1 else f"at {mfu:.0%} of the peak"
@@ -93,7 +95,7 @@ def inference_report(plan: InferencePlan, gpu: Gpu, steps: int, limit: float) ->
 
     Args:
         plan: The plan.
-        gpu: Whose limits the times follow.
+        gpu: GPU whose limits bound the times.
         steps: Denoising steps of a picture.
         limit: Bytes of a GPU.
     """

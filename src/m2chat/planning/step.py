@@ -20,7 +20,7 @@ from m2chat.schema import Batch
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """Sizes of a batch.
 
     Args:
@@ -36,13 +36,13 @@ class Shape:
     image_tokens: int
 
 
-def blank_batch(model: M2ChatModel, shape: Shape, device: torch.device | str = "meta") -> Batch:
+def blank_batch(model: M2ChatModel, shape: BatchShape, device: torch.device | str = "meta") -> Batch:
     """A batch of the right shapes: context picture, answer and caption in every sample, a quarter of it scored.
 
     Args:
-        model: Whose sizes it follows.
-        shape: Of the batch.
-        device: Of the tensors. Labels of a batch on ``meta`` are real: which positions are scored must be known.
+        model: Model whose sizes the batch follows.
+        shape: Sizes of the batch.
+        device: Device of the tensors. Labels of a batch on ``meta`` are real, since they select the scored positions.
     """
     count, tokens = shape.batch, shape.tokens
     queries = model.decoder.queries
@@ -92,16 +92,16 @@ def step_loss(
 
     Args:
         model: Frozen as the stage wants.
-        batch: As `blank_batch` makes it.
-        noise: For all of it.
-        stage: Which loss.
-        features: Of the frozen networks, for stage 1, if they are known.
+        batch: Batch of `blank_batch`.
+        noise: Noise of all of its samples.
+        stage: Training stage, which decides the loss.
+        features: Features of the frozen networks, for stage 1; None computes them.
     """
     both = stage == "m3ft"
     output = model(batch, noise, use_image=both, with_text=both, features=features)
-    own = output.condition
+    condition = output.condition
     loss = ddpm_loss(output.prediction, output.diffusion_target, batch.has_target)
-    loss = loss + align_loss(own.h_align, output.e_clip, own.h_palign, output.e_pclip, batch.has_target)
+    loss = loss + align_loss(condition.h_align, output.e_clip, condition.h_palign, output.e_pclip, batch.has_target)
     if both:
         assert output.logits is not None and output.logit_labels is not None
         loss = loss + text_loss(output.logits, output.logit_labels.to(output.logits.device))
@@ -110,12 +110,12 @@ def step_loss(
 
 @dataclass
 class StepMeasure:
-    """What a step took.
+    """Work and memory of a training step.
 
     Args:
         forward: Floating-point operations of the forward pass, by component.
-        backward: The same of the backward pass.
-        peak: Most bytes of activations, temporaries and gradients at once, the weights left out.
+        backward: Floating-point operations of the backward pass, by component.
+        peak: Maximum of the bytes of activations, temporaries and gradients, without the weights.
         backward_units: FSDP units that take part in the backward pass.
     """
 
@@ -130,14 +130,16 @@ class StepMeasure:
         return sum(self.forward.values()) + sum(self.backward.values())
 
 
-def measure_step(model: M2ChatModel, stage: Stage, shape: Shape, autocast: torch.dtype | None = None) -> StepMeasure:
+def measure_step(
+    model: M2ChatModel, stage: Stage, shape: BatchShape, autocast: torch.dtype | None = None
+) -> StepMeasure:
     """Runs a forward and a backward pass and measures them.
 
     Args:
-        model: On the meta device, frozen as the stage wants.
-        stage: Which loss.
-        shape: Of the batch.
-        autocast: As in training under ``bf16-mixed``; None for none.
+        model: Model on the meta device, with the stage's parameters set to be trained.
+        stage: Training stage, which decides the loss.
+        shape: Sizes of the batch.
+        autocast: Precision of autocast, as under ``bf16-mixed``; None for none.
     """
     measure, parts = StepMeasure(), components(model)
     batch = blank_batch(model, shape)
@@ -172,13 +174,13 @@ def _gradients_leave(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watch_units(model: M2ChatModel, found: set[nn.Module]) -> Iterator[None]:
+def _watch_units(model: M2ChatModel, units: set[nn.Module]) -> Iterator[None]:
     """Finds the units whose results a gradient passes through."""
 
     def after(module: nn.Module, _: Any, result: Any) -> None:
         first = result[0] if isinstance(result, tuple) else result
         if isinstance(first, Tensor) and first.requires_grad:
-            found.add(module)
+            units.add(module)
 
     hooks = [unit.register_forward_hook(after) for unit in shard_units(model)]
     try:

@@ -1,4 +1,4 @@
-"""What a training run will need of each GPU."""
+"""Needs of a training run on each GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage
 from m2chat.models.units import components, shard_units
 from m2chat.planning.gpus import Gpu
-from m2chat.planning.step import Shape, StepMeasure, measure_step
+from m2chat.planning.step import BatchShape, StepMeasure, measure_step
 
 RESERVE = 3_000_000_000
 """Bytes for the CUDA context, NCCL, workspaces and fragmentation: an assumption, not a measurement."""
@@ -26,11 +26,11 @@ class Memory:
     """Bytes of a GPU at the worst moment.
 
     Args:
-        weights: Its share of them.
+        weights: Share of the weights.
         gathered: Units that are whole for a while: the rest that is gathered at the start, and two at a time.
-        gradients: Its share, and the whole ones of the unit that is being shared.
-        optimizer: Its share of AdamW's moments.
-        activations: And temporaries, of its samples.
+        gradients: Share of the gradients, and the whole ones of the unit that is being reduced.
+        optimizer: Share of AdamW's moments.
+        activations: Activations and temporaries of the GPU's samples.
     """
 
     weights: float
@@ -46,11 +46,11 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the weights lie on the GPUs, and what that costs.
+class Placement:
+    """Placement of the weights on the GPUs, and its cost.
 
     Args:
-        memory: Of a GPU.
+        memory: Memory of a GPU.
         wire: Bytes that each GPU sends in a step.
     """
 
@@ -65,21 +65,21 @@ class TrainingPlan:
     Args:
         parameters: Trained and frozen ones of each component.
         forward: Floating-point operations of a sample, by component, at the usual length.
-        backward: The same of the backward pass.
-        shape: Of a GPU's batch at the greatest length, for which there must be memory.
+        backward: Floating-point operations of a sample in the backward pass, by component.
+        shape: Sizes of a GPU's batch at the greatest length, for which there must be memory.
         usual_tokens: Length for which the work is counted.
-        sharded: With the frozen networks shared out.
-        whole: With the frozen networks whole on every GPU.
+        sharded: Placement with the frozen networks sharded.
+        whole: Placement with the frozen networks whole on every GPU.
         reads: Bytes of weights that the chip reads in a step.
     """
 
     parameters: dict[str, tuple[int, int]]
     forward: dict[str, float]
     backward: dict[str, float]
-    shape: Shape
+    shape: BatchShape
     usual_tokens: int
-    sharded: Layout
-    whole: Layout
+    sharded: Placement
+    whole: Placement
     reads: float
 
     @property
@@ -87,27 +87,27 @@ class TrainingPlan:
         """Floating-point operations of a sample."""
         return sum(self.forward.values()) + sum(self.backward.values())
 
-    def step_seconds(self, gpu: Gpu, layout: Layout, mfu: float = 1.0) -> float:
+    def step_seconds(self, gpu: Gpu, layout: Placement, mfu: float = 1.0) -> float:
         """The least time of a step: of work at a share `mfu` of the peak, of reading weights, and of talking."""
         work = self.flops * self.shape.batch / gpu.flops / mfu
         return max(work, self.reads / gpu.memory, layout.wire / gpu.link)
 
-    def gpu_hours(self, gpu: Gpu, layout: Layout, samples: float, mfu: float = 1.0) -> float:
+    def gpu_hours(self, gpu: Gpu, layout: Placement, samples: float, mfu: float = 1.0) -> float:
         """GPU-hours of a recipe of so many samples."""
         return samples / self.shape.batch * self.step_seconds(gpu, layout, mfu) / 3600
 
 
 def plan_training(
-    model: M2ChatModel, stage: Stage, shape: Shape, usual_tokens: int, devices: int, autocast: torch.dtype | None
+    model: M2ChatModel, stage: Stage, shape: BatchShape, usual_tokens: int, devices: int, autocast: torch.dtype | None
 ) -> TrainingPlan:
     """Measures a step on the meta device and adds up what each GPU will hold and send.
 
     Args:
-        model: On the meta device, frozen as the stage wants, in the precisions of training.
-        stage: Which stage.
-        shape: Of a GPU's batch at the greatest length.
+        model: Model on the meta device in the precisions of training, with the stage's parameters set to be trained.
+        stage: Training stage.
+        shape: Sizes of a GPU's batch at the greatest length.
         usual_tokens: The length at which work is counted.
-        devices: GPUs.
+        devices: Number of GPUs.
         autocast: Precision under autocast; None for none.
     """
     longest = measure_step(model, stage, shape, autocast)
@@ -136,8 +136,8 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen: bool) -> Layout:
-    """What a GPU holds and sends under FSDP2.
+def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen: bool) -> Placement:
+    """Memory and traffic of a GPU under FSDP2.
 
     Every unit is gathered for the forward pass, and again for the backward pass if a gradient passes through it; what
     is in no unit is gathered once and stays. Gradients are shared out by reduce-scatter.
@@ -166,13 +166,13 @@ def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen
     gathers = shared(rest) + sum(
         shared(group) * (1 + (unit in measure.backward_units)) for unit, group in zip(units, groups, strict=True)
     )
-    return Layout(memory, wire=(gathers + 4 * count) * (devices - 1) / devices)
+    return Placement(memory, wire=(gathers + 4 * count) * (devices - 1) / devices)
 
 
 def largest_batch(
     model: M2ChatModel,
     stage: Stage,
-    shape: Shape,
+    shape: BatchShape,
     devices: int,
     autocast: torch.dtype | None,
     limit: float,
@@ -180,14 +180,14 @@ def largest_batch(
 ) -> int:
     """The most samples of a GPU that fit.
 
-    Memory is a fixed part and one that grows with the batch; two small batches tell both.
+    Memory is a fixed part and one that grows with the batch; two small batches give both.
 
     Args:
-        model: As for `plan_training`.
-        stage: Which stage.
-        shape: Its batch is ignored.
-        devices: GPUs.
-        autocast: As for `plan_training`.
+        model: Model as in `plan_training`.
+        stage: Training stage.
+        shape: Sizes of a batch; the number of samples is ignored.
+        devices: Number of GPUs.
+        autocast: Precision under autocast; None for none.
         limit: Bytes of a GPU.
         shard_frozen: Whether the frozen networks are shared out.
 

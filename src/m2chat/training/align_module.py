@@ -23,7 +23,7 @@ class AlignModule(M2ChatModule):
 
         Args:
             batch: Raw samples.
-            features: Of the frozen networks, if they are known already.
+            features: Features of the frozen networks; None computes them.
 
         Raises:
             UserError: If a sample has a context picture: stage 1 has no use for it and would not look at it.

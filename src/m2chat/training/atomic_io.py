@@ -29,7 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes a checkpoint; until the last moment the old file of that name stays whole.
 
         Args:
-            checkpoint: What `torch.save` can write.
+            checkpoint: Contents, as `torch.save` can write them.
             path: Local file to write.
             storage_options: Must be None.
 
@@ -67,8 +67,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Args:
             path: The file.
-            map_location: Where its tensors go, as for `torch.load`; None for the CPU.
-            weights_only: Not asked: nothing but tensors and plain values is ever read, whatever it says.
+            map_location: Device of its tensors, as in `torch.load`; None for the CPU.
+            weights_only: Ignored: nothing but tensors and plain values is ever read.
 
         Raises:
             UserError: If the file is missing or damaged.

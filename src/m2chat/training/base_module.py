@@ -1,4 +1,4 @@
-"""What every trained module shares: building, initial weights, noise, logging, optimiser, settings of evaluation."""
+"""Base of every trained module: building, initial weights, noise, logging, optimiser, settings of evaluation."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from m2chat.models.trainable import set_trainable
 from m2chat.pipeline.replier import DrawSettings, Given, Replier
 from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
-from m2chat.training.config import EvalConfig, OptimConfig
+from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
 from m2chat.training.noise import NoiseConfig, draw_noise
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
-from m2chat.training.sharding import shard
+from m2chat.training.strategy import shard
 
 
 class TrainingModule(PredictingModule):
-    """A module that trains a model with an image decoder by L_ddpm, and whatever else its subclass adds.
+    """A module that trains a model with an image decoder by L_ddpm and the losses that its subclass adds.
 
     Args:
         backbone: Paths of the pretrained networks.
@@ -47,7 +47,7 @@ class TrainingModule(PredictingModule):
         seed: Seed of the noise of training.
         init_from: Initial weights: ``none``, ``auto`` or a checkpoint file.
         checkpoint_root: Folder in which ``auto`` and evaluation look for checkpoints.
-        shipped: Folder of the weights that come with the project, used if no checkpoint is found.
+        shipped: Folder of the weights that come with the project, used if there is no checkpoint.
         shard_frozen: Under FSDP, whether the frozen networks are sharded too.
         gradient_checkpointing: Whether the UNet and, where it is trained, the language model compute their
             activations again in the backward pass instead of keeping them: less memory, a third more work there.
@@ -77,7 +77,7 @@ class TrainingModule(PredictingModule):
         read_parts: int = 1,
     ) -> None:
         super().__init__()
-        self.backbone = backbone or BackboneConfig()
+        self.backbone = required(backbone, "backbone", "configs/backbone/micro.yaml")
         self.optim, self.evaluation = optim or OptimConfig(), evaluation or EvalConfig()
         self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = lambda_ddpm, ddpm_samples, ddpm_draws
         self.drop_condition, self.seed, self.gradient_checkpointing = drop_condition, seed, gradient_checkpointing
@@ -111,7 +111,7 @@ class TrainingModule(PredictingModule):
         """Builds the model once, freezes what the stage does not train, loads the weights to start from, shards."""
         if self.model is not None:
             return
-        torch.manual_seed(self.seed)  # the connector's start belongs to the seed, whatever was drawn before
+        torch.manual_seed(self.seed)  # the connector's initial values depend on the seed alone
         self.model = self.build()
         self.model.read_parts = self.read_parts
         self.source = self._load_start()
@@ -122,10 +122,10 @@ class TrainingModule(PredictingModule):
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
 
     def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
-        """Stores a frozen model as training wants it: to be called when it is known what is frozen.
+        """Sets the precision and recomputation of a model, once it is decided what is frozen.
 
         Args:
-            model: To change.
+            model: Model, changed in place.
             precision: The trainer's. Under ``bf16-mixed`` the frozen networks are kept in bf16, half their size and
                 traffic: autocast would lower them at each use anyway. What is trained stays in fp32.
 
@@ -142,7 +142,7 @@ class TrainingModule(PredictingModule):
         return torch.bfloat16
 
     def _load_start(self) -> str:
-        """Loads the weights that the run starts from, or that it evaluates, and says which."""
+        """Loads the weights that the run starts from, or that it evaluates, and returns their source."""
         testing = self._trainer is not None and (self.trainer.testing or self.trainer.validating)
         if self._trainer is not None and self.trainer.ckpt_path:
             return f"checkpoint {self.trainer.ckpt_path}"  # Lightning loads it
@@ -203,7 +203,7 @@ class TrainingModule(PredictingModule):
         self.cost.start(self.trainer.world_size, self.device)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Counts."""
+        """Counts the samples of a step."""
         self.cost.add(len(batch) * self.trainer.world_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -214,11 +214,12 @@ class TrainingModule(PredictingModule):
         checkpoint["config"] = self.model_config()
 
     def model_config(self) -> dict[str, Any]:
-        """Settings that it takes to build the model again, by their names in ``model.init_args``."""
-        return {"backbone": asdict(self.backbone)}
+        """Settings from which the model is built again, by their names in ``model.init_args``, and its text layout."""
+        layout = {"max_tokens": self.max_tokens(), "num_image_tokens": self.backbone.num_image_tokens}
+        return {"backbone": asdict(self.backbone), "layout": layout}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes them back."""
+        """Restores the trained tasks and their costs."""
         super().on_load_checkpoint(checkpoint)
         self.tasks = set(checkpoint.get("tasks", []))
         if costs := checkpoint.get("costs"):
@@ -227,9 +228,7 @@ class TrainingModule(PredictingModule):
     # Evaluation
 
     def protocol(self) -> dict[str, Any]:
-        """How the evaluation was done, for the results file."""
-        settings = asdict(self.evaluation)
-        del settings["resume"]
+        """Settings of the evaluation, for the results file."""
         return {
             "stage": self.stage,
             "weights": self.source,
@@ -238,20 +237,19 @@ class TrainingModule(PredictingModule):
             "fingerprint": self.fingerprint(),
             "tasks": {kind: "trained" if kind in self.tasks else "zero-shot" for kind in KINDS},
             "costs": [*self.costs_before, *([self.cost.as_dict()] if self.cost.samples else [])],
-            **settings,
+            **self.evaluation_settings(),
         }
 
     def text_settings(self) -> tuple[Layout, Decoding]:
-        """How sequences are laid out, and text is decoded."""
+        """Layout of sequences, and settings of decoding."""
         config = self.evaluation
         forced = self.stage == "align" if config.layout == "auto" else config.layout == "forced"
-        layout = Layout(
-            M2ChatTokenizer(self.backbone.language_model), self.backbone.num_image_tokens, config.max_tokens
-        )
+        tokenizer = M2ChatTokenizer(self.backbone.language_model)
+        layout = Layout(tokenizer, self.backbone.num_image_tokens, self.max_tokens())
         return layout, Decoding(layout="forced" if forced else "free", max_text_tokens=config.max_text_tokens)
 
     def draw_settings(self) -> DrawSettings:
-        """How pictures are drawn."""
+        """Settings of drawing."""
         config = self.evaluation
         return DrawSettings(config.steps, config.guidance, config.seed, self.model.decoder.image_size)
 

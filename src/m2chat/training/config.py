@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+from m2chat.errors import UserError
 from m2chat.pipeline.replier import Conditioner, Given
+
+_Config = TypeVar("_Config")
+
+
+def required(config: _Config | None, name: str, example: str) -> _Config:
+    """A setting of a module that has no default, since it states the scale.
+
+    Raises:
+        UserError: If it is not given; the message names a file that has it.
+    """
+    if config is None:
+        raise UserError(f"model.init_args.{name} is not set, and no scale is a default: add --config or name {example}")
+    return config
 
 
 @dataclass
@@ -14,14 +28,15 @@ class OptimConfig:
 
     Args:
         lr: Peak learning rate.
-        lr_language: Peak for LLaMA-Adapter's tensors and the two tokens' rows; None for the same. Biases and norms of
+        lr_language: Peak for LLaMA-Adapter's tensors and the two tokens' rows; None for `lr`. Biases and norms of
             a language model 128 wide must move much further than those of one 4096 wide.
-        lr_visual: Peak for the encoder of the visual query; None for `lr_language`. It is made of matrices, which a
-            rate for biases would shake until it no longer sees.
-        weight_decay: On everything but biases, norms and gates.
-        betas: Of AdamW.
+        lr_visual: Peak for the encoder of the visual query; None for `lr_language`. It consists of matrices, which a
+            rate meant for biases destroys.
+        weight_decay: Weight decay of everything but biases, norms and gates.
+        betas: AdamW's coefficients of the two running averages.
         warmup_steps: Optimiser steps of warm-up.
-        schedule: ``cosine`` to zero over the whole run, or ``step``: times 0.1 every `drop_every_epochs`.
+        schedule: Learning rate after warm-up: ``cosine`` falls to zero over the run, ``step`` is multiplied by 0.1
+            every `drop_every_epochs`.
         drop_every_epochs: Epochs between drops.
     """
 
@@ -42,22 +57,22 @@ class OptimConfig:
 
 @dataclass
 class EvalConfig:
-    """How replies are generated in validation and test.
+    """Generation of replies in validation and test.
 
     Args:
-        given: What is given of the true reply. Caption pairs are always text-to-image.
+        given: Part of the reference reply that the model is given. Caption pairs are always text-to-image.
         layout: ``auto`` forces the layout in stage 1, which never learned the two tokens, and frees it in stage 2.
         steps: Denoising steps.
-        guidance: Classifier-free guidance.
-        seed: Of the pictures' noise.
-        max_text_tokens: Longest answer and longest caption.
-        max_tokens: Longest sequence.
+        guidance: Scale of classifier-free guidance.
+        seed: Seed of the pictures' noise.
+        max_text_tokens: Maximum length of an answer and of a caption, in tokens.
+        max_tokens: Maximum length of a sequence, if it is to differ from `data.max_tokens`, which has the default.
         context: ``blank`` shows an empty picture in place of each context picture.
-        conditioner: ``text_encoder`` draws with the image decoder's own text encoders from the true captions: the
-            decoder alone, for comparison.
-        weights: ``none`` evaluates the model as it is before any training.
-        resume: Folder of an interrupted ``lightning test`` with the same settings and weights: its replies are taken
-            from there. Any number of processes may go on.
+        conditioner: ``text_encoder`` conditions the image decoder on its text encoders' reading of the reference
+            captions: the decoder alone, for comparison.
+        weights: ``none`` evaluates the model before any training.
+        resume: Folder of an interrupted ``lightning test`` with the same settings and weights, whose replies are
+            reused. The number of processes may differ.
     """
 
     given: Given = "nothing"
@@ -66,7 +81,7 @@ class EvalConfig:
     guidance: float = 5.0
     seed: int = 0
     max_text_tokens: int = 64
-    max_tokens: int = 512
+    max_tokens: int | None = None
     context: Literal["true", "blank"] = "true"
     conditioner: Conditioner = "m3adapter"
     weights: Literal["auto", "none"] = "auto"

@@ -13,10 +13,10 @@ from m2chat.training.atomic_io import AtomicCheckpointIO
 def consolidate(folder: Path, out: Path) -> int:
     """Writes a checkpoint of `M2ChatFSDPStrategy(save_distributed_checkpoint=True)` as one file.
 
-    Lightning's own command does so for FSDP1 only.
+    Lightning's command does so for FSDP1 only.
 
     Args:
-        folder: Of the shares.
+        folder: Sharded checkpoint.
         out: File to write; weights, optimiser and progress are those of the folder.
 
     Returns:
@@ -48,7 +48,7 @@ def consolidate(folder: Path, out: Path) -> int:
 
 
 def _numbered(named: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state with parameters known by their number in its order, as torch's own optimisers want it."""
+    """An optimiser's state with parameters known by their number in its order, as torch's optimisers expect it."""
     order = [name for group in named["param_groups"] for name in group["params"]]
     number = {name: index for index, name in enumerate(order)}
     return {

@@ -15,11 +15,11 @@ class Cost:
     """The cost of one stage so far; it goes into checkpoints, and on from there.
 
     Args:
-        stage: Which.
-        samples: Seen by all processes together, repetitions included.
-        seconds: Of wall time, validation and all, in each process.
-        processes: How many there were.
-        device: On which each ran.
+        stage: Training stage.
+        samples: Number of samples of all processes together, repetitions included.
+        seconds: Wall time of each process, validation included.
+        processes: Number of processes.
+        device: Device of each process.
     """
 
     stage: str
@@ -43,5 +43,5 @@ class Cost:
         self._since = now
 
     def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Entry of a checkpoint."""
         return {**asdict(self), "seconds": round(self.seconds, 1)}

@@ -1,26 +1,49 @@
-"""Means over the global batch, where each process sees a part of it."""
+"""Means over the global batch, of which each process has a part."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from m2chat.losses import text_loss
+from m2chat.schema import Batch
+
+TextMean = Literal["tokens", "replies"]
+"""Whether every token has the same weight, or every reply: among tokens, short replies have little."""
+
 
 def weights_of_means(counts: Tensor) -> Tensor:
-    """What each process must multiply its means by, so that their mean over all processes is that of all elements.
+    """Factors of a process's means, so that their mean over all processes is the mean of all elements.
 
     Processes average their gradients. Without the weights, an element would count the more the fewer of its kind its
-    process has, and a run on eight GPUs would learn something else than one on a single GPU.
+    process has, and a run on eight GPUs would differ from one on a single GPU.
 
     Args:
-        counts: Over how many elements this process took each of its means, (n,).
+        counts: Number of elements of each mean in this process, (n,).
 
     Returns:
-        The weights, (n,): ones in a single process.
+        Factor of each mean, (n,): ones in a single process.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return torch.ones_like(counts, dtype=torch.float32)
     total = counts.float()
     dist.all_reduce(total)
     return counts * dist.get_world_size() / total.clamp(min=1)
+
+
+def global_text_loss(batch: Batch, logits: Tensor, labels: Tensor, mean: TextMean) -> Tensor:
+    """L_text of a pass, weighted so that its mean over all processes is that over the global batch.
+
+    Args:
+        batch: Batch that the language model has read.
+        logits: Logits at its scored positions, in their order, (scored, V).
+        labels: Token at each of these positions, (scored,).
+        mean: Elements of the mean: tokens or replies.
+    """
+    # Labels are shifted by one, as the logits are: position t predicts token t + 1.
+    replies = (batch.labels[:, 1:] >= 0).nonzero()[:, 0] if mean == "replies" else None
+    count = len(labels) if replies is None else len(replies.unique())
+    return text_loss(logits, labels, replies) * weights_of_means(torch.tensor([count], device=labels.device))[0]

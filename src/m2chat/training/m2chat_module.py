@@ -1,4 +1,4 @@
-"""What the two stages of M³FT share: the model, its connector, and the losses of its pictures."""
+"""Base of the two stages of M³FT: the model, its connector, and the losses of its pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from m2chat.models.trainable import Stage, trainable_names
 from m2chat.pipeline.replier import Replier
 from m2chat.schema import Batch
 from m2chat.training.base_module import TrainingModule
+from m2chat.training.config import required
 from m2chat.training.global_batch import weights_of_means
 
 
@@ -23,16 +24,16 @@ class M2ChatModule(TrainingModule):
     """Base of the two stages.
 
     Args:
-        m3adapter: Sizes and gate of the connector.
+        m3adapter: Sizes and gate of the connector; required.
         phi: Weight of L_align (Eqs. 6 and 7).
-        kwargs: As for `TrainingModule`.
+        kwargs: Arguments of `TrainingModule`.
     """
 
     model: M2ChatModel
 
     def __init__(self, m3adapter: M3AdapterConfig | None = None, phi: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.m3adapter, self.phi = m3adapter or M3AdapterConfig(), phi
+        self.m3adapter, self.phi = required(m3adapter, "m3adapter", "configs/m3adapter/micro.yaml"), phi
 
     def build(self) -> M2ChatModel:
         """The pretrained networks, and a connector that has learned nothing."""
@@ -81,7 +82,7 @@ class M2ChatModule(TrainingModule):
         return {**super().model_config(), "m3adapter": asdict(self.m3adapter)}
 
     def protocol(self) -> dict[str, Any]:
-        """How the evaluation was done, for the results file."""
+        """Settings of the evaluation, for the results file."""
         return {**super().protocol(), "gate_mode": self.m3adapter.gate.mode}
 
     def replier(self) -> Replier:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from m2chat.schema import Batch
+from m2chat.training.global_batch import TextMean, global_text_loss
 from m2chat.training.m2chat_module import M2ChatModule
-from m2chat.training.text_mean import TextMean, global_text_loss
 
 
 class M3FTModule(M2ChatModule):
-    """Trains the whole M³Adapter, LLaMA-Adapter's own tensors and the two tokens' rows.
+    """Trains the whole M³Adapter, LLaMA-Adapter's tensors and the two tokens' rows.
 
     Args:
         lambda_text: Weight of L_text.
@@ -21,7 +21,7 @@ class M3FTModule(M2ChatModule):
         align_context: Weight within L_align of samples that have a context picture, 0-1. L_align pulls the condition
             towards the caption alone, and so away from what only the context picture shows.
         init_from: Stage-1 weights: ``auto`` takes the newest checkpoint on the same backbones, else the shipped.
-        kwargs: As for `M2ChatModule`.
+        kwargs: Arguments of `M2ChatModule`.
     """
 
     stage = "m3ft"

@@ -18,7 +18,7 @@ class NoiseConfig:
     """What of a batch is drawn.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
         samples: How many samples, the first with a picture; None for all of them.
         draws: How often each.
         drop: Share of conditions that are dropped, 0-1.
@@ -36,10 +36,10 @@ def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConf
     So it needs no saved state, and does not depend on how samples are spread over processes.
 
     Args:
-        decoder: Whose latents it is for.
+        decoder: Image decoder whose latents get the noise.
         batch: The samples.
         step: Optimiser steps done.
-        config: Which samples, and how often.
+        config: Number of samples and of draws.
     """
     with_picture = [index for index, has in enumerate(batch.has_target.tolist()) if has]
     # Without any picture one sample is drawn in vain: under FSDP every process must call the UNet.

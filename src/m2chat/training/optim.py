@@ -29,8 +29,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGr
     or gate by the last part of its name; ``gate_proj.weight`` is neither.
 
     Args:
-        module: Whose parameters that require gradients to take.
-        weight_decay: Of the group that has one, 0 or more.
+        module: Module whose parameters that require gradients are grouped.
+        weight_decay: Weight decay of the group that has one, 0 or more.
 
     Returns:
         The groups ``decay`` and ``no_decay``, in the module's order; none is empty.
@@ -60,7 +60,7 @@ def rated_groups(parts: Mapping[str, tuple[nn.Module, float]], weight_decay: flo
 
     Args:
         parts: Name to module and peak learning rate; the modules share no parameter.
-        weight_decay: Of the groups that have one.
+        weight_decay: Weight decay of the groups that have one.
     """
     return [
         {**group, "name": f"{name}/{group['name']}", "lr": lr}
@@ -73,10 +73,10 @@ def cosine_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, f
     """Linear warm-up, then half a cosine.
 
     Args:
-        optimizer: Its learning rates are the peak.
+        optimizer: Optimiser, whose learning rates are the peak.
         warmup_steps: Optimiser steps of warm-up; the first of them already has a rate above 0.
         total_steps: Optimiser steps until the floor is reached; it stays there.
-        floor: Of the peak, 0-1.
+        floor: Share of the peak at the end, 0-1.
     """
     if total_steps <= warmup_steps:
         raise ValueError(f"total_steps ({total_steps}) must be greater than warmup_steps ({warmup_steps})")
@@ -92,11 +92,11 @@ def step_schedule(optimizer: Optimizer, warmup_steps: int, drop_every: int, fact
     """Linear warm-up, then the peak, multiplied by a factor at regular steps.
 
     Args:
-        optimizer: Its learning rates are the peak.
+        optimizer: Optimiser, whose learning rates are the peak.
         warmup_steps: Optimiser steps of warm-up.
         drop_every: Optimiser steps from drop to drop, counted from the first step of training: epochs between drops
             times optimiser steps in an epoch.
-        factor: Of each drop.
+        factor: Factor of the learning rate at each drop.
     """
     if drop_every < 1:
         raise ValueError(f"drop_every must be at least 1 step, not {drop_every}")

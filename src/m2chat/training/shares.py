@@ -65,8 +65,8 @@ def write_checksums(path: Path, rank: int, world: int) -> None:
     """Writes the list of a checkpoint's checksums; every process reads its own share. A collective.
 
     Args:
-        path: Of the checkpoint, which all processes have written.
-        rank: Of this process.
+        path: Folder of the checkpoint, which all processes have written.
+        rank: Rank of this process.
         world: How many there are.
     """
     own = {share.name: sha256(share) for share in path.glob(f"__{rank}_*.distcp")}
@@ -84,8 +84,8 @@ def verify_shares(path: Path, rank: int = 0, world: int = 1) -> None:
     """Compares the files of a checkpoint with its list of checksums; each process reads its part. A collective.
 
     Args:
-        path: Of the checkpoint.
-        rank: Of this process.
+        path: Folder of the checkpoint.
+        rank: Rank of this process.
         world: How many there are.
 
     Raises:
@@ -130,7 +130,7 @@ def read_shares(path: Path, state: dict[str, Any] | None = None) -> dict[str, An
     """Reads tensors and values from shares; together with all processes of a group if there is one.
 
     Args:
-        path: Of the checkpoint.
+        path: Folder of the checkpoint.
         state: Nested; its tensors are filled in place. None for everything that the checkpoint holds, in one process.
 
     Returns:

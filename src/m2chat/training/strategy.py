@@ -13,13 +13,33 @@ from torch.optim import Optimizer
 from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import check_names, plain_name, read_checkpoint, trainable_names
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.units import shard_units
+
+
+def shard(model: M2ChatModel, mesh: Any, shard_frozen: bool = True) -> None:
+    """Shards a model in place; from then on only its `forward` may be called, since FSDP2 gathers weights there.
+
+    Args:
+        model: Model in which the stage's parameters are set to be trained.
+        mesh: Data-parallel device mesh.
+        shard_frozen: Whether frozen parameters are sharded as well; if not, every process holds them whole, which
+            costs memory and saves most of the traffic.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    ignored = set() if shard_frozen else {p for p in model.parameters() if not p.requires_grad}
+    for unit in shard_units(model):
+        if any(parameter not in ignored for parameter in unit.parameters()):
+            fully_shard(unit, mesh=mesh, ignored_params=ignored)
+    fully_shard(model, mesh=mesh, ignored_params=ignored)
 
 
 class M2ChatFSDPStrategy(ModelParallelStrategy):
     """Shards over all processes; the module itself calls `fully_shard`, in `configure_model`.
 
-    The mesh to shard on is its ``device_mesh["data_parallel"]``. Lightning's own loader wants every tensor of the
-    model, frozen ones too, and its own default is tensor parallelism within a machine.
+    The mesh to shard on is its ``device_mesh["data_parallel"]``. Lightning's loader expects every tensor of the
+    model, frozen ones too, and its default is tensor parallelism within a machine.
 
     Args:
         data_parallel_size: Processes that share the data; None means all that `tensor_parallel_size` leaves.
@@ -73,8 +93,8 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
         """Writes a file, or a folder of shares with the list of their checksums.
 
         Args:
-            checkpoint: What `dump_checkpoint` has collected.
-            filepath: Where to.
+            checkpoint: Contents, as Lightning's `dump_checkpoint` collects them.
+            filepath: File or folder to write.
             storage_options: Must be None.
         """
         if not self._save_distributed_checkpoint:
@@ -92,8 +112,8 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
         """Restores trained tensors and optimisers from a file or from a folder of shares.
 
         Args:
-            checkpoint_path: As `save_checkpoint` wrote it, by any number of processes.
-            weights_only: Not asked: pickled objects are refused, whatever it says.
+            checkpoint_path: File or folder that `save_checkpoint` wrote, by any number of processes.
+            weights_only: Ignored: pickled objects are always refused.
 
         Returns:
             The rest of the checkpoint.
@@ -128,15 +148,15 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
         assert self.model is not None
         verify_shares(path, self.global_rank, self.world_size)
         options = _options(full=False)
-        found = read_metadata(path).state_dict_metadata
+        stored = read_metadata(path).state_dict_metadata
         prefix = "state_dict."
-        names = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+        names = [name.removeprefix(prefix) for name in stored if name.startswith(prefix)]
         check_names(names, trainable_names(self.model), str(path))
         for index, optimizer in enumerate(self.optimizers):
             template: Any = states.get_optimizer_state_dict(self.model, optimizer, options=options)
             # A parameter that never had a gradient, such as the gate of a layer without prompts, has no state.
             within = f"optimizer_{index}.state."
-            known = {name.removeprefix(within).rpartition(".")[0] for name in found if name.startswith(within)}
+            known = {name.removeprefix(within).rpartition(".")[0] for name in stored if name.startswith(within)}
             template["state"] = {name: state for name, state in template["state"].items() if name in known}
             saved = {f"optimizer_{index}": template}
             read_shares(path, saved)
@@ -153,8 +173,8 @@ def require_safe_reader(strategy: Strategy, path: str | Path) -> None:
     """Refuses a checkpoint in shares where another strategy than ours would read it.
 
     Args:
-        strategy: Of the run.
-        path: Its ``--ckpt_path``.
+        strategy: Strategy of the run.
+        path: Value of ``--ckpt_path``.
 
     Raises:
         UserError: In that case: Lightning's readers unpickle whatever is in the folder.

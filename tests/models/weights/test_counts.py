@@ -32,7 +32,7 @@ def size(tensors: list[Tensor]) -> int:
 
 
 def m3adapter_7b() -> M3Adapter:
-    return on_meta(lambda: M3Adapter(M3AdapterConfig(gate=GateConfig()), WIDTH, 768, Q, C, P))
+    return on_meta(lambda: M3Adapter(M3AdapterConfig(1536, 24, gate=GateConfig()), WIDTH, 768, Q, C, P))
 
 
 def test_llama_adapter_7b_by_group() -> None:
@@ -90,7 +90,7 @@ def test_clip_vit_l_14() -> None:
 
 @pytest.mark.parametrize("layers", [(-1,), (-1, -9, -17)])
 def test_the_m3adapter_stays_below_90_million(layers: tuple[int, ...]) -> None:
-    adapter = on_meta(lambda: M3Adapter(M3AdapterConfig(layers=layers), WIDTH, 768, Q, C, P))
+    adapter = on_meta(lambda: M3Adapter(M3AdapterConfig(1536, 24, layers=layers), WIDTH, 768, Q, C, P))
     assert 75_000_000 < size(list(adapter.parameters())) <= 90_000_000
 
 

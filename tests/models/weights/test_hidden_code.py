@@ -209,11 +209,11 @@ def diffusion_folder(data: bytes) -> Path:
 
 
 def pipeline(folder: Path) -> None:
-    DiffusersModule(BackboneConfig(image_decoder=str(folder))).configure_model()
+    DiffusersModule(BackboneConfig("", "", "", str(folder), 8)).configure_model()
 
 
 def language(path: Path) -> None:
-    load_language(BackboneConfig(str(MICRO / "llama"), str(path)))
+    load_language(BackboneConfig(str(MICRO / "llama"), str(path), "", "", 8))
 
 
 READERS: dict[str, Callable[[bytes], Any]] = {

@@ -20,7 +20,7 @@ from m2chat.models.weights.llama import open_llama
 
 
 def language(llama: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    return load_language(BackboneConfig(str(llama), str(adapter)), dtype)
+    return load_language(BackboneConfig(str(llama), str(adapter), "", "", 8), dtype)
 
 
 def write_transformers(official: Any, root: Path, folder: Path, old: bool = False) -> Path:
@@ -212,10 +212,10 @@ def test_a_marked_adapter_decides_the_channel_order(official: Any, backbone: Bac
 def test_notes_of_downloaders_do_not_change_the_fingerprint(official: Any, tmp_path: Path) -> None:
     folder = official.write_meta(tmp_path)
     adapter = str(official.write_adapter(tmp_path / "a.pth", "bias"))
-    before = fingerprint(BackboneConfig(str(tmp_path), adapter))
+    before = fingerprint(BackboneConfig(str(tmp_path), adapter, "", "", 8))
     (folder / ".cache").mkdir()
     (folder / ".cache" / "download.json").write_text("today")
     (tmp_path / "13B").mkdir()
     (tmp_path / "13B" / "params.json").write_text("{}")
-    assert fingerprint(BackboneConfig(str(tmp_path), adapter)) == before
-    assert fingerprint(BackboneConfig(str(folder), adapter)) == before
+    assert fingerprint(BackboneConfig(str(tmp_path), adapter, "", "", 8)) == before
+    assert fingerprint(BackboneConfig(str(folder), adapter, "", "", 8)) == before

@@ -157,7 +157,7 @@ def loaded(request: pytest.FixtureRequest, official: Any, tmp_path_factory: pyte
     torch.save(official.clip(), root / "ViT.pt")
     official.write_meta(root)
     official.write_adapter(root / "adapter.pth", request.param)
-    backbone = BackboneConfig(str(root), str(root / "adapter.pth"), str(root / "ViT.pt"))
+    backbone = BackboneConfig(str(root), str(root / "adapter.pth"), str(root / "ViT.pt"), "", 8)
     llama, visual_query = load_language(backbone)
     return request.param, llama.eval(), visual_query, load_clip(backbone), textbook(official, request.param)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from m2chat.models.weights.script import PICKLE_ERRORS
 from m2chat.pipeline.replier import Given, noise_seed, to_pictures
 from m2chat.schema import KINDS, Batch, Reply, Segment
 from m2chat.text import view_of
-from m2chat.training.config import EvalConfig
+from m2chat.training.config import EvalConfig, required
 from m2chat.training.predicting import PredictingModule, Replies
 
 
@@ -46,7 +46,8 @@ class DiffusersModule(PredictingModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.backbone, self.evaluation = backbone or BackboneConfig(), evaluation or EvalConfig()
+        self.backbone = required(backbone, "backbone", "configs/backbone/micro.yaml")
+        self.evaluation = evaluation or EvalConfig()
         self.negative, self.seed = negative, seed
         self._pipeline: Any = None
 
@@ -94,8 +95,6 @@ class DiffusersModule(PredictingModule):
 
     def protocol(self) -> dict[str, Any]:
         """How the evaluation was done."""
-        settings = asdict(self.evaluation)
-        del settings["resume"]
         return {
             "stage": self.stage,
             "weights": self.backbone.image_decoder,
@@ -104,7 +103,7 @@ class DiffusersModule(PredictingModule):
             "pipeline": type(self._pipeline).__name__,
             "negative": self.negative,
             "tasks": dict.fromkeys(KINDS, "zero-shot"),
-            **settings,
+            **self.evaluation_settings(),
             "given": "caption",
         }
 

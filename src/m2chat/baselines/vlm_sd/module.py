@@ -14,8 +14,7 @@ from m2chat.losses import ddpm_loss
 from m2chat.schema import Batch, Segment
 from m2chat.text import M2ChatTokenizer
 from m2chat.training.base_module import TrainingModule
-from m2chat.training.global_batch import weights_of_means
-from m2chat.training.text_mean import TextMean, global_text_loss
+from m2chat.training.global_batch import TextMean, global_text_loss, weights_of_means
 
 
 class VLMSDModule(TrainingModule):
@@ -28,10 +27,10 @@ class VLMSDModule(TrainingModule):
         prompt: Text of a reply that is the prompt of its picture: its ``answer`` (the paper's baseline has no other
             text), or the ``caption`` that the language model learns to write in M²Chat's layout.
         lambda_text: Weight of L_text.
-        text_mean: As for `M3FTModule`.
+        text_mean: Elements of the mean of L_text, as in `M3FTModule`.
         lr_unet: Peak learning rate of the UNet; None for `optim.lr`.
         init_from: ``none``: it starts from the backbones.
-        kwargs: As for `TrainingModule`.
+        kwargs: Arguments of `TrainingModule`.
     """
 
     model: VLMSDModel

@@ -103,7 +103,12 @@ def run(options: argparse.Namespace) -> None:
 
     paths = local_shards(options.shards, "SHARDS")
     backbone = BackboneConfig(
-        options.language_model, options.adapter, options.vision_encoder, channel_order=options.channel_order
+        options.language_model,
+        options.adapter,
+        options.vision_encoder,
+        image_decoder="",  # captions need none
+        num_image_tokens=0,
+        channel_order=options.channel_order,
     )
     index = caption_shards(paths, options.dst, LlamaCaptioner(backbone, options.device), options.batch_size)
     print(f"{options.dst}: {len(paths)} shards, {index['samples']} samples with {index['pictures']} pictures")

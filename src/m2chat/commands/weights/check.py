@@ -34,9 +34,9 @@ def run(options: argparse.Namespace) -> int:
     from m2chat.commands.weights.inspect import named, show
     from m2chat.models.weights.known import verify_file
 
-    found = examine(options.source, options.language_model)
-    show(options.source, found)
-    for part, report in found.reports.items():
+    findings = examine(options.source, options.language_model)
+    show(options.source, findings)
+    for part, report in findings.reports.items():
         counts = {"used": report.used, "missing": report.missing, "unexpected": report.unexpected,
                   "of another shape": report.misshapen, "of no use here": report.ignored}  # fmt: skip
         print(f"{part}: " + ", ".join(f"{len(names):,} {kind}" for kind, names in counts.items()))
@@ -45,9 +45,9 @@ def run(options: argparse.Namespace) -> int:
                 print(f"  {kind}: {printable(name)}")
             if len(counts[kind]) > 20:
                 print(f"  ... and {len(counts[kind]) - 20:,} more {kind}")
-    verdicts = [] if options.no_hash else [verify_file(path) for path in found.files]
+    verdicts = [] if options.no_hash else [verify_file(path) for path in findings.files]
     for verdict in verdicts:
         print(f"{verdict.sha256}  {named(verdict.file, options.source)}: {verdict.reason}")
-    good = found.whole and all(verdict.state != "bad" for verdict in verdicts)
+    good = findings.whole and all(verdict.state != "bad" for verdict in verdicts)
     print("whole" if good else "NOT whole: see above")
     return 0 if good else 1

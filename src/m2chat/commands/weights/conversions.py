@@ -116,7 +116,7 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
     from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
 
     payload = read_checkpoint(source)
-    backbone, m3adapter = _configuration(source, payload, config)
+    backbone, m3adapter, layout = _configuration(source, payload, config)
     parts: dict[str, str] = {}
     if all(Path(getattr(backbone, name)).exists() for name in ("language_model", "adapter", "image_decoder")):
         check_header(payload[HEADER], str(source), None, fingerprint(backbone))
@@ -129,6 +129,7 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
         backbone=backbone,
         m3adapter=m3adapter,
         tasks=list(payload.get("tasks", [])),
+        layout=layout,
     )
     state = {name.removeprefix("model."): tensor for name, tensor in payload["state_dict"].items()}
     return export_weights(state, manifest, target)
@@ -136,11 +137,17 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
 
 def _configuration(
     source: Path, payload: dict[str, Any], config: Path | None
-) -> tuple[BackboneConfig, M3AdapterConfig]:
-    """Of the run that wrote a checkpoint: given, in the checkpoint, or beside it."""
+) -> tuple[BackboneConfig, M3AdapterConfig, dict[str, int]]:
+    """Backbones, connector and text layout of the run that wrote a checkpoint.
+
+    They are read from `config`, else from the checkpoint, else from the run's ``config.yaml`` beside it.
+
+    Raises:
+        UserError: If none of them has the configuration.
+    """
     beside = source.parent.parent / "config.yaml"
     if config is None and "config" in payload:
-        return _parse(payload["config"], str(source))
+        return *_parse(payload["config"], str(source)), dict(payload["config"].get("layout") or {})
     path = config or beside
     if not path.is_file():
         raise UserError(
@@ -148,13 +155,17 @@ def _configuration(
             "the run, or with the file that was trained with, such as configs/stage1.yaml"
         )
     try:
-        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
+        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = whole["model"]["init_args"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the configuration of a training run ({error})") from error
     for name in ("backbone", "m3adapter"):
         if isinstance(model.get(name), str):  # a file of its own, beside the first
             model[name] = yaml.safe_load((path.parent / model[name]).read_text(encoding="utf-8"))
-    return _parse(model, str(path))
+    backbone, m3adapter = _parse(model, str(path))
+    max_tokens = (whole.get("data") or {}).get("max_tokens")
+    layout = {"max_tokens": max_tokens, "num_image_tokens": backbone.num_image_tokens} if max_tokens else {}
+    return backbone, m3adapter, layout
 
 
 def _parse(model: dict[str, Any], where: str) -> tuple[BackboneConfig, M3AdapterConfig]:

@@ -23,7 +23,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Converts, and says what to set to use the result.
+    """Converts, and prints the setting that uses the result.
 
     Raises:
         UserError: If the source cannot be read or has no other form, or the target is there already.

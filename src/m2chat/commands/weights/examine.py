@@ -20,11 +20,11 @@ class Findings:
     """What there is.
 
     Args:
-        kind: What it is.
-        facts: Names and values for a person.
-        reports: What becomes of the names of each part.
+        kind: Kind of the weights.
+        facts: Names and values to print.
+        reports: Use of the names of each part.
         files: The files that hold the weights.
-        warnings: What is odd, but no fault.
+        warnings: Oddities that are no faults.
     """
 
     kind: Kind
@@ -89,18 +89,20 @@ def _llama(path: Path, _: Path | None) -> Findings:
         if source.form == "transformers"
         else [source.folder / "consolidated.00.pth"]
     )
-    found = Findings(Kind.LLAMA, facts, {"LLaMA": compare(source.state, network.state_dict(), source.ignored)}, files)
+    findings = Findings(
+        Kind.LLAMA, facts, {"LLaMA": compare(source.state, network.state_dict(), source.ignored)}, files
+    )
     places = [folder / "tokenizer.model" for folder in (source.folder, source.folder.parent)]
     tokenizer = next((place for place in places if place.is_file()), None)
     if tokenizer is None:
-        found.warnings.append("there is no tokenizer.model (sentencepiece): training and chat need it in the folder")
+        findings.warnings.append("there is no tokenizer.model (sentencepiece): training and chat need it in the folder")
     else:
         from m2chat.text import M2ChatTokenizer
 
         files.append(tokenizer)
         if (words := M2ChatTokenizer(tokenizer.parent).base_vocab_size) != settings["vocab_size"]:
-            found.warnings.append(f"tokenizer.model has {words} words and the network {settings['vocab_size']}")
-    return found
+            findings.warnings.append(f"tokenizer.model has {words} words and the network {settings['vocab_size']}")
+    return findings
 
 
 def _adapter(path: Path, language_model: Path | None) -> Findings:
@@ -121,10 +123,10 @@ def _adapter(path: Path, language_model: Path | None) -> Findings:
         "LoRA rank": str(shape.lora_rank or "none"),
         "channel order": adapter.channel_order or "not marked (released files: bgr)",
     }
-    found = Findings(Kind.ADAPTER, facts, {"adapter": report}, [path])
+    findings = Findings(Kind.ADAPTER, facts, {"adapter": report}, [path])
     if language_model:
-        found.reports["LLaMA"] = plain
-    return found
+        findings.reports["LLaMA"] = plain
+    return findings
 
 
 def _clip(path: Path, _: Path | None) -> Findings:
@@ -155,11 +157,11 @@ def _diffusion(path: Path, _: Path | None) -> Findings:
         "predicts": str(source.configs["scheduler"].get("prediction_type")),
     }
     facts |= {name: numbers(state.values()) for name, state in source.states.items()}
-    found = Findings(Kind.DIFFUSION, facts, {name: part_report(name, source) for name in source.states})
+    findings = Findings(Kind.DIFFUSION, facts, {name: part_report(name, source) for name in source.states})
     if path.is_file():
-        found.reports["file"] = source.report
-    found.files = [path] if path.is_file() else [f for n in source.states for f in weight_files(path / n, "weights")]
-    return found
+        findings.reports["file"] = source.report
+    findings.files = [path] if path.is_file() else [f for n in source.states for f in weight_files(path / n, "weights")]
+    return findings
 
 
 def _checkpoint(path: Path, _: Path | None) -> Findings:
@@ -186,9 +188,9 @@ def _exported(path: Path, _: Path | None) -> Findings:
         "numbers": numbers(state.values()),
         "trained on": ", ".join(manifest.tasks) or "not recorded",
     }
-    found = Findings(
+    findings = Findings(
         Kind.EXPORTED, facts, {"trained": KeyReport(used=sorted(state))}, [path / TENSORS, path / MANIFEST]
     )
     if manifest.numbers != (held := sum(tensor.numel() for tensor in state.values())):
-        found.reports["trained"].missing.append(f"{manifest.numbers - held:,} of {manifest.numbers:,} numbers")
-    return found
+        findings.reports["trained"].missing.append(f"{manifest.numbers - held:,} of {manifest.numbers:,} numbers")
+    return findings

@@ -31,16 +31,16 @@ def run(options: argparse.Namespace) -> None:
     show(options.source, examine(options.source))
 
 
-def show(source: Path, found: Findings) -> None:
-    """Prints what was found."""
+def show(source: Path, findings: Findings) -> None:
+    """Prints the findings."""
     from m2chat.commands.data.printing import printable
 
-    print(f"{source}: {found.kind.value}")
-    for name, value in found.facts.items():
+    print(f"{source}: {findings.kind.value}")
+    for name, value in findings.facts.items():
         print(f"  {name:<28}  {printable(value)}")
-    for path in found.files:
+    for path in findings.files:
         print(f"  {named(path, source):<48}  {path.stat().st_size:,} bytes")
-    for warning in found.warnings:
+    for warning in findings.warnings:
         print(f"  note: {warning}")
 
 

@@ -32,12 +32,12 @@ Variant = Literal["bias", "lora-bias", "caption"]
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """An adapter as it lies on disk.
+    """An adapter as it is on disk.
 
     Args:
-        state: Its tensors, by the official names.
-        shape: Its numbers, read off the tensors.
-        channel_order: What the file says of the pictures it was trained on; None if it says nothing.
+        state: Tensors by the official names.
+        shape: Sizes, derived from the tensors.
+        channel_order: Channel order of the training pictures that the file records; None if it records none.
         is_training_checkpoint: Whether it was a whole training checkpoint.
         ignored: Names of frozen networks in a training checkpoint.
     """
@@ -101,5 +101,5 @@ def open_adapter(path: Path, what: str) -> AdapterSource:
 
 
 def marked_channel_order(path: Path) -> Literal["rgb", "bgr"] | None:
-    """What an adapter's file says of the pictures that it was trained on; None if it says nothing or is not there."""
+    """Channel order of the training pictures that an adapter's file records; None without a record or a file."""
     return open_adapter(path, "backbone.adapter").channel_order if path.is_file() else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from m2chat.models.weights.exported import Manifest
+from collections.abc import Mapping
+from typing import Any
 
 _STAGES = {
     "align": "stage 1 (alignment, Eq. 6): the M³Adapter without image branch and gate",
@@ -13,16 +11,17 @@ _STAGES = {
 }
 
 
-def model_card(manifest: Manifest, size: int) -> str:
+def model_card(manifest: Mapping[str, Any], size: int) -> str:
     """Markdown with the header that model hubs read.
 
     Args:
-        manifest: What the weights are.
-        size: Of ``model.safetensors``, in bytes.
+        manifest: Fields of the weights' `Manifest`, as ``manifest.json`` has them.
+        size: Size of ``model.safetensors`` in bytes.
     """
-    step = "not recorded" if manifest.step is None else f"{manifest.step:,}"
+    step = "not recorded" if manifest["step"] is None else f"{manifest['step']:,}"
+    backbone, fingerprints = manifest["backbone"], manifest["fingerprints"]
     backbones = "\n".join(
-        f"| `{name}` | `{getattr(manifest.backbone, name)}` | `{manifest.fingerprints.get(name, 'not recorded')}` |"
+        f"| `{name}` | `{backbone[name]}` | `{fingerprints.get(name, 'not recorded')}` |"
         for name in ("language_model", "adapter", "vision_encoder", "image_decoder")
     )
     return f"""\
@@ -33,20 +32,20 @@ tags: [m2chat, interleaved-text-image]
 license: other
 ---
 
-# M²Chat weights: {manifest.stage}
+# M²Chat weights: {manifest["stage"]}
 
-Weights of {_STAGES.get(manifest.stage, manifest.stage)}.
+Weights of {_STAGES.get(manifest["stage"], manifest["stage"])}.
 
-`model.safetensors` holds {manifest.numbers:,} numbers in {size:,} bytes. The networks that were frozen are not in
+`model.safetensors` holds {manifest["numbers"]:,} numbers in {size:,} bytes. The networks that were frozen are not in
 here: they are loaded from files of their own, and must be the ones that these weights were trained on.
 
 | | |
 |---|---|
 | steps | {step} |
-| trained on | {", ".join(manifest.tasks) or "not recorded"} |
-| gate | {manifest.m3adapter.gate.mode} |
-| image tokens | {manifest.backbone.num_image_tokens} |
-| SHA-256 of `model.safetensors` | `{manifest.sha256}` |
+| trained on | {", ".join(manifest["tasks"]) or "not recorded"} |
+| gate | {manifest["m3adapter"]["gate"]["mode"]} |
+| image tokens | {backbone["num_image_tokens"]} |
+| SHA-256 of `model.safetensors` | `{manifest["sha256"]}` |
 
 | backbone | was | fingerprint |
 |---|---|---|

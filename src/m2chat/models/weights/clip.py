@@ -18,13 +18,13 @@ _HEAD_WIDTH = 64
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A vision tower as it lies on disk.
+    """A vision tower as it is on disk.
 
     Args:
         settings: ``embed_dim``, ``quick_gelu`` and ``vision_cfg`` of an open_clip model.
-        state: Its tensors, by open_clip's names without ``visual.``.
+        state: Tensors by open_clip's names without ``visual.``.
         ignored: Names of the text tower and the like.
-        where: Names it in messages.
+        where: Name in messages.
     """
 
     settings: dict[str, Any]
@@ -107,7 +107,7 @@ def load_tower(name: str, what: str, dtype: torch.dtype | None = None) -> Any:
     Args:
         name: See `open_clip_tower`.
         what: The setting, for messages.
-        dtype: Of its parameters; None keeps the file's.
+        dtype: Precision of its parameters; None keeps the file's.
 
     Raises:
         UserError: If it cannot be opened or does not fit.

@@ -20,13 +20,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class DiffusionSource:
-    """A diffusion model as it lies on disk.
+    """A diffusion model as it is on disk.
 
     Args:
-        configs: Of each part: ``unet``, ``vae``, ``scheduler``, and the text encoders that there are.
+        configs: Configuration of each part: ``unet``, ``vae``, ``scheduler``, and the text encoders that there are.
         states: Tensors of each network.
-        report: What became of the names of a single file; empty for a folder.
-        where: Names it in messages.
+        report: Use of each name of a single file; empty for a folder.
+        where: Name in messages.
     """
 
     configs: dict[str, dict[str, Any]]
@@ -81,7 +81,7 @@ def load_diffusion(path: Path, what: str, dtype: torch.dtype | None = None) -> D
     Args:
         path: See `open_diffusion`.
         what: The setting that names it, for messages.
-        dtype: Of the networks; None keeps the files'.
+        dtype: Precision of the networks; None keeps the files'.
 
     Raises:
         UserError: If it cannot be opened, or a tensor is missing, too much or of another shape.
@@ -110,7 +110,7 @@ def skeleton(name: str, config: dict[str, Any]) -> Any:
 
     Args:
         name: ``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``.
-        config: Its ``config.json``.
+        config: Contents of its ``config.json``.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection

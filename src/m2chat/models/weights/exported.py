@@ -1,8 +1,8 @@
-"""M²Chat's own weights as a folder: what a stage trained, and nothing else.
+"""M²Chat's weights as a folder: the tensors that a stage trained.
 
-``model.safetensors`` holds the tensors, ``manifest.json`` says what they are and on which backbones they were trained,
+``model.safetensors`` holds the tensors, ``manifest.json`` describes them and the backbones of their training,
 ``m2chat.sha256`` has the checksums of both, ``README.md`` is the model card. The backbones are not in it: they have
-files and licences of their own.
+their own files and licences.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ TENSORS, MANIFEST, CARD = "model.safetensors", "manifest.json", "README.md"
 
 @dataclass
 class Manifest:
-    """What exported weights say of themselves.
+    """Description of exported weights.
 
     Args:
         stage: ``align`` or ``m3ft``.
         step: Optimiser steps behind the weights; None if it is not known.
-        fingerprint: Of all backbones together, as checkpoints carry it.
-        fingerprints: Of each backbone, by its setting.
-        backbone: Where the backbones lay; to be replaced by the reader's own paths where they differ.
-        m3adapter: Numbers of the connector.
+        fingerprint: Fingerprint of all backbones together, as in checkpoints.
+        fingerprints: Fingerprint of each backbone, by its setting.
+        backbone: Paths of the backbones at export; a reader replaces those that differ.
+        m3adapter: Sizes and gate of the connector.
         tasks: Kinds of samples that were trained on.
-        sha256: Of ``model.safetensors``.
-        numbers: How many numbers it holds.
+        sha256: Checksum of ``model.safetensors``.
+        numbers: Count of the numbers in it.
         format: Version of the layout.
         layout: ``max_tokens`` and ``num_image_tokens`` of the training; empty in older exports.
     """
@@ -70,7 +70,7 @@ def export_weights(state: Mapping[str, Tensor], manifest: Manifest, folder: Path
 
     Args:
         state: The trained tensors, by their names in `M2ChatModel`; saved in the precision that they have.
-        manifest: What they are; its checksum and its count are filled in.
+        manifest: Description; its checksum and its count are filled in.
         folder: Folder to make; earlier exported weights there give way.
 
     Returns:
@@ -89,7 +89,7 @@ def export_weights(state: Mapping[str, Tensor], manifest: Manifest, folder: Path
         manifest.numbers = sum(tensor.numel() for tensor in tensors.values())
         manifest.sha256 = sha256(part / TENSORS)
         (part / MANIFEST).write_text(json.dumps({"m2chat": asdict(manifest)}, indent=2) + "\n", encoding="utf-8")
-        (part / CARD).write_text(model_card(manifest, (part / TENSORS).stat().st_size), encoding="utf-8")
+        (part / CARD).write_text(model_card(asdict(manifest), (part / TENSORS).stat().st_size), encoding="utf-8")
         write_sums(part)
     return manifest
 
@@ -100,7 +100,7 @@ def is_exported(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What exported weights say of themselves.
+    """Reads the manifest of exported weights.
 
     Raises:
         UserError: If the folder is missing, something else, or of a newer version.
@@ -114,9 +114,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         connector = {**data["m3adapter"], "layers": tuple(data["m3adapter"]["layers"])}
         connector["gate"] = GateConfig(**connector["gate"])
-        own = {name: value for name, value in data.items() if name in known}
-        own |= {"backbone": BackboneConfig(**data["backbone"]), "m3adapter": M3AdapterConfig(**connector)}
-        return Manifest(**own)
+        settings = {name: value for name, value in data.items() if name in known}
+        settings |= {"backbone": BackboneConfig(**data["backbone"]), "m3adapter": M3AdapterConfig(**connector)}
+        return Manifest(**settings)
     except (TypeError, KeyError) as error:
         raise UserError(f"{folder / MANIFEST} cannot be understood ({error}): export the weights again") from error
 
@@ -129,7 +129,7 @@ def read_exported(folder: Path, verify: bool = True) -> tuple[Manifest, dict[str
         verify: Whether the checksums are compared.
 
     Raises:
-        UserError: If something is missing, broken, or not what the manifest says.
+        UserError: If something is missing, broken, or not as the manifest states.
     """
     with nullcontext() if verify else not_verified():
         return read_manifest(folder), read_safetensors(folder / TENSORS, "weights")
@@ -143,7 +143,7 @@ def load_weights(
     Args:
         model: An `M2ChatModel` built with the manifest's numbers (`read_manifest`).
         folder: Written by `export_weights`.
-        fingerprints: Of the backbones in the model, as `part_fingerprints` gives them; None accepts any.
+        fingerprints: Fingerprints of the model's backbones, as `part_fingerprints` returns them; None accepts any.
         verify: Whether the tensors' checksum is compared.
 
     Returns:
@@ -155,12 +155,12 @@ def load_weights(
     manifest, state = read_exported(folder, verify)
     if fingerprints is not None:
         check_backbones(manifest, fingerprints, folder)
-    own: dict[str, Tensor] = dict(model.named_parameters())
-    wanted = {name: own[name] for name in state if name in own}
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    wanted = {name: parameters[name] for name in state if name in parameters}
     require(compare(state, wanted), str(folder), "Build the model with the numbers in manifest.json")
     with torch.no_grad():
         for name, tensor in state.items():
-            own[name].copy_(tensor)
+            parameters[name].copy_(tensor)
     return manifest
 
 
@@ -170,7 +170,7 @@ def check_backbones(manifest: Manifest, fingerprints: Mapping[str, str], folder:
     Raises:
         UserError: That names the setting whose files differ.
     """
-    differ = [name for name, own in fingerprints.items() if manifest.fingerprints.get(name, own) != own]
+    differ = [name for name, value in fingerprints.items() if manifest.fingerprints.get(name, value) != value]
     if differ:
         settings: dict[str, Any] = asdict(manifest.backbone)
         raise UserError(
@@ -194,7 +194,7 @@ def export_model(
     Args:
         model: The model.
         stage: ``align`` or ``m3ft``.
-        backbone: What it was built from.
+        backbone: Paths of its backbones.
         folder: Folder to make.
         step: Optimiser steps behind the weights.
         tasks: Kinds of samples that were trained on.
@@ -231,8 +231,8 @@ def load_model(
 
     Args:
         folder: Written by `export_model` or `m2chat weights convert`.
-        backbone: Where the backbones lie here; None for where they lay then.
-        frozen_dtype: Of the frozen networks.
+        backbone: Paths of the backbones; None for those of the manifest.
+        frozen_dtype: Precision of the frozen networks.
         verify: Whether the checksum of the weights is compared.
 
     Returns:

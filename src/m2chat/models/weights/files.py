@@ -27,7 +27,7 @@ _POINTER = b"version https://git-lfs"
 
 
 def load_json(path: Path, what: str) -> dict[str, Any]:
-    """Reads a folder's description or says what is missing.
+    """Reads a folder's description or reports what is missing.
 
     Args:
         path: The file.
@@ -83,7 +83,7 @@ def read_pickled(path: Path, what: str, mmap: bool = True, map_location: Any = "
         path: The file.
         what: The setting that names it, for messages.
         mmap: Whether tensors stay on disk, where the file's form allows it.
-        map_location: As for `torch.load`.
+        map_location: Device of the tensors, as in `torch.load`.
 
     Raises:
         UserError: If the file is missing, truncated, holds objects that would run code, or is something else.
@@ -199,7 +199,7 @@ def _require_file(path: Path, what: str) -> None:
 
 
 def _safetensors_size(path: Path) -> int | None:
-    """How large a safetensors file should be, by its own header."""
+    """Size in bytes that a safetensors file should have, from its header."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= 1 << 27:

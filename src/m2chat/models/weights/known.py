@@ -1,4 +1,4 @@
-"""Checksums of published files, so that a download can be told from a damaged or a different one."""
+"""Checksums of published files, to detect a damaged or a different download."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Published:
     """A published file.
 
     Args:
-        title: What it is.
-        sha256: Its checksum; for LLaMA-Adapter's files the first eight and the last four digits.
-        file: Its name, where no other file is called so; else empty.
+        title: Description of the file.
+        sha256: Checksum; for LLaMA-Adapter's files the first eight and the last four digits.
+        file: File name, where no other file has it; else empty.
     """
 
     title: str
@@ -61,13 +61,13 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a checksum says.
+    """Result of checking a file's checksum.
 
     Args:
         file: The file.
-        sha256: Its checksum.
+        sha256: Checksum of the file.
         state: ``good``: as stated somewhere; ``bad``: differs from what is stated; ``unknown``: stated nowhere.
-        reason: Where it is stated, in words.
+        reason: Source of the checksum, in words.
     """
 
     file: Path
@@ -77,7 +77,7 @@ class Verdict:
 
 
 def verify_file(path: Path) -> Verdict:
-    """Holds a file's SHA-256 against published ones, its own name, and the lists that lie beside it.
+    """Compares a file's SHA-256 with published ones, with its file name, and with the lists beside it.
 
     The lists are those of `m2chat.checksums.stated`, and Meta's ``checklist.chk``, which holds MD5 sums. A file of
     which nothing is stated is held against what it was when it was first read here.

@@ -1,4 +1,4 @@
-"""LLaMA and its adapter, put together from what lies on disk."""
+"""LLaMA and its adapter, put together from their files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
 
 
 def own_llama(adapter: AdapterSource) -> LlamaSource:
-    """The LLaMA that an adapter was trained for, as far as the adapter tells: to check names and shapes against."""
+    """The LLaMA of an adapter, as far as the adapter's tensors show it: to check names and shapes against."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     gates = [tensor for name, tensor in adapter.state.items() if name.endswith("attention.gate")]
@@ -68,11 +68,11 @@ def reports(
     """What becomes of the names of a LLaMA and of an adapter.
 
     Args:
-        llama: Of `skeletons`.
-        visual_query: Of `skeletons`.
+        llama: Language model of `skeletons`.
+        visual_query: Encoder of visual queries of `skeletons`.
         source: LLaMA.
         adapter: The adapter.
-        where: Names the adapter in messages.
+        where: Name of the adapter in messages.
 
     Returns:
         The report of LLaMA's tensors, that of the adapter's, and the adapter's tensors by our names.
@@ -124,8 +124,8 @@ def assemble(
     Args:
         source: LLaMA; its tensors are given up on the way.
         adapter: The adapter.
-        where: Names the adapter in messages.
-        frozen_dtype: Of LLaMA's own weights; the adapter's are fp32.
+        where: Name of the adapter in messages.
+        frozen_dtype: Precision of LLaMA itself; the adapter's weights are fp32.
 
     Raises:
         UserError: If the two do not fit, or a tensor is missing or too much.
@@ -134,20 +134,20 @@ def assemble(
     plain, report, ours = reports(llama, visual_query, source, adapter, where)
     require(plain, f"backbone.language_model={str(source.folder)!r}", "Is it a whole LLaMA, and nothing else?")
     require(report, f"{where} does not fit the language model in {source.folder}", "Is it the adapter of this LLaMA?")
-    own, eye = (
+    language, vision = (
         {name.removeprefix(part): value for name, value in ours.items() if name.startswith(part)}
         for part in ("llama.", "visual_query.")
     )
     for name, parameter in llama.named_parameters():
-        if name not in own and name not in source.state:
-            own[name] = torch.full(parameter.shape, _STARTS[name.rsplit(".", 1)[-1]])
+        if name not in language and name not in source.state:
+            language[name] = torch.full(parameter.shape, _STARTS[name.rsplit(".", 1)[-1]])
         elif name in source.state and name.endswith("norm.weight"):
-            own.setdefault(name, source.state[name])  # a norm may be trained, whichever file it comes from
-    state = {name: value.to(torch.float32, copy=True) for name, value in own.items()}
+            language.setdefault(name, source.state[name])  # a norm may be trained, whichever file it comes from
+    state = {name: value.to(torch.float32, copy=True) for name, value in language.items()}
     for name in list(source.state):
         value = source.state.pop(name)
         state.setdefault(name, value.to(frozen_dtype))
     fill(llama, state, where)
     llama.init_extra_tokens()
-    fill(visual_query, eye, where, torch.float32, copy=True)
+    fill(visual_query, vision, where, torch.float32, copy=True)
     return llama, visual_query

@@ -1,4 +1,4 @@
-"""LLaMA's weights: Meta's own folder or a transformers folder, as one description and one dict of tensors.
+"""LLaMA's weights: Meta's folder or a transformers folder, as one description and one dict of tensors.
 
 Meta's folder is ``params.json``, ``consolidated.00.pth`` and, there or one level up, ``tokenizer.model``.
 """
@@ -26,14 +26,14 @@ _NOT_OURS = ("model_type", "architectures", "dtype", "torch_dtype", "transformer
 
 @dataclass(frozen=True)
 class LlamaSource:
-    """A plain LLaMA as it lies on disk.
+    """A plain LLaMA as it is on disk.
 
     Args:
         settings: Arguments of transformers' `LlamaConfig`.
         state: Tensors by the names of `LlamaForCausalLM`.
-        ignored: Names in the files that are of no use, such as tables that can be computed.
-        form: Which of the two folders it was.
-        folder: Where.
+        ignored: Unused names in the files, such as tables that can be computed.
+        form: Form of the folder: ``meta`` or ``transformers``.
+        folder: Path of the folder.
     """
 
     settings: dict[str, Any]
@@ -60,9 +60,9 @@ def open_llama(path: Path, what: str) -> LlamaSource:
     """
     folder = llama_folder(path)
     if not folder.is_dir():
-        found = "it is a file" if folder.is_file() else "it does not exist"
+        actual = "it is a file" if folder.is_file() else "it does not exist"
         raise UserError(
-            f"{what}={str(path)!r}: expected is a folder, but {found}. Give Meta's folder (params.json, "
+            f"{what}={str(path)!r}: expected is a folder, but {actual}. Give Meta's folder (params.json, "
             "consolidated.00.pth, tokenizer.model) or a transformers folder (config.json, *.safetensors or *.bin)"
         )
     return _open_meta(folder, what) if (folder / "params.json").is_file() else _open_transformers(folder, what)

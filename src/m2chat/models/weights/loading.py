@@ -19,7 +19,7 @@ class KeyReport:
     """What became of the names of a file.
 
     Args:
-        used: Names that went into the network.
+        used: Names of tensors that fill the network.
         missing: Names of the network that the file lacks.
         unexpected: Names of the file that the network has no place for.
         ignored: Names of the file that are known to be of no use.
@@ -33,16 +33,16 @@ class KeyReport:
     misshapen: list[str] = field(default_factory=list)
 
 
-def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], ignored: Iterable[str] = ()) -> KeyReport:
+def compare(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], ignored: Iterable[str] = ()) -> KeyReport:
     """Holds the tensors of a file against those of a network."""
-    used = sorted(found.keys() & expected.keys())
-    shapes = [(name, tuple(found[name].shape), tuple(expected[name].shape)) for name in used]
+    used = sorted(actual.keys() & expected.keys())
+    shapes = [(name, tuple(actual[name].shape), tuple(expected[name].shape)) for name in used]
     return KeyReport(
         used,
-        sorted(expected.keys() - found.keys()),
-        sorted(found.keys() - expected.keys()),
+        sorted(expected.keys() - actual.keys()),
+        sorted(actual.keys() - expected.keys()),
         sorted(ignored),
-        [f"{name} is {own} and should be {wanted}" for name, own, wanted in shapes if own != wanted],
+        [f"{name} is {shape} and should be {wanted}" for name, shape, wanted in shapes if shape != wanted],
     )
 
 
@@ -74,14 +74,14 @@ def on_meta(make: Callable[[], Module]) -> Module:
 def fill(
     module: Module, state: dict[str, Tensor], where: str, dtype: torch.dtype | None = None, copy: bool = False
 ) -> Module:
-    """Puts tensors in the places of a network's parameters that lie on the meta device.
+    """Puts tensors in the places of a network's parameters that are on the meta device.
 
     Args:
         module: Built by `on_meta`.
         state: A tensor for each name, no more and no fewer; it is emptied on the way.
-        where: Names their source in messages.
-        dtype: Of the network; None keeps each tensor's own. Tensors that have it already stay mapped to their file.
-        copy: Whether the network gets memory of its own, because it will be trained.
+        where: Name of their source in messages.
+        dtype: Precision of the network; None keeps each tensor's. Tensors that have it stay mapped to their file.
+        copy: Whether the network gets separate memory, because it will be trained.
 
     Returns:
         The network.
@@ -89,8 +89,8 @@ def fill(
     Raises:
         UserError: If a name is missing or too much, or a shape differs.
     """
-    own = module.state_dict()
-    require(compare(state, own), where, "Is it the right file, whole, and of the right network?")
+    parameters = module.state_dict()
+    require(compare(state, parameters), where, "Is it the right file, whole, and of the right network?")
     ready: dict[str, Tensor] = {}
     while state:  # given up one by one: what had to be re-ordered on the way is in memory
         name, tensor = state.popitem()

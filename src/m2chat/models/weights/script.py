@@ -79,7 +79,7 @@ class _Unpickler(pickle.Unpickler):
     """Reads ``data.pkl``; the names in it are those of modules, of tensors and of lists.
 
     Args:
-        reader: Of the archive.
+        reader: Reader of the archive.
         file: All of its bytes.
     """
 

@@ -1,6 +1,6 @@
-"""SDXL's single-file form: everything that a diffusers folder says besides is read off the shapes of the tensors.
+"""SDXL's single-file form: the configurations of a diffusers folder are derived from the shapes of the tensors.
 
-SDXL's own rules fill the rest: attention heads of 64 channels, its noise schedule, its scale of latents.
+SDXL's rules fill the rest: attention heads of 64 channels, its noise schedule, its scale of latents.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class SdxlParts:
     """A single file, taken apart.
 
     Args:
-        configs: Of each part, as its ``config.json`` in a diffusers folder would say.
+        configs: Configuration of each part, as in its ``config.json`` of a diffusers folder.
         states: Tensors of each part, by diffusers' and transformers' names.
-        report: What became of the file's names.
+        report: Use of each name of the file.
     """
 
     configs: dict[str, dict[str, Any]]
@@ -56,8 +56,8 @@ class SdxlParts:
 
 def is_single_file(names: Iterable[str]) -> bool:
     """Whether names are those of an SDXL in one file."""
-    found = set(names)
-    return f"{_UNET}label_emb.0.0.weight" in found and any(name.startswith("conditioner.embedders.") for name in found)
+    known = set(names)
+    return f"{_UNET}label_emb.0.0.weight" in known and any(name.startswith("conditioner.embedders.") for name in known)
 
 
 def take_apart(state: Mapping[str, Tensor], where: str) -> SdxlParts:
@@ -65,7 +65,7 @@ def take_apart(state: Mapping[str, Tensor], where: str) -> SdxlParts:
 
     Args:
         state: Tensors of the file.
-        where: Names it in messages.
+        where: Name in messages.
 
     Raises:
         UserError: If it is another kind of file, such as SD 1.5 or a network alone.
@@ -227,5 +227,5 @@ def _text_config(vocab: int, width: int, length: int) -> dict[str, Any]:
 
 def _count(names: Iterable[str], pattern: str) -> int:
     """How many different numbers a pattern finds."""
-    found = re.compile(pattern)
-    return len({match.group(1) for name in names if (match := found.match(name))})
+    matcher = re.compile(pattern)
+    return len({match.group(1) for name in names if (match := matcher.match(name))})

@@ -93,7 +93,13 @@ def load_reader(root: Path) -> Reader:
     from m2chat.models.config import BackboneConfig
 
     reader = new_reader(root)
-    files = BackboneConfig(str(root / "llama"), str(root / "adapter" / "BIAS-micro.pth"))
+    files = BackboneConfig(
+        language_model=str(root / "llama"),
+        adapter=str(root / "adapter" / "BIAS-micro.pth"),
+        vision_encoder=str(root / "clip"),
+        image_decoder=str(root / "sdxl"),
+        num_image_tokens=0,  # a reader draws nothing
+    )
     reader.llama, reader.visual_query = load_language(files)
     return reader.eval()
 
