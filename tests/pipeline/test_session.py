@@ -137,7 +137,7 @@ def test_regenerating_replaces_the_reply(session: Session) -> None:
 
 
 def test_going_on_adds_to_the_same_side(session: Session) -> None:
-    with pytest.raises(UserError, match="send a message first"):
+    with pytest.raises(UserError, match="say something first"):
         session.go_on()
     session.reply("tell me how it ripens : a ring on a white background", image="force", max_images=1)
     list(session.go_on(image="force", max_images=1))
@@ -283,7 +283,7 @@ def test_what_does_not_fit_is_told(session: Session) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"text": " "}, "write something"),
+        ({"text": " "}, "say something"),
         ({"text": "x", "images": [3]}, "no picture"),
         ({"text": "x", "images": [np.zeros((4, 4), np.uint8)]}, "no picture"),
         ({"text": "x", "image": "maybe"}, "choose one of auto, force, never"),

@@ -109,7 +109,7 @@ class Session:
         """
         shown = tuple(Image(as_pixels(item)) for item in images)
         if not text.strip() and not shown:
-            raise UserError("text: write something, or show a picture")
+            raise UserError("text: say something, or show a picture")
         known = len(self.images) + len(shown)
         if picture is None and (named := _PICTURE.search(text)) and 1 <= int(named[1]) <= known:
             picture = int(named[1])
@@ -130,7 +130,7 @@ class Session:
             UserError: If the conversation is empty.
         """
         if not self.turns:
-            raise UserError("there is nothing to continue: send a message first")
+            raise UserError("there is nothing to continue: say something first")
         return self._start(self.state, image, max_images, seed)
 
     def reply(self, text: str, images: Sequence[Any] = (), **kwargs: Any) -> PipelineOutput:
@@ -159,7 +159,7 @@ class Session:
         """
         last = len(self.turns) - 1
         if last < 1:
-            raise UserError("there is no reply to regenerate: send a message first")
+            raise UserError("there is no reply to regenerate: say something first")
         if text is not None:
             last = max(i for i, turn in enumerate(self.turns) if turn.role == "user") + 1
         state, note = self.state.until(last), self.notes[last]
