@@ -176,4 +176,4 @@ def _parse(model: dict[str, Any], where: str) -> tuple[BackboneConfig, M3Adapter
         m3adapter = M3AdapterConfig(**connector, gate=gate)
         return BackboneConfig(**(model.get("backbone") or {})), replace(m3adapter, layers=tuple(m3adapter.layers))
     except TypeError as error:
-        raise UserError(f"{where} has settings that this version does not know: {error}") from error
+        raise UserError(f"{where} has settings that this version does not know, or lacks some: {error}") from error
