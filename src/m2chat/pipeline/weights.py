@@ -25,7 +25,7 @@ from m2chat.pipeline.describer import released_tensors
 
 MICRO_ADAPTER = M3AdapterConfig(width=192, heads=6, blocks=2)
 MICRO_BACKBONE = BackboneConfig(
-    *(f"data/micro/{name}" for name in ("llama", "adapter/BIAS-micro.pth", "clip", "sdxl")), num_image_tokens=8
+    "data/micro/llama", "data/micro/adapter/BIAS-micro.pth", "data/micro/clip", "data/micro/sdxl", num_image_tokens=8
 )
 """Numbers of the connector of the shipped weights."""
 

@@ -93,8 +93,9 @@ def load_reader(root: Path) -> Reader:
     from m2chat.models.config import BackboneConfig
 
     reader = new_reader(root)
-    paths = (root / name for name in ("llama", "adapter/BIAS-micro.pth", "clip", "sdxl"))
-    files = BackboneConfig(*map(str, paths), num_image_tokens=0)  # a reader draws nothing
+    adapter = root / "adapter" / "BIAS-micro.pth"
+    # A reader draws nothing: no image decoder, and no image tokens.
+    files = BackboneConfig(str(root / "llama"), str(adapter), str(root / "clip"), image_decoder="", num_image_tokens=0)
     reader.llama, reader.visual_query = load_language(files)
     return reader.eval()
 
