@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from m2chat.training.diffusers_module import DiffusersModule
 from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from m2chat.baselines.pipelines.module import DiffusersModule
 from m2chat.data.prints import prints_of_shard
 from m2chat.data.shards import open_shard, write_shards
 from m2chat.errors import UserError
