@@ -20,9 +20,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from timing import chosen_parts, compare
+
+if __name__ == "__main__":  # before what takes seconds to import
+    chosen_parts(__doc__, ())
+
 import numpy as np
 import torch
-from timing import compare
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))

@@ -24,9 +24,30 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).parents[1]
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line: parts, scale, device and rounds.
+
+    Args:
+        arguments: Arguments without the script's own name; None means those of the process.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="prefixes of the parts' names, as in the line above (default: all)")
+    parser.add_argument("--scale", choices=("paper", "micro"), default="paper", help="(default: %(default)s)")
+    parser.add_argument("--device", help="such as cuda, cpu or meta (default: cuda where there is one, else meta)")
+    parser.add_argument("--rounds", type=int, default=50, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=20, help="rounds before them (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu.json", help="file of the results")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":  # before what takes seconds to import
+    read_arguments()
+
+import torch  # noqa: E402
+
 sys.path.insert(0, str(ROOT / "src"))
 
 from m2chat._compat import ensure_torchvision  # noqa: E402
@@ -266,14 +287,8 @@ class Bench:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures some parts, all by default, prints them and writes them down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="prefixes of: " + ", ".join([*TRAINING, *GOALS]))
-    parser.add_argument("--scale", choices=("paper", "micro"), default="paper")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "meta")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--warm-up", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu.json")
-    options = parser.parse_args(arguments)
+    options = read_arguments(arguments)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "meta")
     bench = Bench(options.scale, options.device, options.rounds, options.warm_up)
     chosen = [name for name in (*TRAINING, *GOALS) if not options.parts or name.startswith(tuple(options.parts))]
     results: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 To run again, from the folder of the project (some five minutes of one core):
 
-    OMP_NUM_THREADS=1 python benchmarks/loader.py [webdataset] [tarfile] [step]
+    OMP_NUM_THREADS=1 python benchmarks/loader.py [webdataset] [tarfile] [step] ['step, one worker']
 
 It writes ``benchmarks/results/loader.json``. Pictures are noise with the spectrum of photographs (1/f), JPEG quality
 85. Our side does everything that training needs (read, decode, crop, resize to 256 pixels, tokenise for three encoders,
@@ -25,11 +25,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from baselines import tar_per_sample
-from PIL import Image as Pillow
-from timing import compare
+from timing import chosen_parts, compare
+
+PARTS = ("webdataset", "tarfile", "step", "step, one worker")
+if __name__ == "__main__":  # before what takes seconds to import
+    CHOSEN = chosen_parts(__doc__, PARTS)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from baselines import tar_per_sample  # noqa: E402
+from PIL import Image as Pillow  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -228,17 +233,12 @@ def in_a_step(folder: Path, workers: int = 0, steps: int = 5) -> dict[str, Any]:
     return result
 
 
-PARTS = {
-    "webdataset": beside_webdataset,
-    "tarfile": beside_tarfile,
-    "step": in_a_step,
-    "step, one worker": partial(in_a_step, workers=1),
-}
-
-
 def main(parts: list[str]) -> None:
-    """Measures some parts, all by default, and writes them down beside what was measured before."""
+    """Measures some parts, and writes them down beside what was measured before."""
     import webdataset
+
+    measures = (beside_webdataset, beside_tarfile, in_a_step, partial(in_a_step, workers=1))
+    measure = dict(zip(PARTS, measures, strict=True))
 
     torch.set_num_threads(1)
     target = ROOT / "benchmarks" / "results" / "loader.json"
@@ -251,13 +251,13 @@ def main(parts: list[str]) -> None:
             "webdataset": webdataset.__version__, "simplejpeg": getattr(images.simplejpeg, "__version__", None),
         },
     }  # fmt: skip
-    for part in parts or PARTS:
+    for part in parts:
         with tempfile.TemporaryDirectory() as folder:
-            results[part] = {"load_average": round(os.getloadavg()[0], 1), **PARTS[part](Path(folder))}
+            results[part] = {"load_average": round(os.getloadavg()[0], 1), **measure[part](Path(folder))}
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(results, indent=2) + "\n")
         print(part, json.dumps(results[part], indent=2), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(CHOSEN)

@@ -1,13 +1,33 @@
-"""Side by side: both sides in turn, round after round, and the median of the rounds' ratios."""
+"""What benchmarks share: their command line, and both sides in turn with the median of the rounds' ratios."""
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median, quantiles
 from typing import Any
 
 ROUNDS, WARM_UPS = 7, 2
+
+
+def chosen_parts(text: str, parts: Sequence[str]) -> list[str]:
+    """Reads the command line of a benchmark; call it before the imports that take seconds.
+
+    Args:
+        text: Description of the benchmark, for ``--help``.
+        parts: Names of the parts that can be chosen; none if it has only one.
+
+    Returns:
+        The chosen parts, all of them if none is named.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if parts:
+        parser.add_argument("parts", nargs="*", help=f"any of: {', '.join(parts)} (default: all)")
+    named: list[str] = getattr(parser.parse_args(), "parts", [])
+    if unknown := [name for name in named if name not in parts]:
+        parser.error(f"there is no part {', '.join(unknown)}; choose from {', '.join(parts)}")
+    return named or list(parts)
 
 
 def compare(ours: Callable[[], int], theirs: Callable[[], int], rounds: int = ROUNDS) -> dict[str, Any]:

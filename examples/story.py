@@ -24,4 +24,4 @@ opener = "tell me of the magic of a small green circle on the left on a purple b
 told = story(pipe, opener, frames=4, seed=0, steps=options.steps)
 show(told.parts, options.out, "story")
 ours = [as_pixels(image) for part in told.parts for image in part.images]
-Image.fromarray(grid([ours, told.alone])).save(options.out / "story-beside-decoder.png")
+Image.fromarray(grid([ours, told.decoder_alone])).save(options.out / "story-beside-decoder.png")

@@ -5,15 +5,20 @@ Each part is a task of `m2chat.pipeline.tasks` as a program would call it, nothi
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # before what takes seconds to import
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
 
 import numpy as np
 from PIL import Image
 
 from m2chat.commands.lens import readings
 from m2chat.evaluation.grid import grid
-from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
+from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.lens import figure, look_inside
 from m2chat.pipeline.tasks import edit, similar, story, wish
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
@@ -24,7 +29,7 @@ OUT = Path(__file__).parents[1] / "docs" / "chat"
 def drawn(outputs: list[PipelineOutput]) -> list[Any]:
     """The pictures of some replies; says what was said."""
     for output in outputs:
-        print(" ".join(f"[{part.caption}]" if isinstance(part, ImagePart) else part for part in output.segments))
+        print(" ".join(f"[{part.caption}]" if isinstance(part, OutputImage) else part for part in output.segments))
     return [np.asarray(image) for output in outputs for image in output.images]
 
 
@@ -43,7 +48,7 @@ def main() -> None:
     save("edit", [first, *drawn(edit(pipe, first, ["turn it into a ring", "make it small", "paint it white"]))])
     save("similar", [first, *drawn(similar(pipe, first, (0, 1, 2)))])
     told = story(pipe, "tell me of the magic of a small green circle on the left on a purple background")
-    save("story", drawn(told.parts), told.alone)
+    save("story", drawn(told.parts), told.decoder_alone)
     shown: Any = first
     for name, text in (("lens", "turn it into a ring"), ("lens-inverse", "turn it into a circle")):
         session = pipe.session(seed=0)

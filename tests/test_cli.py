@@ -5,109 +5,26 @@ import os
 import subprocess
 import sys
 import tomllib
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 import torch
 import yaml
-from lightning import LightningDataModule
-from torch import Tensor, nn
 
 from m2chat import cli, lightning_cli
 from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.throughput import Throughput
-from m2chat.errors import UserError
 from m2chat.integrity import verify
 from m2chat.training.atomic_io import AtomicCheckpointIO
-from m2chat.training.trained_only import TrainedOnlyModule
-
-
-@dataclass
-class ToyBackbone:
-    language_model: str = "llama"
-    vision_encoder: str = "clip"
-    image_decoder: str = "sdxl"
-    num_image_tokens: int = 4
-
-
-class ToyStage(TrainedOnlyModule):
-    """One trained and one frozen layer.
-
-    Args:
-        backbone: As in the real modules.
-        phi: A number.
-        seed: Linked to that of the run.
-    """
-
-    stage: ClassVar[str] = "first"
-
-    def __init__(self, backbone: ToyBackbone, phi: float = 1.0, seed: int = 7) -> None:
-        super().__init__()
-        if backbone.language_model == "missing":
-            raise UserError("there is no folder missing")
-        self.phi, self.seed = phi, seed
-        self.save_hyperparameters({"backbone": asdict(backbone), "phi": phi})
-        self.trained, self.frozen = nn.Linear(2, 1), nn.Linear(2, 1).requires_grad_(False)
-
-    def fingerprint(self) -> str:
-        return "abc"
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss: Tensor = (self.trained(batch) + self.frozen(batch)).square().mean() * self.phi
-        return loss
-
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("test/weight", self.trained.weight.sum())
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.trained.parameters(), lr=0.1)
-
-
-class ToySecondStage(ToyStage):
-    stage: ClassVar[str] = "second"
-
-
-class ToyData(LightningDataModule):
-    """Constant data that note what was linked to them."""
-
-    def __init__(
-        self,
-        language_model: str,
-        vision_encoder: str,
-        image_decoder: str,
-        num_image_tokens: int,
-        batch_size: int = 2,
-        shards: str = "some",
-        seed: int = 7,
-    ) -> None:
-        super().__init__()
-        if shards == "empty":
-            raise UserError("data.shards: the folder empty holds no shards")
-        self.linked = (language_model, vision_encoder, image_decoder, num_image_tokens)
-        self.batch_size, self.seed = batch_size, seed
-
-    def train_dataloader(self) -> Any:
-        return torch.utils.data.DataLoader(torch.ones(8, 2), batch_size=self.batch_size)
-
-    def test_dataloader(self) -> Any:
-        return self.train_dataloader()
+from toys import TOY_CONFIG, ToyData, ToyStage
 
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, with a configuration of the toy modules."""
     monkeypatch.chdir(tmp_path)
-    config = {
-        "model": {"class_path": "ToyStage", "init_args": {"backbone": {"image_decoder": "tiny"}}},
-        "trainer": {
-            "accelerator": "cpu", "max_steps": 3, "log_every_n_steps": 1, "enable_progress_bar": False,
-            "enable_model_summary": False, "callbacks": [{"class_path": "Throughput", "init_args": {"every": 1}}],
-        },
-    }  # fmt: skip
-    Path("toy.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    Path("toy.yaml").write_text(yaml.safe_dump(TOY_CONFIG), encoding="utf-8")
     return tmp_path
 
 
@@ -198,6 +115,7 @@ def test_fsdp_by_its_bare_name(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model.init_args.phi=many"], ["phi", "float", "many"]),
         (["--config=nothing.yaml"], ["nothing.yaml", "not exist"]),
         (["--ckpt_path=nothing.ckpt"], ["there is no checkpoint file nothing.ckpt"]),
+        (["--ckpt_path=."], ["is a folder", "`m2chat consolidate`"]),
         (["--model.init_args.backbone.language_model=missing"], ["there is no folder missing"]),
         (["--data.shards=empty"], ["data.shards: the folder empty holds no shards"]),
     ],

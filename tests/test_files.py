@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import signal
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from m2chat.files import whole_file
+from m2chat.errors import UserError
+from m2chat.files import locked, take_file, take_folder, whole_file, whole_folder, write_whole
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -31,3 +35,83 @@ def test_two_writers_do_not_meet(tmp_path: Path) -> None:
         first.write_text("first")
         second.write_text("second")
     assert target.read_text() == "first" and list(tmp_path.iterdir()) == [target]
+
+
+def test_bytes_and_texts(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", b"bytes\r\n")
+    write_whole(tmp_path / "b", (text for text in ("one\n", "lone \ud800 surrogate\r\n")))
+    assert (tmp_path / "a").read_bytes() == b"bytes\r\n"
+    assert (tmp_path / "b").read_bytes() == b"one\nlone ? surrogate\r\n"
+
+
+def test_two_writers_of_a_folder_do_not_meet(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    with whole_folder(target, replace=True) as first, whole_folder(target, replace=True) as second:
+        assert first != second
+        (first / "file").write_text("first")
+        (second / "file").write_text("second")
+    assert (target / "file").read_text() == "first" and list(tmp_path.iterdir()) == [target]
+
+
+def test_each_process_takes_a_folder_and_a_file_of_its_own(tmp_path: Path) -> None:
+    gate_out, gate_in = os.pipe()
+    children = []
+    for _ in range(8):
+        if (pid := os.fork()) == 0:
+            os.close(gate_in)
+            os.read(gate_out, 1)  # all at the same moment
+            for _ in range(25):
+                (take_folder(tmp_path / "runs", (f"run_{n}" for n in count())) / str(os.getpid())).touch()
+                take_file(tmp_path / "files", "picture", ".png").write_text(str(os.getpid()))
+            os._exit(0)
+        children.append(pid)
+    os.close(gate_in)
+    os.close(gate_out)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 8
+    runs = {path.name: list(path.iterdir()) for path in (tmp_path / "runs").iterdir()}
+    assert runs.keys() == {f"run_{n}" for n in range(200)} and all(len(files) == 1 for files in runs.values())
+    files = {path.name: path.read_text() for path in (tmp_path / "files").iterdir()}
+    assert files.keys() == {"picture.png", *(f"picture_{n}.png" for n in range(1, 200))}
+    assert sorted(files.values()) == sorted(path[0].name for path in runs.values())
+
+
+def test_a_folder_that_cannot_be_taken(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make a folder in"):
+        take_folder(tmp_path / "file" / "runs", ["run"])
+    take_folder(tmp_path, ["run"])
+    with pytest.raises(UserError, match="is there already"):
+        take_folder(tmp_path, ["run"])
+
+
+def test_a_lock_is_held_by_one_process_and_dies_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    said, says = os.pipe()
+    if (pid := os.fork()) == 0:
+        with locked(path):
+            os.write(says, b"x")
+            signal.pause()
+    os.read(said, 1)
+    with pytest.raises(UserError, match="another process writes to"), locked(path, wait=False):
+        pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with locked(path, wait=False):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    """Each adds to a number that is lost if two read it at once; the file of the lock comes and goes meanwhile."""
+    number = tmp_path / "number"
+    number.write_text("0")
+    children = []
+    for _ in range(4):
+        if (pid := os.fork()) == 0:
+            for _ in range(100):
+                with locked(number):
+                    number.write_text(str(int(number.read_text()) + 1))
+            os._exit(0)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    assert number.read_text() == "400"

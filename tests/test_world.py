@@ -10,7 +10,7 @@ import yaml
 import m2chat.worlds
 from m2chat.data.dataset import Source, SourceConfig
 from m2chat.errors import UserError
-from m2chat.world import find_world, world_names
+from m2chat.world import find_world, generate_shards, world_names
 
 DUMMY = """
 from pathlib import Path
@@ -65,3 +65,34 @@ def test_a_new_world_is_one_folder_and_one_yaml(tmp_path: Path, monkeypatch: pyt
     from m2chat.callbacks.judge import Judge
 
     assert Judge(world="greys").protocol() == {"world": "greys", "judge_max_error": 1.0}
+
+
+def test_a_folder_with_anything_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "work" / "pictures").mkdir(parents=True)
+    (tmp_path / "work" / "thesis.txt").write_text("years")
+    for root in (tmp_path / "work", tmp_path / "work" / "thesis.txt"):
+        with pytest.raises(UserError, match=r"would replace .* which holds something else"):
+            generate_shards("shapes", root)
+    with pytest.raises(UserError, match="would replace"):
+        SourceConfig("mine", str(tmp_path / "work" / "pictures" / "train"), world="shapes").generate()
+    assert (tmp_path / "work" / "thesis.txt").read_text() == "years"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_source_takes_nothing_over_from_the_one_that_it_replaces() -> None:
+    """jsonargparse would merge lists of one length: weight, kinds and world of the sources in the configuration."""
+    from m2chat.lightning_cli import read_config
+
+    config = str(Path(__file__).parent.parent / "configs" / "stage1.yaml")
+    replaced = ("--data.train=[{name: a, path: x}, {name: b, path: y, weight: 2}]", "--data.val=[{name: c, path: z}]")
+    data = read_config([config], replaced)[0].data
+    assert data.train == [SourceConfig("a", "x"), SourceConfig("b", "y", weight=2.0)]
+    assert data.val == [SourceConfig("c", "z")]
+    for text, message in (
+        ("[{name: a, path: x, wieght: 1}]", "Option 'wieght' is not accepted. Did you mean 'weight'"),
+        ("[{name: a}]", 'Parser key "path": Expected'),
+        ("[{name: a, path: x, weight: much}]", 'Parser key "weight": Expected'),
+        ("[a]", "Expected a table of settings"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_config([config], (f"--data.val={text}",))

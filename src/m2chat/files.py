@@ -1,12 +1,16 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there, and that no two processes share."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from m2chat.errors import UserError
 
 
 @contextmanager
@@ -44,3 +48,111 @@ def write_whole(path: Path, data: bytes | Iterable[str]) -> None:
         else:
             with part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
                 file.writelines(data)
+
+
+@contextmanager
+def whole_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder to write into that appears under its name only when everything in it is there.
+
+    Args:
+        target: The folder to make; an empty one may be there.
+        replace: Whether one with something in it may be there too, and gives way at the end.
+
+    Yields:
+        A folder beside it that nobody else has.
+
+    Raises:
+        UserError: If the target has something in it, or cannot be written.
+    """
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not replace):
+        raise UserError(f"{target} is there already and has something in it: name a new folder, or remove it first")
+    stem = f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    part, old = (target.with_name(f"{stem}.{kind}") for kind in ("part", "old"))
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if target.is_dir():
+            target.rename(old)
+        part.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error}; make room or name another place") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def take_folder(parent: Path, names: Iterable[str]) -> Path:
+    """Makes the first folder of some names that is not there yet; of several processes, each gets another one.
+
+    Args:
+        parent: Folder in which it is made; made if it does not exist.
+        names: Names in the order in which they are tried; usually without an end.
+
+    Raises:
+        UserError: If all of them are there, or none can be made.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with suppress(FileExistsError):  # making it is the only test that no other process can come between
+                (parent / name).mkdir()
+                return parent / name
+    except OSError as error:
+        raise UserError(f"cannot make a folder in {parent}: {error.strerror or error}; name another place") from error
+    raise UserError(f"every folder that was to be made in {parent} is there already: name another place")
+
+
+def take_file(folder: Path, stem: str, suffix: str) -> Path:
+    """Makes the empty file ``<stem><suffix>``, or ``<stem>_1<suffix>``, ``<stem>_2<suffix>``, … where that is there.
+
+    Args:
+        folder: Folder in which it is made; made if it does not exist.
+        stem: Name without the suffix.
+        suffix: Such as ``.png``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        path = folder / f"{stem}{f'_{number}' if number else ''}{suffix}"
+        try:
+            path.touch(exist_ok=False)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds a path for this process, until the block or the process ends.
+
+    The lock is that of the system (``flock``) on a hidden file beside the path, so a process that was killed holds
+    nothing. On file systems without such locks, as some of clusters are mounted, every process gets it.
+
+    Args:
+        path: File or folder, there or not; its parent exists.
+        wait: Whether to wait for another process that holds it.
+
+    Raises:
+        UserError: If another process holds it and `wait` is false.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"another process writes to {path} at this moment: wait until it has ended, or name another place"
+            ) from error
+        except OSError:  # no such locks here
+            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                break
+        os.close(descriptor)  # the process that held it before has removed the file: what this one holds is gone
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)

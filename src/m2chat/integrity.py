@@ -143,7 +143,12 @@ def _compare(path: Path, stamp: tuple[int, ...]) -> bool:
         return True
     before = seen(path)
     same = before is not None and before.stamp == stamp
-    digest = before.sha256 if before and same and stamp[0] >= LARGE else sha256(path)
+    if before and same and stamp[0] >= LARGE:
+        digest = before.sha256
+    else:
+        if stamp[0] >= LARGE:
+            _LOG.info("computing the SHA-256 of %s (%.1f GB) once", path, stamp[0] / 1e9)
+        digest = sha256(path)
     if wanted is None and before and digest != before.sha256:
         if same:
             raise UserError(

@@ -25,8 +25,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
+from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.errors import TrainingDivergedError, UserError
 from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
+from m2chat.quiet import quiet
+from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.strategy import require_safe_reader
 
@@ -166,14 +169,30 @@ class M2ChatCLI(LightningCLI):
                 config.data[name] = backbone[name]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with our checkpoint writer unless the configuration names another."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """The trainer, with our checkpoint writer and what we print unless the configuration names others."""
+        settings = self._get(self.config_init, "trainer", default={})
+        given = settings.get("callbacks") or []
+        callbacks = [*(given if isinstance(given, list) else [given]), *default_callbacks(settings)]
+        if any(isinstance(callback, PartsSummary) for callback in callbacks):
+            kwargs["enable_model_summary"] = False  # Lightning's own, and its note that there is another
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         subcommand = self.config.get("subcommand")
         if subcommand and (path := self.config[subcommand].get("ckpt_path")):
             require_safe_reader(trainer.strategy, path)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs, in a folder that no other run has."""
+        with run_folder(self.trainer, self._continues(subcommand)):
+            super()._run_subcommand(subcommand)
+
+    def _continues(self, subcommand: str) -> list[Path]:
+        """What the run goes on with: a training with its checkpoint, an evaluation with its replies."""
+        earlier = getattr(getattr(self.model, "evaluation", None), "resume", None)
+        checkpoint = self._get(self.config_init, "ckpt_path") if subcommand == "fit" else None
+        return [Path(path) for path in (earlier, checkpoint) if path]
 
     def _parse_ckpt_path(self) -> None:
         """Makes sure that the checkpoint fits the configured model.
@@ -288,15 +307,16 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
 
         data_class = M2ChatDataModule
     try:
-        M2ChatCLI(
-            LightningModule,
-            data_class,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,  # it would build them before `configure_model` has made the parameters
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            parser_class=ShortErrorParser,
-        )
+        with quiet():
+            M2ChatCLI(
+                LightningModule,
+                data_class,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,  # it would build them before `configure_model` has made the parameters
+                seed_everything_default=0,
+                save_config_callback=SaveConfig,
+                parser_class=ShortErrorParser,
+            )
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

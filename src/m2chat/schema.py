@@ -1,20 +1,24 @@
-"""The words that every layer shares: samples of conversation, and batches of tensors.
+"""Types that every layer shares: conversations, samples, replies, and batches of tensors.
 
-Shapes: B batch, T text tokens, Q queries of the image decoder's text condition.
+Shapes: B batch, T text tokens, Q queries of the image decoder's text condition, S side of the vision encoder's input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import torch
 
+Picture: TypeAlias = NDArray[np.uint8]
+"""RGB, (H, W, 3), 0-255."""
 Kind = Literal["caption", "instruct", "dialogue", "edit", "story"]
 KINDS: tuple[Kind, ...] = ("caption", "instruct", "dialogue", "edit", "story")
 Role = Literal["user", "assistant"]
@@ -22,17 +26,17 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True)
 class Image:
-    """A picture and what is known of it.
+    """A picture with its caption.
 
     Args:
         pixels: RGB, (H, W, 3), 0-255.
-        caption: What it shows; empty if nobody has said.
+        caption: Caption; empty if there is none.
         original_size: Height and width before any resizing, for SDXL's size conditioning.
-        crop: Top and left of the crop that was taken, in pixels of the resized picture.
-        caption_by: Who captioned it: ``alt-text``, ``human``, ``turn``, ``model:<name>``, ...; empty if unknown.
+        crop: Top and left of the crop, in pixels of the resized picture.
+        caption_by: Source of the caption: ``alt-text``, ``human``, ``turn``, ``model:<name>``, ...; empty if unknown.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Picture
     caption: str = ""
     original_size: tuple[int, int] = (0, 0)
     crop: tuple[int, int] = (0, 0)
@@ -41,13 +45,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says at once.
+    """One message of a conversation.
 
     Args:
         role: ``user`` or ``assistant``.
-        parts: Texts, and pictures as indices into `Sample.images`, in the order in which they stand.
-        loss: Whether a reply may be learned from.
-        context: Index of the picture that the turn refers to; None means the newest.
+        parts: Texts, and pictures as indices into `Conversation.images`, in their order.
+        loss: Whether a reply is trained on.
+        context: Index of the context picture; None for the newest one.
     """
 
     role: Role
@@ -67,53 +71,114 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One conversation; a caption pair is a conversation of one request and one reply.
-
-    Args:
-        id: Unique in its data set.
-        kind: What it teaches.
-        source: Name of the data set.
-        turns: In the order in which they were said.
-        images: Pictures that the turns point to.
-        meta: Whatever else the shard knew; never read by the model.
-        license: Under which terms it may be used; empty if unknown.
-    """
-
-    id: str
-    kind: Kind
-    source: str
-    turns: tuple[Turn, ...]
-    images: tuple[Image, ...]
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    license: str = ""
-
-
-@dataclass(frozen=True)
 class Segment:
-    """A reply's unit: some text and, unless the caption is None, one picture.
+    """A part of a reply: text and, unless the caption is None, one picture.
 
     Args:
-        answer: What is said; may be empty.
-        caption: The words from which the picture is drawn; None for text without a picture.
+        answer: Text for the user; may be empty.
+        caption: Caption from which the picture is drawn; None for text without a picture.
     """
 
     answer: str
     caption: str | None = None
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A reply: segments, and a picture or None for each of them.
+
+    Args:
+        segments: Texts and captions.
+        images: RGB (H, W, 3) of 0-255, or None, one per segment.
+    """
+
+    segments: tuple[Segment, ...]
+    images: tuple[Picture | None, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers that are not empty."""
+        return [segment.answer for segment in self.segments if segment.answer.strip()]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The pictures that exist."""
+        return [image for image in self.images if image is not None]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns of a user and an assistant, with their pictures.
+
+    Args:
+        id: Name. Together with a seed and a turn it decides the noise of generated pictures.
+        turns: Turns, oldest first.
+        images: Pictures to which the turns point, each pointed to by one turn.
+        to_draw: Reply to the last turn where it is given instead of generated: texts, and captions of the pictures to
+            draw. Empty if the model decides.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[Image, ...] = ()
+    to_draw: tuple[Segment, ...] = ()
+
+    def until(self, turn: int) -> Self:
+        """The conversation before a turn, with the pictures of the turns that remain.
+
+        Args:
+            turn: Index of the first turn to leave out.
+        """
+        turns = self.turns[:turn]
+        # Pictures are numbered in the order of their turns, so those that remain are the first ones.
+        return replace(self, turns=turns, images=self.images[: sum(len(item.pictures) for item in turns)])
+
+    def with_reply(self, reply: Reply) -> Self:
+        """The conversation with a generated reply behind its last turn."""
+        parts: list[str | int] = []
+        images = list(self.images)
+        for segment, pixels in zip(reply.segments, reply.images, strict=True):
+            if segment.answer.strip():
+                parts.append(segment.answer)
+            if pixels is not None:
+                parts.append(len(images))
+                images.append(Image(pixels, segment.caption or "", (pixels.shape[0], pixels.shape[1])))
+        return replace(self, turns=(*self.turns, Turn("assistant", tuple(parts))), images=tuple(images), to_draw=())
+
+
+@dataclass(frozen=True)
+class Sample(Conversation):
+    """A conversation of a data set; a caption pair is one request and one reply.
+
+    Args:
+        id: Name, unique in its data set.
+        turns: Turns, oldest first.
+        images: Pictures to which the turns point.
+        to_draw: Empty: a data set holds whole replies.
+        kind: Task that it is an example of.
+        source: Name of the data set.
+        meta: Further entries of the shard; never read by the model.
+        license: Licence; empty if unknown.
+    """
+
+    kind: Kind = field(kw_only=True)
+    source: str = field(kw_only=True)
+    meta: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    license: str = field(default="", kw_only=True)
+
+
 def in_unit_range(pixels: torch.Tensor) -> torch.Tensor:
-    """Pictures of 0-255, (..., 3, H, W), as the image decoder wants them: floats in [-1, 1]."""
+    """Pictures of 0-255, (..., 3, H, W), as input of the image decoder: floats in [-1, 1]."""
     return pixels.float().div_(127.5).sub_(1)
 
 
 def normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Pictures of 0-255 as the vision encoder wants them: floats.
+    """Pictures of 0-255 as input of the vision encoder: floats of about zero mean and unit variance.
 
     Args:
         pixels: uint8, (..., 3, H, W).
-        mean: Of each channel, in [0, 1].
-        std: Of each channel, in [0, 1].
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel, in [0, 1].
     """
     floats = pixels.float()
     means, stds = (floats.new_tensor(values)[:, None, None] for values in (mean, std))
@@ -122,10 +187,10 @@ def normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 
 @dataclass
 class Batch:
-    """What a model is trained and evaluated on. Fields that are tensors share the first dimension B.
+    """Input of training and evaluation. Fields that are tensors share the first dimension B.
 
-    A loader makes batches with pictures of uint8, 0-255: a quarter of the bytes travel. `to` brings a batch to the
-    networks' device and `ready` makes of its pictures what the arguments below promise; Lightning calls `to` always.
+    A loader makes batches with pictures of uint8, 0-255, a quarter of the bytes of float32. `to` moves a batch to the
+    networks' device, where `ready` turns its pictures into the floats described below; Lightning always calls `to`.
 
     Args:
         input_ids: Prompt and response, right-padded, (B, T).
@@ -137,16 +202,16 @@ class Batch:
         context_pixels: Context picture, normalised for the vision encoder, zeros where there is none,
             (B, 3, S, S).
         has_context: Whether there is a context picture, (B,) bool.
-        target_pixels: Picture to draw, in [-1, 1], zeros where there is none, (B, 3, H, W).
+        target_pixels: Reference picture, in [-1, 1], zeros where there is none, (B, 3, H, W).
         has_target: Whether there is a picture to draw, (B,) bool.
         time_ids: Original size, crop and target size of the target picture, (B, 6).
         caption_ids: Target caption for the first text encoder of the image decoder, (B, Q).
         caption_ids_2: The same for the second, (B, Q).
-        samples: The conversations themselves, for evaluation and logs.
+        samples: Samples, for evaluation and logs.
         turns: Index of the reply within each sample's turns.
-        cut_tokens: Prompt tokens that did not fit, one count a sample.
-        eye: Mean and deviation of each channel, in [0, 1], by which `ready` normalises `context_pixels`; None if
-            the batch has no context picture.
+        cut_tokens: Prompt tokens that did not fit, one count per sample.
+        normalisation: Mean and standard deviation of each channel, in [0, 1], with which `ready` normalises
+            `context_pixels`; None if the batch has no context picture.
     """
 
     input_ids: torch.Tensor
@@ -165,7 +230,7 @@ class Batch:
     samples: list[Sample] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     cut_tokens: list[int] = field(default_factory=list)
-    eye: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -175,20 +240,21 @@ class Batch:
         changed: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name != "eye":
+            if item.name != "normalisation":
                 changed[item.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
         return replace(self, **changed)
 
     def ready(self) -> Batch:
-        """The same batch with its pictures as floats, as the networks want them; itself if they already are."""
+        """The same batch with its pictures as floats, the networks' input; the batch itself if they already are."""
         if self.target_pixels.is_floating_point():
             return self
-        # Where there is no picture, zero stays zero.
+        # Both scalings would turn the zeros of missing pictures into something else.
         target = in_unit_range(self.target_pixels).masked_fill_(~self.has_target[:, None, None, None], 0)
-        if self.eye is None:
+        if self.normalisation is None:
             context = target.new_zeros(self.context_pixels.shape)
         else:
-            context = normalised(self.context_pixels, *self.eye).masked_fill_(~self.has_context[:, None, None, None], 0)
+            context = normalised(self.context_pixels, *self.normalisation)
+            context.masked_fill_(~self.has_context[:, None, None, None], 0)
         return replace(self, context_pixels=context, target_pixels=target)
 
     def pin_memory(self) -> Batch:
@@ -206,41 +272,18 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What one side said back: segments, and a picture for each of them or None.
-
-    Args:
-        segments: Texts and captions.
-        images: RGB (H, W, 3) of 0-255, or None, one a segment.
-    """
-
-    segments: tuple[Segment, ...]
-    images: tuple[NDArray[np.uint8] | None, ...]
-
-    @property
-    def texts(self) -> list[str]:
-        """The answers that are not empty."""
-        return [segment.answer for segment in self.segments if segment.answer.strip()]
-
-    @property
-    def pictures(self) -> list[NDArray[np.uint8]]:
-        """The pictures that exist."""
-        return [image for image in self.images if image is not None]
-
-
-@dataclass(frozen=True)
 class Prediction:
-    """A generated reply beside the true one: what evaluation works on.
+    """A generated reply with its reference: the input of metrics.
 
     Args:
-        id: Unique in the evaluation: the sample's id and the turn, ``"<sample id>#<turn>"``.
-        kind: Of the sample.
-        source: Of the sample.
-        request: What the user said, as text.
-        reference: The true reply.
-        generated: The model's.
-        context: The context picture, if there is one.
-        meta: The sample's `meta`, and what generation reported (``gate``, ``cosine``, ``cut_tokens``, ...).
+        id: Name, unique in the evaluation: the sample's id and the turn, ``"<sample id>#<turn>"``.
+        kind: Kind of the sample.
+        source: Data set of the sample.
+        request: Text of the user's last turn.
+        reference: Reply of the data set.
+        generated: Reply of the model.
+        context: Context picture, if there is one.
+        meta: `meta` of the sample, and the notes of generation (``gate``, ``cosine``, ``cut_tokens``, ...).
     """
 
     id: str
@@ -249,5 +292,5 @@ class Prediction:
     request: str
     reference: Reply
     generated: Reply
-    context: NDArray[np.uint8] | None = None
+    context: Picture | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)

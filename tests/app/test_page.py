@@ -19,15 +19,15 @@ import pytest
 gr = pytest.importorskip("gradio", reason="needs m2chat[serve]")
 httpx = pytest.importorskip("httpx", reason="needs m2chat[serve]")
 
+from m2chat.app.chat import ChatHandlers
 from m2chat.app.page import build_page, launch
-from m2chat.app.rendering import Growing, messages, plain
-from m2chat.app.studio import Studio, end
-from m2chat.app.talk import Talk, as_shelf
+from m2chat.app.tabs import TaskHandlers, stop_task
+from m2chat.app.widgets import GrowingReply, messages, picture_cache, plain
 from m2chat.commands import main
 from m2chat.data.images import save_png
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import Drawn, M2ChatPipeline, Notice, Progress, Words
-from m2chat.pipeline.events import Picture
+from m2chat.schema import Picture
 
 BAD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("bad_bodies.py")))
 SETTINGS = ("force", 1, 1, 5.0, 0, 0.0, 24)
@@ -142,8 +142,8 @@ def test_only_what_was_uploaded_is_looked_at(web: Any, tmp_path: Path) -> None:
 
 
 def test_a_user_says_something_and_sees_it_grow(pipe: M2ChatPipeline) -> None:
-    talk = Talk(pipe, shelf)
-    *growing, (session, shown, _) = talk.say(None, {"text": "hello <b>", "files": []}, *SETTINGS)
+    talk = ChatHandlers(pipe, shelf)
+    *growing, (session, shown, _) = talk.send(None, {"text": "hello <b>", "files": []}, *SETTINGS)
     assert len(growing) > 2 and [message["role"] for message in shown] == ["user", "assistant"]
     assert shown[0]["content"] == ["hello &lt;b&gt;"]
     assert session.settings.seed == 0 and len(session.images) == 1
@@ -161,19 +161,19 @@ def test_a_stop_keeps_the_pictures_that_are_ready(
         for state in denoise(self, *args):
             done.append(state.step)
             if len(done) == 5:  # the second step of the second picture
-                end(ender)
+                stop_task(ender)
             yield state
 
     monkeypatch.setattr(ImageDecoder, "denoise", watched)
-    drawing = getattr(Studio(pipe, shelf), task)("a ball like the sea", 4, 0, 3)
+    drawing = getattr(TaskHandlers(pipe, shelf), task)("a ball like the sea", 4, 0, 3)
     ender, nothing = next(drawing)
     assert nothing == "" and [figures.count("<figure>") for _, figures in drawing] == [1]
     assert done == [1, 2, 3, 1, 2]
-    end(None)
+    stop_task(None)
 
 
 def test_an_edit_needs_a_picture_and_a_line(pipe: M2ChatPipeline, tmp_path: Path) -> None:
-    studio, path = Studio(pipe, shelf), str(tmp_path / "grey.png")
+    studio, path = TaskHandlers(pipe, shelf), str(tmp_path / "grey.png")
     Path(path).write_bytes(save_png(np.full((32, 32, 3), 128, np.uint8)))
     for message, told in (
         ({"text": "make it small", "files": []}, "there is no picture yet"),
@@ -192,12 +192,12 @@ def test_an_edit_needs_a_picture_and_a_line(pipe: M2ChatPipeline, tmp_path: Path
 
 
 def test_mistakes_are_told_in_words(pipe: M2ChatPipeline, tmp_path: Path) -> None:
-    talk = Talk(pipe, shelf)
+    talk = ChatHandlers(pipe, shelf)
     (tmp_path / "no.png").write_text("hello")
     for attempt in (
-        lambda: list(talk.say(None, {"text": " ", "files": []}, *SETTINGS)),
-        lambda: list(talk.say(None, {"text": "look", "files": [str(tmp_path / "no.png")]}, *SETTINGS)),
-        lambda: list(talk.again(None, *SETTINGS)),
+        lambda: list(talk.send(None, {"text": " ", "files": []}, *SETTINGS)),
+        lambda: list(talk.send(None, {"text": "look", "files": [str(tmp_path / "no.png")]}, *SETTINGS)),
+        lambda: list(talk.regenerate(None, *SETTINGS)),
         lambda: list(talk.go_on(None, *SETTINGS)),
         lambda: talk.undo(None),
         lambda: talk.save(None),
@@ -209,9 +209,9 @@ def test_mistakes_are_told_in_words(pipe: M2ChatPipeline, tmp_path: Path) -> Non
 
 
 def test_over_long_talk_is_cut_and_the_user_is_told(pipe: M2ChatPipeline) -> None:
-    talk, session = Talk(pipe, shelf), None
+    talk, session = ChatHandlers(pipe, shelf), None
     for _ in range(3):
-        *_, (session, shown, _) = talk.say(
+        *_, (session, shown, _) = talk.send(
             session, {"text": "so many words " * 40, "files": []}, "never", *SETTINGS[1:]
         )
     remarks = [part.value for part in shown[-1]["content"] if not isinstance(part, str)]
@@ -220,7 +220,7 @@ def test_over_long_talk_is_cut_and_the_user_is_told(pipe: M2ChatPipeline) -> Non
 
 
 def test_a_reply_grows_in_its_order() -> None:
-    reply = Growing(shelf, 3)
+    reply = GrowingReply(shelf, 3)
     picture: Any = object()
     assert reply.add(Notice("what did not fit", 3)) and reply.add(Words(0, "A <ring>"))
     assert reply.add(Words(0, "a ring", "caption")) and reply.add(Progress(0, 1, 2))
@@ -233,7 +233,7 @@ def test_a_reply_grows_in_its_order() -> None:
 
 def test_a_picture_is_written_once_and_again_if_it_went_away(tmp_path: Path) -> None:
     component = SimpleNamespace(GRADIO_CACHE=str(tmp_path), temp_files=set())
-    put = as_shelf(component)
+    put = picture_cache(component)
     pixels = np.zeros((4, 4, 3), np.uint8)
     path = Path(put(pixels))
     os.utime(path, (0, 0))

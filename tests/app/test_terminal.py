@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from m2chat.app.blocks import blocks
-from m2chat.app.terminal import COMMANDS, TerminalChat
+from m2chat.app.terminal import COMMANDS, TerminalChat, blocks
 from m2chat.data.images import load_image, save_png
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.worlds.shapes.scenes import Scene, Shape, render

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from m2chat.commands import main
-from m2chat.commands.evaluation.run import Runner
+from m2chat.commands.evaluation.run import Runner, _clear
+from m2chat.errors import UserError
 from m2chat.evaluation.results import read_results, write_results
 from m2chat.evaluation.rows import RunFolders, read_rows
 from m2chat.evaluation.statistics import Estimate
+from m2chat.files import locked
 from m2chat.worlds.shapes.captions import caption_of
 from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
@@ -47,6 +49,8 @@ def test_another_systems_pictures_are_scored_as_ours(
     assert metrics["pictures_missing"].value == 1 and metrics["all_right"].value == 100.0
     assert metrics["clip_i"].value == pytest.approx(100.0, abs=1e-3) and metrics["clip_score"].n == 5
     assert (out / "report.html").is_file() and "paper: 29.87" in capsys.readouterr().out
+    assert main(["eval", "folder", str(outputs), str(out), "--config", "configs/eval_coco.yaml"]) == 2
+    assert "holds an evaluation already" in capsys.readouterr().err
 
     # The same samples by id, their reference from that evaluation.
     few = tmp_path / "few.jsonl"
@@ -165,6 +169,18 @@ def test_rows_are_run_once_and_share_their_stages(runner: Calls, tmp_path: Path)
     assert runner.seen == []
     runner.row(ROWS["gate_paper"], 1)
     assert [folder for kind, folder, _ in runner.seen if kind == "fit"] == ["own/seed_1/gate_paper/stage2"]
+
+
+def test_what_a_stopped_run_has_left_is_cleared_unless_it_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "stage1"
+    _clear(folder)
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+    with locked(folder), pytest.raises(UserError, match="another process writes to"):
+        _clear(folder)
+    assert (folder / "config.yaml").exists()
+    _clear(folder)
+    assert not folder.exists()
 
 
 def test_a_group_runs_its_evaluations_of_a_row(runner: Calls) -> None:

@@ -38,7 +38,7 @@ def talk() -> Sample:
         Turn("user", ("draw two",)),
         Turn("assistant", ("one", 1, "and two", 2)),
     )
-    return Sample("talk/<b>", "dialogue", "talk", turns, images)
+    return Sample("talk/<b>", turns, images, kind="dialogue", source="talk")
 
 
 def pieces(reply: Preview, span: str) -> list[str]:
@@ -63,7 +63,7 @@ def test_the_spans_are_those_of_training(layout: Layout) -> None:
 
 def test_what_is_cut_stands_at_its_place(layout: Layout) -> None:
     turns = (*talk().turns[:2], Turn("user", ("word " * 200 + "end",)), Turn("assistant", ("so be it",)))
-    reply = previews_of(Sample("x", "dialogue", "x", turns, talk().images), layout)[1]
+    reply = previews_of(Sample("x", turns, talk().images, kind="dialogue", source="x"), layout)[1]
     assert reply.tokens <= 192 and reply.cut > 100
     prompt = "".join(piece.text for piece in reply.pieces if piece.span in ("prompt", "cut"))
     assert "Assistant: nice" in prompt and prompt.count("word") == 200 and "end" in prompt
@@ -75,7 +75,7 @@ def test_what_is_cut_stands_at_its_place(layout: Layout) -> None:
 def test_the_terminal_shows_spans_with_and_without_colours(layout: Layout) -> None:
     sample = talk()
     turns = (Turn("user", ("clear \x1b[2J the screen",)), sample.turns[3])
-    (reply,) = previews_of(Sample("x/1", "dialogue", "x", turns, sample.images), layout)
+    (reply,) = previews_of(Sample("x/1", turns, sample.images, kind="dialogue", source="x"), layout)
     plain = lines_of(reply, 192, colour=False)
     assert plain[0].startswith("x/1 turn 1, dialogue: ") and "target picture 2, 31 x 20" in plain[0]
     assert "  answer *   one" in plain and "  caption *  c1" in plain and "  image *    <|img|> × 1" in plain
@@ -88,7 +88,8 @@ def test_the_page_is_whole_and_safe(layout: Layout) -> None:
     sample = talk()
     turns = (Turn("user", ('<script>alert("x")</script>', 0)), sample.turns[3])
     nasty = Image(np.zeros((300, 900, 3), np.uint8), '"><img src=x onerror=alert(1)>', (3000, 9000))
-    replies = previews_of(Sample("x", "dialogue", "<i>", turns, (nasty, *sample.images[1:])), layout)
+    shown = Sample("x", turns, (nasty, *sample.images[1:]), kind="dialogue", source="<i>")
+    replies = previews_of(shown, layout)
     page = preview_page(replies, "a & <b>", 192)
     assert "<script" not in page and "<img src=x" not in page and "<i>," not in page and "a &amp; &lt;b&gt;" in page
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page

@@ -22,8 +22,6 @@ def black(height: int, width: int, caption: str, original: tuple[int, int] = (0,
 
 TALK = Sample(
     "talk/1",
-    "dialogue",
-    "talk",
     (
         Turn("user", ("look", 0)),
         Turn("assistant", ("nice",)),
@@ -33,6 +31,8 @@ TALK = Sample(
         Turn("assistant", ("not learned",), loss=False),
     ),
     (black(8, 12, "a dog", (80, 60)), black(8, 12, "A  dog"), black(20, 10, "")),
+    kind="dialogue",
+    source="talk",
 )
 
 

@@ -23,7 +23,9 @@ def picture(number: int) -> np.ndarray:
 
 def sample(number: int) -> Sample:
     turns = (Turn("user", (f"draw {number}",)), Turn("assistant", (0,)))
-    return Sample(f"own/n{number}", "instruct", "own", turns, (Image(picture(number), f"picture {number}"),))
+    return Sample(
+        f"own/n{number}", turns, (Image(picture(number), f"picture {number}"),), kind="instruct", source="own"
+    )
 
 
 @pytest.fixture

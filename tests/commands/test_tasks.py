@@ -42,6 +42,11 @@ def test_a_task_prints_its_words_and_writes_its_pictures(
         assert f"out/{name}-{number}.png: " in said
     assert (here / "out" / f"{name}.png").is_file()
     assert (here / "out" / "story-beside-decoder.png").is_file() == (name == "story")
+    if name == "edit":  # a second command overwrites nothing
+        before = (here / "out" / "edit-0.png").read_bytes()
+        assert main([*arguments[:2], "paint it red", "--steps", "2", "--out", "out"]) == 0
+        assert "out/edit_1-0.png: " in capsys.readouterr().out and (here / "out" / "edit_1.png").is_file()
+        assert (here / "out" / "edit-0.png").read_bytes() == before
 
 
 def test_dialogue_lines_may_show_a_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

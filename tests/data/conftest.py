@@ -29,7 +29,7 @@ def dialogue(number: int) -> Sample:
         Turn("user", ("thanks",)),
         Turn("assistant", ("not learned",), loss=False),
     )
-    return Sample(f"talk/{number}", "dialogue", "talk", turns, images, {"number": number})
+    return Sample(f"talk/{number}", turns, images, kind="dialogue", source="talk", meta={"number": number})
 
 
 def caption_files(number: int) -> tuple[str, dict[str, bytes]]:

@@ -37,10 +37,10 @@ def test_only_pictures_that_stand_alone_are_mirrored() -> None:
     assert may_be_mirrored(plain)
     assert not may_be_mirrored(pair("a leaf", crop=(0, 3)))
     for kind in ("dialogue", "edit", "story"):
-        assert not may_be_mirrored(Sample("a", kind, "x", plain.turns, plain.images))  # type: ignore[arg-type]
+        assert not may_be_mirrored(Sample("a", plain.turns, plain.images, kind=kind, source="x"))  # type: ignore[arg-type]
     asked = (Turn("user", ("what stands to the left ?",)), Turn("assistant", (0,)))
-    assert not may_be_mirrored(Sample("a", "instruct", "x", asked, plain.images))
-    assert not may_be_mirrored(Sample("a", "instruct", "x", plain.turns, plain.images * 2))
+    assert not may_be_mirrored(Sample("a", asked, plain.images, kind="instruct", source="x"))
+    assert not may_be_mirrored(Sample("a", plain.turns, plain.images * 2, kind="instruct", source="x"))
 
 
 def test_chance_depends_on_the_lot_alone() -> None:

@@ -31,7 +31,7 @@ def talk(name: str, *said: str, seed: int, source: str = "talk") -> Sample:
     """A conversation that ends with a picture; `said` alternates between user and assistant, user last."""
     turns = [Turn("assistant" if k % 2 else "user", (text,)) for k, text in enumerate(said)]
     reply = Turn("assistant", ("here", 0))
-    return Sample(name, "dialogue", source, (*turns, reply), (Image(picture(seed), "a dog"),))
+    return Sample(name, (*turns, reply), (Image(picture(seed), "a dog"),), kind="dialogue", source=source)
 
 
 def open_source(path: Path, **options: Any) -> Source:

@@ -37,7 +37,8 @@ def batch(micro_model: M2ChatModel) -> Batch:
 def picture(model: M2ChatModel, batch: Batch) -> torch.Tensor:
     """What a mode must not spoil: the condition and the picture drawn from it."""
     with torch.no_grad():
-        condition = model.look_and_condition(batch)
+        states, f_img, _ = model.read(batch.input_ids, batch.context_pixels)
+        condition = model.condition(batch, states, f_img)
         return model.decoder.sample(condition.h_align, condition.h_palign, batch.time_ids, [1, 2], steps=2)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from m2chat.errors import UserError
 from m2chat.models.image_decoder import Denoising, ImageDecoder
-from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
+from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.candidates import best_of, denoising_errors
 from m2chat.pipeline.replier import noise_seed
 from m2chat.pipeline.tasks import wish
@@ -28,7 +28,7 @@ WISH = "I dream of a ball like the sea in front of snow"
 
 
 def output_of(picture: np.ndarray | None, caption: str) -> PipelineOutput:
-    return PipelineOutput([] if picture is None else [ImagePart(Image.fromarray(picture), caption, 1.0, 0.0)])
+    return PipelineOutput([] if picture is None else [OutputImage(Image.fromarray(picture), caption, 1.0, 0.0)])
 
 
 def broken(picture: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
-from m2chat.pipeline import ImagePart, M2ChatPipeline
+from m2chat.pipeline import M2ChatPipeline, OutputImage
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
@@ -34,8 +34,8 @@ def test_one_line_without_any_argument(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_output_has_text_images_gate_and_their_order(pipe: M2ChatPipeline) -> None:
     output = pipe("I dream of a ball like the sea in front of snow", generator=seeded(), image_mode="force", **SHORT)
     kinds = [type(part) for part in output.segments]
-    assert kinds.index(str) < kinds.index(ImagePart), "words come before their picture"
-    assert output.text and len(output.images) == len(output.gate) == kinds.count(ImagePart) == 1
+    assert kinds.index(str) < kinds.index(OutputImage), "words come before their picture"
+    assert output.text and len(output.images) == len(output.gate) == kinds.count(OutputImage) == 1
     assert all(0 <= gate <= 1 for gate in output.gate) and output.cut_tokens == 0
 
 
@@ -108,7 +108,7 @@ def test_schedulers_can_be_swapped(pipe: M2ChatPipeline) -> None:
 def test_text_to_image_takes_the_prompt_as_caption(pipe: M2ChatPipeline) -> None:
     output = pipe("a small green ring at the top on a pink background", given="caption", **SHORT)
     (part,) = output.segments
-    assert isinstance(part, ImagePart) and part.caption == "a small green ring at the top on a pink background"
+    assert isinstance(part, OutputImage) and part.caption == "a small green ring at the top on a pink background"
     assert part.gate == 1.0
 
 

@@ -64,11 +64,11 @@ def test_streamed_and_whole_replies_are_the_same(session: Session, pipe: M2ChatP
     whole = session.reply(ASK, image="force", max_images=1)
     from m2chat.pipeline.inputs import waiting
     from m2chat.pipeline.replier import DrawSettings
-    from m2chat.schema import Sample, Turn
+    from m2chat.schema import Conversation, Turn
 
     replier = pipe.replier("force", 1, DrawSettings(2, 5.0, 0, 32), 24)
-    sample = Sample("session", "dialogue", "session", (Turn("user", (ASK,)),), ())
-    (reply,), (note,) = replier.reply(waiting([sample], pipe.vision, pipe.device), seeds=[3])
+    conversation = Conversation("session", (Turn("user", (ASK,)),))
+    (reply,), (note,) = replier.reply(waiting([conversation], pipe.vision, pipe.device), seeds=[3])
     assert [part for part in whole.segments if isinstance(part, str)] == reply.texts
     difference = np.abs(np.asarray(whole.images[0]).astype(int) - reply.pictures[0])
     assert difference.max() <= 1 and note["gate"] == pytest.approx(whole.gate, abs=1e-5)
@@ -123,7 +123,7 @@ def test_undo_forgets_words_and_pictures(session: Session, shown: NDArray[np.uin
 
 
 def test_regenerating_replaces_the_reply(session: Session) -> None:
-    with pytest.raises(UserError, match="no reply to make anew"):
+    with pytest.raises(UserError, match="no reply to regenerate"):
         session.regenerate()
     session.reply(ASK, image="force", max_images=1)
     old, said = session.images[-1].pixels, session.turns

@@ -13,9 +13,9 @@ import torch
 from m2chat.errors import UserError
 from m2chat.models.image_decoder import Denoising, ImageDecoder
 from m2chat.models.m3adapter import attention_maps
-from m2chat.pipeline import ImagePart, M2ChatPipeline, PipelineOutput
+from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.lens import charts, figure, look_inside, strip
-from m2chat.pipeline.tasks import alone, dialogue, edit, edit_rounds, similar, story, tell, text_to_image, wish
+from m2chat.pipeline.tasks import decoder_alone, dialogue, edit, edit_rounds, similar, story, tell, text_to_image, wish
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 PICTURE = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
@@ -26,7 +26,7 @@ def pictures(outputs: list[PipelineOutput]) -> list[Any]:
 
 
 def captions(outputs: list[PipelineOutput]) -> list[str]:
-    return [part.caption for output in outputs for part in output.segments if isinstance(part, ImagePart)]
+    return [part.caption for output in outputs for part in output.segments if isinstance(part, OutputImage)]
 
 
 def test_text_to_image(pipe: M2ChatPipeline) -> None:
@@ -59,8 +59,8 @@ def test_similar_pictures_see_the_first(pipe: M2ChatPipeline) -> None:
 
 def test_a_story_has_its_frames_and_the_decoders_beside_them(pipe: M2ChatPipeline) -> None:
     told = story(pipe, "tell me how it ripens : a large ring on a white background", 3, steps=2)
-    assert len(told.parts) == len(pictures(told.parts)) == len(told.alone) == 3
-    assert told.alone[0].shape == (32, 32, 3) and all(part.seed == 0 for part in told.parts)
+    assert len(told.parts) == len(pictures(told.parts)) == len(told.decoder_alone) == 3
+    assert told.decoder_alone[0].shape == (32, 32, 3) and all(part.seed == 0 for part in told.parts)
     with pytest.raises(UserError, match="at least one part"):
         story(pipe, "once", 0)
 
@@ -95,7 +95,7 @@ def test_a_stopped_story_draws_nothing_more(pipe: M2ChatPipeline, steps: list[An
     session = pipe.session(steps=20, seed=0, image="force", max_images=1)
     steps.append(session.stop)
     parts = list(tell(session, "tell me how it ripens : a large ring on a white background"))
-    assert steps[1:] == [1, 2] and [part.stopped for part in parts] == [True] and alone(session, parts) == []
+    assert steps[1:] == [1, 2] and [part.stopped for part in parts] == [True] and decoder_alone(session, parts) == []
 
 
 def test_stopped_between_two_rounds_no_other_one_begins(pipe: M2ChatPipeline) -> None:

@@ -11,7 +11,7 @@ from m2chat.text.view import replies_of, segments_of
 def sample(*turns: Turn, pictures: int = 3) -> Sample:
     pixels = np.zeros((4, 4, 3), np.uint8)
     images = tuple(Image(pixels, f"picture of {name}") for name in ("a cat", "a dog", "a pig")[:pictures])
-    return Sample("s", "dialogue", "test", turns, images)
+    return Sample("s", turns, images, kind="dialogue", source="test")
 
 
 TALK = sample(

@@ -1,1 +1,1 @@
-"""Where people talk with it: terminal, web page, HTTP. Everything else is a `m2chat.pipeline.Session`."""
+"""User interfaces: terminal, web page, HTTP server. Each is a thin layer over `m2chat.pipeline.Session`."""

@@ -1,4 +1,4 @@
-"""The conversation over HTTP, in the form of OpenAI's chat completions."""
+"""The HTTP server: OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from m2chat import __version__
-from m2chat.app.limits import Doors, Streamed, Timer
+from m2chat.app.limits import BodyLimit, Deadline, SlotResponse, Slots
 from m2chat.app.protocol import ChatRequest, conversation, encodable, image_part, usage_of
-from m2chat.app.size_limit import SizeLimit
 from m2chat.app.uploads import read_url
 from m2chat.errors import UserError
 from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Usage, Words
@@ -27,7 +26,7 @@ from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Usag
 MODEL = "m2chat"
 MAX_BODY = 64 * 2**20
 TIME_LIMIT = 300.0
-"""Seconds of a request, unless the server is told otherwise."""
+"""Default time limit of a request, in seconds."""
 
 
 def build_api(
@@ -40,26 +39,25 @@ def build_api(
     """Builds the server.
 
     Args:
-        pipe: Replies.
-        picture_hosts: Hosts from which pictures may be fetched; without any, they must come inside the request.
-        at_once: Replies that are made at a time.
-        waiting: Requests that may wait; more get 429.
-        time_limit: Seconds that a request may take in all: one that waits longer gets 503, one whose reply takes longer
-            504.
+        pipe: Pipeline.
+        picture_hosts: Hosts from which pictures may be fetched; without any, requests must contain their pictures.
+        at_once: Replies that are generated at a time.
+        waiting: Requests that may wait; further ones get 429.
+        time_limit: Seconds for a whole request: one that waits longer gets 503, one whose reply takes longer gets 504.
     """
-    # Its own pages of documentation would load scripts from elsewhere.
+    # FastAPI's documentation pages would load scripts from other hosts.
     api = FastAPI(title="M²Chat", version=__version__, docs_url=None, redoc_url=None)
-    api.add_middleware(SizeLimit, most=MAX_BODY)
+    api.add_middleware(BodyLimit, max_bytes=MAX_BODY)
     api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(UserError, _refused)
     api.add_exception_handler(AnyHTTPException, _failed)
-    doors, since = Doors(at_once, waiting), int(time.time())
+    slots, since = Slots(at_once, waiting), int(time.time())
     model = {"id": MODEL, "object": "model", "created": since, "owned_by": "m2chat"}
     reader = partial(read_url, hosts=frozenset(picture_hosts))
 
     @api.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "version": __version__, "stage": pipe.origin.stage, "requests": doors.inside}
+        return {"status": "ok", "version": __version__, "stage": pipe.origin.stage, "requests": slots.requests}
 
     @api.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -73,39 +71,39 @@ def build_api(
     @api.post("/v1/chat/completions", response_model=None)
     async def complete(body: ChatRequest, request: Request) -> Response | dict[str, Any]:
         _check_model(body.model)
-        doors.check()
-        timer = Timer(time_limit)
-        session, text, pictures = await timer.within(run_in_threadpool(conversation, body, pipe, reader))
-        events = timer.each(session.stream(text, pictures))
+        slots.check()
+        deadline = Deadline(time_limit)
+        session, text, pictures = await deadline.within(run_in_threadpool(conversation, body, pipe, reader))
+        events = deadline.each(session.stream(text, pictures))
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": MODEL}
-        place = AsyncExitStack()
-        place.callback(session.stop)  # whatever ends the request ends the reply
-        await timer.within(place.enter_async_context(doors.enter()), 503)
+        slot = AsyncExitStack()
+        slot.callback(session.stop)  # the reply ends with the request, also if the client disconnects
+        await deadline.within(slot.enter_async_context(slots.enter()), 503)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return Streamed(place, _stream(events, head, usage), media_type="text/event-stream")
-        heard: list[Event] = []
-        async with place:
+            return SlotResponse(slot, _stream(events, head, usage), media_type="text/event-stream")
+        received: list[Event] = []
+        async with slot:
             async for event in events:
-                heard.append(event)
+                received.append(event)
                 if await request.is_disconnected():
                     break
-        return whole(heard, head)
+        return whole(received, head)
 
     return api
 
 
 def whole(events: list[Event], head: Mapping[str, Any]) -> dict[str, Any]:
-    """A completion: its content is a string, or a list of parts where there are pictures."""
+    """A completion; its content is a string, or a list of parts if there are pictures."""
     drawn = {event.segment: event for event in events if isinstance(event, Drawn)}
-    said: dict[int, str] = {}
+    answers: dict[int, str] = {}
     for event in events:
         if isinstance(event, Words) and event.of == "answer":
-            said[event.segment] = said.get(event.segment, "") + event.text
+            answers[event.segment] = answers.get(event.segment, "") + event.text
     parts: list[dict[str, Any]] = []
-    for segment in sorted({*said, *drawn}):
-        if said.get(segment, "").strip():
-            parts.append({"type": "text", "text": said[segment].strip()})
+    for segment in sorted({*answers, *drawn}):
+        if answers.get(segment, "").strip():
+            parts.append({"type": "text", "text": answers[segment].strip()})
         if segment in drawn:
             parts.append(image_part(drawn[segment]))
     content: Any = parts if drawn else "".join(part["text"] for part in parts)
@@ -117,13 +115,13 @@ def whole(events: list[Event], head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _stream(events: AsyncIterator[Event], head: Mapping[str, Any], usage: bool) -> AsyncIterator[str]:
-    """A completion as it comes; with usage, OpenAI's last chunk has it and no choice."""
+    """A completion as server-sent events; with usage, the last chunk has it and no choice, as OpenAI's."""
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return _data({**own, "choices": [choice], **more})
+        return _data({**common, "choices": [choice], **more})
 
-    own = {**head, "object": "chat.completion.chunk", **({"usage": None} if usage else {})}
+    common = {**head, "object": "chat.completion.chunk", **({"usage": None} if usage else {})}
     used: dict[str, int] | None = None
     try:
         yield chunk({"role": "assistant", "content": ""})
@@ -139,14 +137,14 @@ async def _stream(events: AsyncIterator[Event], head: Mapping[str, Any], usage: 
             elif isinstance(event, Finished):
                 yield chunk({}, finish="stop")
         if usage:
-            yield _data({**own, "choices": [], "usage": used})
+            yield _data({**common, "choices": [], "usage": used})
         yield "data: [DONE]\n\n"
-    except HTTPException as error:  # the status is sent already
+    except HTTPException as error:  # the time limit; the status line is sent already
         yield _data(_error_body(error.status_code, str(error.detail)))
 
 
-def _data(what: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(what)}\n\n"
+def _data(content: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
 
 
 def _check_model(name: str) -> None:
@@ -165,7 +163,7 @@ def _error_body(status: int, message: str) -> dict[str, Any]:
 
 
 async def invalid(_: Request, error: Exception) -> JSONResponse:
-    """What is wrong with a body, without repeating it."""
+    """Answers 400 with the faults of a body, without echoing it."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()[:3]]
     return _error(400, "; ".join(faults))

@@ -1,4 +1,4 @@
-"""How many requests are served at a time, and for how long."""
+"""Limits of the HTTP server: requests at a time, seconds per request, bytes per body."""
 
 from __future__ import annotations
 
@@ -10,72 +10,76 @@ from typing import Any, TypeVar
 from fastapi import HTTPException
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 T = TypeVar("T")
 
 
-class Doors:
-    """How many are served at a time, and how many may wait.
+class Slots:
+    """Limits the requests that are served at a time, and those that wait.
 
     Args:
-        at_once: Replies that are made at a time; they take turns, a token or a denoising step each.
-        waiting: Requests that may wait; more are turned away.
+        at_once: Replies that are generated at a time; they alternate by tokens and denoising steps.
+        waiting: Requests that may wait; further ones are refused.
     """
 
     def __init__(self, at_once: int, waiting: int) -> None:
-        self.at_once, self.waiting, self.inside = at_once, waiting, 0
+        self.at_once, self.waiting, self.requests = at_once, waiting, 0
         self._free = asyncio.Semaphore(at_once)
 
     def check(self) -> None:
-        """Turns away who would have to wait too long."""
-        if self.inside >= self.at_once + self.waiting:
+        """Refuses a request if all slots are taken and too many requests wait.
+
+        Raises:
+            HTTPException: 429.
+        """
+        if self.requests >= self.at_once + self.waiting:
             raise HTTPException(429, "too many requests wait already: try again later", {"Retry-After": "5"})
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """Waits for a place, and holds it."""
-        self.inside += 1
+        """Waits for a free slot, and holds it."""
+        self.requests += 1
         try:
             async with self._free:
                 yield
         finally:
-            self.inside -= 1
+            self.requests -= 1
 
 
-class Timer:
-    """The time that a request may take.
+class Deadline:
+    """Time limit of a request, which begins now.
 
     Args:
-        seconds: From now on.
+        seconds: Length.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self._end = seconds, asyncio.get_running_loop().time() + seconds
 
     async def within(self, work: Awaitable[T], status: int = 504) -> T:
-        """Waits for some work.
+        """Waits for work.
 
         Args:
-            work: What it is.
-            status: Of the error.
+            work: Work.
+            status: HTTP status of the error: 503 where the work is waiting for a slot, 504 otherwise.
 
         Raises:
-            HTTPException: If the time is over first.
+            HTTPException: If the time limit is reached first.
         """
         try:
             async with asyncio.timeout_at(self._end):
                 return await work
         except TimeoutError as error:
-            what = "no place came free" if status == 503 else "the reply was not ready"
-            message = f"{what} within {self.seconds:g} s: try again later, or ask for less"
+            reason = "no place came free" if status == 503 else "the reply was not ready"
+            message = f"{reason} within {self.seconds:g} s: try again later, or ask for less"
             raise HTTPException(status, message, {"Retry-After": "5"}) from error
 
     async def each(self, items: Iterator[T]) -> AsyncIterator[T]:
-        """Items that take their time, made on another thread, until the time is over."""
+        """Items that are computed on another thread, until the time limit."""
         coming = iterate_in_threadpool(items)
         while True:
-            # The clock runs while an item is made, never while somebody takes it: a timeout would end him, not us.
+            # Only the computation of an item is timed: a timeout around the yield would cancel the consumer instead.
             try:
                 item = await self.within(anext(coming))
             except StopAsyncIteration:
@@ -83,20 +87,49 @@ class Timer:
             yield item
 
 
-class Streamed(StreamingResponse):
-    """A streamed answer that gives its place back in the end, even if nobody ever listened to it.
+class SlotResponse(StreamingResponse):
+    """A streamed response that frees its slot in the end, even if the client never reads it.
 
     Args:
-        place: What it holds.
-        args: As for `StreamingResponse`.
-        kwargs: The same.
+        slot: Exit stack that holds the slot.
+        args: Arguments of `StreamingResponse`.
+        kwargs: Keyword arguments of `StreamingResponse`.
     """
 
-    def __init__(self, place: AsyncExitStack, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, slot: AsyncExitStack, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.place = place
+        self.slot = slot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers."""
-        async with self.place:
+        """Sends the response."""
+        async with self.slot:
             await super().__call__(scope, receive, send)
+
+
+class BodyLimit:
+    """Middleware that answers 413 to large bodies while they are read, whatever length they claim.
+
+    Args:
+        app: Application behind it; FastAPI passes on an `HTTPException` that is raised while it reads.
+        max_bytes: Maximum size of a body.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and counts the bytes of its body."""
+        claimed = dict(scope.get("headers", ())).get(b"content-length", b"")[:20]
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            if claimed.isdigit() and int(claimed) > self.max_bytes:
+                raise HTTPException(413, f"at most {self.max_bytes // 2**20} MiB are accepted")
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.max_bytes:
+                raise HTTPException(413, f"at most {self.max_bytes // 2**20} MiB are accepted")
+            return message
+
+        await self.app(scope, counted if scope["type"] == "http" else receive, send)

@@ -1,4 +1,4 @@
-"""What OpenAI's clients send to ``/v1/chat/completions``, as far as it means something here, and what they get."""
+"""Requests to ``/v1/chat/completions`` as OpenAI's clients send them, and parts of the responses."""
 
 from __future__ import annotations
 
@@ -12,64 +12,64 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from m2chat.data.images import save_png
 from m2chat.errors import UserError
 from m2chat.pipeline import Drawn, M2ChatPipeline, Session, Usage
-from m2chat.pipeline.events import Picture
-from m2chat.schema import Image, Role, Turn
+from m2chat.pipeline.state import SessionState
+from m2chat.schema import Conversation, Image, Picture, Role, Turn
 
 MAX_CHARACTERS = 1_000_000
-"""Longest text of one part; what the model can read of it is cut by whole turns afterwards."""
+"""Maximum length of one text; the layout cuts the conversation to the model's context afterwards."""
 MAX_PICTURES = 32
 ReadURL = Callable[[str], Picture]
 
 
 def encodable(text: str) -> str:
-    """The same without halves of surrogate pairs, which JSON can spell and no tokenizer can read."""
+    """The text with lone surrogates replaced: JSON can encode them, tokenizers cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(encodable)]
 
 
-class TextPart(BaseModel):
-    """Words."""
+class TextContent(BaseModel):
+    """A text of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 class ImageURL(BaseModel):
-    """Where a picture is."""
+    """URL of a picture."""
 
     url: str
 
 
-class ImagePart(BaseModel):
-    """A picture; ``caption`` as this server gave it, which spares describing it again."""
+class ImageContent(BaseModel):
+    """A picture of a message; ``caption`` as this server sent it, so that the picture is not described again."""
 
     type: Literal["image_url"]
     image_url: ImageURL
     caption: Text = ""
 
 
-class Said(BaseModel):
+class ChatMessage(BaseModel):
     """A message."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    content: Text | list[Annotated[TextContent | ImageContent, Field(discriminator="type")]] | None = None
 
 
 class StreamOptions(BaseModel):
-    """What else a stream tells."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
 
 class ChatRequest(BaseModel):
-    """The body of a request. Fields that could not change a reply are ignored; those that ask for more are refused."""
+    """The body of a request. Unknown fields are ignored; unsupported values of OpenAI's fields are refused."""
 
     model_config = ConfigDict(extra="ignore")
 
     model: str
-    messages: list[Said] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     stream: bool = False
     stream_options: StreamOptions | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
@@ -88,14 +88,14 @@ class ChatRequest(BaseModel):
     guidance: float = Field(default=5.0, ge=0, le=30)
 
     @model_validator(mode="after")
-    def _is_whole(self) -> ChatRequest:
+    def _check_stream_options(self) -> ChatRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is of streams alone: set stream to true, or leave it out")
+            raise ValueError("stream_options needs a stream: set stream to true, or leave it out")
         return self
 
     def session(self, pipe: M2ChatPipeline) -> Session:
         """An empty session with these settings."""
-        longest = min(self.max_completion_tokens or self.max_tokens or 64, 512)
+        max_new_tokens = min(self.max_completion_tokens or self.max_tokens or 64, 512)
         return pipe.session(
             image=self.image if "image" in self.modalities else "never",
             max_images=self.max_images,
@@ -103,27 +103,31 @@ class ChatRequest(BaseModel):
             steps=self.steps,
             guidance=self.guidance,
             preview_every=0,
-            max_new_tokens=longest,
+            max_new_tokens=max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
         )
 
 
 def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) -> tuple[Session, str, list[Picture]]:
-    """What was said so far, as a session, and what is said now.
+    """The conversation of a request.
 
-    System messages stand in front of the first words of the user: the model knows two speakers.
+    System messages are put before the text of the user's next message: the model knows two roles.
 
     Args:
-        request: The body.
-        pipe: Will reply.
-        read_url: Reads a picture.
+        request: Body of the request.
+        pipe: Pipeline.
+        read_url: Function that reads the picture of a URL.
+
+    Returns:
+        A session with all messages but the last, and text and pictures of the last.
 
     Raises:
-        UserError: If the conversation does not end with the user's words, or a picture cannot be read.
+        UserError: If the last message is not the user's, or a picture cannot be read.
     """
     session, rules = request.session(pipe), ""
     turns: list[Turn] = []
+    images: list[Image] = []
     for message in request.messages:
         texts, pictures = _parts(message, read_url)
         if message.role in ("system", "developer"):
@@ -132,32 +136,31 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
         role: Role = "assistant" if message.role == "assistant" else "user"
         if role == "assistant" and not turns:
             raise UserError("messages: the first one must be the user's")
-        first = len(session.images)
+        first = len(images)
         if first + len(pictures) > MAX_PICTURES:
             raise UserError(f"messages: more than {MAX_PICTURES} pictures")
         parts: list[str | int] = [part if isinstance(part, str) else first + part for part in texts]
         if rules and role == "user":
             parts, rules = [rules, *parts], ""
-        session.images = (*session.images, *pictures)
+        images += pictures
         turns.append(Turn(role, tuple(parts)))
     if not turns or turns[-1].role != "user":
         raise UserError("messages: the last one must be the user's")
-    *before, asked = turns
-    session.turns, session.notes = tuple(before), ({},) * len(before)
-    count = len(session.images) - len(asked.pictures)
-    shown = [image.pixels for image in session.images[count:]]
-    session.images = session.images[:count]
-    return session, asked.text, shown
+    # The session adds the last message itself, with its pictures.
+    before, asked = len(turns) - 1, turns[-1]
+    whole = SessionState(Conversation("session", tuple(turns), tuple(images)), ({},) * len(turns))
+    session.state = whole.until(before)
+    return session, asked.text, [image.pixels for image in images[len(session.images) :]]
 
 
-def _parts(message: Said, read_url: ReadURL) -> tuple[list[str | int], list[Image]]:
-    """Texts and numbers of pictures in their order, and the pictures."""
+def _parts(message: ChatMessage, read_url: ReadURL) -> tuple[list[str | int], list[Image]]:
+    """Texts and indices of pictures in their order, and the pictures."""
     if message.content is None or isinstance(message.content, str):
         return ([message.content] if message.content else []), []
     parts: list[str | int] = []
     pictures: list[Image] = []
     for part in message.content:
-        if isinstance(part, TextPart):
+        if isinstance(part, TextContent):
             parts += [part.text] if part.text else []
             continue
         parts.append(len(pictures))
@@ -167,11 +170,11 @@ def _parts(message: Said, read_url: ReadURL) -> tuple[list[str | int], list[Imag
 
 
 def usage_of(event: Usage) -> dict[str, int]:
-    """What a reply was made of."""
+    """The ``usage`` of a completion."""
     return {**asdict(event), "total_tokens": event.prompt_tokens + event.completion_tokens}
 
 
 def image_part(event: Drawn) -> dict[str, Any]:
-    """A picture as a part of a message, with what it was drawn from, and g of Eq. 3."""
+    """A picture as a part of a message, with its caption and g of Eq. 3."""
     url = "data:image/png;base64," + base64.b64encode(save_png(event.picture)).decode("ascii")
     return {"type": "image_url", "image_url": {"url": url}, "caption": event.caption, "gate": round(event.gate, 4)}

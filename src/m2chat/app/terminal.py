@@ -1,4 +1,4 @@
-"""The chat in a terminal: words as they come, pictures saved and shown where the terminal has colours."""
+"""The chat in a terminal: streamed text, pictures as files and, where the terminal has 256 colours, as blocks."""
 
 from __future__ import annotations
 
@@ -6,38 +6,43 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+from rich.color import Color
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 
-from m2chat.app.blocks import blocks
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.errors import UserError
+from m2chat.files import take_file
 from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Progress, Session, Words
-from m2chat.pipeline.events import Picture
+from m2chat.schema import Picture
 
 COMMANDS = {
     "!help": "this list",
-    "!image PATH": "show a picture with the next line",
-    "!draw auto|force|never": "whether replies hold pictures",
-    "!seed N|random": "of the replies to come",
-    "!again [TEXT]": "another reply to the last line, or to other words in its place",
-    "!more": "let it go on, as with the next part of a story",
-    "!undo": "forget the last line and its reply",
-    "!save FOLDER": "write the session",
-    "!load FOLDER": "go on with a session that was saved",
-    "!exit": "leave (Ctrl-D does it too; Ctrl-C stops a reply)",
+    "!image PATH": "add a picture to the next message",
+    "!draw auto|force|never": "whether replies have pictures",
+    "!seed N|random": "seed of the next replies",
+    "!again [TEXT]": "regenerate the last reply; with TEXT in place of the last message",
+    "!more": "generate another reply, as the next part of a story",
+    "!undo": "remove the last message and its reply",
+    "!save FOLDER": "save the session",
+    "!load FOLDER": "load a saved session",
+    "!exit": "end the program (as Ctrl-D; Ctrl-C stops a reply)",
 }
 
 
 class TerminalChat:
-    """Talks with one user.
+    """A conversation in a terminal.
 
     Args:
-        pipe: Replies.
-        console: Where it is written.
-        folder: For pictures.
+        pipe: Pipeline.
+        console: Console for the output.
+        folder: Folder for generated pictures.
     """
 
     def __init__(self, pipe: M2ChatPipeline, console: Console, folder: Path) -> None:
@@ -46,10 +51,10 @@ class TerminalChat:
         self.shown: list[Picture] = []
 
     def run(self, read: Callable[[], str]) -> None:
-        """Reads lines until the user leaves.
+        """Reads lines until the user ends the program.
 
         Args:
-            read: Gives the next line; raises `EOFError` at the end.
+            read: Function that returns the next line, and raises `EOFError` at the end.
         """
         self.console.print("Say something; [bold]!help[/bold] lists the commands.")
         while True:
@@ -70,10 +75,10 @@ class TerminalChat:
                 self.console.print(f"[red]{escape(str(error))}[/red]")
 
     def command(self, line: str) -> None:
-        """Does what a line that begins with ``!`` says.
+        """Runs a command, a line that begins with ``!``.
 
         Raises:
-            UserError: If there is no such command, or it lacks something.
+            UserError: If there is no such command, or its argument is missing or wrong.
         """
         name, _, rest = line.partition(" ")
         rest = rest.strip()
@@ -98,7 +103,7 @@ class TerminalChat:
         elif name == "!more":
             self.listen(self.session.go_on())
         elif name == "!undo":
-            self.console.print(f"[dim]forgotten: {escape(self.session.undo())}[/dim]")
+            self.console.print(f"[dim]removed: {escape(self.session.undo())}[/dim]")
         elif name == "!save":
             self.session.save(_path(rest))
             self.console.print(f"[dim]saved in {escape(rest)}[/dim]")
@@ -110,23 +115,22 @@ class TerminalChat:
             raise UserError(f"there is no command {name}: choose one of {', '.join(COMMANDS)}")
 
     def listen(self, events: Iterator[Event]) -> None:
-        """Writes a reply as it comes; Ctrl-C stops it, and what there is stays."""
+        """Prints a reply while it is generated; Ctrl-C stops it, and what there is is kept."""
         before = len(self.session.images)
         status = self.console.status("…")
         try:
             for event in events:
                 self._event(event, status)
         except KeyboardInterrupt:
-            # It struck in the middle of the computation or while we wrote: closing keeps what there is in both cases.
+            # Raised within the computation, or while printing: in both cases closing keeps the reply so far.
             events.close()  # type: ignore[attr-defined]
             self.console.print("\n[dim](stopped)[/dim]")
         finally:
             status.stop()
         for number in range(before + 1, len(self.session.images) + 1):
             image = self.session.images[number - 1]
-            if not image.caption_by:  # drawn, not shown
-                self.folder.mkdir(parents=True, exist_ok=True)
-                path = self.folder / f"picture-{number:04d}.png"
+            if not image.caption_by:  # generated: only captions of shown pictures have a source
+                path = take_file(self.folder, f"picture-{number:04d}", ".png")
                 path.write_bytes(save_png(image.pixels))
                 self.console.print(f"[dim]picture {number}: {escape(image.caption)} ({escape(str(path))})[/dim]")
 
@@ -160,7 +164,7 @@ class TerminalChat:
 
 
 def _path(rest: str) -> Path:
-    """The one path behind a command; quotes and ``~`` mean what they mean in a shell."""
+    """The path after a command, with quotes and ``~`` as in a shell."""
     try:
         words = shlex.split(rest)
     except ValueError as error:
@@ -168,3 +172,22 @@ def _path(rest: str) -> Path:
     if len(words) != 1:
         raise UserError("name one path; put quotes around one with blanks")
     return Path(words[0]).expanduser()
+
+
+def blocks(picture: Picture, columns: int = 32) -> Text:
+    """A picture as coloured half blocks, two pixels per character, one above the other.
+
+    Args:
+        picture: RGB, (H, W, 3), 0-255.
+        columns: Maximum width in characters.
+    """
+    height, width = picture.shape[:2]
+    wide = min(columns, width)
+    high = max(2, round(height * wide / width) // 2 * 2)
+    small = np.asarray(Image.fromarray(picture).resize((wide, high), Image.Resampling.BOX))
+    text = Text()
+    for upper, lower in zip(small[::2], small[1::2], strict=True):
+        for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
+            text.append("▀", Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below)))
+        text.append("\n")
+    return text

@@ -1,4 +1,4 @@
-"""What users send: pictures and saved sessions, checked by decoding them here, whatever their names say."""
+"""Files from users: pictures and saved sessions, validated by their contents, never by their names."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import numpy as np
 from m2chat.data.images import BadImage, load_image
 from m2chat.errors import UserError
 from m2chat.pipeline import Session
-from m2chat.pipeline.events import Picture
+from m2chat.schema import Picture
 
 if TYPE_CHECKING:
     from m2chat.pipeline import M2ChatPipeline
 
 MAX_BYTES = 20 * 2**20
-"""Largest file that is taken."""
+"""Maximum size of a file."""
 MAX_SIDE = 1024
-"""Longer pictures are made smaller: the eye sees less anyway, and sessions live in memory."""
+"""Larger pictures are scaled down: the vision encoder's input is smaller anyway, and sessions are held in memory."""
 MAX_UNPACKED = 200 * 2**20
-"""Largest session, unpacked: an archive of some kB can claim any size."""
+"""Maximum size of an unpacked session: an archive of some kB can expand to any size."""
 MAX_FILES = 500
 _BROKEN = (
     zipfile.BadZipFile,
@@ -43,25 +43,25 @@ _BROKEN = (
     OSError,
     ValueError,
 )
-"""What zipfile raises on archives that are broken, encrypted or of a kind that it does not know."""
+"""Exceptions of zipfile on archives that are broken, encrypted or of an unsupported kind."""
 
 
 def read_picture(data: bytes) -> Picture:
-    """A picture that somebody sent.
+    """A picture from a user.
 
     Args:
-        data: A file.
+        data: Contents of the file.
 
     Returns:
-        RGB, its longer side at most `MAX_SIDE`.
+        RGB, (H, W, 3), 0-255, its longer side at most `MAX_SIDE`.
 
     Raises:
-        UserError: If it is no picture that we decode, or too large.
+        UserError: If it cannot be decoded, or is too large.
     """
     from PIL import Image
 
     if len(data) > MAX_BYTES:
-        raise UserError(f"the picture has {len(data) / 2**20:.0f} MiB: at most {MAX_BYTES // 2**20} are taken")
+        raise UserError(f"the picture has {len(data) / 2**20:.0f} MiB: at most {MAX_BYTES // 2**20} are accepted")
     try:
         pixels = load_image(data, halve_above=4 * MAX_SIDE**2)
     except BadImage as error:
@@ -74,16 +74,16 @@ def read_picture(data: bytes) -> Picture:
 
 
 def read_data_url(url: str) -> Picture:
-    """A picture inside a URL, ``data:image/png;base64,...``.
+    """The picture in a ``data:image/png;base64,...`` URL.
 
     Raises:
-        UserError: If it is none.
+        UserError: If there is none.
     """
     head, comma, body = url.partition(",")
     if not comma or not head.lower().startswith("data:") or not head.lower().endswith(";base64"):
         raise UserError("image_url: give the picture itself as 'data:image/png;base64,...'")
     if len(body) > MAX_BYTES * 4 // 3 + 4:
-        raise UserError(f"image_url: at most {MAX_BYTES // 2**20} MiB are taken")
+        raise UserError(f"image_url: at most {MAX_BYTES // 2**20} MiB are accepted")
     try:
         data = base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -92,7 +92,7 @@ def read_data_url(url: str) -> Picture:
 
 
 def pack_session(session: Session) -> bytes:
-    """A session as a zip file: what `Session.save` writes."""
+    """A session as a zip file of what `Session.save` writes."""
     buffer = io.BytesIO()
     with tempfile.TemporaryDirectory(prefix="m2chat-") as folder:
         session.save(folder)
@@ -103,17 +103,17 @@ def pack_session(session: Session) -> bytes:
 
 
 def unpack_session(pipe: M2ChatPipeline, data: bytes) -> Session:
-    """Reads a session from a zip file; nothing in it can name a place outside.
+    """Reads a session from a zip file; no entry can be written outside a temporary folder.
 
     Args:
-        pipe: Will reply.
-        data: What `pack_session` made, or the folder of `Session.save`, zipped.
+        pipe: Pipeline of the session.
+        data: Zip file from `pack_session`, or of a folder of `Session.save`.
 
     Raises:
         UserError: If it is no session.
     """
     if len(data) > MAX_UNPACKED:
-        raise UserError(f"the session is too large: at most {MAX_UNPACKED // 2**20} MiB are taken")
+        raise UserError(f"the session is too large: at most {MAX_UNPACKED // 2**20} MiB are accepted")
     with tempfile.TemporaryDirectory(prefix="m2chat-") as folder:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -124,12 +124,12 @@ def unpack_session(pipe: M2ChatPipeline, data: bytes) -> Session:
             raise UserError("that is no saved session: choose the zip file that 'Save' made") from error
         try:
             return Session.load(pipe, folder)
-        except UserError as error:  # without the place where it was unpacked, which is nobody's business
+        except UserError as error:  # without the path of the temporary folder
             raise UserError(str(error).replace(f"{folder}/", "").replace(folder, "the file")) from error
 
 
 def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
-    """Writes the files of an archive by their last names; what a session may name is checked where it is read."""
+    """Writes the files of an archive without their folders; `read_session` checks which of them a session names."""
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_UNPACKED:
         raise UserError(f"the session is too large: at most {MAX_FILES} files of {MAX_UNPACKED // 2**20} MiB together")
@@ -137,16 +137,16 @@ def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
         name = entry.filename.replace("\\", "/").rpartition("/")[2]
         if name in ("", ".", "..") or "\0" in name:
             continue
-        with archive.open(entry) as source:  # ends at the size that the entry claims, and checks its sum
+        with archive.open(entry) as source:  # reads at most the claimed size, and checks the CRC
             (folder / name).write_bytes(source.read(MAX_UNPACKED))
 
 
 def read_url(url: str, hosts: Collection[str] = ()) -> Picture:
-    """A picture that a URL holds, or names on a host that may be asked.
+    """The picture of a URL.
 
     Args:
         url: ``data:``, or ``http(s)://`` of one of the hosts.
-        hosts: Hosts that may be asked, exact names; a redirection is never followed.
+        hosts: Exact names of hosts from which pictures may be fetched; redirections are never followed.
 
     Raises:
         UserError: If it is another URL, or there is no picture.
@@ -172,7 +172,7 @@ def read_url(url: str, hosts: Collection[str] = ()) -> Picture:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Goes nowhere: an allowed host must not send us to another."""
+        """Refuses: an allowed host must not redirect to another."""
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)

@@ -11,7 +11,7 @@ import numpy as np
 from m2chat.callbacks.base import MetricCallback, refuse_not_finite
 from m2chat.evaluation.store import EvalStore
 from m2chat.metrics.base import CountMetric, SampleMetric
-from m2chat.metrics.encoders import OpenClipEncoder, Picture, TextImageEncoder
+from m2chat.metrics.encoders import OpenClipEncoder, TextImageEncoder
 from m2chat.metrics.inter_rel import (
     Elements,
     InterRelMetric,
@@ -21,7 +21,7 @@ from m2chat.metrics.inter_rel import (
     inter_rel,
     mm_relevance,
 )
-from m2chat.schema import Prediction, Reply
+from m2chat.schema import Picture, Prediction, Reply
 
 LITERAL = InterRelOptions(reduction="sum")
 """Eq. 8 as it is printed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2chat.errors import UserError
+from m2chat.files import take_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,28 +81,32 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         raise UserError(f"{path}: {error}; give a JPEG, PNG, WebP or GIF file") from error
 
 
-def show(outputs: Sequence[PipelineOutput], folder: Path, name: str, before: Any = None) -> None:
+def show(outputs: Sequence[PipelineOutput], folder: Path, name: str, before: Any = None) -> str:
     """Prints replies, and writes their pictures one by one and side by side.
 
     Args:
         outputs: The replies.
-        folder: Made if it does not exist.
-        name: Of the files.
+        folder: Folder of the pictures; made if it does not exist.
+        name: Stem of the files, ``<name>.png`` and ``<name>-<n>.png``; ``<name>_1``, … where an earlier command has
+            left such files.
         before: A picture to set before the others.
+
+    Returns:
+        The stem that the files have got.
     """
     import numpy as np
     from PIL import Image
 
     from m2chat.evaluation.grid import grid
-    from m2chat.pipeline import ImagePart
+    from m2chat.pipeline import OutputImage
 
-    folder.mkdir(parents=True, exist_ok=True)
+    whole = take_file(folder, name, ".png")
     row = [] if before is None else [before]
     drawn = 0
     for output in outputs:
         for part in output.segments:
-            if isinstance(part, ImagePart):
-                path = folder / f"{name}-{drawn}.png"
+            if isinstance(part, OutputImage):
+                path = folder / f"{whole.stem}-{drawn}.png"
                 part.image.save(path)
                 print(f"[{path}: {part.caption}; g={part.gate:.2f}]")
                 row.append(np.asarray(part.image))
@@ -109,5 +114,8 @@ def show(outputs: Sequence[PipelineOutput], folder: Path, name: str, before: Any
             else:
                 print(part)
     if row:
-        Image.fromarray(grid([row])).save(folder / f"{name}.png")
-        print(f"All of them: {folder / f'{name}.png'}")
+        Image.fromarray(grid([row])).save(whole)
+        print(f"All of them: {whole}")
+    else:
+        whole.unlink()
+    return whole.stem

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2chat.commands.common import add_drawing_options, add_model_options, how_to_draw, load_pipeline, read_picture
+from m2chat.files import take_file
 
 if TYPE_CHECKING:
     from m2chat.pipeline.lens import Lens
@@ -50,8 +51,7 @@ def run(options: argparse.Namespace) -> None:
     session.reply(options.text, shown, image="force", max_images=1, seed=options.seed)
     lens = look_inside(session)
     page = figure(lens, readings(lens))
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "lens.png"
+    path = take_file(options.out, "lens", ".png")
     page.savefig(path, dpi=110)
     print(f"“{lens.answer}” [{lens.caption}], g={lens.gates[-1]:.2f}\n{path}")
     if options.tensorboard is not None:

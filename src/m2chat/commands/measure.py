@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from m2chat.commands.common import add_model_options, load_pipeline
+from m2chat.files import write_whole
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,4 +58,4 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         settings = {key: str(value) for key, value in vars(options).items() if key != "run"}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+        write_whole(options.out, [json.dumps({"settings": settings, "rows": rows}, indent=1), "\n"])

@@ -92,10 +92,10 @@ def _story(options: argparse.Namespace) -> None:
     from m2chat.pipeline.tasks import story
 
     told = story(load_pipeline(options), options.opener, options.frames, options.seed, **how_to_draw(options))
-    show(told.parts, options.out, "story")
+    stem = show(told.parts, options.out, "story")
     ours = [np.asarray(image) for part in told.parts for image in part.images]
-    path = options.out / "story-beside-decoder.png"
-    Image.fromarray(grid([ours, told.alone])).save(path)
+    path = options.out / f"{stem}-beside-decoder.png"
+    Image.fromarray(grid([ours, told.decoder_alone])).save(path)
     print(f"Above ours, below the image decoder alone with the same captions at one seed: {path}")
 
 

@@ -17,7 +17,7 @@ from m2chat.data.manifest import Listed, write_index
 from m2chat.data.shards import Group, Shard, open_shard, write_tar
 from m2chat.data.sources import BadSample, read_record
 from m2chat.errors import UserError
-from m2chat.files import write_whole
+from m2chat.files import locked, write_whole
 
 _NOTE = "captioned.json"
 """File that records which shards are being captioned, by which model, and which of them are done."""
@@ -51,10 +51,16 @@ def caption_shards(paths: Sequence[Path], folder: Path, captioner: Captioner, ba
 
     Raises:
         UserError: If the folder holds the shards themselves, captions of others or by another model, or something
-            else.
+            else, or another process writes to it.
     """
     if any(path.parent.resolve() == folder.resolve() for path in paths):
         raise UserError(f"DST: {folder} holds the shards themselves: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=False):
+        return _caption_shards(paths, folder, captioner, batch_size)
+
+
+def _caption_shards(paths: Sequence[Path], folder: Path, captioner: Captioner, batch_size: int) -> dict[str, Any]:
     note = _begin(folder, captioner.name, paths)
     for path in paths:
         if path.name not in note["done"] or not (folder / path.name).is_file():

@@ -84,7 +84,7 @@ class Collator:
             samples=[item[0] for item in items],
             turns=[item[1] for item in items],
             cut_tokens=[row.encoded.cut_tokens for row in rows],
-            eye=(self.vision.mean, self.vision.std) if any(row.context is not None for row in rows) else None,
+            normalisation=(self.vision.mean, self.vision.std) if any(row.context is not None for row in rows) else None,
         )
 
     def _padded(self, name: str, column: Sequence[list[Any]]) -> Tensor:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import register_type
 from numpy.typing import NDArray
 
 from m2chat.data.index import open_shards
@@ -16,7 +20,7 @@ from m2chat.data.shards import find_shards
 from m2chat.data.sources import sample_of
 from m2chat.errors import UserError
 from m2chat.schema import KINDS, Sample
-from m2chat.world import find_world
+from m2chat.world import generate_shards
 
 
 @dataclass
@@ -54,7 +58,36 @@ class SourceConfig:
                 f"source {self.name!r}: path={self.path!r} of the generated world {self.world!r} must read "
                 "ROOT/<data set>/<split>, such as data/micro/shards/cc3m/train"
             )
-        find_world(self.world, f"source {self.name!r}: world").write_shards(root)
+        generate_shards(self.world, root, f"source {self.name!r}: world")
+
+
+def _source_config(settings: Any) -> SourceConfig:
+    """A source from its settings.
+
+    Raises:
+        ValueError: If a setting is unknown, missing or of another type.
+    """
+    names = [field.name for field in fields(SourceConfig)]
+    if not isinstance(settings, dict):
+        raise ValueError(f"Expected a table of settings ({', '.join(names)}). Got value: {settings}")
+    for name in settings.keys() - set(names):
+        close = get_close_matches(str(name), names, n=1)
+        raise ValueError(f"Option {name!r} is not accepted" + (f". Did you mean {close[0]!r}?" if close else ""))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SourceConfig)
+    try:
+        parsed = parser.parse_object(settings).as_dict()
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    for name in ("name", "path"):
+        if parsed[name] is None:
+            raise ValueError(f"Parser key \"{name}\": Expected a <class 'str'>. Got none")
+    return SourceConfig(**parsed)
+
+
+# Without this, jsonargparse merges a list from the command line, entry by entry, into a list of the same length from a
+# configuration file: another data set would be read with the weight, the kinds and the world of the one it replaces.
+register_type(SourceConfig, asdict, _source_config)
 
 
 class Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping
 from functools import cache
 
@@ -41,10 +42,11 @@ def size_of(data: bytes) -> tuple[int, int] | None:
     """Height and width of a picture as its file declares them, None if that cannot be read."""
     from PIL import Image
 
+    broken = (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.height, image.width
-    except Exception:  # Pillow raises OSError, ValueError, SyntaxError and more on broken files.
+    except broken:  # what Pillow's readers of `FORMATS` raise on damaged heads and sizes beyond reason
         return None
 
 

@@ -78,12 +78,11 @@ def _skeleton(record: Record, key: str, source: str) -> Sample:
     name = record.source or source
     sample = Sample(
         record.id or f"{name}/{key}",
-        record.kind,
-        name,
         tuple(_turn(turn) for turn in record.turns),
-        (),
-        record.meta or {},
-        record.license or "",
+        kind=record.kind,
+        source=name,
+        meta=record.meta or {},
+        license=record.license or "",
     )
     require_reply(sample)
     return sample
@@ -214,7 +213,9 @@ def caption_sample(name: str, source: str, image: Image, meta: Mapping[str, Any]
         image: Picture with its caption.
         meta: Further facts.
     """
-    return Sample(name, "caption", source, caption_turns(f"Draw {image.caption}"), (image,), dict(meta))
+    return Sample(
+        name, caption_turns(f"Draw {image.caption}"), (image,), kind="caption", source=source, meta=dict(meta)
+    )
 
 
 def caption_turns(request: str) -> tuple[Turn, Turn]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from m2chat.data.record import SCHEMA
 from m2chat.data.shards import Group, Shard, find_shards, open_shard, write_groups
 from m2chat.data.sources import PICTURES, BadSample, json_of, outline
 from m2chat.errors import UserError
+from m2chat.files import whole_folder
 
 _LARGEST = 2**64 - 1
 """Largest hash."""
@@ -60,20 +60,15 @@ def subset(source: str, target: Path, choice: Choice, per_shard: int = 1000) -> 
     shards = [open_shard(path) for path in find_shards(source, "SRC")]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"DST={str(target)!r} is not empty: choose another folder or remove it")
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    written = write_groups(_read(shards, _chosen(shards, choice), choice), part, target.name, per_shard)
-    total = choice.kinds.total()
-    if not total:
-        shutil.rmtree(part)
-        raise UserError(f"SRC={source!r}: no sample was chosen, left out were {dict(choice.left_out) or 'none'}")
-    sizes = [min(per_shard, total - start) for start in range(0, total, per_shard)]
-    listed = [Listed.of(path, size) for path, size in zip(written, sizes, strict=True)]
-    rule = {"count": choice.count, "share": choice.share, "seed": choice.seed}
-    write_manifest(part, listed, choice.kinds, subset=rule)
-    if target.is_dir():
-        target.rmdir()
-    part.rename(target)
+    with whole_folder(target) as part:
+        written = write_groups(_read(shards, _chosen(shards, choice), choice), part, target.name, per_shard)
+        total = choice.kinds.total()
+        if not total:
+            raise UserError(f"SRC={source!r}: no sample was chosen, left out were {dict(choice.left_out) or 'none'}")
+        sizes = [min(per_shard, total - start) for start in range(0, total, per_shard)]
+        listed = [Listed.of(path, size) for path, size in zip(written, sizes, strict=True)]
+        rule = {"count": choice.count, "share": choice.share, "seed": choice.seed}
+        write_manifest(part, listed, choice.kinds, subset=rule)
     return len(written)
 
 

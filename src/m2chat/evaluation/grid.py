@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from m2chat.evaluation.targets import targets_of
-from m2chat.metrics.encoders import Picture
-from m2chat.schema import Prediction, Reply
+from m2chat.schema import Picture, Prediction, Reply
 
 GAP = 4
 """Pixels between cells."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
-from m2chat.files import whole_file
+from m2chat.files import write_whole
 from m2chat.metrics.text_overlap import bleu
 from m2chat.schema import Prediction, Reply, Segment
 
@@ -77,8 +77,7 @@ def _plain(value: Any) -> Any:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_whole(path, [text])
 
 
 def write_results(folder: Path, metrics: Mapping[str, Estimate], protocol: Mapping[str, Any]) -> Path:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2chat.evaluation.statistics import Estimate
-from m2chat.metrics.encoders import Picture, TextImageEncoder
-from m2chat.schema import Kind, Prediction
+from m2chat.metrics.encoders import TextImageEncoder
+from m2chat.schema import Kind, Picture, Prediction
 
 CACHED_EMBEDDINGS = 8192
 """Embeddings that are kept: enough for every caption and reference picture of a small validation set."""

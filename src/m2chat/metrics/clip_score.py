@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from m2chat.metrics.base import Gathered, SampleMetric
-from m2chat.metrics.encoders import Picture, TextImageEncoder
+from m2chat.metrics.encoders import TextImageEncoder
+from m2chat.schema import Picture
 
 
 def cosines(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:

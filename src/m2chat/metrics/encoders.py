@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from m2chat.errors import UserError
 from m2chat.integrity import verify, verify_folder
+from m2chat.models.weights.files import require_no_code
 from m2chat.models.weights.script import PICKLE_ERRORS
-
-Picture: TypeAlias = NDArray[np.uint8]
-"""RGB, (H, W, 3), 0-255."""
+from m2chat.schema import Picture
 
 
 class TextImageEncoder(Protocol):
@@ -94,6 +93,7 @@ class OpenClipEncoder:
         if (Path(self.model) / "open_clip_config.json").is_file():
             source, pretrained = f"local-dir:{self.model}", None
             verify_folder(Path(self.model))
+            require_no_code(Path(self.model), "encoder model")
         elif self.model not in open_clip.list_models():
             raise UserError(
                 f"encoder model={self.model!r} is neither a folder with an open_clip_config.json nor an architecture "

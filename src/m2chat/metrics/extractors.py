@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from m2chat.errors import UserError
-from m2chat.metrics.encoders import Picture
 from m2chat.metrics.feature_net import FeatureNet
 from m2chat.models.weights.files import read_tensors
+from m2chat.schema import Picture
 
 
 class FeatureExtractor(Protocol):

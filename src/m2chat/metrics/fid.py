@@ -19,8 +19,8 @@ from m2chat.errors import UserError
 from m2chat.files import whole_file
 from m2chat.integrity import verify
 from m2chat.metrics.base import Gathered, SampleMetric
-from m2chat.metrics.encoders import Picture
 from m2chat.metrics.extractors import FeatureExtractor
+from m2chat.schema import Picture
 
 
 @dataclass(frozen=True)

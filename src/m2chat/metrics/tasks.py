@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from m2chat.metrics.base import Gathered, SampleMetric, sample_hash
 from m2chat.metrics.clip_score import cosines, mean_score
-from m2chat.metrics.encoders import Picture, TextImageEncoder
+from m2chat.metrics.encoders import TextImageEncoder
+from m2chat.schema import Picture
 
 
 def consistency(frames: NDArray[np.floating]) -> NDArray[np.float64]:

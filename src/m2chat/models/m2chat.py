@@ -154,15 +154,10 @@ class M2ChatModel(nn.Module):
         return torch.stack(chosen) if len(chosen) > 1 else chosen[0], last
 
     def condition(self, batch: Batch, states: Tensor, f_img: Tensor, use_image: bool = True) -> Condition:
-        """The condition of the batch's pictures: the same in training and in generation."""
+        """The condition of the batch's pictures."""
         return self.m3adapter(  # type: ignore[no-any-return]
             states, batch.answer_mask, batch.caption_mask, batch.image_mask, f_img, batch.has_context, use_image
         )
-
-    def look_and_condition(self, batch: Batch, use_image: bool = True) -> Condition:
-        """`read` and `condition`, for generation."""
-        states, f_img, _ = self.read(batch.input_ids, batch.context_pixels)
-        return self.condition(batch, states, f_img, use_image)
 
     @torch.no_grad()
     def frozen_features(self, batch: Batch, samples: Tensor) -> FrozenFeatures:

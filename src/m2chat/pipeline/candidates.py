@@ -1,42 +1,37 @@
-"""Of several pictures of one caption, the one that the image decoder itself takes for a picture of it."""
+"""Choice among pictures of one caption: the one that the image decoder itself finds most like the caption."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from m2chat.pipeline.outputs import ImagePart, PipelineOutput
-from m2chat.schema import in_unit_range
-
-if TYPE_CHECKING:
-    from m2chat.pipeline.pipeline import M2ChatPipeline
+from m2chat.pipeline.base import PipelineBase
+from m2chat.pipeline.outputs import PipelineOutput
+from m2chat.schema import Picture, in_unit_range
 
 _NOISE = 0.4
-"""Place in the noise schedule, 0-1: enough noise to hide the details that are broken, not the whole picture."""
+"""Timestep as a share of the noise schedule: enough noise to hide broken details, not the whole picture."""
 _NOISES = 2
+"""Noises over which the error is averaged."""
 
 
 @torch.no_grad()
-def denoising_errors(
-    pipe: M2ChatPipeline, pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str]
-) -> list[float]:
-    """How badly the image decoder predicts the noise in pictures when its own text encoders tell it their captions.
+def denoising_errors(pipe: PipelineBase, pictures: Sequence[Picture], captions: Sequence[str]) -> list[float]:
+    """The image decoder's denoising error of pictures, conditioned on their captions by its own text encoders.
 
-    That is L_ddpm (Eq. 5) of each picture at one timestep, with the same noise for all: a diffusion model's judgement
-    of how well a picture and a caption fit (arXiv:2303.16203).
+    That is L_ddpm (Eq. 5) of each picture at one timestep, with the same noise for all: a diffusion model as a
+    classifier, as in arXiv:2303.16203.
 
     Args:
-        pipe: Whose image decoder judges.
-        pictures: RGB (H, W, 3) of 0-255, all of one size.
-        captions: One each.
+        pipe: Pipeline with the image decoder.
+        pictures: B pictures, RGB (H, W, 3) of 0-255, all of one size.
+        captions: B captions.
 
     Returns:
-        Mean squared errors.
+        Mean squared errors of the predicted noise, B of them; lower means more alike.
     """
     decoder = pipe.model.decoder
     text, pooled = pipe.encode_captions(captions)
@@ -55,12 +50,14 @@ def denoising_errors(
     return errors.tolist()
 
 
-def best_of(pipe: M2ChatPipeline, candidates: Sequence[PipelineOutput]) -> PipelineOutput:
-    """The one whose first picture has the least denoising error; those without a picture come last."""
-    drawn = [next((part for part in output.segments if isinstance(part, ImagePart)), None) for output in candidates]
-    parts = [part for part in drawn if part is not None]
+def best_of(pipe: PipelineBase, candidates: Sequence[PipelineOutput]) -> PipelineOutput:
+    """The candidate whose first picture has the lowest denoising error; those without a picture come last."""
+    firsts = [output.pictures[0] if output.pictures else None for output in candidates]
+    parts = [part for part in firsts if part is not None]
     if len(candidates) == 1 or not parts:
         return candidates[0]
-    found = iter(denoising_errors(pipe, [np.asarray(part.image) for part in parts], [part.caption for part in parts]))
-    errors = [math.inf if part is None else next(found) for part in drawn]
+    computed = iter(
+        denoising_errors(pipe, [np.asarray(part.image) for part in parts], [part.caption for part in parts])
+    )
+    errors = [math.inf if part is None else next(computed) for part in firsts]
     return candidates[errors.index(min(errors))]

@@ -1,7 +1,7 @@
-"""Says what a shown picture shows, with the language model as it was before M³FT.
+"""Captions of shown pictures, from the language model as it was before M³FT.
 
-Stage 2 teaches replies and no descriptions, and the tuned model forgets how to describe. The tensors that it changed
-are few, so the released ones are kept and put in for as long as a description takes.
+Stage 2 trains on replies and on no descriptions, and the tuned model forgets how to describe. The tensors that it
+changes are few, so the pretrained ones are kept and put in place while a caption is generated.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from m2chat.models.m2chat import M2ChatModel
 from m2chat.text import DESCRIBE, Layout, Request
 
 
-def released_tensors(model: M2ChatModel) -> dict[str, Tensor]:
-    """Copies of what stage 2 will change in the language model; to be taken before trained weights are loaded."""
+def pretrained_tensors(model: M2ChatModel) -> dict[str, Tensor]:
+    """Copies of the tensors that stage 2 changes in the language model; call it before trained weights are loaded."""
     parameters = dict(model.named_parameters())
     return {
         name: parameters[name].detach().clone() for name in adapter_parameter_names(model.llama, model.visual_query)
@@ -27,8 +27,8 @@ def released_tensors(model: M2ChatModel) -> dict[str, Tensor]:
 
 
 @contextmanager
-def released(model: M2ChatModel, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with its released tensors; nobody else may use it meanwhile."""
+def with_pretrained(model: M2ChatModel, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with its pretrained tensors; it must not be used elsewhere meanwhile."""
     parameters = dict(model.named_parameters())
     tuned = {name: parameters[name].data for name in tensors}
     try:
@@ -36,26 +36,26 @@ def released(model: M2ChatModel, tensors: Mapping[str, Tensor]) -> Iterator[None
             parameters[name].data = tensor.to(tuned[name])
         yield
     finally:
-        for name, own in tuned.items():
-            parameters[name].data = own
+        for name, tensor in tuned.items():
+            parameters[name].data = tensor
 
 
 def describe(
-    model: M2ChatModel, tensors: Mapping[str, Tensor], pixels: Tensor, layout: Layout, max_tokens: int = 64
+    model: M2ChatModel, tensors: Mapping[str, Tensor], pixels: Tensor, layout: Layout, max_new_tokens: int = 64
 ) -> list[str]:
     """Captions of pictures.
 
     Args:
-        model: Whose language model looks.
-        tensors: Of `released_tensors`.
-        pixels: As the vision encoder wants them, (B, 3, S, S).
-        layout: Builds the prompt.
-        max_tokens: Longest caption.
+        model: Model whose language model describes.
+        tensors: Tensors from `pretrained_tensors`; none of a model of stage 1, which has the pretrained ones itself.
+        pixels: Pictures, normalised for the vision encoder, (B, 3, S, S).
+        layout: Layout of the prompt.
+        max_new_tokens: Maximum length of a caption in tokens.
     """
     tokens = layout.tokenizer
-    prompt, _ = layout.prompt(Request(DESCRIBE), layout.max_tokens - max_tokens)
+    prompt, _ = layout.prompt(Request(DESCRIBE), layout.max_tokens - max_new_tokens)
     special = SpecialTokens(tokens.ic_id, tokens.img_id, tokens.eos_id, tokens.pad_id)
-    decoding = Decoding(max_text_tokens=max_tokens, max_pictures=0)
-    with released(model, tensors), torch.no_grad():
-        said = decode_replies(model, [prompt] * len(pixels), pixels, special, decoding)
-    return [" ".join(tokens.decode(segments[0].answer).split()) for segments in said]
+    decoding = Decoding(max_text_tokens=max_new_tokens, max_pictures=0)
+    with with_pretrained(model, tensors), torch.no_grad():
+        replies = decode_replies(model, [prompt] * len(pixels), pixels, special, decoding)
+    return [" ".join(tokens.decode(segments[0].answer).split()) for segments in replies]

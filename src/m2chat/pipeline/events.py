@@ -1,31 +1,30 @@
-"""What happens while a reply is being made, an event at a time.
+"""Events of a reply while it is generated, and the loop that yields them.
 
-Every event ends a bounded piece of work, a pass of the language model or a denoising step: who stops listening between
-two of them has stopped the reply.
+Every event ends a bounded piece of work, a pass of the language model or a denoising step. A consumer that stops
+iterating between two events stops the reply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from m2chat.schema import Picture, Reply, Segment
 
-from m2chat.schema import Reply, Segment
-
-Picture: TypeAlias = NDArray[np.uint8]
-"""RGB, (H, W, 3), 0-255."""
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user should know.
+    """A message to the user about the conversation.
 
     Args:
-        text: A sentence.
-        cut_tokens: How much of the conversation did not fit, if that is what it is about.
+        text: Sentence.
+        cut_tokens: Tokens of the conversation that did not fit, if the message is about that.
     """
 
     text: str
@@ -34,12 +33,12 @@ class Notice:
 
 @dataclass(frozen=True)
 class Words:
-    """The reply goes on.
+    """New text of a reply.
 
     Args:
-        segment: Of the reply, from 0.
-        text: What is new; empty where a character is not complete yet.
-        of: ``answer``: said to the user; ``caption``: told to the image decoder.
+        segment: Index of the segment within the reply.
+        text: New text; empty while a character is incomplete.
+        of: ``answer``: text for the user; ``caption``: caption of the picture to draw.
     """
 
     segment: int
@@ -49,13 +48,13 @@ class Words:
 
 @dataclass(frozen=True)
 class Progress:
-    """A picture takes shape.
+    """A denoising step of a picture is done.
 
     Args:
-        segment: Of the reply.
+        segment: Index of the segment within the reply.
         step: Denoising steps done, from 1.
-        steps: Steps in all.
-        preview: What it looks like by now, or None: looking costs time too.
+        steps: Denoising steps in all.
+        preview: Estimate of the finished picture; None at most steps, since decoding it takes time.
     """
 
     segment: int
@@ -66,14 +65,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture is ready.
+    """A picture is finished.
 
     Args:
-        segment: Of the reply.
-        picture: It.
-        caption: What it was drawn from.
-        gate: g of Eq. 3: 1 follows the words alone, 0 the context picture alone.
-        cosine: c, which the gate follows.
+        segment: Index of the segment within the reply.
+        picture: RGB, (H, W, 3), 0-255.
+        caption: Caption from which it was drawn.
+        gate: g of Eq. 3, 0-1: 1 follows the text alone, 0 the context picture alone.
+        cosine: Cosine similarity c of Eq. 3, from which the gate is computed.
     """
 
     segment: int
@@ -85,11 +84,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a whole reply was made of, in tokens of the language model.
+    """Tokens of the language model behind a complete reply.
 
     Args:
-        prompt_tokens: Of the conversation, as far as it was read.
-        completion_tokens: Of the reply: what was said, captions, image slots and the marks between and behind them.
+        prompt_tokens: Tokens of the conversation after cutting.
+        completion_tokens: Tokens of the reply: answers, captions, image tokens, ``<|IC|>`` and ``</s>``.
     """
 
     prompt_tokens: int
@@ -101,8 +100,8 @@ class Finished:
     """The reply is over; always the last event.
 
     Args:
-        reply: All of it.
-        stopped: Whether it was cut short; then an unfinished picture is left out.
+        reply: Texts and finished pictures.
+        stopped: Whether the reply was stopped; an unfinished picture is then left out.
         note: ``gate`` and ``cosine`` of each picture, ``cut_tokens``, ``seed``, ...
     """
 
@@ -114,8 +113,8 @@ class Finished:
 Event: TypeAlias = Notice | Words | Progress | Drawn | Usage | Finished
 
 
-class Draft:
-    """A reply as far as its events have told it."""
+class PartialReply:
+    """Accumulates the events of a reply."""
 
     def __init__(self) -> None:
         self._answers: dict[int, str] = {}
@@ -124,7 +123,7 @@ class Draft:
         self._usage: dict[str, int] = {}
 
     def add(self, event: Event) -> None:
-        """Takes an event in."""
+        """Adds an event."""
         if isinstance(event, Words) and event.of == "answer":
             self._answers[event.segment] = self._answers.get(event.segment, "") + event.text
         elif isinstance(event, Drawn):
@@ -135,7 +134,7 @@ class Draft:
             self._usage = asdict(event)
 
     def reply(self) -> Reply:
-        """What there is: texts, and the pictures that are ready."""
+        """The texts so far, and the finished pictures."""
         numbers = sorted({*self._drawn, *(k for k, text in self._answers.items() if text.strip())})
         segments = tuple(
             Segment(self._answers.get(k, ""), self._drawn[k].caption if k in self._drawn else None) for k in numbers
@@ -143,7 +142,7 @@ class Draft:
         return Reply(segments, tuple(self._drawn[k].picture if k in self._drawn else None for k in numbers))
 
     def note(self) -> dict[str, Any]:
-        """``gate`` and ``cosine`` of each picture, ``cut_tokens``, and of a whole reply what `Usage` tells."""
+        """``gate`` and ``cosine`` of each picture, ``cut_tokens``, and the fields of `Usage` for a complete reply."""
         drawn = [self._drawn[k] for k in sorted(self._drawn)]
         return {
             "gate": [event.gate for event in drawn],
@@ -151,3 +150,43 @@ class Draft:
             "cut_tokens": self._cut,
             **self._usage,
         }
+
+
+def in_turns(
+    pieces: Generator[Piece, None, Result],
+    lock: AbstractContextManager[Any],
+    stop: threading.Event | None = None,
+) -> Generator[Piece, None, Result | None]:
+    """Runs work piece by piece until it is done or stopped, sharing a lock with others.
+
+    Args:
+        pieces: Work; between two yields lies a pass of the language model or a denoising step.
+        lock: Lock that is held during a piece, and released while the consumer handles what was yielded: a slow or
+            absent consumer blocks nobody.
+        stop: Event that ends the work before its next piece; may be set from any thread.
+
+    Yields:
+        What the pieces yield.
+
+    Returns:
+        Result of the work; None if it was stopped.
+    """
+    while stop is None or not stop.is_set():
+        with lock:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+        yield piece
+    return None
+
+
+def finish(pieces: Generator[Any, None, Result]) -> Result:
+    """Runs work to its end and returns its result."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            result: Result = end.value
+            return result

@@ -1,43 +1,43 @@
-"""Conversations that wait for a reply, as a batch: what generation looks at, and nothing else."""
+"""Inputs of generation: pictures as arrays and tensors, and conversations that wait for a reply."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from m2chat.data.images import VisionInput, resize_crop
 from m2chat.errors import UserError
-from m2chat.schema import Batch, Sample, normalised
-from m2chat.text import view_of
+from m2chat.schema import Batch, Conversation, Picture, normalised
+from m2chat.text import View, view_of
 
 
-def as_pixels(image: object) -> NDArray[np.uint8]:
+def as_pixels(image: object) -> Picture:
     """A picture as RGB (H, W, 3) of 0-255.
 
     Args:
-        image: A Pillow picture, or such an array already.
+        image: Pillow picture, or uint8 array (H, W, 3).
 
     Raises:
-        UserError: If it is something else.
+        UserError: If it is something else, or empty.
     """
     from PIL import Image
 
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise UserError(f"image: {what} is no picture: give a Pillow picture, or RGB as uint8 of (H, W, 3)")
+        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"image: {kind} is no picture: give a Pillow picture, or RGB as uint8 of (H, W, 3)")
     if not image.size:
-        raise UserError(f"image: a picture of {image.shape[0]} x {image.shape[1]} pixels shows nothing")
+        raise UserError(f"image: a picture of {image.shape[0]} x {image.shape[1]} pixels is empty")
     return np.ascontiguousarray(image)
 
 
-def seen(pictures: Sequence[NDArray[np.uint8] | None], vision: VisionInput, device: torch.device) -> Tensor:
-    """Pictures as the vision encoder wants them, (B, 3, S, S); zeros where there is none."""
+def vision_pixels(pictures: Sequence[Picture | None], vision: VisionInput, device: torch.device) -> Tensor:
+    """Pictures as input of the vision encoder: normalised floats, (B, 3, S, S); zeros for None."""
     rows = []
     for pixels in pictures:
         if pixels is None:
@@ -48,38 +48,55 @@ def seen(pictures: Sequence[NDArray[np.uint8] | None], vision: VisionInput, devi
     return torch.stack(rows).to(device)
 
 
-def waiting(
-    samples: Sequence[Sample], vision: VisionInput, device: torch.device, turns: Sequence[int] | None = None
-) -> Batch:
-    """The batch from which a `Replier` replies.
+@dataclass(frozen=True)
+class ReplyInputs:
+    """B conversations to which a `Replier` replies.
 
     Args:
-        samples: The conversations.
-        vision: What the vision encoder wants to see.
-        device: Where the model is.
-        turns: Of the replies; None asks each conversation for the one still to come.
+        names: Name of each reply, ``"<conversation id>#<turn>"``; it decides the noise of the reply's pictures.
+        views: View of each conversation from the reply.
+        context_pixels: Context pictures, normalised for the vision encoder, zeros where there is none, (B, 3, S, S).
+        has_context: Whether there is a context picture, (B,) bool.
+        batch: Batch of a data set, if the conversations come from one: it has the reference captions as tokens.
     """
-    turns = [len(sample.turns) for sample in samples] if turns is None else list(turns)
-    contexts = [view_of(sample, turn).context for sample, turn in zip(samples, turns, strict=True)]
-    shown = [None if k is None else sample.images[k].pixels for sample, k in zip(samples, contexts, strict=True)]
-    tokens = torch.zeros(len(samples), 0, dtype=torch.long, device=device)
-    no_picture = torch.zeros(len(samples), 3, 0, 0, device=device)
-    nothing = torch.zeros(len(samples), dtype=torch.bool, device=device)
-    return Batch(
-        input_ids=tokens,
-        attention_mask=tokens.bool(),
-        labels=tokens,
-        answer_mask=tokens.bool(),
-        caption_mask=tokens.bool(),
-        image_mask=tokens.bool(),
-        context_pixels=seen(shown, vision, device),
-        has_context=torch.tensor([k is not None for k in contexts], device=device),
-        target_pixels=no_picture,
-        has_target=nothing,
-        time_ids=torch.zeros(len(samples), 6, device=device),
-        caption_ids=tokens,
-        caption_ids_2=tokens,
-        samples=list(samples),
-        turns=turns,
-        cut_tokens=[0] * len(samples),
+
+    names: list[str]
+    views: list[View]
+    context_pixels: Tensor
+    has_context: Tensor
+    batch: Batch | None = None
+
+    @classmethod
+    def of_batch(cls, batch: Batch) -> ReplyInputs:
+        """The inputs for the replies of a batch."""
+        names = [f"{sample.id}#{turn}" for sample, turn in zip(batch.samples, batch.turns, strict=True)]
+        views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
+        return cls(names, views, batch.context_pixels, batch.has_context, batch)
+
+
+def waiting(
+    conversations: Sequence[Conversation],
+    vision: VisionInput,
+    device: torch.device,
+    turns: Sequence[int] | None = None,
+) -> ReplyInputs:
+    """The inputs for replies to conversations.
+
+    Args:
+        conversations: Conversations.
+        vision: Size and normalisation of the vision encoder's input.
+        device: Device of the model.
+        turns: Index of each reply; None asks each conversation for its next turn.
+    """
+    turns = [len(item.turns) for item in conversations] if turns is None else list(turns)
+    views = [view_of(item, turn) for item, turn in zip(conversations, turns, strict=True)]
+    contexts = [
+        None if view.context is None else item.images[view.context].pixels
+        for item, view in zip(conversations, views, strict=True)
+    ]
+    return ReplyInputs(
+        [f"{item.id}#{turn}" for item, turn in zip(conversations, turns, strict=True)],
+        views,
+        vision_pixels(contexts, vision, device),
+        torch.tensor([pixels is not None for pixels in contexts], device=device),
     )

@@ -1,4 +1,4 @@
-"""See inside (paper, Fig. 5): what each layer of the language model would paint, and where the queries look."""
+"""Views inside a reply (paper, Fig. 5): the picture that each layer of the language model gives, and attention maps."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from numpy.typing import NDArray
 
 from m2chat.errors import UserError
 from m2chat.models.m3adapter import attention_maps
-from m2chat.pipeline.events import Picture
+from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.inputs import waiting
-from m2chat.pipeline.pipeline import M2ChatPipeline
 from m2chat.pipeline.replier import DrawSettings, noise_seed
 from m2chat.pipeline.session import Session
-from m2chat.schema import Sample
-from m2chat.text import view_of
+from m2chat.schema import Conversation, Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Readings: TypeAlias = Sequence[Mapping[str, str]] | None
-"""What a judge reads in pictures, attribute to value each; None without a judge."""
+"""Attributes that a judge reads from each picture, name to value; None without a judge."""
 _CLASS_TOKENS = 1
-"""CLIP's tokens that stand for no patch."""
+"""Leading tokens of CLIP that are no patches."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,17 @@ class Lens:
     """One picture of a reply, seen from inside.
 
     Args:
-        request: What the user said.
-        answer: What was said with the picture.
-        caption: What it was drawn from.
-        context: The picture that was looked at, if there was one.
-        layers: What the states behind the embedding and behind each layer would paint, all from the same noise.
-        gates: g of Eq. 3 at each of them.
-        tokens: The caption's tokens, and one entry for all image tokens together.
-        token_attention: How the queries' attention is spread over them, (Q, tokens); rows sum to 1.
-        picture_attention: The same over the context picture, (rows, columns) of patches, mean over the queries.
-        gate_by_turn: g of every picture of the conversation, a list a reply.
+        request: Text of the user.
+        answer: Text of the picture's segment.
+        caption: Caption from which the picture was drawn.
+        context: Context picture, if there was one.
+        layers: Pictures drawn from the hidden states behind the embedding and behind each layer, all from the same
+            noise: L + 1 for L layers.
+        gates: g of Eq. 3 at each of them, 0-1.
+        tokens: Tokens of the caption, and one entry for all image tokens together.
+        token_attention: Attention of the queries to them, (Q, tokens); rows sum to 1.
+        picture_attention: Attention to the context picture, mean over the queries, (rows, columns) of patches.
+        gate_by_turn: g of every picture of the conversation, one list per reply.
     """
 
     request: str
@@ -59,12 +58,12 @@ class Lens:
 
 
 def look_inside(session: Session, turn: int = -1, picture: int = 0) -> Lens:
-    """Looks into a reply that a session holds.
+    """The view inside a picture of a session.
 
     Args:
-        session: Its conversation.
-        turn: Index of the reply in `Session.turns`.
-        picture: Which of the reply's pictures, from 0.
+        session: Session.
+        turn: Index of the reply in `Session.turns`; negative ones count from the end.
+        picture: Index of the picture within the reply.
 
     Raises:
         UserError: If that turn is no reply, or has no such picture.
@@ -75,45 +74,44 @@ def look_inside(session: Session, turn: int = -1, picture: int = 0) -> Lens:
         raise UserError(f"turn={turn}: the conversation has {len(turns)} turns, and that one is no reply")
     if not 0 <= picture < len(turns[index].pictures):
         raise UserError(f"picture={picture}: that reply has {len(turns[index].pictures)} pictures, numbered from 0")
-    own = session.settings
-    draw = DrawSettings(own.steps, own.guidance, session.notes[index]["seed"], own.size or session.pipe.image_size)
-    sample = Sample("session", "dialogue", "session", turns, session.images)
+    settings, seed = session.settings, session.notes[index]["seed"]
+    draw = DrawSettings(settings.steps, settings.guidance, seed, settings.size or session.pipe.image_size)
     gates = [list(note.get("gate", [])) for note in session.notes if note]
-    return inside(session.pipe, sample, index, picture, draw, gates)
+    return inside(session.pipe, session.state.conversation, index, picture, draw, gates)
 
 
 @torch.no_grad()
 def inside(
-    pipe: M2ChatPipeline,
-    sample: Sample,
+    pipe: PipelineBase,
+    conversation: Conversation,
     turn: int,
     picture: int,
     draw: DrawSettings,
     gate_by_turn: Sequence[list[float]] = (),
 ) -> Lens:
-    """Looks into one picture of a known reply.
+    """The view inside one picture of a reply that a conversation has.
 
     Args:
-        pipe: Whose model.
-        sample: The conversation.
+        pipe: Pipeline with the model.
+        conversation: Conversation.
         turn: Index of the reply.
-        picture: Which of its pictures, from 0.
-        draw: How the pictures are drawn.
-        gate_by_turn: Handed on.
+        picture: Index of the picture within the reply.
+        draw: Settings of drawing.
+        gate_by_turn: `Lens.gate_by_turn`.
     """
-    view = view_of(sample, turn)
+    inputs = waiting([conversation], pipe.vision, pipe.device, [turn])
+    (view,), (name,) = inputs.views, inputs.names
     segment = [k for k, target in enumerate(view.targets) if target is not None][picture]
     encoded = pipe.layout.encode(view.request, view.reply, segment)
     model = pipe.model
     with pipe.lock:
-        batch = waiting([sample], pipe.vision, pipe.device, [turn])
         ids = torch.tensor([encoded.input_ids], device=pipe.device)
         masks = {
             name: torch.tensor([getattr(encoded, name)], device=pipe.device) for name in ("answer", "caption", "image")
         }
-        f_img = model.clip(batch.context_pixels)
+        f_img = model.clip(inputs.context_pixels)
         hidden = model.llama.model(ids, visual_query=model.visual_query(f_img), output_hidden_states=True).hidden_states
-        # The last one has passed the final norm already; the others must, to be what the adapter can read.
+        # The last state has passed the final norm already; the adapter was trained on normed states.
         states = torch.cat([*(model.llama.model.norm(layer) for layer in hidden[:-1]), hidden[-1]])  # (L + 1, T, D)
         count = len(states)
         several = len(model.m3adapter.config.layers)
@@ -122,21 +120,21 @@ def inside(
             read,
             *(masks[name].expand(count, -1) for name in ("answer", "caption", "image")),
             f_img.expand(count, -1, -1),
-            batch.has_context.expand(count),
+            inputs.has_context.expand(count),
             pipe.origin.stage != "align",
         )
-        seed = noise_seed(draw.seed, f"{sample.id}#{turn}/{segment}")
+        seed = noise_seed(draw.seed, f"{name}/{segment}")
         layers = pipe.replier(draw=draw).paint(condition, [seed] * count)
         last = read[..., -1:, :, :]
-        words, seen = attention_maps(model.m3adapter, last, masks["caption"] | masks["image"], f_img)
-    tokens, spread = _by_token(pipe, encoded.input_ids, encoded.caption, encoded.image, words[0])
-    patches = seen[0, :, _CLASS_TOKENS:].mean(0).float().cpu().numpy()
+        to_tokens, to_patches = attention_maps(model.m3adapter, last, masks["caption"] | masks["image"], f_img)
+    tokens, spread = _by_token(pipe, encoded.input_ids, encoded.caption, encoded.image, to_tokens[0])
+    patches = to_patches[0, :, _CLASS_TOKENS:].mean(0).float().cpu().numpy()
     side = int(len(patches) ** 0.5)
     return Lens(
         view.request.instruction,
         view.reply[segment].answer,
         view.reply[segment].caption or "",
-        None if view.context is None else sample.images[view.context].pixels,
+        None if view.context is None else conversation.images[view.context].pixels,
         layers,
         condition.gate.tolist(),
         tokens,
@@ -147,9 +145,9 @@ def inside(
 
 
 def _by_token(
-    pipe: M2ChatPipeline, ids: Sequence[int], caption: Sequence[bool], image: Sequence[bool], weights: torch.Tensor
+    pipe: PipelineBase, ids: Sequence[int], caption: Sequence[bool], image: Sequence[bool], weights: torch.Tensor
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """Names of the caption's tokens, and the attention to each; the image tokens count together."""
+    """Texts of the caption's tokens, and the attention to each, (Q, tokens); the image tokens are summed."""
     at = [k for k, flag in enumerate(caption) if flag]
     slots = [k for k, flag in enumerate(image) if flag]
     names = [pipe.layout.tokenizer.decode([ids[k]]) or "·" for k in at]
@@ -158,25 +156,25 @@ def _by_token(
 
 
 def strip(lens: Lens, readings: Readings = None) -> list[tuple[Picture | None, str, str]]:
-    """The context picture and each layer's, with their names and with what a judge reads in them.
+    """The context picture and each layer's picture, with a title and the attributes that a judge reads.
 
     Args:
-        lens: What was seen.
-        readings: What a judge reads in the context picture (empty without one) and then in each layer's picture,
-            attribute to value; a picture that shows nothing known has none.
+        lens: View.
+        readings: Attributes of the context picture (empty without one) and then of each layer's picture; empty for a
+            picture that the judge does not recognise.
     """
     names = ["embedding", *(f"layer {k}" for k in range(1, len(lens.layers)))]
     titles = ["context", *(f"{name}, g={gate:.2f}" for name, gate in zip(names, lens.gates, strict=True))]
-    said = [_said(reading) for reading in readings] if readings is not None else [""] * len(titles)
-    return list(zip([lens.context, *lens.layers], titles, said, strict=True))
+    lines = [_lines(reading) for reading in readings] if readings is not None else [""] * len(titles)
+    return list(zip([lens.context, *lens.layers], titles, lines, strict=True))
 
 
 def charts(lens: Lens, readings: Readings = None) -> dict[str, Figure]:
-    """The plots of `figure` one by one, by what they show: what is too wide for a page can stand in a column.
+    """The plots of `figure` one by one, by title, for a page that is narrower than the figure.
 
     Args:
-        lens: What was seen.
-        readings: As for `strip`.
+        lens: View.
+        readings: Attributes that a judge reads, as for `strip`.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -191,8 +189,8 @@ def figure(lens: Lens, readings: Readings = None) -> Figure:
     """The whole view as one matplotlib figure.
 
     Args:
-        lens: What was seen.
-        readings: As for `strip`.
+        lens: View.
+        readings: Attributes that a judge reads, as for `strip`.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -200,12 +198,12 @@ def figure(lens: Lens, readings: Readings = None) -> Figure:
     page = Canvas(figsize=(2 * len(shown), 8.4), layout="constrained")
     page.suptitle(f"“{lens.request}”\n“{lens.answer}”  caption: {lens.caption}", fontsize=11)
     rows: Any = page.subfigures(3, 1, height_ratios=(3, 2.6, 3))
-    for axis, (picture, title, said) in zip(rows[0].subplots(1, len(shown)), shown, strict=True):
+    for axis, (picture, title, lines) in zip(rows[0].subplots(1, len(shown)), shown, strict=True):
         axis.set_axis_off()
         axis.set_title(title, fontsize=9)
         if picture is not None:
             axis.imshow(picture, interpolation="nearest")
-        axis.text(0.5, -0.04, said, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+        axis.text(0.5, -0.04, lines, transform=axis.transAxes, ha="center", va="top", fontsize=8)
     axes = [*rows[1].subplots(1, 2), *rows[2].subplots(1, 2, width_ratios=(3, 1))]
     for axis, (name, draw) in zip(axes, _CHARTS.items(), strict=True):
         axis.set_title(name, fontsize=10)
@@ -214,33 +212,33 @@ def figure(lens: Lens, readings: Readings = None) -> Figure:
 
 
 def _gates(axis: Any, lens: Lens, _: Readings) -> None:
-    """The gate of every picture, by the reply that it is part of."""
+    """The gate of every picture over the number of its reply."""
     replies = [(number, g) for number, gates in enumerate(lens.gate_by_turn, 1) for g in gates]
     axis.plot([number for number, _ in replies], [g for _, g in replies], "o-", color="tab:green")
     axis.set(xlabel="reply", ylabel="g", ylim=(-0.05, 1.05))
     axis.set_xticks(range(1, len(lens.gate_by_turn) + 1))
 
 
-def _words(axis: Any, lens: Lens, _: Readings) -> None:
+def _tokens(axis: Any, lens: Lens, _: Readings) -> None:
     """The attention of each query, a row, to each token, a column."""
     axis.imshow(lens.token_attention, aspect="auto", cmap="magma", interpolation="nearest")
     axis.set_xticks(range(len(lens.tokens)), lens.tokens, rotation=60, ha="right", fontsize=8)
     axis.set(ylabel="query")
 
 
-def _where(axis: Any, lens: Lens, _: Readings) -> None:
+def _patches(axis: Any, lens: Lens, _: Readings) -> None:
     """The attention of the queries over the context picture."""
     axis.set_axis_off()
     if lens.context is None:
-        axis.text(0.5, 0.5, "no picture was in view", transform=axis.transAxes, ha="center")
+        axis.text(0.5, 0.5, "no context picture", transform=axis.transAxes, ha="center")
         return
     extent = (0, 1, 1, 0)
     axis.imshow(lens.context, extent=extent, interpolation="nearest")
     axis.imshow(lens.picture_attention, extent=extent, cmap="magma", alpha=0.6, interpolation="nearest")
 
 
-def _said(reading: Mapping[str, str]) -> str:
-    """A judge's reading in three short lines."""
+def _lines(reading: Mapping[str, str]) -> str:
+    """A judge's attributes in three short lines."""
     if not reading:
         return "–"
     thing = " ".join(reading.get(name, "") for name in ("size", "colour", "shape")).strip()
@@ -249,14 +247,14 @@ def _said(reading: Mapping[str, str]) -> str:
 
 
 def _changes(axis: Any, _: Lens, readings: Readings) -> None:
-    """How many attributes of each layer's picture are the context picture's, and how many the last one's."""
+    """Number of attributes that each layer's picture shares with the context picture and with the last layer's."""
     axis.set(xlabel="layer", ylabel="equal to")
     if not readings:
         axis.text(0.5, 0.5, "no judge of these pictures", transform=axis.transAxes, ha="center")
         return
     for name, wanted, style in (("context", readings[0], "s--"), ("last layer", readings[-1], "o-")):
         if wanted:
-            equal = [sum(own.get(key) == value for key, value in wanted.items()) for own in readings[1:]]
+            equal = [sum(read.get(key) == value for key, value in wanted.items()) for read in readings[1:]]
             axis.plot(range(len(equal)), equal, style, label=f"{name} ({len(wanted)})")
     axis.set_xticks(range(len(readings) - 1))
     axis.set_ylim(-0.3, max(len(reading) for reading in readings) + 0.5)
@@ -266,6 +264,6 @@ def _changes(axis: Any, _: Lens, readings: Readings) -> None:
 _CHARTS: dict[str, Callable[[Any, Lens, Readings], None]] = {
     "attributes that the judge reads": _changes,
     "gate of each reply": _gates,
-    "the queries over the caption's tokens": _words,
-    "the queries over the context picture": _where,
+    "the queries over the caption's tokens": _tokens,
+    "the queries over the context picture": _patches,
 }

@@ -1,4 +1,4 @@
-"""What `M2ChatPipeline` returns."""
+"""Outputs of `M2ChatPipeline`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m2chat.schema import Reply
+from m2chat.schema import Picture, Reply
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -20,14 +20,14 @@ OUTPUT_TYPES: tuple[OutputType, ...] = ("pil", "np", "pt")
 
 
 @dataclass(frozen=True)
-class ImagePart:
+class OutputImage:
     """A picture of a reply.
 
     Args:
-        image: Pillow picture, array or tensor, by `output_type`.
-        caption: What it was drawn from.
-        gate: g of Eq. 3.
-        cosine: c, which the gate follows.
+        image: Pillow picture, array or tensor, as `output_type` asks.
+        caption: Caption from which it was drawn.
+        gate: g of Eq. 3, 0-1: 1 follows the text alone, 0 the context picture alone.
+        cosine: Cosine similarity c of Eq. 3, from which the gate is computed.
     """
 
     image: Any
@@ -38,52 +38,57 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """What the model replied.
+    """A reply.
 
     Args:
         segments: Texts and pictures in their order.
-        cut_tokens: How much of the conversation did not fit.
-        seed: Of a session's reply.
-        stopped: Whether it was cut short.
+        cut_tokens: Tokens of the conversation that did not fit.
+        seed: Seed of the reply, of a session's replies.
+        stopped: Whether the reply was stopped.
     """
 
-    segments: list[str | ImagePart]
+    segments: list[str | OutputImage]
     cut_tokens: int = 0
     seed: int | None = None
     stopped: bool = False
 
     @property
     def text(self) -> str:
-        """All that was said."""
+        """All texts, joined by spaces."""
         return " ".join(part for part in self.segments if isinstance(part, str))
 
     @property
+    def pictures(self) -> list[OutputImage]:
+        """The pictures with caption and gate."""
+        return [part for part in self.segments if isinstance(part, OutputImage)]
+
+    @property
     def images(self) -> list[Any]:
-        """The pictures."""
-        return [part.image for part in self.segments if isinstance(part, ImagePart)]
+        """The pictures alone."""
+        return [part.image for part in self.pictures]
 
     @property
     def gate(self) -> list[float]:
-        """G of each picture: 1 follows the words alone, 0 the context picture alone."""
-        return [part.gate for part in self.segments if isinstance(part, ImagePart)]
+        """G of each picture: 1 follows the text alone, 0 the context picture alone."""
+        return [part.gate for part in self.pictures]
 
 
 def output_of(reply: Reply, note: Mapping[str, Any], output_type: OutputType) -> PipelineOutput:
-    """A reply in the form that was asked for."""
-    parts: list[str | ImagePart] = []
+    """A reply and its note as `PipelineOutput`."""
+    parts: list[str | OutputImage] = []
     gates = iter(zip(note["gate"], note["cosine"], strict=True))
     for segment, pixels in zip(reply.segments, reply.images, strict=True):
         if segment.answer:
             parts.append(segment.answer)
         if pixels is not None:
-            parts.append(ImagePart(_as_type(pixels, output_type), segment.caption or "", *next(gates)))
+            parts.append(OutputImage(_as_type(pixels, output_type), segment.caption or "", *next(gates)))
     return PipelineOutput(parts, note.get("cut_tokens", 0), note.get("seed"), note.get("stopped", False))
 
 
-def _as_type(pixels: NDArray[np.uint8], output_type: OutputType) -> PILImage | NDArray[np.float32] | torch.Tensor:
+def _as_type(pixels: Picture, output_type: OutputType) -> PILImage | NDArray[np.float32] | torch.Tensor:
     from PIL import Image as Pillow
 
     if output_type == "pil":
         return Pillow.fromarray(pixels)
-    unit: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255)
+    unit: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255)  # (H, W, 3), 0-1
     return unit if output_type == "np" else torch.from_numpy(unit).permute(2, 0, 1)

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from m2chat.errors import UserError
@@ -17,20 +16,25 @@ from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, fini
 from m2chat.models.image_decoder import Denoising, OnStep
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
-from m2chat.pipeline.turns import finish
-from m2chat.schema import Batch, Reply, Segment
-from m2chat.text import Layout, View, view_of
+from m2chat.pipeline.events import finish
+from m2chat.pipeline.inputs import ReplyInputs
+from m2chat.schema import Batch, Picture, Reply, Segment
+from m2chat.text import Layout, View
 
 Given = Literal["nothing", "caption", "reply"]
-"""What generation is given of the true reply: ``caption`` is text-to-image (caption = prompt, no answer), ``reply``
-forces the true answer and caption and only draws."""
+"""Part of the reply that is given instead of generated: ``caption`` is text-to-image (the caption is the prompt, there
+is no answer), ``reply`` is answer and caption, so that only the picture is generated."""
 Conditioner = Literal["m3adapter", "text_encoder"]
-"""Who tells the image decoder what to draw: ours, or for comparison its own text encoders, from the true caption."""
+"""Source of the image decoder's condition: the M³Adapter, or for comparison its own text encoders, which read the
+reference captions."""
+ImageMode = Literal["auto", "force", "never"]
+"""Whether a reply has pictures: as the model decides, at least one, or none."""
+IMAGE_MODES: tuple[ImageMode, ...] = ("auto", "force", "never")
 Replies: TypeAlias = tuple[list[Reply], list[dict[str, Any]]]
-"""Replies, and beside each what happened: ``gate`` and ``cosine`` of each picture, ``cut_tokens``."""
+"""Replies, and a note for each: ``gate`` and ``cosine`` of each picture, ``cut_tokens``."""
 Place: TypeAlias = tuple[int, int]
-"""Of a picture: its reply in the batch, and its segment there."""
-Drawings: TypeAlias = tuple[dict[Place, NDArray[np.uint8]], dict[Place, tuple[float, float]]]
+"""Place of a picture: index of the reply in the batch, index of the segment in the reply."""
+Drawings: TypeAlias = tuple[dict[Place, Picture], dict[Place, tuple[float, float]]]
 """Pictures, and gate and cosine of each."""
 
 
@@ -40,10 +44,10 @@ class DrawSettings:
 
     Args:
         steps: Denoising steps.
-        guidance: Weight of classifier-free guidance.
-        seed: Together with a picture's name it decides its noise.
+        guidance: Scale of classifier-free guidance.
+        seed: Seed; together with a picture's name it decides its noise.
         size: Side of the pictures in pixels.
-        preview_every: While a reply is streamed, denoising steps between two looks at a picture; 0 for none.
+        preview_every: Denoising steps between two previews while a reply is streamed; 0 for none.
     """
 
     steps: int = 25
@@ -54,7 +58,7 @@ class DrawSettings:
 
 
 def noise_seed(seed: int, name: str) -> int:
-    """The seed of one picture's noise: it depends on its name, never on its batch or rank."""
+    """The seed of one picture's noise, 0 to 2**63 - 1: it depends on the picture's name, never on its batch or rank."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
@@ -62,12 +66,12 @@ class Replier:
     """Generates replies.
 
     Args:
-        model: In evaluation mode.
-        layout: Builds token sequences.
-        decoding: How text is decoded.
-        draw: How pictures are drawn.
-        use_image: Whether the image branch takes part: not in a model of stage 1.
-        conditioner: Who conditions the image decoder.
+        model: Model in evaluation mode.
+        layout: Layout of token sequences.
+        decoding: Settings of text decoding.
+        draw: Settings of drawing.
+        use_image: Whether the image branch takes part; False for a model of stage 1.
+        conditioner: Source of the image decoder's condition.
     """
 
     def __init__(
@@ -88,55 +92,58 @@ class Replier:
 
     def reply(
         self,
-        batch: Batch,
+        batch: Batch | ReplyInputs,
         given: Given = "nothing",
         seeds: Sequence[int] | None = None,
         on_step: OnStep | None = None,
         generator: torch.Generator | None = None,
     ) -> Replies:
-        """Replies to the conversations of a batch; arguments as for `pieces`."""
+        """Replies to conversations; arguments as for `pieces`."""
         return finish(self.pieces(batch, given, seeds, on_step, generator))
 
     @torch.no_grad()
     def pieces(
         self,
-        batch: Batch,
+        batch: Batch | ReplyInputs,
         given: Given = "nothing",
         seeds: Sequence[int] | None = None,
         on_step: OnStep | None = None,
         generator: torch.Generator | None = None,
     ) -> Generator[None, None, Replies]:
-        """Replies to the conversations of a batch, a bounded piece of work at a time.
+        """Replies to conversations, a bounded piece of work at a time.
 
         Args:
-            batch: Its `samples`, `turns`, context pictures and, where something is given, the true replies count.
-            given: What is given of the true reply.
-            seeds: Of each conversation's pictures; None takes the settings' one for all.
-            on_step: Looks at every denoising step; true ends the drawing where it stands.
-            generator: Of the words, if the temperature is above 0.
+            batch: Conversations, from a data set or from `waiting`.
+            given: Part of the reply that is given.
+            seeds: Seed of each conversation's pictures; None takes `DrawSettings.seed` for all.
+            on_step: Function that is called after every denoising step; if it returns True, the drawing ends there.
+            generator: Generator of text sampling, used if the temperature is above 0.
 
         Yields:
-            After every pass of the language model and every denoising step.
+            Nothing; after every pass of the language model and every denoising step.
 
         Returns:
-            The replies, and what happened.
+            The replies, and a note for each.
         """
-        views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
+        inputs = batch if isinstance(batch, ReplyInputs) else ReplyInputs.of_batch(batch)
         if given == "nothing":
-            prompts, cut = self._prompts(views)
-            looks, said = batch.context_pixels, []
-            for said in stream_replies(self.model, prompts, looks, self.special, self.decoding, generator):  # noqa: B007
+            prompts, cut = self._prompts(inputs.views)
+            generated: list[list[TokenSegment]] = []
+            # Each item holds all replies so far; the last one is complete.
+            for generated in stream_replies(  # noqa: B007
+                self.model, prompts, inputs.context_pixels, self.special, self.decoding, generator
+            ):
                 yield
-            tokens = [finished(own) for own in said]
+            tokens = [finished(segments) for segments in generated]
         else:
-            prompts, cut, tokens = self._told(views, given)
-        seeds = seeds or [self.draw.seed] * len(batch.samples)
-        pictures, gates = yield from self._draw(prompts, tokens, batch, seeds, on_step)
+            prompts, cut, tokens = self._given(inputs.views, given)
+        seeds = seeds or [self.draw.seed] * len(inputs.names)
+        pictures, gates = yield from self._draw(prompts, tokens, inputs, seeds, on_step)
         replies, notes = [], []
-        for index, segments in enumerate(tokens):
-            own = [self._segment(segment) for segment in segments]
-            replies.append(Reply(tuple(own), tuple(pictures.get((index, k)) for k in range(len(own)))))
-            drawn = [gates[index, k] for k in range(len(own)) if (index, k) in gates]
+        for index, token_segments in enumerate(tokens):
+            segments = tuple(self._segment(segment) for segment in token_segments)
+            replies.append(Reply(segments, tuple(pictures.get((index, k)) for k in range(len(segments)))))
+            drawn = [gates[index, k] for k in range(len(segments)) if (index, k) in gates]
             notes.append(
                 {
                     "gate": [gate for gate, _ in drawn],
@@ -147,7 +154,7 @@ class Replier:
         return replies, notes
 
     def _response_room(self) -> int:
-        """Tokens kept free for the reply: two texts, one picture, three special tokens."""
+        """Tokens that are kept free for the reply: two texts, one picture, three special tokens."""
         return min(2 * self.decoding.max_text_tokens, self.layout.max_tokens // 3) + self.layout.num_image_tokens + 3
 
     def _segment(self, segment: TokenSegment) -> Segment:
@@ -155,13 +162,13 @@ class Replier:
         return Segment(decode(segment.answer), None if segment.caption is None else decode(segment.caption))
 
     def _prompts(self, views: list[View]) -> tuple[list[list[int]], list[int]]:
-        """Prompts with room for a reply, and how much of each did not fit."""
+        """Prompts that leave room for a reply, and the number of tokens that did not fit into each."""
         room = self.layout.max_tokens - self._response_room()
         fitted = [self.layout.prompt(view.request, room) for view in views]
         return [ids for ids, _ in fitted], [cut for _, cut in fitted]
 
-    def _told(self, views: list[View], given: Given) -> tuple[list[list[int]], list[int], list[list[TokenSegment]]]:
-        """The same with the true replies, or their captions alone, fitted exactly as in training."""
+    def _given(self, views: list[View], given: Given) -> tuple[list[list[int]], list[int], list[list[TokenSegment]]]:
+        """Prompts, cut tokens and the given replies or captions, fitted exactly as in training."""
         prompts, cut, replies = [], [], []
         for view in views:
             segments = view.reply
@@ -177,59 +184,80 @@ class Replier:
         self,
         prompts: list[list[int]],
         replies: list[list[TokenSegment]],
-        batch: Batch,
+        inputs: ReplyInputs,
         seeds: Sequence[int],
         on_step: OnStep | None,
     ) -> Generator[None, None, Drawings]:
-        """Every picture of every reply in one go."""
+        """All pictures of all replies as one batch."""
         places = drawn_places(replies)
         if not places:
             return {}, {}
-        condition = self._condition(places, prompts, replies, batch)
-        pixels = yield from self.painting(condition, self._seeds(places, batch, seeds), on_step)
+        condition = self._condition(places, prompts, replies, inputs)
+        pixels = yield from self.painting(condition, self._seeds(places, inputs, seeds), on_step)
         gates = zip(condition.gate.tolist(), condition.cosine.tolist(), strict=True)
         return dict(zip(places, pixels, strict=True)), dict(zip(places, gates, strict=True))
 
+    @staticmethod
+    def _seeds(places: list[Place], inputs: ReplyInputs, seeds: Sequence[int]) -> list[int]:
+        """Seed of each picture's noise, from the name of its reply and its segment there."""
+        return [noise_seed(seeds[i], f"{inputs.names[i]}/{k}") for i, k in places]
+
     def _condition(
-        self, places: list[Place], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
+        self, places: list[Place], prompts: list[list[int]], replies: list[list[TokenSegment]], inputs: ReplyInputs
     ) -> Condition:
-        """What the image decoder is told of each picture."""
-        rows = self._pictures_batch(places, prompts, replies, batch)
-        condition: Condition = self.model.look_and_condition(rows, self.use_image)
+        """The image decoder's condition of each picture: as in training, from whole sequences, one row a picture."""
+        rows = [
+            self.layout.assemble(prompts[i], [s.answer for s in replies[i]], [s.caption for s in replies[i]], k)
+            for i, k in places
+        ]
+        longest, device = max(map(len, rows)), inputs.context_pixels.device
+
+        def padded(name: str, fill: int | bool) -> Tensor:
+            values = [getattr(row, name) for row in rows]
+            return torch.tensor([value + [fill] * (longest - len(value)) for value in values], device=device)
+
+        chosen = torch.tensor([i for i, _ in places], device=device)
+        ids = padded("input_ids", self.layout.tokenizer.pad_id)
+        states, f_img, _ = self.model.read(ids, inputs.context_pixels[chosen])
+        spans = (padded(name, False) for name in ("answer", "caption", "image"))
+        condition: Condition = self.model.m3adapter(states, *spans, f_img, inputs.has_context[chosen], self.use_image)
         if self.conditioner == "text_encoder":
-            condition.h_align, condition.h_palign = self._encoded_captions(places, batch)
+            condition.h_align, condition.h_palign = self._encoded_captions(places, inputs.batch)
         return condition
 
-    @staticmethod
-    def _seeds(places: list[Place], batch: Batch, seeds: Sequence[int]) -> list[int]:
-        """Of each picture's noise, by the name of its reply and its place there."""
-        return [noise_seed(seeds[i], f"{batch.samples[i].id}#{batch.turns[i]}/{k}") for i, k in places]
+    def _encoded_captions(self, places: list[Place], batch: Batch | None) -> tuple[Tensor, Tensor | None]:
+        """The decoder's own text encoders' states of the reference captions."""
+        chosen = [i for i, _ in places]
+        if batch is None or any(k for _, k in places) or not all(bool(batch.has_target[i]) for i in chosen):
+            raise UserError(
+                "conditioner='text_encoder' draws one reference caption per reply: set evaluation.given to 'caption' "
+                "or 'reply' and test on replies of one picture"
+            )
+        encoded: tuple[Tensor, Tensor | None] = self.model.decoder.encode_text(
+            batch.caption_ids[chosen], batch.caption_ids_2[chosen]
+        )
+        return encoded
 
-    def _time_ids(self, condition: Condition) -> Tensor:
-        """SDXL's micro-conditioning of each picture, (B, 6)."""
-        size = self.draw.size
-        return condition.h_align.new_tensor([[size, size, 0, 0, size, size]]).expand(len(condition.h_align), -1)
-
-    def paint(self, condition: Condition, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+    def paint(self, condition: Condition, seeds: Sequence[int]) -> list[Picture]:
         """Pictures from conditions; arguments as for `painting`."""
         return finish(self.painting(condition, seeds))
 
     @torch.no_grad()
     def painting(
         self, condition: Condition, seeds: Sequence[int], on_step: OnStep | None = None
-    ) -> Generator[None, None, list[NDArray[np.uint8]]]:
+    ) -> Generator[None, None, list[Picture]]:
         """Pictures from conditions, a denoising step at a time.
 
         Args:
-            condition: Of B pictures.
-            seeds: Of each picture's noise.
-            on_step: Looks at every step; true ends the drawing where it stands.
+            condition: Condition of B pictures.
+            seeds: Seed of each picture's noise.
+            on_step: Function that is called after every step; if it returns True, the drawing ends there.
 
         Yields:
-            After every step.
+            Nothing; after every step.
 
         Returns:
-            RGB (H, W, 3) of 0-255 each.
+            B pictures, RGB (H, W, 3) of 0-255.
         """
         latents = condition.h_align
         for state in self.denoise(condition, seeds):
@@ -241,49 +269,14 @@ class Replier:
         return to_pictures(self.model.decoder.decode_latents(latents))
 
     def denoise(self, condition: Condition, seeds: Sequence[int]) -> Iterator[Denoising]:
-        """The image decoder's denoising by our settings; arguments as for `painting`."""
-        told = condition.h_align, condition.h_palign, self._time_ids(condition)
-        states: Iterator[Denoising] = self.model.decoder.denoise(*told, seeds, self.draw.steps, self.draw.guidance)
+        """The image decoder's denoising with the settings of drawing; arguments as for `painting`."""
+        size, count = self.draw.size, len(condition.h_align)
+        # SDXL's size conditioning: original size, crop and target size, (B, 6).
+        time_ids = condition.h_align.new_tensor([[size, size, 0, 0, size, size]]).expand(count, -1)
+        states: Iterator[Denoising] = self.model.decoder.denoise(
+            condition.h_align, condition.h_palign, time_ids, seeds, self.draw.steps, self.draw.guidance
+        )
         return states
-
-    def _encoded_captions(self, places: list[Place], batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """What the decoder's own text encoders say of the true captions."""
-        if any(k for _, k in places) or not all(bool(batch.has_target[i]) for i, _ in places):
-            raise UserError(
-                "conditioner='text_encoder' draws one true caption a reply: set evaluation.given to 'caption' or "
-                "'reply' and test on replies of one picture"
-            )
-        chosen = [i for i, _ in places]
-        encoded: tuple[Tensor, Tensor | None] = self.model.decoder.encode_text(
-            batch.caption_ids[chosen], batch.caption_ids_2[chosen]
-        )
-        return encoded
-
-    def _pictures_batch(
-        self, places: list[Place], prompts: list[list[int]], replies: list[list[TokenSegment]], batch: Batch
-    ) -> Batch:
-        """The sequences again, a row a picture, laid out by the function that training uses."""
-        rows = [
-            self.layout.assemble(prompts[i], [s.answer for s in replies[i]], [s.caption for s in replies[i]], k)
-            for i, k in places
-        ]
-        longest, device = max(map(len, rows)), batch.context_pixels.device
-        pad = self.layout.tokenizer.pad_id
-
-        def padded(name: str, fill: int | bool) -> Tensor:
-            values = [getattr(row, name) for row in rows]
-            return torch.tensor([value + [fill] * (longest - len(value)) for value in values], device=device)
-
-        chosen = torch.tensor([i for i, _ in places], device=device)
-        return replace(
-            batch,
-            input_ids=padded("input_ids", pad),
-            answer_mask=padded("answer", False),
-            caption_mask=padded("caption", False),
-            image_mask=padded("image", False),
-            context_pixels=batch.context_pixels[chosen],
-            has_context=batch.has_context[chosen],
-        )
 
 
 def drawn_places(replies: Sequence[Sequence[TokenSegment]]) -> list[Place]:
@@ -291,7 +284,7 @@ def drawn_places(replies: Sequence[Sequence[TokenSegment]]) -> list[Place]:
     return [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]
 
 
-def to_pictures(pixels: Tensor) -> list[NDArray[np.uint8]]:
+def to_pictures(pixels: Tensor) -> list[Picture]:
     """(B, 3, H, W) in [-1, 1] to RGB pictures (H, W, 3) of 0-255."""
-    grey = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [np.asarray(picture) for picture in grey]
+    scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [np.asarray(picture) for picture in scaled]

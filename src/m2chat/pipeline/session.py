@@ -1,56 +1,84 @@
-"""A conversation that remembers its words and pictures."""
+"""A conversation that remembers its texts and pictures."""
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from m2chat.errors import UserError
-from m2chat.pipeline.events import Draft, Event, Finished
+from m2chat.pipeline.base import PipelineBase
+from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of
-from m2chat.pipeline.plan import ImageMode, Plan, SessionSettings, as_turn, pictures_in
-from m2chat.pipeline.replier import DrawSettings
-from m2chat.pipeline.turns import in_turns
-from m2chat.schema import Image, Role, Sample, Turn
+from m2chat.pipeline.replier import DrawSettings, ImageMode
+from m2chat.pipeline.state import SavedSession, SessionSettings, SessionState, read_session, write_session
+from m2chat.schema import Conversation, Image, Role, Turn
 
-if TYPE_CHECKING:
-    from m2chat.pipeline.pipeline import M2ChatPipeline
-
+_LOG = logging.getLogger(__name__)
 _PICTURE = re.compile(r"\bpicture (\d{1,4})\b", re.IGNORECASE)
-"""How a user speaks of an earlier picture: by its number."""
+"""A reference to an earlier picture by its number."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A reply to generate.
+
+    Args:
+        state: Conversation before the reply.
+        image: Whether the reply has pictures.
+        max_images: Maximum number of its pictures.
+        seed: Seed of the reply.
+    """
+
+    state: SessionState
+    image: ImageMode
+    max_images: int
+    seed: int
 
 
 class Session:
-    """A conversation. Several share one pipeline and never see each other.
+    """A conversation with one user. Several sessions share one pipeline, independently of each other.
 
-    Pictures are numbered from 1 in the order in which they were shown or drawn, and every one stays: "picture 2" in a
-    text, or ``picture=2``, refers to it; otherwise a reply looks at the newest.
+    Pictures are numbered from 1 in the order in which they were shown or drawn, and all are kept: "picture 2" in a
+    text, or ``picture=2``, refers to one; otherwise the newest is the context picture of a reply.
 
     Args:
-        pipe: Replies.
+        pipe: Pipeline that generates the replies.
         settings: Keyword arguments of `SessionSettings`.
     """
 
-    def __init__(self, pipe: M2ChatPipeline, **settings: Any) -> None:
+    def __init__(self, pipe: PipelineBase, **settings: Any) -> None:
         self.pipe = pipe
         self.settings = SessionSettings(**settings)
-        self.turns: tuple[Turn, ...] = ()
-        self.images: tuple[Image, ...] = ()
-        self.notes: tuple[dict[str, Any], ...] = ()
-        """One a turn: ``seed``, ``gate``, ``cosine``, ``cut_tokens``, ``stopped`` of replies, empty for the user's."""
+        self.state = SessionState()
         self.stopping = threading.Event()
         """Set by `stop`; a new one for each reply."""
         self._running: Iterator[Event] | None = None
 
-    # To reply
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All turns, oldest first."""
+        return self.state.conversation.turns
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All pictures."""
+        return self.state.conversation.images
+
+    @property
+    def notes(self) -> tuple[dict[str, Any], ...]:
+        """Notes of the replies, one per turn; see `SessionState`."""
+        return self.state.notes
+
+    # Replies
 
     def stream(
         self,
@@ -62,22 +90,22 @@ class Session:
         seed: int | None = None,
         picture: int | None = None,
     ) -> Iterator[Event]:
-        """Says something and listens to the reply; the session changes when the last event has come.
+        """Sends a message and yields the events of the reply; the session changes with the last event.
 
         Args:
-            text: What the user says.
-            images: What the user shows: Pillow pictures, or RGB uint8 (H, W, 3).
-            image: Whether there will be pictures; None as in the settings.
-            max_images: Most pictures; None as in the settings.
-            seed: Of this reply; None as in the settings.
-            picture: Number of the picture that the text refers to, from 1; None reads it from the text, else it is
-                the newest.
+            text: Text of the message.
+            images: Pictures of the message: Pillow pictures, or RGB uint8 (H, W, 3).
+            image: Whether the reply has pictures; None as in the settings.
+            max_images: Maximum number of its pictures; None as in the settings.
+            seed: Seed of this reply; None as in the settings.
+            picture: Number of the picture to which the text refers, from 1; None takes the number that the text names,
+                else the newest picture.
 
         Returns:
-            Events; the last is `Finished`. A listener who closes it stops the reply.
+            Events; the last is `Finished`. Closing the iterator stops the reply.
 
         Raises:
-            UserError: If nothing is said or shown, or there is no such picture, or a reply is under way elsewhere.
+            UserError: If the message is empty, there is no such picture, or another reply is being generated.
         """
         shown = tuple(Image(as_pixels(item)) for item in images)
         if not text.strip() and not shown:
@@ -89,192 +117,195 @@ class Session:
             raise UserError(f"picture={picture}: this session has {known} pictures, numbered from 1")
         numbers = range(len(self.images), known)
         asked = Turn("user", (*numbers, text.strip()), context=None if picture is None else picture - 1)
-        return self._start((*self.turns, asked), (*self.images, *shown), (*self.notes, {}), image, max_images, seed)
+        before = self.state.conversation
+        after = replace(before, turns=(*before.turns, asked), images=(*before.images, *shown))
+        return self._start(SessionState(after, (*self.notes, {})), image, max_images, seed)
 
-    def go_on(self, **kwargs: Any) -> Iterator[Event]:
-        """Lets the other side speak again, as the next part of a story; arguments as for `stream`.
+    def go_on(
+        self, *, image: ImageMode | None = None, max_images: int | None = None, seed: int | None = None
+    ) -> Iterator[Event]:
+        """Generates another reply behind the last one, as the next part of a story; arguments as for `stream`.
 
         Raises:
-            UserError: If nothing has been said yet.
+            UserError: If the conversation is empty.
         """
         if not self.turns:
-            raise UserError("there is nothing to go on from: say something first")
-        options = {"image": None, "max_images": None, "seed": None, **kwargs}
-        return self._start(self.turns, self.images, self.notes, **options)
+            raise UserError("there is nothing to continue: say something first")
+        return self._start(self.state, image, max_images, seed)
 
     def reply(self, text: str, images: Sequence[Any] = (), **kwargs: Any) -> PipelineOutput:
-        """Says something and waits for the whole reply; arguments as for `stream`."""
+        """Sends a message and waits for the whole reply; arguments as for `stream`."""
         return whole(self.stream(text, images, **kwargs))
 
     def edit(self, instruction: str, picture: int | None = None, **kwargs: Any) -> PipelineOutput:
-        """Has a picture changed: a reply that must draw.
+        """Edits a picture: a reply with exactly one picture.
 
         Args:
-            instruction: The change.
+            instruction: Text that describes the change.
             picture: Number of the picture; None for the newest.
-            kwargs: As for `stream`.
+            kwargs: Further arguments of `stream`.
         """
         return self.reply(instruction, picture=picture, **{"image": "force", "max_images": 1, **kwargs})
 
     def regenerate(self, text: str | None = None, seed: int | None = None) -> Iterator[Event]:
-        """Replies to the last turn anew; the old reply stays until the new one is there.
+        """Replaces the last reply; the old one is kept until the new one is complete.
 
         Args:
-            text: Other words in place of the user's last ones.
-            seed: Of the new reply; None takes another than before.
+            text: Text that replaces that of the user's last turn; None leaves it.
+            seed: Seed of the new reply; None draws a new one.
 
         Raises:
             UserError: If there is no reply yet.
         """
         last = len(self.turns) - 1
         if last < 1:
-            raise UserError("there is no reply to make anew: say something first")
+            raise UserError("there is no reply to regenerate: say something first")
         if text is not None:
             last = max(i for i, turn in enumerate(self.turns) if turn.role == "user") + 1
-        turns, note = self.turns[:last], self.notes[last]
+        state, note = self.state.until(last), self.notes[last]
         if text is not None:
-            asked = turns[-1]
-            turns = (*turns[:-1], replace(asked, parts=(*asked.pictures, text.strip())))
-        images = self.images[: pictures_in(turns)]
+            *earlier, asked = state.conversation.turns
+            changed = replace(asked, parts=(*asked.pictures, text.strip()))
+            state = replace(state, conversation=replace(state.conversation, turns=(*earlier, changed)))
         seed = secrets.randbelow(2**31) if seed is None else seed
-        return self._start(turns, images, self.notes[:last], note["image"], note["max_images"], seed)
+        return self._start(state, note["image"], note["max_images"], seed)
 
     def stop(self) -> None:
-        """Ends the reply that is under way, from any thread, before its next token or denoising step.
+        """Stops the current reply, from any thread, before its next token or denoising step.
 
-        What has been said, and pictures that are ready, stay.
+        Texts so far and finished pictures are kept.
         """
         self.stopping.set()
 
     @property
     def is_stopped(self) -> bool:
-        """Whether `stop` was called since the newest reply was begun."""
+        """Whether `stop` was called since the newest reply was started."""
         return self.stopping.is_set()
 
-    # The conversation
+    # Conversation
 
     def messages(self) -> list[tuple[Role, list[str | Image]]]:
-        """Who said and showed what: texts and pictures of every turn in their order."""
+        """Role, and texts and pictures in their order, of every turn."""
         return [
             (turn.role, [self.images[part] if isinstance(part, int) else part for part in turn.parts])
             for turn in self.turns
         ]
 
     def undo(self) -> str:
-        """Forgets the user's last turn and what came of it.
+        """Removes the user's last turn and everything behind it.
 
         Returns:
-            What the user had said.
+            The text of that turn.
 
         Raises:
-            UserError: If nothing has been said.
+            UserError: If the conversation is empty.
         """
         asked = max((i for i, turn in enumerate(self.turns) if turn.role == "user"), default=None)
         if asked is None:
             raise UserError("there is nothing to undo")
-        said = self.turns[asked].text
-        self.turns, self.notes = self.turns[:asked], self.notes[:asked]
-        self.images = self.images[: pictures_in(self.turns)]
-        return said
+        text = self.turns[asked].text
+        self.state = self.state.until(asked)
+        return text
 
     def configure(self, **settings: Any) -> None:
-        """Changes settings for the replies to come; arguments as for `SessionSettings`."""
+        """Changes settings of the next replies; arguments as for `SessionSettings`."""
         self.settings = replace(self.settings, **settings)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the session into a folder: JSON and PNGs."""
-        from m2chat.pipeline.store import save_session
-
-        save_session(self, Path(folder))
-
-    @classmethod
-    def load(cls, pipe: M2ChatPipeline, folder: str | Path) -> Session:
-        """Reads a session that was saved; the same seeded turn then gives the same text and pixels.
+        """Writes the session into a folder: JSON and PNGs.
 
         Raises:
-            UserError: If the folder holds no session, or a damaged one.
+            UserError: If it cannot be written.
         """
-        from m2chat.pipeline.store import load_session
+        write_session(SavedSession(self.state, self.settings, self._weights), Path(folder))
 
-        return load_session(pipe, Path(folder))
+    @classmethod
+    def load(cls, pipe: PipelineBase, folder: str | Path) -> Session:
+        """Reads a saved session; a turn with the same seed then gives the same text and pixels.
 
-    # At work
+        Raises:
+            UserError: If the folder has no session, or a damaged one.
+        """
+        saved = read_session(Path(folder))
+        session = cls(pipe)
+        session.state, session.settings = saved.state, saved.settings
+        if saved.weights != session._weights:
+            _LOG.warning("%s was held with other weights (%s): replies will differ", folder, saved.weights)
+        return session
+
+    # Generation
+
+    @property
+    def _weights(self) -> dict[str, str]:
+        return {"stage": self.pipe.origin.stage, "fingerprint": self.pipe.origin.fingerprint}
 
     def _start(
-        self,
-        turns: tuple[Turn, ...],
-        images: tuple[Image, ...],
-        notes: tuple[dict[str, Any], ...],
-        image: ImageMode | None,
-        max_images: int | None,
-        seed: int | None,
+        self, state: SessionState, image: ImageMode | None, max_images: int | None, seed: int | None
     ) -> Iterator[Event]:
-        own = self.settings
-        seed = own.seed if seed is None else seed
+        """Checks the settings of a reply and starts it."""
+        settings = self.settings
+        seed = settings.seed if seed is None else seed
         seed = secrets.randbelow(2**31) if seed is None else seed
-        plan = Plan(turns, images, notes, image or own.image, max_images or own.max_images, seed)
-        self.pipe.replier(plan.image, plan.max_images)  # refuses what cannot be, before anything runs
+        task = _Task(state, image or settings.image, max_images or settings.max_images, seed)
+        self.pipe.replier(task.image, task.max_images)  # raises on a wrong setting before anything runs
         if self._running is not None:
-            try:  # a listener who went away without closing it left it waiting
+            try:  # an iterator that was dropped without being closed is still suspended
                 self._running.close()  # type: ignore[attr-defined]
-            except ValueError as error:
+            except ValueError as error:  # it is running in another thread
                 raise UserError("a reply is under way in this session: wait for it, or stop it first") from error
         self.stopping = threading.Event()
-        self._running = self._run(plan, self.stopping)
+        self._running = self._run(task, self.stopping)
         return self._running
 
-    def _run(self, plan: Plan, stop: threading.Event) -> Iterator[Event]:
-        """Makes a reply an event at a time, and keeps it."""
-        draft = Draft()
-        plan = self._described(plan)
+    def _run(self, task: _Task, stop: threading.Event) -> Iterator[Event]:
+        """Yields the events of a reply, and adds it to the session."""
+        partial = PartialReply()
+        conversation = self._captioned(task.state.conversation)
         try:
-            for event in in_turns(self._steps(plan), self.pipe.lock, stop):
-                draft.add(event)
+            for event in in_turns(self._steps(conversation, task), self.pipe.lock, stop):
+                partial.add(event)
                 yield event
         except (GeneratorExit, KeyboardInterrupt):
-            self._keep(plan, draft, stopped=True)
+            self._keep(conversation, task, partial, stopped=True)
             raise
-        yield self._keep(plan, draft, stopped=stop.is_set())
+        yield self._keep(conversation, task, partial, stopped=stop.is_set())
 
-    def _described(self, plan: Plan) -> Plan:
-        """The same with a caption for every picture that was shown without one."""
-        blank = [k for k, item in enumerate(plan.images) if not item.caption]
-        told = dict(zip(blank, self.pipe.caption([plan.images[k].pixels for k in blank]), strict=True))
-        images = tuple(
-            replace(item, caption=told[k], caption_by="model") if k in told else item
-            for k, item in enumerate(plan.images)
+    def _captioned(self, conversation: Conversation) -> Conversation:
+        """The conversation with a caption for every shown picture that has none."""
+        missing = [k for k, image in enumerate(conversation.images) if not image.caption]
+        images = list(conversation.images)
+        captions = self.pipe.caption([images[k].pixels for k in missing])
+        for k, caption in zip(missing, captions, strict=True):
+            images[k] = replace(images[k], caption=caption, caption_by="model")
+        return replace(conversation, images=tuple(images))
+
+    def _steps(self, conversation: Conversation, task: _Task) -> Generator[Event, None, None]:
+        settings, pipe = self.settings, self.pipe
+        size = settings.size or pipe.image_size
+        replier = pipe.replier(
+            task.image,
+            task.max_images,
+            DrawSettings(settings.steps, settings.guidance, task.seed, size, settings.preview_every),
+            settings.max_new_tokens,
+            settings.temperature,
+            settings.top_p,
         )
-        return replace(plan, images=images)
+        inputs = waiting([conversation], pipe.vision, pipe.device)
+        return replier.stream(inputs, seed=task.seed, generator=torch.Generator().manual_seed(task.seed))
 
-    def _steps(self, plan: Plan) -> Generator[Event, None, None]:
-        own = self.settings
-        replier = self.pipe.replier(
-            plan.image,
-            plan.max_images,
-            DrawSettings(own.steps, own.guidance, plan.seed, own.size or self.pipe.image_size, own.preview_every),
-            own.max_new_tokens,
-            own.temperature,
-            own.top_p,
-        )
-        sample = Sample("session", "dialogue", "session", plan.turns, plan.images)
-        batch = waiting([sample], self.pipe.vision, self.pipe.device)
-        return replier.stream(batch, seed=plan.seed, generator=torch.Generator().manual_seed(plan.seed))
-
-    def _keep(self, plan: Plan, draft: Draft, stopped: bool) -> Finished:
-        """Adds the reply to the session, unless it was stopped before there was any."""
-        reply = draft.reply()
-        note = {"seed": plan.seed, "image": plan.image, "max_images": plan.max_images, "stopped": stopped}
-        note |= draft.note()
+    def _keep(self, conversation: Conversation, task: _Task, partial: PartialReply, stopped: bool) -> Finished:
+        """Adds the reply to the session, unless it was stopped while it was empty."""
+        reply = partial.reply()
+        note = {"seed": task.seed, "image": task.image, "max_images": task.max_images, "stopped": stopped}
+        note |= partial.note()
         self._running = None
         if reply.segments or not stopped:
-            turn, images = as_turn(reply, plan.images)
-            self.turns, self.images = (*plan.turns, turn), images
-            self.notes = (*plan.notes, note)
+            self.state = SessionState(conversation.with_reply(reply), (*task.state.notes, note))
         return Finished(reply, stopped, note)
 
 
 def whole(events: Iterator[Event]) -> PipelineOutput:
-    """Listens to a reply to its end."""
+    """Waits for the end of a reply."""
     *_, last = events
     assert isinstance(last, Finished)
     return output_of(last.reply, last.note, "pil")

@@ -1,4 +1,4 @@
-"""A reply an event at a time: the same as whole, by the same functions."""
+"""A reply as a stream of events, by the functions that also make whole replies."""
 
 from __future__ import annotations
 
@@ -9,69 +9,77 @@ import torch
 
 from m2chat.models.generation import TokenSegment, stream_replies
 from m2chat.pipeline.events import Drawn, Notice, Progress, Usage, Words
+from m2chat.pipeline.inputs import ReplyInputs
 from m2chat.pipeline.replier import Given, Replier, to_pictures
-from m2chat.schema import Batch
-from m2chat.text import view_of
 
 
 class StreamingReplier(Replier):
-    """A `Replier` that can be listened to while it replies to one conversation."""
+    """A `Replier` that can also yield events while it replies to one conversation."""
 
     @torch.no_grad()
     def stream(
-        self, batch: Batch, given: Given = "nothing", seed: int = 0, generator: torch.Generator | None = None
+        self, inputs: ReplyInputs, given: Given = "nothing", seed: int = 0, generator: torch.Generator | None = None
     ) -> Generator[Notice | Words | Progress | Drawn | Usage, None, None]:
-        """The reply to the one conversation of a batch, as it comes into being.
+        """The reply to one conversation as events.
 
-        A picture is drawn as soon as its tokens are there, before the words behind it.
+        A picture is drawn as soon as its tokens are there, before the text behind it.
 
         Args:
-            batch: Of one conversation.
-            given: What is given of the true reply.
-            seed: Of the pictures.
-            generator: Of the words, if the temperature is above 0.
+            inputs: Inputs of one conversation.
+            given: Part of the reply that is given.
+            seed: Seed of the pictures.
+            generator: Generator of text sampling, used if the temperature is above 0.
 
         Yields:
-            At least one event after every pass of the language model, and one after every denoising step; in the end
-            what it was made of.
+            At least one event after every pass of the language model, one after every denoising step, and `Usage`.
         """
-        view = view_of(batch.samples[0], batch.turns[0])
         if given == "nothing":
-            prompts, (cut,) = self._prompts([view])
-            replies = stream_replies(self.model, prompts, batch.context_pixels, self.special, self.decoding, generator)
+            prompts, (cut,) = self._prompts(inputs.views)
+            replies = stream_replies(self.model, prompts, inputs.context_pixels, self.special, self.decoding, generator)
         else:
-            prompts, (cut,), told = self._told([view], given)
-            replies = iter([[[*told[0], TokenSegment()]]])
+            prompts, (cut,), known = self._given(inputs.views, given)
+            replies = iter([[[*known[0], TokenSegment()]]])
         if cut:
-            yield Notice(f"What did not fit is left out, the oldest turns first ({cut} tokens).", cut)
-        said: dict[tuple[int, str], str] = {}
+            yield Notice(f"{cut} tokens of the conversation did not fit: the oldest turns are left out.", cut)
+        sent: dict[tuple[int, str], str] = {}
         done = 0
         segments: list[TokenSegment] = []
         for (segments,) in replies:
-            # A segment with another behind it is whole: its slots are filled.
+            # A segment with another behind it is complete: all its image tokens are there.
             while done < len(segments) - 1:
-                yield from self._finish(prompts, segments, done, said, batch, seed)
+                yield from self._finish(prompts, segments, done, sent, inputs, seed)
                 done += 1
-            yield from self._words(segments, done, said)
-        yield from self._finish(prompts, segments, done, said, batch, seed)
+            yield from self._words(segments, done, sent)
+        yield from self._finish(prompts, segments, done, sent, inputs, seed)
         texts = [segment.answer for segment in segments], [segment.caption for segment in segments]
         whole = self.layout.assemble(prompts[0], *texts, target=0).input_ids
         yield Usage(len(prompts[0]), len(whole) - len(prompts[0]))
 
     def _words(
-        self, segments: list[TokenSegment], index: int, said: dict[tuple[int, str], str], whole: bool = False
+        self, segments: list[TokenSegment], index: int, sent: dict[tuple[int, str], str], complete: bool = False
     ) -> Iterator[Words]:
-        """What is new in the texts of a segment; bytes of an unfinished character wait, unless nothing can follow."""
+        """New text of a segment.
+
+        A character of several bytes spans several tokens, and decodes to U+FFFD before its last one: text that ends so
+        is held back until the next token, unless the segment is complete.
+
+        Args:
+            segments: Segments of the reply.
+            index: Index of the segment.
+            sent: Text that was yielded before, by segment and kind of text; is brought up to date.
+            complete: Whether the segment gets no more tokens.
+        """
         segment = self._segment(segments[index])
         texts: dict[Literal["answer", "caption"], str] = {"answer": segment.answer}
         if segment.caption is not None:
             texts["caption"] = segment.caption
         for of, text in texts.items():
-            old = said.get((index, of), "")
-            new = text[len(old) :] if whole or not text.endswith("\ufffd") else ""
-            said[index, of] = old + new
+            old = sent.get((index, of), "")
+            new = text[len(old) :] if complete or not text.endswith("\ufffd") else ""
+            sent[index, of] = old + new
+            # Every pass of the language model yields an event, even an empty one, so that a listener can stop it.
             is_current = of == "caption" or segment.caption is None
-            if new or (is_current and not whole):
+            if new or (is_current and not complete):
                 yield Words(index, new, of)
 
     def _finish(
@@ -79,23 +87,23 @@ class StreamingReplier(Replier):
         prompts: list[list[int]],
         segments: list[TokenSegment],
         index: int,
-        said: dict[tuple[int, str], str],
-        batch: Batch,
+        sent: dict[tuple[int, str], str],
+        inputs: ReplyInputs,
         seed: int,
     ) -> Iterator[Words | Progress | Drawn]:
-        """The last words of a whole segment, and its picture if it has one."""
-        yield from self._words(segments, index, said, whole=True)
+        """The rest of the text of a complete segment, and its picture if it has one."""
+        yield from self._words(segments, index, sent, complete=True)
         segment = segments[index]
         if segment.caption is None:
             return
         place, decoder, every = [(0, index)], self.model.decoder, self.draw.preview_every
-        condition = self._condition(place, prompts, [segments[: index + 1]], batch)
+        condition = self._condition(place, prompts, [segments[: index + 1]], inputs)
         latents = condition.h_align
-        for state in self.denoise(condition, self._seeds(place, batch, [seed])):
+        for state in self.denoise(condition, self._seeds(place, inputs, [seed])):
             latents = state.latents
             due = every and state.step % every == 0 and state.step < state.steps
-            shown = to_pictures(decoder.decode_latents(state.estimate))[0] if due else None
-            yield Progress(index, state.step, state.steps, shown)
+            preview = to_pictures(decoder.decode_latents(state.estimate))[0] if due else None
+            yield Progress(index, state.step, state.steps, preview)
         (picture,) = to_pictures(decoder.decode_latents(latents))
         caption = self.layout.tokenizer.decode(segment.caption)
         yield Drawn(index, picture, caption, float(condition.gate[0]), float(condition.cosine[0]))

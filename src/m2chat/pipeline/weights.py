@@ -1,4 +1,4 @@
-"""Trained weights from and to files: the one place that knows how they are kept.
+"""Trained weights from and to files.
 
 `M2ChatPipeline` calls `load_weights` and `save_weights` and nothing else that touches a file of weights.
 """
@@ -21,27 +21,28 @@ from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.exported import check_backbones, export_model, is_exported, read_manifest
 from m2chat.models.weights.exported import load_weights as load_exported
-from m2chat.pipeline.describer import released_tensors
+from m2chat.pipeline.describer import pretrained_tensors
+from m2chat.text.layout import MAX_TOKENS
 
-MICRO_ADAPTER = M3AdapterConfig(width=192, heads=6, blocks=2)
-MICRO_BACKBONE = BackboneConfig(
-    "data/micro/llama", "data/micro/adapter/BIAS-micro.pth", "data/micro/clip", "data/micro/sdxl", num_image_tokens=8
-)
-"""Numbers of the connector of the shipped weights."""
+_SHIPPED = Path("data", "micro", "m2chat")
+"""Folder of the shipped weights and their configuration."""
+_ROOTS = (Path(), Path(__file__).parents[3])
+"""Folders that may have ``data/micro``: the current one, and the project that this code is part of."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model's trained weights come from and what they are.
+    """Source of a model's trained weights, and what they are.
 
     Args:
-        path: The file.
-        stage: That trained them.
-        backbone: The networks beneath.
-        m3adapter: Numbers of the connector.
-        fingerprint: Of the backbones.
+        path: Checkpoint file or exported folder.
+        stage: Stage that trained them.
+        backbone: Backbones.
+        m3adapter: Configuration of the M³Adapter.
+        fingerprint: Fingerprint of the backbones.
         tasks: Kinds of samples that they were trained on.
-        released: Tensors of the language model from before, to describe pictures with.
+        max_tokens: Maximum length of a sequence in training.
+        pretrained: Tensors of the language model before stage 2, with which pictures are described.
     """
 
     path: str
@@ -50,16 +51,17 @@ class Origin:
     m3adapter: M3AdapterConfig
     fingerprint: str
     tasks: tuple[str, ...] = ()
-    released: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    max_tokens: int = MAX_TOKENS
+    pretrained: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def micro_root() -> Path:
-    """The folder with ``data/micro``: where we are, else the project that this code is part of.
+    """The folder with ``data/micro``: the current one, else the project that this code is part of.
 
     Raises:
         UserError: If neither has it.
     """
-    for root in (Path(), Path(__file__).parents[3]):
+    for root in _ROOTS:
         if (root / "data" / "micro" / "manifest.json").is_file():
             return root
     raise UserError(
@@ -69,12 +71,12 @@ def micro_root() -> Path:
 
 
 def _anchored(config: BackboneConfig) -> BackboneConfig:
-    """The micro networks are found from anywhere; every other path is as it is written."""
-    own = asdict(config)
-    for name, value in own.items():
+    """The same backbones with paths of the shipped ones that hold in any folder; other paths are left as they are."""
+    paths = asdict(config)
+    for name, value in paths.items():
         if str(value).startswith("data/micro/") and not Path(value).exists():
-            own[name] = str(micro_root() / value)
-    return BackboneConfig(**own)
+            paths[name] = str(micro_root() / value)
+    return BackboneConfig(**paths)
 
 
 def load_weights(
@@ -83,31 +85,36 @@ def load_weights(
     """Builds the model and fills in trained weights.
 
     Args:
-        source: A checkpoint of a run, whose ``config.yaml`` says on which networks it rests; a folder that
-            `save_weights` wrote; or None for the shipped micro weights of stage 2.
-        backbone: Instead of what the source says.
-        m3adapter: The same.
+        source: Checkpoint of a run, with the run's ``config.yaml`` beside or above it; a folder that `save_weights`
+            wrote; or None for the shipped micro weights of stage 2.
+        backbone: Backbones; None takes those of the source.
+        m3adapter: Configuration of the M³Adapter; None takes that of the source.
 
     Returns:
-        The model in fp32 and evaluation mode, and where its weights come from.
+        The model in fp32 and evaluation mode, and the source of its weights.
 
     Raises:
         UserError: If the source is missing, broken, or was trained on other backbones.
     """
-    path = micro_root() / "data" / "micro" / "m2chat" / "m3ft.ckpt" if source is None else Path(source)
+    path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
     if path.is_dir():
         return _load_exported(path, backbone, m3adapter)
-    said = _run_settings(path)
     payload = read_checkpoint(path)
     stage: Stage = payload[HEADER]["stage"]
-    backbone, m3adapter = _anchored(backbone or said[0]), m3adapter or said[1]
-    name = fingerprint(backbone)
+    config = _run_config(path)
+    settings = _settings(config)
+    shipped = _settings(_shipped_config())  # what a hand-written configuration leaves out is that of the micro scale
+    backbone = _anchored(backbone or BackboneConfig(**{**shipped["backbone"], **(settings.get("backbone") or {})}))
+    m3adapter = m3adapter or _m3adapter({**shipped["m3adapter"], **(settings.get("m3adapter") or {})})
+    layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
+    fingerprint_ = fingerprint(backbone)
     model = build_m2chat(backbone, m3adapter)
-    before = released_tensors(model) if stage == "m3ft" else {}
+    pretrained = pretrained_tensors(model) if stage == "m3ft" else {}
     names = {f"model.{name}" for name in trainable_names(model, stage)}
-    load_trained(nn.ModuleDict({"model": model}), path, names, stage=None, fingerprint=name)
+    load_trained(nn.ModuleDict({"model": model}), path, names, stage=None, fingerprint=fingerprint_)
     model.eval().requires_grad_(False)
-    return model, Origin(str(path), stage, backbone, m3adapter, name, tuple(payload.get("tasks", ())), before)
+    tasks, max_tokens = tuple(payload.get("tasks", ())), layout.get("max_tokens", MAX_TOKENS)
+    return model, Origin(str(path), stage, backbone, m3adapter, fingerprint_, tasks, max_tokens, pretrained)
 
 
 def _load_exported(
@@ -124,42 +131,55 @@ def _load_exported(
     check_backbones(manifest, part_fingerprints(backbone), folder)  # before gigabytes are read
     model = build_m2chat(backbone, m3adapter)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
-    before = released_tensors(model) if stage == "m3ft" else {}
+    pretrained = pretrained_tensors(model) if stage == "m3ft" else {}
     load_exported(model, folder)
     model.eval().requires_grad_(False)
-    return model, Origin(str(folder), stage, backbone, m3adapter, manifest.fingerprint, tuple(manifest.tasks), before)
+    max_tokens = manifest.layout.get("max_tokens", MAX_TOKENS)
+    origin = Origin(
+        str(folder), stage, backbone, m3adapter, manifest.fingerprint, tuple(manifest.tasks), max_tokens, pretrained
+    )
+    return model, origin
 
 
 def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None:
-    """Exports the trained tensors; the frozen networks stay where they are, and are named by their whole paths.
+    """Exports the trained tensors. The frozen backbones stay where they are; the manifest has their absolute paths.
 
     Args:
-        folder: To make; earlier exported weights there give way.
-        model: Whose tensors.
-        origin: What they are.
+        folder: Folder to make; exported weights that are already there are replaced.
+        model: Model with the tensors.
+        origin: Source of the weights.
 
     Raises:
-        UserError: If something else is in the folder.
+        UserError: If the folder has other contents.
     """
     backbone = asdict(origin.backbone)
     for name, value in backbone.items():
         if isinstance(value, str) and Path(value).exists():
             backbone[name] = str(Path(value).resolve())
-    export_model(model, origin.stage, BackboneConfig(**backbone), Path(folder), tasks=origin.tasks)
+    layout = {"max_tokens": origin.max_tokens, "num_image_tokens": origin.backbone.num_image_tokens}
+    export_model(model, origin.stage, BackboneConfig(**backbone), Path(folder), tasks=origin.tasks, layout=layout)
 
 
-def _settings(config: dict[str, Any]) -> tuple[BackboneConfig, M3AdapterConfig]:
-    """The two parts of a configuration that make a model."""
-    adapter = dict(config.get("m3adapter") or asdict(MICRO_ADAPTER))
-    adapter["gate"] = GateConfig(**(adapter.get("gate") or {}))
-    adapter["layers"] = tuple(adapter.get("layers", (-1,)))
-    return BackboneConfig(**{**asdict(MICRO_BACKBONE), **(config.get("backbone") or {})}), M3AdapterConfig(**adapter)
+def _m3adapter(settings: Mapping[str, Any]) -> M3AdapterConfig:
+    """The configuration of the M³Adapter in a run's settings."""
+    values = {**settings, "gate": GateConfig(**(settings.get("gate") or {}))}
+    return M3AdapterConfig(**{**values, "layers": tuple(values.get("layers", (-1,)))})
 
 
-def _run_settings(checkpoint: Path) -> tuple[BackboneConfig, M3AdapterConfig]:
-    """Those of the run that wrote a checkpoint, from the ``config.yaml`` that lies above it; else the micro ones."""
+def _run_config(checkpoint: Path) -> dict[str, Any]:
+    """The ``config.yaml`` of the run that wrote a checkpoint: in its folder or the one above, else the shipped one."""
     for folder in list(checkpoint.resolve().parents)[:2]:
         if (folder / "config.yaml").is_file():
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-            return _settings((config.get("model") or {}).get("init_args") or {})
-    return MICRO_BACKBONE, MICRO_ADAPTER
+            return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    return _shipped_config()
+
+
+def _shipped_config() -> dict[str, Any]:
+    """The configuration of the shipped micro weights."""
+    path = micro_root() / _SHIPPED / "config.yaml"
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the model in a run's configuration."""
+    return dict((config.get("model") or {}).get("init_args") or {})

@@ -18,6 +18,9 @@ from m2chat.text.view import Request
 IGNORE = -100
 """Label of a position that the language loss skips."""
 
+MAX_TOKENS = 512
+"""Maximum length of a sequence where neither weights nor settings state one: that of LLaMA-Adapter V2."""
+
 DESCRIBE = "Generate caption of this image"
 """LLaMA-Adapter's own instruction for describing a picture."""
 
@@ -102,8 +105,8 @@ class Layout:
     """
 
     tokenizer: M2ChatTokenizer
-    num_image_tokens: int = 8
-    max_tokens: int = 192
+    num_image_tokens: int = 32
+    max_tokens: int = MAX_TOKENS
 
     def prompt(self, request: Request, room: int) -> tuple[list[int], int]:
         """Tokens of the prompt, cut to fit.

@@ -182,7 +182,7 @@ def require_safe_reader(strategy: Strategy, path: str | Path) -> None:
     if Path(path).is_dir() and not isinstance(strategy, M2ChatFSDPStrategy):
         raise UserError(
             f"--ckpt_path {path} is a folder, and {type(strategy).__name__} does not read those safely: make one file "
-            "of it with `m2chat consolidate`, or use --trainer.strategy m2chat.training.strategy.M2ChatFSDPStrategy"
+            "of it with `m2chat consolidate`, or train with M2ChatFSDPStrategy"
         )
 
 

@@ -93,6 +93,11 @@ class Visitor:
             assert time.monotonic() < end, "a stream does not end"
             self.page.wait_for_timeout(50)
 
+    def stop(self, act: Callable[[], None]) -> None:
+        """Does what stops the work, and waits until the server has answered that it is to stop."""
+        with self.page.expect_response(lambda answer: "/run/" in answer.url):
+            act()
+
     def settings(self, draw: str = "always", steps: int = STEPS, most: int = 1) -> None:
         """Unfolds the settings and makes replies quick."""
         self.page.click("#settings button.label-wrap")

@@ -62,8 +62,7 @@ def test_a_reply_is_stopped_by_button_and_by_key(visit: Callable[..., Any], draw
         drawing.hold_at(drawing.steps + 3)
         visitor.say("please paint a large red circle on the left on a blue background")
         page.locator("#chat .bot-row").get_by_text("Drawing, step").last.wait_for()
-        stop()
-        page.wait_for_timeout(500)
+        visitor.stop(stop)
         drawing.go_on()
         # What was there stays, with a remark; if there was nothing, the words return into the box.
         page.wait_for_function(

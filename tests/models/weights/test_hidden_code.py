@@ -420,14 +420,16 @@ def test_arrays_of_objects_are_not_read(here: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as moments"):
         Moments.load(here / "m.npy", "x")
     turns = (Turn("user", ("hello",)), Turn("assistant", ("here", 0)))
-    write_shards([Sample("a", "dialogue", "b", turns, (Image(np.zeros((8, 8, 3), np.uint8), "c"),))], here / "talk")
+    write_shards(
+        [Sample("a", turns, (Image(np.zeros((8, 8, 3), np.uint8), "c"),), kind="dialogue", source="b")], here / "talk"
+    )
     (path,) = (here / "talk").glob("*.tar")
     right = prints_of_shard(open_shard(path))
     np.savez(path.with_name(f"{path.name}.prints.npz"), stamp=evil, hashes=evil, what=evil, sample=evil)
     assert np.array_equal(prints_of_shard(open_shard(path)).hashes, right.hashes), "they are made anew"
 
 
-@pytest.mark.parametrize("change", ["class", "part", "file"])
+@pytest.mark.parametrize("change", ["class", "part", "file", "map"])
 def test_a_pipeline_that_brings_code_is_refused(here: Path, change: str) -> None:
     shutil.copytree(MICRO / "sd15", here / "sd")
     index = json.loads((here / "sd" / "model_index.json").read_text())
@@ -435,12 +437,25 @@ def test_a_pipeline_that_brings_code_is_refused(here: Path, change: str) -> None
         index["_class_name"] = ["hidden", "Pipeline"]
     elif change == "part":
         index["vae"] = ["hidden", "Vae"]
-    else:
+    elif change == "file":
         shutil.copy("hidden.py", here / "sd" / "vae" / "diffusers.py")
+    else:
+        (here / "sd" / "tokenizer" / "tokenizer_config.json").write_text(
+            json.dumps({"auto_map": {"AutoTokenizer": "h.T"}})
+        )
     (here / "sd" / "model_index.json").write_text(json.dumps(index))
-    shutil.copy("hidden.py", here / "sd" / "hidden.py")
+    if change in ("class", "part"):
+        shutil.copy("hidden.py", here / "sd" / "hidden.py")
     with pytest.raises(UserError, match="brings code of its own"):
         pipeline(here / "sd")
+
+
+def test_an_encoder_that_brings_a_tokenizer_of_its_own_is_refused(here: Path) -> None:
+    shutil.copytree(MICRO / "metric_clip", here / "clip")
+    settings = {"auto_map": {"AutoTokenizer": ["hidden.T", None]}}
+    (here / "clip" / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"brings code of its own \(tokenizer_config\.json\)"):
+        OpenClipEncoder(str(here / "clip"))._load()
 
 
 def test_bin_folders_without_code_are_read(here: Path) -> None:

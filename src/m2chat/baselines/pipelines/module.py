@@ -14,7 +14,7 @@ from m2chat.errors import UserError
 from m2chat.integrity import verify_folder
 from m2chat.models.build import fingerprint
 from m2chat.models.config import BackboneConfig
-from m2chat.models.weights.files import load_json
+from m2chat.models.weights.files import load_json, require_no_code
 from m2chat.models.weights.script import PICKLE_ERRORS
 from m2chat.pipeline.replier import Given, noise_seed, to_pictures
 from m2chat.schema import KINDS, Batch, Reply, Segment
@@ -159,9 +159,9 @@ def _require_plain(folder: Path) -> None:
     strange = [
         name for name, entry in parts.items() if not entry or entry[0] not in (None, "diffusers", "transformers")
     ]
-    strange += [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.py"))]
     if strange or not isinstance(index.get("_class_name"), str):
         raise UserError(
             f"backbone.image_decoder={str(folder)!r} brings code of its own ({', '.join(strange) or '_class_name'}), "
             "which is not executed: use a folder whose parts are of diffusers and transformers"
         )
+    require_no_code(folder, "backbone.image_decoder")

@@ -9,8 +9,9 @@ from m2chat.baselines.vlm_sd.model import VLMSDModel
 from m2chat.models.generation import Decoding, TokenSegment
 from m2chat.models.image_decoder import OnStep
 from m2chat.models.m3adapter import Condition
+from m2chat.pipeline.inputs import ReplyInputs
 from m2chat.pipeline.replier import Drawings, DrawSettings, Replier, drawn_places
-from m2chat.schema import Batch, Segment
+from m2chat.schema import Segment
 from m2chat.text import Layout
 
 PromptSource = Literal["answer", "caption"]
@@ -44,7 +45,7 @@ class PromptReplier(Replier):
         self,
         prompts: list[list[int]],
         replies: list[list[TokenSegment]],
-        batch: Batch,
+        inputs: ReplyInputs,
         seeds: Sequence[int],
         on_step: OnStep | None,
     ) -> Generator[None, None, Drawings]:
@@ -57,5 +58,5 @@ class PromptReplier(Replier):
         text, pooled = model.encode_prompts(words)
         ones = text.new_ones(len(places))
         condition = Condition(text, pooled, ones, ones)
-        pixels = yield from self.painting(condition, self._seeds(places, batch, seeds), on_step)
+        pixels = yield from self.painting(condition, self._seeds(places, inputs, seeds), on_step)
         return dict(zip(places, pixels, strict=True)), {}

@@ -16,9 +16,8 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Generates it."""
-    from m2chat.world import find_world
+    from m2chat.world import find_world, generate_shards
 
-    world = find_world(options.world, "--world")
-    root = options.root or world.shards
-    world.write_shards(root)
+    root = options.root or find_world(options.world, "--world").shards
+    world = generate_shards(options.world, root, "--world")
     print(f"The data sets of the {world.name} world are in {root}")

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from m2chat.errors import UserError
 from m2chat.evaluation.page import write_page
 from m2chat.evaluation.results import (
+    PREDICTIONS,
+    RESULTS,
     prediction_row,
     read_predictions,
     read_reply,
@@ -25,6 +27,7 @@ from m2chat.evaluation.results import (
 )
 from m2chat.evaluation.statistics import Estimate
 from m2chat.evaluation.store import EvalStore
+from m2chat.files import locked
 from m2chat.schema import KINDS, Prediction, Reply, Segment
 
 _BATCH = 64
@@ -157,7 +160,18 @@ def score_folder(jsonl: Path, out: Path, config: Path, reference: Path | None = 
 
     Returns:
         Path of ``results.json``.
+
+    Raises:
+        UserError: If the folder holds an evaluation already, or another process writes to it.
     """
+    if (out / RESULTS).exists() or (out / PREDICTIONS).exists():
+        raise UserError(f"{out} holds an evaluation already: name another folder, or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out, wait=False):
+        return _score(jsonl, out, config, reference, name)
+
+
+def _score(jsonl: Path, out: Path, config: Path, reference: Path | None, name: str) -> Path:
     from m2chat._compat import ensure_torchvision
 
     ensure_torchvision()

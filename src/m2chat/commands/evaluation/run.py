@@ -17,6 +17,7 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.evaluation.results import RESULTS
 from m2chat.evaluation.rows import RunFolders, TableRow
+from m2chat.files import locked, whole_file
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Runner:
             print(f"# keeps {path} as {kept}")
             return
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, kept)
+        with whole_file(kept) as part:
+            shutil.copyfile(path, part)
         print(f"kept {kept}", flush=True)
 
     def _settings(self, name: str, overlay: Path | None) -> list[str]:
@@ -106,8 +108,21 @@ class Runner:
             *([] if weights is None else ["--model.init_args.checkpoint_root", str(weights)]), *self.extra,
         ]  # fmt: skip
         print(shlex.join(command), flush=True)
+        if not self.dry and "--ckpt_path" not in arguments:
+            _clear(folder)
         if not self.dry and (code := subprocess.run(command).returncode):
             raise UserError(f"{folder} failed with exit code {code}; run the same command again to continue from here")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a run has left that was stopped before there was anything to go on from.
+
+    Raises:
+        UserError: If a run writes to it at this moment.
+    """
+    if folder.exists():
+        with locked(folder, wait=False):
+            shutil.rmtree(folder)
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:

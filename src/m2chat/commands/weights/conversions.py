@@ -12,11 +12,10 @@ import yaml
 
 from m2chat.checksums import UNSEALED, seal_safetensors, write_sums
 from m2chat.errors import UserError
-from m2chat.files import whole_file
+from m2chat.files import whole_file, whole_folder
 from m2chat.models.build import fingerprint, part_fingerprints
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.models.weights.exported import Manifest, export_weights
-from m2chat.models.weights.files import whole_folder
 from m2chat.models.weights.known import verify_file
 
 _SHARD = "5GB"

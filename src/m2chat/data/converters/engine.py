@@ -26,6 +26,7 @@ from m2chat.data.manifest import Listed
 from m2chat.data.record import ImageRecord
 from m2chat.data.shards import Group, write_tar
 from m2chat.data.sources import MAX_TEXT, BadSample, require_reply, to_record
+from m2chat.files import locked
 from m2chat.schema import Sample
 
 
@@ -39,16 +40,19 @@ def convert(job: Job) -> dict[str, Any]:
         The content of ``index.json``: shards with their SHA-256, samples by kind, rejects by reason.
 
     Raises:
-        UserError: If the raw data are not there, or the target folder holds something else.
+        UserError: If the raw data are not there, or the target folder holds something else, or another process
+            converts into it.
     """
-    done = begin(job)
-    if done is not None:
-        return done
-    form = FORMATS[job.format]
-    reasons: Counter[str] = Counter()
-    with closing(form.samples()(job)) as items:
-        units = _run(job, _without_rejects(job, islice(items, job.limit) if job.limit else items, reasons))
-    return finish(job, units, reasons, load(form.lists)(job) if form.lists else ())
+    job.dst.parent.mkdir(parents=True, exist_ok=True)
+    with locked(job.dst, wait=False):
+        done = begin(job)
+        if done is not None:
+            return done
+        form = FORMATS[job.format]
+        reasons: Counter[str] = Counter()
+        with closing(form.samples()(job)) as items:
+            units = _run(job, _without_rejects(job, islice(items, job.limit) if job.limit else items, reasons))
+        return finish(job, units, reasons, load(form.lists)(job) if form.lists else ())
 
 
 def _without_rejects(job: Job, items: RawSamples, reasons: Counter[str]) -> Iterator[RawSample]:
@@ -177,7 +181,14 @@ def _members(job: Job, raw: RawSample) -> dict[str, bytes]:
         BadImage: If a picture cannot be used.
         BadSample: If the conversation cannot be used.
     """
-    sample = Sample(f"{job.name}/{raw.id}", raw.kind, job.name, raw.turns, (), raw.meta, raw.license or job.license)
+    sample = Sample(
+        f"{job.name}/{raw.id}",
+        raw.turns,
+        kind=raw.kind,
+        source=job.name,
+        meta=raw.meta,
+        license=raw.license or job.license,
+    )
     require_reply(sample)
     members: dict[str, bytes] = {}
     images = []

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from m2chat.checksums import sha256, write_sums
 from m2chat.errors import UserError
+from m2chat.files import whole_folder
 from m2chat.integrity import not_verified
 from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.card import model_card
-from m2chat.models.weights.files import load_json, read_safetensors, whole_folder
+from m2chat.models.weights.files import load_json, read_safetensors
 from m2chat.models.weights.loading import compare, require
 
 FORMAT = 1

@@ -6,13 +6,10 @@ Each way to be wrong is one clear error.
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import shutil
 import zipfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,34 +167,19 @@ def read_folder(folder: Path, what: str) -> dict[str, Tensor]:
     return state
 
 
-@contextmanager
-def whole_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder to write into that appears under its name only when everything in it is there.
-
-    Args:
-        target: The folder to make; an empty one may be there.
-        replace: Whether one with something in it may be there too, and gives way at the end.
-
-    Yields:
-        A folder beside it.
+def require_no_code(folder: Path, what: str) -> None:
+    """Refuses a folder from which a library might import code, before the library sees it.
 
     Raises:
-        UserError: If the target has something in it, or cannot be written.
+        UserError: That names the file: a Python file, or a description that names classes of its own (``auto_map``).
     """
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not replace):
-        raise UserError(f"{target} is there already and has something in it: name a new folder, or remove it first")
-    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if target.is_dir():
-            target.rename(old)
-        part.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error}; make room or name another place") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    found = sorted(folder.rglob("*.py"))
+    found += [path for path in sorted(folder.rglob("*config*.json")) if "auto_map" in load_json(path, what)]
+    if found:
+        raise UserError(
+            f"{what}={str(folder)!r} brings code of its own ({found[0].relative_to(folder)}), which is not executed: "
+            "use a folder whose parts are all of the libraries"
+        )
 
 
 def _require_file(path: Path, what: str) -> None:

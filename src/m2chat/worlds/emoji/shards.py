@@ -43,7 +43,7 @@ def _strip(pixels: NDArray[np.uint8]) -> bytes:
 
     buffer = io.BytesIO()
     picture = Image.fromarray(np.concatenate(list(pixels), axis=1))
-    picture.save(buffer, format="WEBP", lossless=True, quality=100, method=6)
+    picture.save(buffer, format="WEBP", lossless=True, quality=75, method=4)  # method 6: 2 % smaller, 30 times the work
     return buffer.getvalue()
 
 
@@ -64,9 +64,10 @@ def _groups(pictures: Pictures) -> Iterator[tuple[str, dict[str, bytes]]]:
         record |= {
             "license": LICENSES[scenes[0].style],
             "attribution": ATTRIBUTIONS[scenes[0].style],
-            "captions": captions_of(scenes[0], 4),
+            "captions": captions_of(scenes[0], 3),
+            "package": scenes[0].file.partition(":")[0],
             "pictures": [
-                {"tone": scene.tone, "hexcode": scene.hexcode, "file": scene.file, "split": splits[i]}
+                {"tone": scene.tone, "hexcode": scene.hexcode, "file": scene.file.partition(":")[2], "split": splits[i]}
                 for i, scene in zip(indices, scenes, strict=True)
             ],
             "sha256": hashlib.sha256(strip).hexdigest(),
@@ -124,7 +125,7 @@ def read_pictures(root: Path) -> Pictures:
                 }
                 wide = np.asarray(Image.open(io.BytesIO(strip)).convert("RGB"))
                 for place, row in enumerate(found["pictures"]):
-                    more = {key: row[key] for key in ("tone", "hexcode", "file")}
+                    more = {"tone": row["tone"], "hexcode": row["hexcode"], "file": f"{found['package']}:{row['file']}"}
                     scenes.append(Scene(**shared, **more, keywords=tuple(found["keywords"])))
                     pixels.append(wide[:, place * SIZE : (place + 1) * SIZE])
     return Pictures(tuple(scenes), np.stack(pixels))

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2chat.world import Attributes, Example, Judged, Picture, Target, World
+from m2chat.schema import Picture
+from m2chat.world import Attributes, Example, Judged, Target, World
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.judge import MAX_ERROR, judge_targets, seen_in
 from m2chat.worlds.shapes.phrases import examples

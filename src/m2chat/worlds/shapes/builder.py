@@ -64,4 +64,6 @@ class ConversationBuilder:
     def sample(self, kind: Kind, source: str, number: int) -> Sample:
         """The finished conversation."""
         meta = {"scenes": [scene.attributes for scene in self.scenes], "omitted": self.omitted}
-        return Sample(f"{source}/{number:06d}", kind, source, tuple(self.turns), tuple(self.images), meta)
+        return Sample(
+            f"{source}/{number:06d}", tuple(self.turns), tuple(self.images), kind=kind, source=source, meta=meta
+        )

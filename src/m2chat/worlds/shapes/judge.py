@@ -15,7 +15,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from m2chat.world import Judged, Picture, Target
+from m2chat.schema import Picture
+from m2chat.world import Judged, Target
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.scenes import (
     COLOURS,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from m2chat.evaluation.statistics import estimate
 from m2chat.pipeline import DrawSettings, M2ChatPipeline
 from m2chat.pipeline.inputs import waiting
-from m2chat.pipeline.plan import ImageMode, as_turn
-from m2chat.pipeline.replier import noise_seed
+from m2chat.pipeline.replier import ImageMode, noise_seed
 from m2chat.pipeline.tasks import WISH_GUIDANCE, wish
-from m2chat.schema import KINDS, Reply, Sample, Turn
+from m2chat.schema import KINDS, Picture, Reply, Sample, Turn
 from m2chat.text import view_of
 from m2chat.text.view import replies_of, stands_alone
 from m2chat.worlds.shapes.builder import HIDDEN
@@ -22,9 +21,6 @@ from m2chat.worlds.shapes.captions import caption_of, parse_caption
 from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.judge import asks_openly, kept, right, seen_in, shows
 from m2chat.worlds.shapes.scenes import Scene, first_change, render
-
-if TYPE_CHECKING:
-    from m2chat.pipeline.events import Picture
 
 
 @dataclass
@@ -136,8 +132,7 @@ class Talks:
             asked = [(talks[sample.id], turn) for sample in there if sample.turns[turn].role == "assistant"]
             for (talk, _), reply in zip(asked, self.reply(asked), strict=True):
                 replies[talk.id, turn] = reply
-                replied, images = as_turn(reply, talk.images)
-                talks[talk.id] = replace(talk, turns=(*talk.turns, replied), images=images)
+                talks[talk.id] = talk.with_reply(reply)
         return replies
 
     def decoder_alone(self, asked: Sequence[tuple[Sample, int]], captions: Sequence[str]) -> list[Picture]:
@@ -263,8 +258,7 @@ def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings)
         asked = [(sample, len(sample.turns)) for sample in stories]
         for k, reply in enumerate(talks.reply(asked, image="force")):
             drawn[k].append(_drawn(reply))
-            turn, images = as_turn(reply, stories[k].images)
-            stories[k] = replace(stories[k], turns=(*stories[k].turns, turn), images=images)
+            stories[k] = stories[k].with_reply(reply)
     places = [(sample, turn) for sample in samples for turn in range(1, frames + 1)]
     alone = talks.decoder_alone(places, [view_of(*place).reply[0].caption or "" for place in places])
     for k, sample in enumerate(samples):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.data.sources import caption_sample
+from m2chat.files import locked, whole_folder
 from m2chat.schema import Image, Kind, Sample
 from m2chat.worlds.shapes.captions import alt_text, caption_of, paraphrases
 from m2chat.worlds.shapes.conversations import ConversationMaker
@@ -121,16 +121,25 @@ def _talks(name: str, split: Split, count: int, training_texts: set[tuple[str, .
 def write_world(root: Path) -> None:
     """Generates every data set of the shapes world under a folder, unless they are there already.
 
+    Of several processes that want them at once, one generates and the others wait for it.
+
     Args:
         root: Folder to write, such as ``data/micro/shards``. It appears only when it is complete, so an interrupted
             run leaves nothing half made.
     """
     stamp = root / "version.json"
-    wanted = {"version": VERSION, "seed": SEED}
-    if stamp.is_file() and json.loads(stamp.read_text()) == wanted:
+    wanted = json.dumps({"version": VERSION, "seed": SEED}) + "\n"
+    if stamp.is_file() and stamp.read_text() == wanted:
         return
-    part = root.with_name(root.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        if not stamp.is_file() or stamp.read_text() != wanted:
+            with whole_folder(root, replace=True) as part:
+                _generate(part)
+                (part / stamp.name).write_text(wanted)
+
+
+def _generate(part: Path) -> None:
     splits: tuple[Split, ...] = ("train", "val", "test")
     training_texts: dict[str, set[tuple[str, ...]]] = {name: set() for name in _TALKS}
     for split in splits:
@@ -139,6 +148,3 @@ def write_world(root: Path) -> None:
         for name, (_, counts) in _TALKS.items():
             write_shards(_talks(name, split, counts[split], training_texts[name]), part / name / split, name, 500)
         write_shards(_coco(split, _COCO[split]), part / "coco" / split, "coco", 500)
-    (part / "version.json").write_text(json.dumps(wanted) + "\n")
-    shutil.rmtree(root, ignore_errors=True)
-    part.rename(root)

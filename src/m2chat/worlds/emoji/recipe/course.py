@@ -126,6 +126,7 @@ class Course:
         Returns:
             Whether the plan's end was reached.
         """
+        self._asked_to_stop = False
         started, saved, losses = time.process_time() - self.seconds, time.monotonic(), list[float]()
         with self._signals(), self._pid_file():
             while self.step < self.plan.steps and not self._asked_to_stop:
@@ -156,9 +157,7 @@ class Course:
         if not torch.isfinite(norm):  # one bad step must not end a night's run, many say that the rate is too high
             self._bad_steps += 1
             if self._bad_steps > BAD_STEPS:
-                raise UserError(
-                    f"{self.folder.name}: {BAD_STEPS} losses in a row are not finite: lower the learning rate"
-                )
+                raise UserError(f"{self.folder.name}: {BAD_STEPS} losses in a row are not finite: lower --lr")
             return
         self._bad_steps = 0
         self.optimizer.step()

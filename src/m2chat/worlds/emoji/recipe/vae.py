@@ -134,7 +134,8 @@ def train_vae(
             output = vae.decode(latents).sample.float()
         # A weak pull towards unit size and a small fixed posterior width keep `sample()` close to `mode()`.
         prior = 1e-4 * posterior.mean.square().mean() + 1e-4 * (posterior.logvar + 8).square().mean()
-        return F.l1_loss(output, pixels) + F.mse_loss(output, pixels) + prior  # type: ignore[no-any-return]
+        loss: Tensor = F.l1_loss(output, pixels) + F.mse_loss(output, pixels) + prior
+        return loss
 
     def measure() -> dict[str, object]:
         save_vae(vae, seen, out / "weights" / "sdxl" / "vae")

@@ -93,9 +93,13 @@ def load_reader(root: Path) -> Reader:
     from m2chat.models.config import BackboneConfig
 
     reader = new_reader(root)
-    adapter = root / "adapter" / "BIAS-micro.pth"
-    # A reader draws nothing: no image decoder, and no image tokens.
-    files = BackboneConfig(str(root / "llama"), str(adapter), str(root / "clip"), image_decoder="", num_image_tokens=0)
+    files = BackboneConfig(
+        language_model=str(root / "llama"),
+        adapter=str(root / "adapter" / "BIAS-micro.pth"),
+        vision_encoder=str(root / "clip"),
+        image_decoder=str(root / "sdxl"),
+        num_image_tokens=0,  # a reader draws nothing
+    )
     reader.llama, reader.visual_query = load_language(files)
     return reader.eval()
 

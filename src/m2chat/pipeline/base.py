@@ -1,0 +1,162 @@
+"""A model with its tokenizers and settings: the part of the pipeline that sessions and tasks share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from m2chat.data.images import VisionInput
+from m2chat.errors import UserError
+from m2chat.models.generation import Decoding
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.m3adapter import Condition
+from m2chat.models.memory import MemoryMode, fit_to_memory
+from m2chat.pipeline.describer import describe
+from m2chat.pipeline.events import finish, in_turns
+from m2chat.pipeline.inputs import vision_pixels
+from m2chat.pipeline.replier import IMAGE_MODES, DrawSettings, ImageMode
+from m2chat.pipeline.streaming import StreamingReplier
+from m2chat.pipeline.weights import Origin
+from m2chat.schema import Picture
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class PipelineBase:
+    """Generates replies, captions and pictures with one model; may be used from several threads.
+
+    Args:
+        model: Model in evaluation mode.
+        origin: Source of its weights.
+        max_tokens: Maximum length of a sequence, conversation and reply together; None takes the one of the training.
+    """
+
+    def __init__(self, model: M2ChatModel, origin: Origin, max_tokens: int | None = None) -> None:
+        self.model, self.origin = model, origin
+        self.layout = Layout(
+            M2ChatTokenizer(origin.backbone.language_model),
+            origin.backbone.num_image_tokens,
+            max_tokens or origin.max_tokens,
+        )
+        self.captions = CaptionTokens(origin.backbone.image_decoder)
+        self.vision = VisionInput.of(origin.backbone.vision_encoder)
+        self.lock = threading.Lock()
+        """Held during every piece of computation, released while events are handled."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moves the model to a device or a dtype, as `torch.nn.Module.to`."""
+        self.model.to(*args, **kwargs)
+        return self
+
+    def fit_to_memory(self, mode: MemoryMode, device: torch.device | str = "cpu") -> Self:
+        """Prepares the model, instead of `to`, for generation within a device's memory; see `models.memory`.
+
+        Args:
+            mode: ``high``, ``balanced`` or ``low``.
+            device: Device of the computation.
+
+        Raises:
+            UserError: If the mode is unknown, or needs torchao and that is not installed.
+        """
+        fit_to_memory(self.model, mode, device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.model.m3adapter.queries.device
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the pictures on which the image decoder was trained."""
+        return self.model.decoder.image_size
+
+    @property
+    def scheduler(self) -> Any:
+        """The noise scheduler; any of diffusers' may replace it: ``Other.from_config(pipe.scheduler.config)``."""
+        return self.model.decoder.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self.model.decoder.scheduler = scheduler
+
+    def replier(
+        self,
+        image: ImageMode = "auto",
+        max_images: int = 4,
+        draw: DrawSettings | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 0.75,
+    ) -> StreamingReplier:
+        """A replier with the given settings.
+
+        Args:
+            image: Whether replies have pictures.
+            max_images: Maximum number of pictures in a reply, 1 to 16.
+            draw: Settings of drawing; None for the defaults at the model's picture size.
+            max_new_tokens: Maximum length of an answer, and of a caption, in tokens.
+            temperature: Temperature of text sampling; 0 decodes greedily.
+            top_p: Cumulative probability of nucleus sampling, 0-1.
+
+        Raises:
+            UserError: If a setting is out of its range.
+        """
+        if image not in IMAGE_MODES:
+            raise UserError(f"image={image!r}: choose one of {', '.join(IMAGE_MODES)}")
+        if not 1 <= max_images <= 16:
+            raise UserError(f"max_images={max_images}: choose 1 to 16, or image='never'")
+        # Stage 1 has learned neither the two special tokens nor the image branch.
+        is_first_stage = self.origin.stage == "align"
+        decoding = Decoding(
+            layout="forced" if is_first_stage else "free",
+            max_text_tokens=max_new_tokens,
+            max_pictures=0 if image == "never" else max_images,
+            min_pictures=1 if image == "force" else 0,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        draw = draw or DrawSettings(size=self.image_size)
+        return StreamingReplier(self.model, self.layout, decoding, draw, use_image=not is_first_stage)
+
+    def caption(self, pictures: Sequence[Picture]) -> list[str]:
+        """The language model's captions of pictures, RGB (H, W, 3) of 0-255."""
+        if not pictures:
+            return []
+        with self.lock:
+            pixels = vision_pixels(pictures, self.vision, self.device)
+            return describe(self.model, self.origin.pretrained, pixels, self.layout)
+
+    def encode_captions(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Captions as the image decoder's own text encoders read them: (B, Q, C), and (B, P) of SDXL."""
+        ids, ids_2 = (tokens.to(self.device) for tokens in self.captions(list(captions)))
+        with self.lock:
+            return self.model.decoder.encode_text(ids, ids_2)
+
+    @torch.no_grad()
+    def draw_captions(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        draw: DrawSettings | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Picture]:
+        """Pictures by the image decoder alone, conditioned by its own text encoders, for comparison.
+
+        Args:
+            captions: Captions.
+            seeds: Seed of each picture's noise.
+            draw: Settings of drawing.
+            stop: Event that ends the drawing before its next denoising step; may be set from any thread.
+
+        Returns:
+            One picture per caption; none if the drawing was stopped.
+        """
+        ones = torch.ones(len(captions), device=self.device)
+        painting = self.replier(draw=draw).painting(Condition(*self.encode_captions(captions), ones, ones), seeds)
+        return finish(in_turns(painting, self.lock, stop)) or []

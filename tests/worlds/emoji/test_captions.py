@@ -1,0 +1,57 @@
+"""Captions in natural English."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from m2chat.worlds.emoji.captions import caption_of, captions_of, draw_caption, noun_phrase
+from m2chat.worlds.emoji.scenes import STYLES, Pictures, Scene
+
+
+@pytest.mark.parametrize(
+    ("label", "subgroup", "phrase"),
+    [
+        ("red apple", "food-fruit", "a red apple"),
+        ("octopus", "animal-marine", "an octopus"),
+        ("unicorn", "animal-mammal", "a unicorn"),
+        ("grapes", "food-fruit", "grapes"),
+        ("bread", "food-prepared", "bread"),
+        ("face with tears of joy", "face-smiling", "a face with tears of joy"),
+        ("beating heart", "heart", "a beating heart"),
+        ("two-thirty", "time", "a clock at two-thirty"),
+        ("Leo", "zodiac", "the zodiac sign Leo"),
+        ("bus", "transport-ground", "a bus"),
+        ("hourglass done", "time", "an hourglass done"),
+    ],
+)
+def test_names_have_the_article_that_english_wants(label: str, subgroup: str, phrase: str) -> None:
+    assert noun_phrase(Scene(label, "noto", label=label, subgroup=subgroup)) == phrase
+
+
+def test_the_exact_caption_names_attributes_and_style() -> None:
+    scene = Scene("person", "fluent", "dark", "red", "woman", "woman: red hair")
+    assert caption_of(scene) == "a woman with red hair and dark skin in Fluent style"
+    assert caption_of(scene, style=False) == "a woman with red hair and dark skin"
+
+
+def test_a_caption_says_truly_whether_it_names_the_style(world: Pictures) -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        scene = rng.choice(world.scenes)
+        caption = draw_caption(scene, rng)
+        assert caption.names_style == any(name in caption.text for name in STYLES.values())
+
+
+def test_every_caption_of_a_person_names_the_tone(world: Pictures) -> None:
+    rng = random.Random(0)
+    people = [scene for scene in world.scenes if scene.tone]
+    assert all(scene.tone in draw_caption(scene, rng).text for scene in people for _ in range(20))
+
+
+def test_captions_are_several_different_and_always_the_same(world: Pictures) -> None:
+    for scene in world.scenes:
+        captions = captions_of(scene, 4)
+        assert len(captions) == len(set(captions)) == 4
+        assert captions == captions_of(scene, 4)

@@ -1,0 +1,160 @@
+"""The recipes run, resume and leave folders that the project's loaders read; all numbers are tiny."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from m2chat.errors import UserError
+from m2chat.worlds.emoji.captions import Caption, caption_of
+from m2chat.worlds.emoji.judge import Judge, JudgeNetwork
+from m2chat.worlds.emoji.recipe import text_encoders, unet, vae
+from m2chat.worlds.emoji.recipe.course import Plan
+from m2chat.worlds.emoji.recipe.drawing import nearest_rates
+from m2chat.worlds.emoji.recipe.judge import train_judge
+from m2chat.worlds.emoji.scenes import Pictures, core_concepts
+
+QUICK = Plan(steps=2, lr=1e-3, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def small(world: Pictures) -> Pictures:
+    """A few pictures, two concepts of them with names of the core list."""
+    from dataclasses import replace as changed
+
+    core = {"red circle": "red heart", "green square": "green apple"}
+    scenes = tuple(changed(s, concept=core.get(s.concept, s.concept)) for s in world.scenes)
+    assert set(core.values()) <= set(core_concepts())
+    return Pictures(scenes, world.pixels)
+
+
+@pytest.fixture(scope="module")
+def trained(small: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with all parts of SDXL, two steps old."""
+    out = tmp_path_factory.mktemp("pocket")
+    assert vae.train_vae(small, out, QUICK, batch=2, device="cpu", widths=(8, 8, 8, 8))
+    assert text_encoders.train_text_encoders(small, out, QUICK, batch=4, device="cpu")
+    assert unet.train_unet(small, out, QUICK, batch=2, device="cpu", widths=(32, 32))
+    yield out
+
+
+def test_the_projects_loader_reads_the_folder(trained: Path) -> None:
+    from m2chat.models.weights.diffusion import load_diffusion
+
+    parts: Any = load_diffusion(trained / "weights" / "sdxl", "image_decoder")
+    assert parts.unet.config.addition_embed_type == "text_time"
+    assert parts.vae.config.latent_channels == 8
+    assert parts.scheduler.config.prediction_type == "v_prediction"
+    assert parts.text_encoder.config.hidden_size + parts.text_encoder_2.config.hidden_size == sum(text_encoders.WIDTHS)
+    assert parts.unet.config.cross_attention_dim == sum(text_encoders.WIDTHS)
+
+
+def test_styles_and_latents_may_change_between_runs(trained: Path, small: Pictures) -> None:
+    plan = replace(QUICK, steps=3)
+    assert unet.train_unet(small, trained, plan, batch=2, device="cpu", widths=(32, 32), styles=["noto"])
+    before = torch.load(trained / "unet" / "latents.pt", weights_only=True)
+    assert vae.train_vae(small, trained, plan, batch=2, device="cpu", widths=(8, 8, 8, 8))
+    plan = replace(QUICK, steps=4)
+    assert unet.train_unet(small, trained, plan, batch=2, device="cpu", widths=(32, 32))
+    assert torch.equal(before, torch.load(trained / "unet" / "latents.pt", weights_only=True))
+    assert unet.train_unet(small, trained, plan, batch=2, device="cpu", widths=(32, 32), new_latents=True)
+    assert not torch.equal(before, torch.load(trained / "unet" / "latents.pt", weights_only=True))
+    with pytest.raises(UserError, match="noto, twemoji, fluent"):
+        unet.train_unet(small, trained, plan, styles=["apple"])
+
+
+def test_what_is_held_out_is_never_drawn_from(small: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held out turns black: no batch of any recipe may hold it."""
+    held = {scene for split in ("pair", "combination") for scene in small.of(split).scenes}  # type: ignore[arg-type]
+    assert held
+    pixels = small.pixels.copy()
+    pixels[[scene in held for scene in small.scenes]] = 0
+    seen: list[float] = []
+    varied = vae.varied
+
+    def watched(batch: torch.Tensor, rng: Any) -> torch.Tensor:
+        seen.extend(batch.mean((1, 2, 3)).tolist())
+        return varied(batch, rng)
+
+    monkeypatch.setattr(vae, "varied", watched)
+    dark = Pictures(small.scenes, pixels)
+    vae.train_vae(dark, tmp_path, replace(QUICK, steps=30), batch=8, device="cpu", widths=(8, 8, 8, 8))
+    assert len(seen) == 240
+    assert min(seen) > -1
+
+
+def test_a_decoder_only_stretch_leaves_the_latents_alone(small: Pictures, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    def latents() -> torch.Tensor:
+        read: Any = AutoencoderKL.from_pretrained(tmp_path / "weights" / "sdxl" / "vae", low_cpu_mem_usage=False)
+        return vae.latents_of(read.float(), vae.to_pixels(small.pixels[:2]))
+
+    options: dict[str, Any] = dict(batch=2, device="cpu", widths=(8, 8, 8, 8), encoder_steps=2)
+    vae.train_vae(small, tmp_path, replace(QUICK, steps=3), **options)
+    before = latents()
+    vae.train_vae(small, tmp_path, replace(QUICK, steps=5), **options)
+    assert torch.equal(before, latents())
+
+
+def test_words_of_the_world_are_one_token_and_anything_can_be_spelt(trained: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(trained / "weights" / "sdxl" / "tokenizer")
+    assert tokenizer.tokenize("a red circle in Twemoji style") == [
+        f"{word}</w>" for word in ("a", "red", "circle", "in", "twemoji", "style")
+    ]
+    ids = tokenizer("straße 🍎").input_ids
+    assert tokenizer.unk_token_id not in ids[1:-1]
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == "straße🍎"
+
+
+def test_a_caption_without_a_style_is_true_of_every_style(world: Pictures) -> None:
+    red = [scene for scene in world.scenes if scene.concept == "red circle"]
+    captions = [Caption(caption_of(red[0], style=style), style) for style in (True, False)]
+    match = text_encoders.matches(captions, [red[0], red[0]], [*red, world.scenes[-1]])
+    assert match.tolist() == [[True, False, False, False], [True, True, True, False]]
+
+
+def test_contrast_is_least_where_texts_and_pictures_agree() -> None:
+    vectors = torch.eye(4)
+    match, scale = torch.eye(4), torch.tensor([20.0])
+    right = text_encoders.contrast(vectors, vectors, scale, match)
+    assert right < 1e-3 < text_encoders.contrast(vectors, vectors.roll(1, 0), scale, match)
+
+
+def test_nearest_rates_of_true_pictures_are_whole(world: Pictures) -> None:
+    rates = nearest_rates(world.pixels, world.scenes, world)
+    assert rates == {"top1": 1.0, "top10": 1.0, "style": 1.0}
+    wrong = nearest_rates(world.pixels, world.scenes[::-1], world)
+    assert wrong["top1"] < 0.5
+
+
+def test_the_judge_learns_to_read_and_names_only_what_exists(world: Pictures, tmp_path: Path) -> None:
+    few = world.take(range(4))
+    plan = Plan(steps=40, lr=2e-3, warmup=10, decay=20, ema=0.9)
+    assert train_judge(few, tmp_path, plan, batch=12, device="cpu")
+    judge = Judge.load(tmp_path / "weights" / "judge", few)
+    verdicts = judge.read(few.pixels)
+    right = [v.scene.concept == s.concept for v, s in zip(verdicts, few.scenes, strict=True)]
+    assert np.mean(right) == 1
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    for verdict in judge.read(noise):
+        assert verdict.scene in few.scenes
+        assert not any(verdict.right(verdict.scene.attributes).values())
+
+
+def test_a_judge_of_other_concepts_is_refused(world: Pictures, tmp_path: Path) -> None:
+    from m2chat.worlds.emoji.recipe.judge import save_judge
+
+    with pytest.raises(UserError, match="no judge"):
+        Judge.load(tmp_path, world)
+    save_judge(JudgeNetwork(3), tmp_path)
+    with pytest.raises(UserError, match="3 concepts"):
+        Judge.load(tmp_path, world)
