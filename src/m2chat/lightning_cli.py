@@ -159,7 +159,7 @@ class M2ChatCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Gives the data what they follow of the backbones.
 
-        jsonargparse passes a link over whose source is a file of its own (`backbone: ../backbone/paper.yaml`).
+        jsonargparse passes a link over whose source is a separate file (`backbone: ../backbone/paper.yaml`).
         """
         subcommand = self.config.get("subcommand")
         config = self.config[subcommand] if subcommand else self.config
@@ -268,10 +268,10 @@ def import_classes() -> None:
 
 
 def seed_number(seed_everything: bool | int) -> int:
-    """The seed of our own generators, which always need one: that of the whole run if it has one.
+    """Seed of the project's generators, which always need one: that of the whole run if it has one.
 
     Args:
-        seed_everything: The setting: a number, True for Lightning's own choice, or False for none.
+        seed_everything: The setting: a number, True for Lightning's choice, or False for none.
     """
     if isinstance(seed_everything, bool):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed_everything else 0

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 from m2chat.commands import main
@@ -198,6 +200,7 @@ def test_a_checkpoint_becomes_a_folder_that_training_starts_from(
     assert old["state_dict"].keys() == new["state_dict"].keys()
     assert all(torch.equal(value, new["state_dict"][name]) for name, value in old["state_dict"].items())
     model, manifest = load_model(tmp_path / "out")
+    assert manifest.layout == {"max_tokens": {"align": 192, "m3ft": 320}[stage], "num_image_tokens": 8}
     assert manifest.stage == stage and manifest.step == old["global_step"]
     fresh = torch.nn.ModuleDict({"model": build_m2chat(manifest.backbone, manifest.m3adapter)})
     load_trained(fresh, tmp_path / "out", old["state_dict"], stage=stage, fingerprint=manifest.fingerprint)
@@ -215,7 +218,9 @@ def test_a_run_s_own_configuration_is_found_beside_its_checkpoint(
     checkpoint = run_folder / "checkpoints" / "last.ckpt"
     without_configuration(MICRO / "m2chat" / "align.ckpt", checkpoint)
     config = run_folder / "config.yaml"
-    config.write_text("model:\n  init_args:\n    m3adapter: {width: 192, heads: 6, blocks: 2}\n")
+    m3adapter = "model:\n  init_args:\n    m3adapter: {width: 192, heads: 6, blocks: 2}\n    backbone: "
+    backbone = yaml.safe_load((ROOT / "configs/backbone/micro.yaml").read_text())
+    config.write_text(m3adapter + json.dumps(backbone))
     assert run("convert", checkpoint, tmp_path / "out") == 0
     config.write_text("model:\n  init_args:\n    m3adapter: {wide: 192}\n")
     assert run("convert", checkpoint, tmp_path / "b") == 2
@@ -223,6 +228,6 @@ def test_a_run_s_own_configuration_is_found_beside_its_checkpoint(
     config.write_text("trainer: {}\n")
     assert run("convert", checkpoint, tmp_path / "b") == 2
     assert "is not the configuration of a training run" in capsys.readouterr().err
-    config.write_text("model:\n  init_args:\n    backbone: {channel_order: bgr}\n")
+    config.write_text(m3adapter + json.dumps({**backbone, "channel_order": "bgr"}))
     assert run("convert", checkpoint, tmp_path / "b") == 2
     assert "was trained on other backbones" in capsys.readouterr().err and not (tmp_path / "b").exists()

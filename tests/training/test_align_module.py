@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 
 from m2chat.errors import UserError
 from m2chat.schema import Batch
+from m2chat.text import Layout
 from m2chat.training.align_module import AlignModule
 
 
@@ -21,6 +24,17 @@ def module(micro: Any) -> AlignModule:
 @pytest.fixture(scope="module")
 def batch(micro: Any) -> Batch:
     return next(iter(micro.data("align").train_dataloader())).ready()
+
+
+def test_the_layout_is_that_of_the_data_unless_evaluation_names_another(micro: Any, tmp_path: Path) -> None:
+    module = micro.module("align")
+    assert module.model_config()["layout"] == {"max_tokens": Layout.max_tokens, "num_image_tokens": 8}
+    module.trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.trainer.datamodule = micro.data("align")  # type: ignore[attr-defined]
+    assert module.model_config()["layout"]["max_tokens"] == module.evaluation_settings()["max_tokens"] == 256
+    assert module.text_settings()[0].max_tokens == 256
+    module.evaluation.max_tokens = 320
+    assert module.text_settings()[0].max_tokens == module.evaluation_settings()["max_tokens"] == 320
 
 
 def test_the_loss_of_eq_6(module: AlignModule, batch: Batch) -> None:

@@ -70,7 +70,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of ours after comparing its checksum; tensors stay on disk until they are used.
 
     Nothing in it is executed. Every use of a checkpoint goes through here: resuming, `init_from`, evaluation, chat,
-    conversion. A file without a checksum, as other versions wrote it, is read too, and the log says so.
+    conversion. A file without a checksum, as other versions wrote it, is read too, with a note in the log.
 
     Args:
         path: A file that ends in ``.ckpt``, or a folder of exported weights, which is read as one without optimiser.
@@ -123,16 +123,16 @@ def check_header(header: Mapping[str, Any], where: str, stage: str | None, finge
         )
 
 
-def check_names(found: Iterable[str], expected: Collection[str], where: str) -> None:
+def check_names(actual: Iterable[str], expected: Collection[str], where: str) -> None:
     """Makes sure that exactly the expected tensors are there.
 
     Raises:
         UserError: That counts and names what is missing or too many.
     """
-    found, expected = set(found), set(expected)
+    actual, expected = set(actual), set(expected)
     faults = [
         f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (("missing", expected - found), ("unexpected", found - expected))
+        for kind, names in (("missing", expected - actual), ("unexpected", actual - expected))
         if names
     ]
     if faults:
@@ -142,7 +142,7 @@ def check_names(found: Iterable[str], expected: Collection[str], where: str) -> 
 def find_checkpoint(root: Path, stage: str, fingerprint: str) -> Path | None:
     """The newest checkpoint of a stage on the same backbones.
 
-    Files that are damaged or cannot be read, and folders of sharded checkpoints, are passed over; the log says why.
+    Damaged and unreadable files, and folders of sharded checkpoints, are passed over, with the reason in the log.
 
     Args:
         root: Folder to look in, at any depth; it need not exist.

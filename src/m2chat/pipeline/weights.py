@@ -106,7 +106,7 @@ def load_weights(
     shipped = _settings(_shipped_config())  # what a hand-written configuration leaves out is that of the micro scale
     backbone = _anchored(backbone or BackboneConfig(**{**shipped["backbone"], **(settings.get("backbone") or {})}))
     m3adapter = m3adapter or _m3adapter({**shipped["m3adapter"], **(settings.get("m3adapter") or {})})
-    layout = payload[HEADER].get("layout") or config.get("data") or {}
+    layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
     fingerprint_ = fingerprint(backbone)
     model = build_m2chat(backbone, m3adapter)
     pretrained = pretrained_tensors(model) if stage == "m3ft" else {}

@@ -47,7 +47,7 @@ def training_report(
     totals = [f"{sum(part.values()) / 1e12:.3f}" for part in (plan.forward, plan.backward)]
     rows.append(("together", f"{sums[0]:,}", f"{sums[1]:,}", *totals))
     parts = table(("component", "trained", "frozen", "forward, TFLOP", "backward"), rows)
-    chosen, other = ("shared out", "whole") if shard_frozen else ("whole", "shared out")
+    chosen, other = ("sharded", "whole") if shard_frozen else ("whole", "sharded")
     layouts = (plan.sharded, plan.whole) if shard_frozen else (plan.whole, plan.sharded)
     lines: list[tuple[str, ...]] = [
         (what, *(f"{getattr(layout.memory, field) / 1e9:.2f}" for layout in layouts))

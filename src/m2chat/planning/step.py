@@ -159,7 +159,7 @@ def measure_step(
 
 @contextmanager
 def _gradients_leave(model: nn.Module) -> Iterator[None]:
-    """Lets go of each gradient as soon as it is there, as FSDP does once it has shared it."""
+    """Frees each gradient as soon as it is computed, as FSDP does once it has reduced it."""
 
     def leave(parameter: nn.Parameter) -> None:
         parameter.grad = None

@@ -140,31 +140,31 @@ def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen
     """Memory and traffic of a GPU under FSDP2.
 
     Every unit is gathered for the forward pass, and again for the backward pass if a gradient passes through it; what
-    is in no unit is gathered once and stays. Gradients are shared out by reduce-scatter.
+    is in no unit is gathered once and stays. Gradients are sharded by reduce-scatter.
     """
     units = list(shard_units(model))
     within = {parameter for unit in units for parameter in unit.parameters()}
     rest = [parameter for parameter in model.parameters() if parameter not in within]
     groups = [list(unit.parameters()) for unit in units]
 
-    def shared(parameters: Collection[nn.Parameter]) -> int:
+    def sharded(parameters: Collection[nn.Parameter]) -> int:
         return sum(p.nbytes for p in parameters if shard_frozen or p.requires_grad)
 
     def trained(parameters: Collection[nn.Parameter]) -> int:
         return sum(p.numel() for p in parameters if p.requires_grad)
 
     everything = list(model.parameters())
-    alone = sum(p.nbytes for p in everything) - shared(everything)
-    share, count = shared(everything), trained(everything)
+    alone = sum(p.nbytes for p in everything) - sharded(everything)
+    share, count = sharded(everything), trained(everything)
     memory = Memory(
         weights=alone + share / devices,
-        gathered=0 if devices == 1 else shared(rest) + sum(sorted(map(shared, groups))[-2:]),
+        gathered=0 if devices == 1 else sharded(rest) + sum(sorted(map(sharded, groups))[-2:]),
         gradients=4 * count / devices + (0 if devices == 1 else 4 * max(map(trained, [*groups, rest]))),
         optimizer=ADAMW_BYTES * count / devices,
         activations=measure.peak,
     )
-    gathers = shared(rest) + sum(
-        shared(group) * (1 + (unit in measure.backward_units)) for unit, group in zip(units, groups, strict=True)
+    gathers = sharded(rest) + sum(
+        sharded(group) * (1 + (unit in measure.backward_units)) for unit, group in zip(units, groups, strict=True)
     )
     return Placement(memory, wire=(gathers + 4 * count) * (devices - 1) / devices)
 
@@ -189,7 +189,7 @@ def largest_batch(
         devices: Number of GPUs.
         autocast: Precision under autocast; None for none.
         limit: Bytes of a GPU.
-        shard_frozen: Whether the frozen networks are shared out.
+        shard_frozen: Whether the frozen networks are sharded.
 
     Raises:
         UserError: If not even one sample fits.

@@ -1,6 +1,6 @@
 """Writing checkpoints so that a crash, a full disk or a flipped bit never costs the previous one.
 
-Lightning's own writer goes through a temporary file in TMPDIR, and copies it over the old checkpoint where that is
+Lightning's writer goes through a temporary file in TMPDIR, and copies it over the old checkpoint where that is
 another file system: a full disk then destroys the old one. Ours writes beside the target, makes sure that the bytes
 are on disk, and renames.
 """

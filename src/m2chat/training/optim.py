@@ -56,7 +56,7 @@ class RatedGroup(ParameterGroup):
 
 
 def rated_groups(parts: Mapping[str, tuple[nn.Module, float]], weight_decay: float) -> list[RatedGroup]:
-    """`parameter_groups` of several modules, each with a learning rate of its own.
+    """`parameter_groups` of several modules, each with its learning rate.
 
     Args:
         parts: Name to module and peak learning rate; the modules share no parameter.

@@ -36,7 +36,7 @@ class PredictingModule(TrainedOnlyModule):
 
     def max_tokens(self) -> int:
         """Maximum length of a sequence: that of the data, unless `evaluation` names another."""
-        data = self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+        data = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
         of_data: int = getattr(data, "max_tokens", Layout.max_tokens)
         return self.evaluation.max_tokens or of_data
 

@@ -146,8 +146,8 @@ def read_shares(path: Path, state: dict[str, Any] | None = None) -> dict[str, An
         else:
             load(state, storage_reader=reader, planner=_Planner())
     except CheckpointException as error:
-        reasons = [found for found, _ in error.failures.values()]
-        ours = next((found for found in reasons if isinstance(found, UserError)), None)
+        reasons = [reason for reason, _ in error.failures.values()]
+        ours = next((reason for reason in reasons if isinstance(reason, UserError)), None)
         raise ours or _broken(path, reasons[0] if reasons else error) from error
     except PICKLE_ERRORS as error:
         raise error if isinstance(error, UserError) else _broken(path, error) from error
@@ -208,8 +208,8 @@ def read_metadata(folder: Path) -> Metadata:
     """
     path = folder / METADATA
     try:
-        found = _Unpickler(path.read_bytes())
-        return found.metadata(found.load())
+        reader = _Unpickler(path.read_bytes())
+        return reader.metadata(reader.load())
     except PICKLE_ERRORS as error:
         raise UserError(
             f"{path} is missing, damaged or no description of shares ({error}); nothing in it was executed. Copy the "
@@ -235,9 +235,9 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return self._kinds[module, name]
 
-    def metadata(self, found: object) -> Metadata:
+    def metadata(self, record: object) -> Metadata:
         """The whole description."""
-        state = self._state(found, "Metadata")
+        state = self._state(record, "Metadata")
         storage = {self._index(key): self._info(value) for key, value in _dict(state["storage_data"]).items()}
         places = _dict(state["planner_data"])
         if not all(
@@ -247,15 +247,15 @@ class _Unpickler(pickle.Unpickler):
         entries = {_str(name): self._entry(entry) for name, entry in _dict(state["state_dict_metadata"]).items()}
         return Metadata(entries, {_str(name): place for name, place in places.items()}, storage)
 
-    def _state(self, found: object, kind: str, module: str = f"{_HERE}.metadata") -> Mapping[str, Any]:
-        if type(found) is not self._kinds[module, kind]:
+    def _state(self, record: object, kind: str, module: str = f"{_HERE}.metadata") -> Mapping[str, Any]:
+        if type(record) is not self._kinds[module, kind]:
             raise ValueError(f"a {kind} is expected")
-        return _dict(getattr(found, "state", {}))
+        return _dict(getattr(record, "state", {}))
 
-    def _entry(self, found: object) -> STORAGE_TYPES:
-        if type(found) is self._kinds[f"{_HERE}.metadata", "BytesStorageMetadata"]:
+    def _entry(self, record: object) -> STORAGE_TYPES:
+        if type(record) is self._kinds[f"{_HERE}.metadata", "BytesStorageMetadata"]:
             return BytesStorageMetadata()
-        state = self._state(found, "TensorStorageMetadata")
+        state = self._state(record, "TensorStorageMetadata")
         precision = state["properties"].state[0]  # the rest of the properties is no longer used
         chunks = [self._state(chunk, "ChunkStorageMetadata") for chunk in state["chunks"]]
         if not isinstance(precision, torch.dtype):
@@ -266,33 +266,33 @@ class _Unpickler(pickle.Unpickler):
             [ChunkStorageMetadata(self._size(chunk["offsets"]), self._size(chunk["sizes"])) for chunk in chunks],
         )
 
-    def _index(self, found: object) -> MetadataIndex:
-        state = self._state(found, "MetadataIndex")
+    def _index(self, record: object) -> MetadataIndex:
+        state = self._state(record, "MetadataIndex")
         offset, index = state.get("offset"), state.get("index")
         return MetadataIndex(
             _str(state["fqn"]), None if offset is None else self._size(offset), None if index is None else int(index)
         )
 
-    def _info(self, found: object) -> _StorageInfo:
-        state = self._state(found, "_StorageInfo", f"{_HERE}.filesystem")
+    def _info(self, record: object) -> _StorageInfo:
+        state = self._state(record, "_StorageInfo", f"{_HERE}.filesystem")
         name = _str(state["relative_path"])
         if Path(name).name != name or state.get("transform_descriptors"):
             raise ValueError(f"a share is called {name!r}")
         return _StorageInfo(name, int(state["offset"]), int(state["length"]))
 
-    def _size(self, found: object) -> torch.Size:
-        if type(found) is not self._kinds["torch", "Size"] or not isinstance(found, Inert):
+    def _size(self, record: object) -> torch.Size:
+        if type(record) is not self._kinds["torch", "Size"] or not isinstance(record, Inert):
             raise ValueError("a size is expected")
-        return torch.Size(int(number) for part in found.arguments for number in part)  # type: ignore[attr-defined]
+        return torch.Size(int(number) for part in record.arguments for number in part)  # type: ignore[attr-defined]
 
 
-def _dict(found: object) -> dict[Any, Any]:
-    if type(found) is not dict:
+def _dict(record: object) -> dict[Any, Any]:
+    if type(record) is not dict:
         raise ValueError("a table is expected")
-    return found
+    return record
 
 
-def _str(found: object) -> str:
-    if type(found) is not str:
+def _str(record: object) -> str:
+    if type(record) is not str:
         raise ValueError("a name is expected")
-    return found
+    return record

@@ -20,7 +20,7 @@ from m2chat.models.checkpoints import (
 class TrainedOnlyModule(LightningModule):
     """A LightningModule whose checkpoints hold trained tensors only.
 
-    Frozen networks come from their own files, and a fingerprint says which. Works alike in one process, under DDP
+    Frozen networks come from their own files, which a fingerprint identifies. Works alike in one process, under DDP
     and under `M2ChatFSDPStrategy`.
     """
 

@@ -59,7 +59,7 @@ class DiffusersModule(PredictingModule):
         """Loads the pipeline.
 
         Raises:
-            UserError: If the folder is no pipeline, is damaged, or brings code of its own.
+            UserError: If the folder is no pipeline, is damaged, or brings code.
         """
         if self._pipeline is not None:
             return
@@ -149,7 +149,7 @@ class DiffusersModule(PredictingModule):
 
 
 def _require_plain(folder: Path) -> None:
-    """Refuses a folder from which diffusers would import anything but its own classes and those of transformers.
+    """Refuses a folder from which diffusers would import anything but diffusers' and transformers' classes.
 
     Raises:
         UserError: That names the entry or the file.

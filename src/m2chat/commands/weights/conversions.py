@@ -160,7 +160,7 @@ def _configuration(
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the configuration of a training run ({error})") from error
     for name in ("backbone", "m3adapter"):
-        if isinstance(model.get(name), str):  # a file of its own, beside the first
+        if isinstance(model.get(name), str):  # a separate file, beside the first
             model[name] = yaml.safe_load((path.parent / model[name]).read_text(encoding="utf-8"))
     backbone, m3adapter = _parse(model, str(path))
     max_tokens = (whole.get("data") or {}).get("max_tokens")
@@ -175,4 +175,4 @@ def _parse(model: dict[str, Any], where: str) -> tuple[BackboneConfig, M3Adapter
         m3adapter = M3AdapterConfig(**connector, gate=gate)
         return BackboneConfig(**(model.get("backbone") or {})), replace(m3adapter, layers=tuple(m3adapter.layers))
     except TypeError as error:
-        raise UserError(f"{where} has settings that this version does not know: {error}") from error
+        raise UserError(f"{where} has settings that this version does not know, or lacks some: {error}") from error

@@ -1,4 +1,4 @@
-"""Takes stock of weights of any kind: facts about them, what becomes of each of their names, and their files."""
+"""Takes stock of weights of any kind: facts about them, the use of each of their names, and their files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from m2chat.models.weights.loading import KeyReport, compare, on_meta
 
 
 @dataclass
-class Findings:
-    """What there is.
+class Inventory:
+    """Contents of a file or folder of weights.
 
     Args:
         kind: Kind of the weights.
@@ -39,7 +39,7 @@ class Findings:
         return not any(r.missing or r.unexpected or r.misshapen for r in self.reports.values())
 
 
-def examine(path: Path, language_model: Path | None = None) -> Findings:
+def examine(path: Path, language_model: Path | None = None) -> Inventory:
     """Takes stock of files as they are: checksums are compared by `m2chat.models.weights.known.verify_file`.
 
     Args:
@@ -68,7 +68,7 @@ def numbers(tensors: Iterable[Tensor]) -> str:
     return f"{sum(tensor.numel() for tensor in tensors):,} ({', '.join(kinds)}) in {len(tensors):,} tensors"
 
 
-def _llama(path: Path, _: Path | None) -> Findings:
+def _llama(path: Path, _: Path | None) -> Inventory:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from m2chat.models.weights.llama import open_llama
@@ -89,7 +89,7 @@ def _llama(path: Path, _: Path | None) -> Findings:
         if source.form == "transformers"
         else [source.folder / "consolidated.00.pth"]
     )
-    findings = Findings(
+    findings = Inventory(
         Kind.LLAMA, facts, {"LLaMA": compare(source.state, network.state_dict(), source.ignored)}, files
     )
     places = [folder / "tokenizer.model" for folder in (source.folder, source.folder.parent)]
@@ -105,7 +105,7 @@ def _llama(path: Path, _: Path | None) -> Findings:
     return findings
 
 
-def _adapter(path: Path, language_model: Path | None) -> Findings:
+def _adapter(path: Path, language_model: Path | None) -> Inventory:
     from m2chat.models.weights.adapter import open_adapter
     from m2chat.models.weights.language import own_llama, reports, skeletons
     from m2chat.models.weights.llama import open_llama
@@ -123,13 +123,13 @@ def _adapter(path: Path, language_model: Path | None) -> Findings:
         "LoRA rank": str(shape.lora_rank or "none"),
         "channel order": adapter.channel_order or "not marked (released files: bgr)",
     }
-    findings = Findings(Kind.ADAPTER, facts, {"adapter": report}, [path])
+    findings = Inventory(Kind.ADAPTER, facts, {"adapter": report}, [path])
     if language_model:
         findings.reports["LLaMA"] = plain
     return findings
 
 
-def _clip(path: Path, _: Path | None) -> Findings:
+def _clip(path: Path, _: Path | None) -> Inventory:
     from m2chat.models.weights.clip import open_clip_tower, tower_skeleton
 
     source = open_clip_tower(str(path), "weights")
@@ -141,12 +141,12 @@ def _clip(path: Path, _: Path | None) -> Findings:
         "activation": "QuickGELU" if source.settings.get("quick_gelu") else "GELU",
     }
     report = compare(source.state, tower_skeleton(source).state_dict(), source.ignored)
-    return Findings(
+    return Inventory(
         Kind.CLIP, facts, {"vision tower": report}, [path] if path.is_file() else weight_files(path, "weights")
     )
 
 
-def _diffusion(path: Path, _: Path | None) -> Findings:
+def _diffusion(path: Path, _: Path | None) -> Inventory:
     from m2chat.models.weights.diffusion import open_diffusion, part_report
 
     source = open_diffusion(path, "weights")
@@ -157,14 +157,14 @@ def _diffusion(path: Path, _: Path | None) -> Findings:
         "predicts": str(source.configs["scheduler"].get("prediction_type")),
     }
     facts |= {name: numbers(state.values()) for name, state in source.states.items()}
-    findings = Findings(Kind.DIFFUSION, facts, {name: part_report(name, source) for name in source.states})
+    findings = Inventory(Kind.DIFFUSION, facts, {name: part_report(name, source) for name in source.states})
     if path.is_file():
         findings.reports["file"] = source.report
     findings.files = [path] if path.is_file() else [f for n in source.states for f in weight_files(path / n, "weights")]
     return findings
 
 
-def _checkpoint(path: Path, _: Path | None) -> Findings:
+def _checkpoint(path: Path, _: Path | None) -> Inventory:
     payload = read_pickled(path, "weights")
     header, state = payload["m2chat"], payload["state_dict"]
     facts = {
@@ -174,10 +174,10 @@ def _checkpoint(path: Path, _: Path | None) -> Findings:
         "numbers": numbers(state.values()),
         "trained on": ", ".join(payload.get("tasks", [])) or "not recorded",
     }
-    return Findings(Kind.CHECKPOINT, facts, {"trained": KeyReport(used=sorted(state))}, [path])
+    return Inventory(Kind.CHECKPOINT, facts, {"trained": KeyReport(used=sorted(state))}, [path])
 
 
-def _exported(path: Path, _: Path | None) -> Findings:
+def _exported(path: Path, _: Path | None) -> Inventory:
     from m2chat.models.weights.exported import MANIFEST, TENSORS, read_exported
 
     manifest, state = read_exported(path, verify=False)
@@ -188,7 +188,7 @@ def _exported(path: Path, _: Path | None) -> Findings:
         "numbers": numbers(state.values()),
         "trained on": ", ".join(manifest.tasks) or "not recorded",
     }
-    findings = Findings(
+    findings = Inventory(
         Kind.EXPORTED, facts, {"trained": KeyReport(used=sorted(state))}, [path / TENSORS, path / MANIFEST]
     )
     if manifest.numbers != (held := sum(tensor.numel() for tensor in state.values())):

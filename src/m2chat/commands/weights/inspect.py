@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from m2chat.commands.weights.examine import Findings
+    from m2chat.commands.weights.examine import Inventory
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     show(options.source, examine(options.source))
 
 
-def show(source: Path, findings: Findings) -> None:
+def show(source: Path, findings: Inventory) -> None:
     """Prints the findings."""
     from m2chat.commands.data.printing import printable
 

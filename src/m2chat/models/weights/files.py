@@ -171,13 +171,13 @@ def require_no_code(folder: Path, what: str) -> None:
     """Refuses a folder from which a library might import code, before the library sees it.
 
     Raises:
-        UserError: That names the file: a Python file, or a description that names classes of its own (``auto_map``).
+        UserError: That names the file: a Python file, or a description that names its own classes (``auto_map``).
     """
-    found = sorted(folder.rglob("*.py"))
-    found += [path for path in sorted(folder.rglob("*config*.json")) if "auto_map" in load_json(path, what)]
-    if found:
+    code = sorted(folder.rglob("*.py"))
+    code += [path for path in sorted(folder.rglob("*config*.json")) if "auto_map" in load_json(path, what)]
+    if code:
         raise UserError(
-            f"{what}={str(folder)!r} brings code of its own ({found[0].relative_to(folder)}), which is not executed: "
+            f"{what}={str(folder)!r} brings code of its own ({code[0].relative_to(folder)}), which is not executed: "
             "use a folder whose parts are all of the libraries"
         )
 

@@ -60,7 +60,7 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FileCheck:
     """Result of checking a file's checksum.
 
     Args:
@@ -76,7 +76,7 @@ class Verdict:
     reason: str
 
 
-def verify_file(path: Path) -> Verdict:
+def verify_file(path: Path) -> FileCheck:
     """Compares a file's SHA-256 with published ones, with its file name, and with the lists beside it.
 
     The lists are those of `m2chat.checksums.stated`, and Meta's ``checklist.chk``, which holds MD5 sums. A file of
@@ -85,7 +85,7 @@ def verify_file(path: Path) -> Verdict:
     digest = sha256(path)
     for published in PUBLISHED:
         if published.matches(digest):
-            return Verdict(path, digest, "good", f"is the published {published.title}")
+            return FileCheck(path, digest, "good", f"is the published {published.title}")
     named = re.match(r"([0-9a-f]{64})_", path.name)
     claims = [(named.group(1) == digest, "its own name")] if named else []
     claims += [(False, f"the published {known.title}") for known in PUBLISHED if known.file == path.name]
@@ -104,14 +104,14 @@ def verify_file(path: Path) -> Verdict:
                 claims.append((hashlib.file_digest(file, "md5").hexdigest() == md5, "checklist.chk"))
     for holds, where in claims:
         if not holds:
-            return Verdict(path, digest, "bad", f"differs from {where}: damaged, or another file; get it again")
+            return FileCheck(path, digest, "bad", f"differs from {where}: damaged, or another file; get it again")
     if claims:
-        return Verdict(path, digest, "good", f"as in {claims[0][1]}")
+        return FileCheck(path, digest, "good", f"as in {claims[0][1]}")
     if before := seen(path):
         if before.sha256 != digest:
-            return Verdict(path, digest, "bad", "has changed since it was first read here: damaged, or replaced")
-        return Verdict(path, digest, "unknown", "stated nowhere that is known here; as when it was first read here")
-    return Verdict(path, digest, "unknown", "stated nowhere that is known here")
+            return FileCheck(path, digest, "bad", "has changed since it was first read here: damaged, or replaced")
+        return FileCheck(path, digest, "unknown", "stated nowhere that is known here; as when it was first read here")
+    return FileCheck(path, digest, "unknown", "stated nowhere that is known here")
 
 
 def warn_if_not_published(path: Path) -> None:

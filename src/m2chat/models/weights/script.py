@@ -31,7 +31,7 @@ _LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorli
 
 
 class Inert:
-    """Stands for an object of an archive: it holds what the archive says of it and does nothing."""
+    """Stands for an object of an archive: it holds its description in the archive and does nothing."""
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
@@ -41,7 +41,7 @@ class Inert:
 
 
 def inert(name: str) -> type[Inert]:
-    """A class of its own for each reading, so that nothing that a pickle writes into it stays."""
+    """A new class for each reading, so that nothing that a pickle writes into it stays."""
     return type(name.replace(".", "_"), (Inert,), {})
 
 
@@ -119,10 +119,10 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> T
 def _tensors(module: object, prefix: str) -> list[tuple[str, Tensor]]:
     """Names and tensors below a module."""
     state = getattr(module, "state", None)
-    found: list[tuple[str, Tensor]] = []
+    tensors: list[tuple[str, Tensor]] = []
     for name, value in state.items() if isinstance(state, dict) else ():
         if isinstance(value, Tensor):
-            found.append((f"{prefix}{name}", value))
+            tensors.append((f"{prefix}{name}", value))
         elif isinstance(value, Inert):
-            found += _tensors(value, f"{prefix}{name}.")
-    return found
+            tensors += _tensors(value, f"{prefix}{name}.")
+    return tensors
