@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from m2chat.data.micro_world import ensure_micro_shards
 from m2chat.quiet import quiet
+from m2chat.worlds.shapes.shards import write_world
 
 ROOT = Path(__file__).parents[1]
 TRAINING = (
@@ -70,7 +70,7 @@ def printed(folder: Path, arguments: tuple[str, ...], *, terminal: bool = False)
 
 @pytest.mark.parametrize("arguments", [TRAINING, TEST, DRAW], ids=["fit", "test", "draw"])
 def test_every_line_is_known(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    ensure_micro_shards(ROOT / "data/micro/shards")
+    write_world(ROOT / "data/micro/shards")
     known = [re.compile(pattern) for pattern in KNOWN[arguments]]
     lines = printed(tmp_path, arguments)
     assert [line for line in lines if not any(pattern.fullmatch(line) for pattern in known)] == []
@@ -78,7 +78,7 @@ def test_every_line_is_known(arguments: tuple[str, ...], tmp_path: Path) -> None
 
 
 def test_a_terminal_shows_a_bar_and_no_lines(tmp_path: Path) -> None:
-    ensure_micro_shards(ROOT / "data/micro/shards")
+    write_world(ROOT / "data/micro/shards")
     text = "\n".join(printed(tmp_path, TRAINING, terminal=True))
     assert "Epoch 0/4" in text and " step 20 of 20" not in text
     for word in ("Warning", "warning", "litlogger", "Tip", "eval mode", "FLOPs", "deprecated", "TPU", "ModelSummary"):
