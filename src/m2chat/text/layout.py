@@ -105,8 +105,8 @@ class Layout:
     """
 
     tokenizer: M2ChatTokenizer
-    num_image_tokens: int = 32
-    max_tokens: int = MAX_TOKENS
+    num_image_tokens: int = 8
+    max_tokens: int = 192
 
     def prompt(self, request: Request, room: int) -> tuple[list[int], int]:
         """Tokens of the prompt, cut to fit.
