@@ -1,6 +1,6 @@
 """Makes the pictures of docs/chat.md with the shipped weights: ``python scripts/chat_pictures.py``.
 
-Each part is a task of `m2chat.pipeline.tasks` as a program would call it, nothing picked, seed 0.
+Each part is a task of `m2chat.pipeline.tasks` as a program would call it, seed 0, without selection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUT = Path(__file__).parents[1] / "docs" / "chat"
 
 
 def drawn(outputs: list[PipelineOutput]) -> list[Any]:
-    """The pictures of some replies; says what was said."""
+    """The pictures of replies; prints their texts and captions."""
     for output in outputs:
         print(" ".join(f"[{part.caption}]" if isinstance(part, OutputImage) else part for part in output.segments))
     return [np.asarray(image) for output in outputs for image in output.images]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image as Pillow
 
+import m2chat
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
 from m2chat.pipeline import M2ChatPipeline, OutputImage
+from m2chat.pipeline.weights import micro_root
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
@@ -125,8 +130,6 @@ def test_saved_and_loaded_it_says_the_same(pipe: M2ChatPipeline, tmp_path: Path,
 
 
 def test_weights_of_stage_1_force_the_layout(tmp_path: Path) -> None:
-    from m2chat.pipeline.weights import micro_root
-
     first = M2ChatPipeline.from_pretrained(micro_root() / "data/micro/m2chat/align.ckpt")
     output = first(ASK, **SHORT)
     assert len(output.images) == 1 and output.gate == [1.0]
@@ -192,3 +195,42 @@ def test_a_language_model_in_fewer_bits_still_replies(mode: Any) -> None:
     output = fitted(ASK, generator=seeded(), image_mode="force", **SHORT)
     assert len(output.images) == 1
     assert fitted.caption([np.asarray(output.images[0])])[0]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "configured", "expected"),
+    [({"max_tokens": 200}, 192, 200), (None, 192, 192), (None, None, 512)],
+    ids=["in the checkpoint", "in the run's config.yaml", "nowhere"],
+)
+def test_the_longest_sequence_is_that_of_the_training(
+    recorded: dict[str, int] | None, configured: int | None, expected: int, tmp_path: Path
+) -> None:
+    shipped = micro_root() / "data/micro/m2chat"
+    payload = torch.load(shipped / "align.ckpt", weights_only=True)
+    if recorded is not None:
+        payload["m2chat"] = {**payload["m2chat"], "layout": recorded}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(payload, tmp_path / "checkpoints" / "align.ckpt")
+    config = yaml.safe_load((shipped / "config.yaml").read_text())
+    config["data"] = {} if configured is None else {"max_tokens": configured}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    pipe = M2ChatPipeline.from_pretrained(tmp_path / "checkpoints" / "align.ckpt")
+    assert pipe.layout.max_tokens == expected
+    pipe.save_pretrained(tmp_path / "saved")
+    assert M2ChatPipeline.from_pretrained(tmp_path / "saved").layout.max_tokens == expected
+    assert M2ChatPipeline.from_pretrained(tmp_path / "saved", max_tokens=100).layout.max_tokens == 100
+
+
+def test_the_shipped_weights_state_their_longest_sequence(pipe: M2ChatPipeline) -> None:
+    assert pipe.layout.max_tokens == 320
+
+
+def test_the_package_offers_the_pipeline_and_imports_it_when_it_is_used() -> None:
+    code = (
+        "import sys, m2chat; light = 'torch' not in sys.modules; from m2chat import M2ChatPipeline, Session; "
+        "import m2chat.pipeline as p; same = M2ChatPipeline is p.M2ChatPipeline and Session is p.Session; "
+        "sys.exit(not (light and same))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
+        m2chat.Pipeline  # noqa: B018

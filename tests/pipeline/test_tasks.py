@@ -15,7 +15,17 @@ from m2chat.models.image_decoder import Denoising, ImageDecoder
 from m2chat.models.m3adapter import attention_maps
 from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.lens import charts, figure, look_inside, strip
-from m2chat.pipeline.tasks import decoder_alone, dialogue, edit, edit_rounds, similar, story, tell, text_to_image, wish
+from m2chat.pipeline.tasks import (
+    decoder_alone,
+    dialogue,
+    edit,
+    edit_rounds,
+    similar,
+    story,
+    story_parts,
+    text_to_image,
+    wish,
+)
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 PICTURE = render(Scene(Shape("square", "yellow"), "black", None, "large", "middle"), np.random.default_rng(0))
@@ -94,7 +104,7 @@ def test_a_task_is_stopped_within_one_step(pipe: M2ChatPipeline, steps: list[Any
 def test_a_stopped_story_draws_nothing_more(pipe: M2ChatPipeline, steps: list[Any]) -> None:
     session = pipe.session(steps=20, seed=0, image="force", max_images=1)
     steps.append(session.stop)
-    parts = list(tell(session, "tell me how it ripens : a large ring on a white background"))
+    parts = list(story_parts(session, "tell me how it ripens : a large ring on a white background"))
     assert steps[1:] == [1, 2] and [part.stopped for part in parts] == [True] and decoder_alone(session, parts) == []
 
 

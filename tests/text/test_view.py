@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from m2chat.schema import Image, Sample, Segment, Turn
+from m2chat.schema import Conversation, Image, Reply, Sample, Segment, Turn
 from m2chat.text import view_of
 from m2chat.text.view import replies_of, segments_of
 
@@ -75,3 +75,24 @@ def test_a_reply_still_to_come() -> None:
 def test_a_reply_to_nobody_is_refused() -> None:
     with pytest.raises(ValueError, match="no user turn before turn 0"):
         view_of(TALK, 0)
+
+
+def test_a_reply_to_draw_is_given_as_segments() -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    asked = Turn("user", (0, "like this"))
+    given = (Segment("here", "a cat"), Segment("and"))
+    view = view_of(Conversation("x", (asked,), (Image(pixels, "a dog"),), given), 1)
+    assert view.reply == given and view.targets == (None, None) and view.context == 0
+    assert view.request.history == ("[picture 1: a dog]",)
+
+
+def test_a_conversation_grows_by_replies_and_is_cut_before_a_turn() -> None:
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    start = Conversation("x", (Turn("user", ("draw",)),), to_draw=(Segment("", "a cat"),))
+    reply = Reply((Segment("here", "a cat"), Segment(" "), Segment("and", "a dog")), (pixels, None, pixels))
+    grown = start.with_reply(reply)
+    assert grown.turns[1:] == (Turn("assistant", ("here", 0, "and", 1)),) and grown.to_draw == ()
+    assert [(image.caption, image.original_size) for image in grown.images] == [("a cat", (4, 6)), ("a dog", (4, 6))]
+    assert isinstance(TALK.with_reply(reply), Sample) and TALK.with_reply(reply).kind == "dialogue"
+    assert grown.until(1).turns == start.turns and grown.until(1).images == ()
+    assert len(TALK.until(4).images) == 2 and TALK.until(4).turns == TALK.turns[:4]

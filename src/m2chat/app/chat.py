@@ -195,7 +195,7 @@ class ChatHandlers:
         if session.turns != turns or message is None:
             yield session, messages(session, self.cache), gr.skip()
         else:  # stopped while the reply was empty: the message returns into the box
-            gr.Info("stopped before anything was said")
+            gr.Info("stopped before the reply began")
             yield session, messages(session, self.cache), gr.update(value=dict(message))
 
 

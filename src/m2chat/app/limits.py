@@ -107,7 +107,7 @@ class SlotResponse(StreamingResponse):
 
 
 class BodyLimit:
-    """Middleware that answers 413 to large bodies while they are read, whatever length they claim.
+    """Middleware that answers 413 to large bodies while they are read, even if they claim to be small.
 
     Args:
         app: Application behind it; FastAPI passes on an `HTTPException` that is raised while it reads.

@@ -25,7 +25,7 @@ from m2chat.app.widgets import (
 from m2chat.errors import UserError
 from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.inputs import as_pixels
-from m2chat.pipeline.tasks import changes, decoder_alone, edit_rounds, similar, tell, text_to_image, wish
+from m2chat.pipeline.tasks import changes, decoder_alone, edit_rounds, similar, story_parts, text_to_image, wish
 
 Figures: TypeAlias = str
 """HTML of pictures with captions."""
@@ -88,7 +88,7 @@ class TaskHandlers:
         parts: list[PipelineOutput] = []
         yield session.stop, shown, ""
         try:
-            for part in tell(session, opener, int(frames)):
+            for part in story_parts(session, opener, int(frames)):
                 parts.append(part)
                 shown += self._figures(part)
                 yield session.stop, shown, ""
@@ -108,7 +108,7 @@ class TaskHandlers:
         yield stop.set, shown
         try:
             if isinstance(subject, str) and not subject.strip():
-                raise UserError("say what shall be drawn")
+                raise UserError("write a prompt first")
             for k in range(int(count)):
                 for output in task(self.pipe, subject, (int(seed or 0) + k,), stop, steps=int(steps)):
                     shown += self._figures(output)

@@ -1,4 +1,4 @@
-"""`m2chat chat`: the conversation in a terminal."""
+"""`m2chat chat`: a conversation in the terminal."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from m2chat.commands.common import add_model_options, load_pipeline
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    parser = commands.add_parser("chat", help="talk with it in the terminal")
-    parser.add_argument("--load", type=Path, metavar="FOLDER", help="go on with a session that was saved")
-    parser.add_argument("--seed", type=int, help="of the replies; another each time if not given")
+    parser = commands.add_parser("chat", help="chat in the terminal")
+    parser.add_argument("--load", type=Path, metavar="FOLDER", help="load a saved session")
+    parser.add_argument("--seed", type=int, help="seed of the replies (default: random)")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("m2chat_pictures"),
         metavar="FOLDER",
-        help="for pictures (%(default)s)",
+        help="folder for generated pictures (default: %(default)s)",
     )
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Talks until the user leaves.
+    """Chats until the user ends the program.
 
     Raises:
         UserError: If the weights or the session cannot be loaded.

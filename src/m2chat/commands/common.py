@@ -1,4 +1,4 @@
-"""What the commands that use a model share: their options, loading it, reading and writing pictures."""
+"""Shared parts of the commands that use a model: options, loading, reading and writing pictures."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ if TYPE_CHECKING:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which weights, and where they run."""
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="a checkpoint or a folder of weights; the shipped "
-                        "micro ones if not given")  # fmt: skip
-    parser.add_argument("--backbone", type=Path, metavar="YAML", help="the networks beneath, such as "
-                        "configs/backbone/paper.yaml; as the weights say if not given")  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
-    parser.add_argument("--memory", choices=("high", "balanced", "low"), help="bf16 on a GPU; with an int8 language "
-                        "model; with an int4 one, parts that take turns and pictures in tiles")  # fmt: skip
+    """Adds options of weights and device."""
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="checkpoint or folder of weights (default: the "
+                        "shipped micro weights)")  # fmt: skip
+    parser.add_argument("--backbone", type=Path, metavar="YAML", help="backbones, such as "
+                        "configs/backbone/paper.yaml (default: those of the training)")  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="device, such as cuda (default: %(default)s)")
+    parser.add_argument("--memory", choices=("high", "balanced", "low"), help="high: bf16 on a GPU; balanced: int8 "
+                        "language model; low: int4, parts moved to the GPU in turn, tiled decoding")  # fmt: skip
 
 
 def add_drawing_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """How pictures are drawn and where they go."""
+    """Adds options of drawing and output."""
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the task's own: 2 of wishes, else 5)")
-    parser.add_argument("--out", type=Path, default=Path(out), metavar="FOLDER", help="for pictures (%(default)s)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: 2 for wish, else 5)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(out), metavar="FOLDER", help="folder for pictures (default: %(default)s)"
+    )
 
 
 def how_to_draw(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_drawing_options` was given of steps and guidance; what was not is the task's own business."""
-    asked = {"steps": options.steps, "guidance": options.guidance}
-    return {name: value for name, value in asked.items() if value is not None}
+    """Steps and guidance, as far as the options give them; the task has defaults for the rest."""
+    given = {"steps": options.steps, "guidance": options.guidance}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
-    """The model that the options name, without progress bars."""
+    """The model of the options, without progress bars."""
     from m2chat._compat import ensure_torchvision
 
     ensure_torchvision()
@@ -66,7 +68,7 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """A picture from a file.
+    """A picture from a file, RGB uint8 (H, W, 3).
 
     Raises:
         UserError: If there is none, or it cannot be decoded.

@@ -1,4 +1,4 @@
-"""`m2chat lens`: what each layer would paint, and where the model looks (paper, Fig. 5)."""
+"""`m2chat lens`: pictures drawn from each layer, attention maps and gates (paper, Fig. 5)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    parser = commands.add_parser("lens", help="see inside a reply: what each layer would paint, attention, gate")
-    parser.add_argument("text", help="what is said, such as 'turn it into a ring'")
-    parser.add_argument("--picture", type=Path, help="a picture file that is shown with it")
-    parser.add_argument("--session", type=Path, metavar="FOLDER", help="a saved session in which it is said")
-    parser.add_argument("--seed", type=int, default=0, help="of the reply (default: %(default)s)")
-    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write it there too")
+    parser = commands.add_parser("lens", help="inside a reply: pictures drawn from each layer, attention maps, gates")
+    parser.add_argument("text", help="message, such as 'turn it into a ring'")
+    parser.add_argument("--picture", type=Path, help="file of a picture that is sent with it")
+    parser.add_argument("--session", type=Path, metavar="FOLDER", help="saved session that the message continues")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the reply (default: %(default)s)")
+    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="folder for a TensorBoard log")
     add_drawing_options(parser, "m2chat_pictures")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def readings(lens: Lens) -> Sequence[Mapping[str, str]] | None:
-    """What the judge of the shapes world reads in the context picture and in each layer's; None for other pictures."""
+    """Attributes that the judge of the shapes world reads from a lens' pictures; None for pictures of other sizes."""
     from m2chat.world import find_world
 
     world = find_world("shapes")
@@ -40,7 +40,7 @@ def readings(lens: Lens) -> Sequence[Mapping[str, str]] | None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Replies once, and draws the inside of the reply."""
+    """Replies to the message, and draws the lens of the reply."""
     from m2chat.pipeline import Session
     from m2chat.pipeline.lens import figure, look_inside
 

@@ -1,4 +1,4 @@
-"""`m2chat serve`: the conversation on a web page, or over HTTP for programs."""
+"""`m2chat serve`: the web page, or an OpenAI-compatible HTTP server."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    parser = commands.add_parser("serve", help="talk with it on a web page, or over HTTP with --api")
+    parser = commands.add_parser("serve", help="chat on a web page, or over HTTP with --api")
     parser.add_argument("--api", action="store_true", help="serve an OpenAI-compatible API instead of the page")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine alone)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
-    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
-    parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: fetch pictures "
-                        "from these hosts; otherwise requests must hold them as data: URLs")  # fmt: skip
-    parser.add_argument("--time-limit", type=float, default=300, metavar="SECONDS", help="with --api: of a request, "
-                        "waiting and reply together (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--port", type=int, default=7860, help="port (default: %(default)s)")
+    parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: hosts from "
+                        "which pictures are fetched (default: none, requests contain them as data: URLs)")  # fmt: skip
+    parser.add_argument("--time-limit", type=float, default=300, metavar="SECONDS", help="with --api: time limit of "
+                        "a request, waiting and reply together (default: %(default)s)")  # fmt: skip
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -36,10 +36,10 @@ def run(options: argparse.Namespace) -> None:
     """Serves until it is interrupted.
 
     Raises:
-        UserError: If what it needs is not installed, the port is taken, or the time limit is none.
+        UserError: If a dependency is not installed, the port is in use, or the time limit is not positive.
     """
     if not options.time_limit > 0:
-        raise UserError(f"--time-limit {options.time_limit}: name seconds, more than 0")
+        raise UserError(f"--time-limit {options.time_limit}: must be more than 0 seconds")
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     try:
         if options.api:
@@ -60,7 +60,7 @@ def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
     from m2chat.app.page import build_page, launch
     from m2chat.world import find_world
 
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # nobody else's, unlike the default
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # private, unlike the default
     try:
         launch(build_page(pipe, find_world("shapes").examples(), readings), options.host, options.port)
     except OSError as error:

@@ -20,34 +20,34 @@ OUT = "m2chat_pictures"
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the commands."""
-    draw = commands.add_parser("draw", help="text-to-image: draw a caption as it stands")
+    draw = commands.add_parser("draw", help="text-to-image: draw a caption as it is")
     draw.add_argument("prompt", help="such as 'a small red ring on a white background'")
     draw.add_argument("--seeds", type=int, nargs="+", default=[0], help="one picture each (default: 0)")
-    wish = commands.add_parser("wish", help="draw what a vague wish may mean, four times")
+    wish = commands.add_parser("wish", help="chat-based generation: draw a vague wish, by default four times")
     wish.add_argument("prompt", help="such as 'I dream of a ball like the sea in front of snow'")
     wish.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="one picture each (default: 0 1 2 3)")
     wish.add_argument(
         "--candidates", type=int, default=2, metavar="N",
-        help="pictures drawn for each seed, of which the one most like its caption is kept (default: %(default)s)",
+        help="pictures drawn per seed, of which the one most like its caption is kept (default: %(default)s)",
     )  # fmt: skip
-    edit = commands.add_parser("edit", help="change a picture, instruction by instruction")
+    edit = commands.add_parser("edit", help="multi-round editing: change a picture, one instruction after another")
     edit.add_argument("picture", type=Path, help="a picture file")
     edit.add_argument("instructions", nargs="+", help="such as 'paint it red' 'move it to the left'")
-    similar = commands.add_parser("similar", help="draw pictures like one")
+    similar = commands.add_parser("similar", help="draw pictures similar to one")
     similar.add_argument("picture", type=Path, help="a picture file")
     similar.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one picture each (default: 0 1 2)")
-    story = commands.add_parser("story", help="tell and draw a story from its first line, beside the decoder alone")
+    story = commands.add_parser("story", help="storytelling from a first line, compared with the image decoder alone")
     story.add_argument(
         "opener", help="such as 'tell me of the magic of a small green circle on the left on a purple background'"
     )
-    story.add_argument("--frames", type=int, default=4, help="parts (default: %(default)s)")
-    dialogue = commands.add_parser("dialogue", help="reply to lines that are said one after the other")
-    dialogue.add_argument("lines", nargs="+", help="what is said; a picture is shown with a line as PATH::TEXT")
+    story.add_argument("--frames", type=int, default=4, help="number of parts (default: %(default)s)")
+    dialogue = commands.add_parser("dialogue", help="multimodal dialogue: reply to messages, one after another")
+    dialogue.add_argument("lines", nargs="+", help="messages; PATH::TEXT sends a picture with a text")
     runs = {"draw": _draw, "wish": _wish, "edit": _edit, "similar": _similar, "story": _story, "dialogue": _dialogue}
     for name, parser in (("draw", draw), ("wish", wish), ("edit", edit), ("similar", similar), ("story", story),
                          ("dialogue", dialogue)):  # fmt: skip
         if name in ("edit", "story", "dialogue"):
-            parser.add_argument("--seed", type=int, default=0, help="of every reply (default: %(default)s)")
+            parser.add_argument("--seed", type=int, default=0, help="seed of every reply (default: %(default)s)")
         add_drawing_options(parser, OUT)
         add_model_options(parser)
         parser.set_defaults(run=runs[name])

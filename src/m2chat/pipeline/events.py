@@ -162,7 +162,7 @@ def in_turns(
     Args:
         pieces: Work; between two yields lies a pass of the language model or a denoising step.
         lock: Lock that is held during a piece, and released while the consumer handles what was yielded: a slow or
-            absent consumer blocks nobody.
+            absent consumer blocks no other work.
         stop: Event that ends the work before its next piece; may be set from any thread.
 
     Yields:

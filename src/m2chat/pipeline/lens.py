@@ -241,9 +241,9 @@ def _lines(reading: Mapping[str, str]) -> str:
     """A judge's attributes in three short lines."""
     if not reading:
         return "–"
-    thing = " ".join(reading.get(name, "") for name in ("size", "colour", "shape")).strip()
+    first = " ".join(reading.get(name, "") for name in ("size", "colour", "shape")).strip()
     other = " ".join(reading.get(name, "") for name in ("colour_2", "shape_2")).strip()
-    return f"{thing}\n{other or reading.get('position', '')}\non {reading.get('background', '?')}"
+    return f"{first}\n{other or reading.get('position', '')}\non {reading.get('background', '?')}"
 
 
 def _changes(axis: Any, _: Lens, readings: Readings) -> None:

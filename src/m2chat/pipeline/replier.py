@@ -226,7 +226,7 @@ class Replier:
         return condition
 
     def _encoded_captions(self, places: list[Place], batch: Batch | None) -> tuple[Tensor, Tensor | None]:
-        """The decoder's own text encoders' states of the reference captions."""
+        """The decoder's text encoders' states of the reference captions."""
         chosen = [i for i, _ in places]
         if batch is None or any(k for _, k in places) or not all(bool(batch.has_target[i]) for i in chosen):
             raise UserError(

@@ -181,11 +181,11 @@ def story(pipe: PipelineBase, opener: str, frames: int = 4, seed: int = 0, **set
         UserError: If `frames` is below 1.
     """
     session = Session(pipe, seed=seed, image="force", max_images=1, **settings)
-    parts = list(tell(session, opener, frames))
+    parts = list(story_parts(session, opener, frames))
     return Story(opener, parts, decoder_alone(session, parts, seed))
 
 
-def tell(session: Session, opener: str, frames: int = 4) -> Iterator[PipelineOutput]:
+def story_parts(session: Session, opener: str, frames: int = 4) -> Iterator[PipelineOutput]:
     """The parts of a story, each as soon as it is drawn; `Session.stop` ends it.
 
     Args:

@@ -1,6 +1,6 @@
-"""Text and tokens: the tokenizer, the layout of a sequence (Eq. 1) and its spans."""
+"""Text and tokens: tokenizers, the view of a conversation from a reply, the layout of a sequence (Eq. 1)."""
 
-from m2chat.text.caption_tokens import CaptionTokens
+from m2chat.text.clip_tokenizers import CaptionTokens
 from m2chat.text.layout import DESCRIBE, Encoded, Layout
 from m2chat.text.tokenizer import M2ChatTokenizer
 from m2chat.text.view import Request, View, view_of

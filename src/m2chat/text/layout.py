@@ -1,4 +1,4 @@
-"""The layout of a sequence (Eq. 1): the one function by which training, evaluation and generation build it.
+"""The layout of a sequence (Eq. 1), which training, evaluation and generation share.
 
 ``Instruction`` and ``Input`` in Alpaca's template, then for every picture of the reply
 ``answer <|IC|> caption <|img|> x N``, then ``</s>``; a reply without a picture is ``answer </s>``.
@@ -22,7 +22,7 @@ MAX_TOKENS = 512
 """Maximum length of a sequence where neither weights nor settings state one: that of LLaMA-Adapter V2."""
 
 DESCRIBE = "Generate caption of this image"
-"""LLaMA-Adapter's own instruction for describing a picture."""
+"""LLaMA-Adapter's instruction for describing a picture."""
 
 _TASK = "Below is an instruction that describes a task"
 _PLAIN = _TASK + ". Write a response that appropriately completes the request."
@@ -41,15 +41,15 @@ def alpaca(instruction: str, context: str = "") -> str:
 
 @dataclass
 class Encoded:
-    """A sequence and its spans; all lists have one entry a token.
+    """A sequence and its spans; all lists have one entry per token.
 
     Args:
         input_ids: Tokens.
-        labels: The token where the language loss applies, else `IGNORE`.
+        labels: Token where the language loss applies, else `IGNORE`.
         answer: Whether the token belongs to the answer of the target segment.
-        caption: Whether it belongs to its caption.
-        image: Whether it is one of its image slots.
-        cut_tokens: Tokens of the prompt or of the reply's text that did not fit.
+        caption: Whether the token belongs to its caption.
+        image: Whether the token is one of its image tokens.
+        cut_tokens: Number of tokens of the prompt or of the reply's text that did not fit.
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -63,9 +63,9 @@ class Encoded:
         """Appends tokens.
 
         Args:
-            ids: The tokens.
-            loss: Whether they are scored, or how many of the first are.
-            span: ``answer``, ``caption`` or ``image`` if they belong to the target segment.
+            ids: Tokens.
+            loss: Whether the language loss applies to them, or to how many of the first.
+            span: ``answer``, ``caption`` or ``image`` of the target segment; empty otherwise.
         """
         scored = len(ids) if loss is True else int(loss)
         self.input_ids += ids
@@ -82,10 +82,10 @@ class Fitted:
     """Prompt and reply in tokens, cut to fit into one sequence.
 
     Args:
-        prompt: With the start token.
-        answers: Of each segment.
-        captions: Of each segment; None for text alone.
-        cut_tokens: Tokens of the prompt or of the reply's text that did not fit.
+        prompt: Tokens of the prompt, with the start token.
+        answers: Tokens of each segment's answer.
+        captions: Tokens of each segment's caption; None for text alone.
+        cut_tokens: Number of tokens of the prompt or of the reply's text that did not fit.
     """
 
     prompt: list[int]
@@ -99,9 +99,9 @@ class Layout:
     """Builds sequences.
 
     Args:
-        tokenizer: Of the language model.
+        tokenizer: Tokenizer of the language model.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture; the micro scale's by default.
-        max_tokens: Longest sequence, prompt and response together; the micro scale's by default.
+        max_tokens: Maximum length of a sequence, prompt and response together; the micro scale's by default.
     """
 
     tokenizer: M2ChatTokenizer
@@ -111,14 +111,14 @@ class Layout:
     def prompt(self, request: Request, room: int) -> tuple[list[int], int]:
         """Tokens of the prompt, cut to fit.
 
-        History goes first, oldest line first and whole lines; then the end of the instruction.
+        The history is cut first, whole lines, the oldest first; then the end of the instruction.
 
         Args:
-            request: What the reply answers.
-            room: Most tokens the prompt may take.
+            request: Contents of the prompt.
+            room: Maximum number of tokens of the prompt.
 
         Returns:
-            The tokens with the start token, and how many did not fit.
+            The tokens with the start token, and the number of those that did not fit.
 
         Raises:
             UserError: If even an empty instruction does not fit.
@@ -130,9 +130,10 @@ class Layout:
             full = full or len(ids)
             if len(ids) <= room:
                 return ids, full - len(ids)
-        words = self.tokenizer.encode(request.instruction)
-        for keep in range(len(words) - max(1, len(ids) - room), -1, -1):
-            ids = [self.tokenizer.bos_id, *encode(alpaca(self.tokenizer.decode(words[:keep])))]
+        # At least the excess must go; decoding and encoding the rest may give other pieces, so each length is tried.
+        instruction = self.tokenizer.encode(request.instruction)
+        for keep in range(len(instruction) - max(1, len(ids) - room), -1, -1):
+            ids = [self.tokenizer.bos_id, *encode(alpaca(self.tokenizer.decode(instruction[:keep])))]
             if len(ids) <= room:
                 return ids, full - len(ids)
         ids = [self.tokenizer.bos_id, *encode(alpaca(""))]
@@ -147,13 +148,13 @@ class Layout:
         """The whole sequence of a request and its reply.
 
         Args:
-            request: What came before.
-            reply: The reply's segments.
-            target: Index of the segment whose picture is drawn; its spans are marked. None takes the first
-                segment that has a caption.
+            request: Contents of the prompt.
+            reply: Segments of the reply.
+            target: Index of the segment whose spans are marked, since its picture is drawn; None takes the first
+                segment with a caption.
 
         Returns:
-            Tokens, labels and spans, at most `max_tokens` long; image slots and ``</s>`` are always whole.
+            Tokens, labels and spans, at most `max_tokens` long; image tokens and ``</s>`` are never cut.
         """
         if target is None:
             target = next((i for i, segment in enumerate(reply) if segment.caption is not None), 0)
@@ -163,17 +164,18 @@ class Layout:
         return encoded
 
     def fit(self, request: Request, reply: Sequence[Segment]) -> Fitted:
-        """Tokens of a request and of a known reply that together fit.
+        """Tokens of a request and of a given reply, cut so that they fit together.
 
-        Training calls it, and generation that is given the reply, so that both see the same history.
+        Training calls it, and generation with a given reply, so that both get the same history.
 
         Args:
-            request: What came before.
-            reply: The reply's segments.
+            request: Contents of the prompt.
+            reply: Segments of the reply.
         """
         encode = self.tokenizer.encode
         answers = [encode(segment.answer) if segment.answer else [] for segment in reply]
         captions = [None if segment.caption is None else encode(segment.caption) for segment in reply]
+        # </s>, and <|IC|> and the image tokens of each picture.
         fixed = 1 + sum(1 + self.num_image_tokens for c in captions if c is not None)
         reply_cut = self._cut_reply(answers, captions, self.max_tokens - fixed - self._least_prompt)
         used = fixed + sum(map(len, answers)) + sum(len(c) for c in captions if c is not None)
@@ -187,13 +189,13 @@ class Layout:
         captions: Sequence[Sequence[int] | None],
         target: int,
     ) -> Encoded:
-        """Puts tokens in their places; generation calls it with those that it has chosen.
+        """A sequence from its tokens; generation calls it with the tokens that it has decoded.
 
         Args:
             prompt: Tokens of the prompt.
-            answers: Of each segment.
-            captions: Of each segment; None for text alone.
-            target: Segment whose spans are marked.
+            answers: Tokens of each segment's answer.
+            captions: Tokens of each segment's caption; None for text alone.
+            target: Index of the segment whose spans are marked.
         """
         tokens = self.tokenizer
         encoded = Encoded()
@@ -204,20 +206,20 @@ class Layout:
             if caption is not None:
                 encoded.add([tokens.ic_id], loss=True)
                 encoded.add(caption, loss=True, span="caption" if is_target else "")
-                # Only the first slot is a decision; the others follow by force, in training and in generation.
-                slots = [tokens.img_id] * self.num_image_tokens
-                encoded.add(slots, loss=1, span="image" if is_target else "")
+                # Only the first image token is predicted; the others follow it always, in training and in generation.
+                images = [tokens.img_id] * self.num_image_tokens
+                encoded.add(images, loss=1, span="image" if is_target else "")
         encoded.add([tokens.eos_id], loss=True)
         return encoded
 
     @cached_property
     def _least_prompt(self) -> int:
-        """Tokens of a prompt that asks nothing."""
+        """Number of tokens of an empty prompt."""
         return 1 + len(self.tokenizer.encode(alpaca("")))
 
     @staticmethod
     def _cut_reply(answers: list[list[int]], captions: list[list[int] | None], room: int) -> int:
-        """Shortens the longest text of the reply until it fits; returns how many tokens went."""
+        """Shortens the longest text of the reply until all fit; returns the number of tokens that were cut."""
         texts = [text for text in (*answers, *captions) if text is not None]
         cut = 0
         while texts and sum(map(len, texts)) > max(room, 0) and any(texts):

@@ -1,4 +1,4 @@
-"""LLaMA's tokenizer with two tokens of our own."""
+"""LLaMA's tokenizer with two additional tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from m2chat.errors import UserError
 from m2chat.integrity import verify_listed
 
 IC_TOKEN = "<|IC|>"
-"""Stands between the answer and the caption (paper, §3.2)."""
+"""Stands between answer and caption (paper, §3.2)."""
 IMG_TOKEN = "<|img|>"
-"""Stands N times after the caption: the picture's slots."""
+"""Stands N times behind the caption: the picture's image tokens."""
 
 
 class M2ChatTokenizer:
     """Turns text into LLaMA tokens and back.
 
-    Text from people and data is always plain: a typed ``<|img|>`` or ``</s>`` becomes ordinary pieces, never the
-    special token, because the special tokens exist only as numbers that code inserts.
+    Text from users and data is always plain: ``<|img|>`` or ``</s>`` in it becomes ordinary pieces, never the special
+    token, because the special tokens exist only as numbers that code inserts.
 
     Args:
         folder: A folder with LLaMA's ``tokenizer.model`` (sentencepiece), or Meta's ``7B`` folder beside it.
