@@ -208,7 +208,7 @@ def test_the_longest_sequence_is_that_of_the_training(
     shipped = micro_root() / "data/micro/m2chat"
     payload = torch.load(shipped / "align.ckpt", weights_only=True)
     if recorded is not None:
-        payload["m2chat"] = {**payload["m2chat"], "layout": recorded}
+        payload["config"] = {**payload.get("config", {}), "layout": recorded}
     (tmp_path / "checkpoints").mkdir()
     torch.save(payload, tmp_path / "checkpoints" / "align.ckpt")
     config = yaml.safe_load((shipped / "config.yaml").read_text())
