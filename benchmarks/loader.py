@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import tar_per_sample
 from PIL import Image as Pillow
 from timing import compare
+
+from baselines import tar_per_sample
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
