@@ -99,9 +99,9 @@ class Layout:
     """Builds sequences.
 
     Args:
-        tokenizer: Tokenizer of the language model.
-        num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
-        max_tokens: Maximum length of a sequence, prompt and response together.
+        tokenizer: Of the language model.
+        num_image_tokens: N, the number of ``<|img|>`` tokens of a picture; the micro scale's by default.
+        max_tokens: Longest sequence, prompt and response together; the micro scale's by default.
     """
 
     tokenizer: M2ChatTokenizer
