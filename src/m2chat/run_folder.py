@@ -81,7 +81,7 @@ def _take(trainer: Trainer, continues: Sequence[Path], held: ExitStack) -> Itera
             folder = root / _name(logger._version)
             if folder not in named:
                 named.add(folder)
-                root.mkdir(parents=True, exist_ok=True)
+                folder.parent.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(folder, wait=False))
                 if _take_named(folder, continues):
                     yield folder
@@ -188,7 +188,8 @@ class SaveConfig(SaveConfigCallback):
             *(logger.version if trainer.is_global_zero else None for logger in loggers),
         ]
         folder, *versions = trainer.strategy.broadcast(here)
-        _set_root(trainer, folder)
+        if not trainer.loggers:
+            _set_root(trainer, folder)
         for logger, version in zip(loggers, versions, strict=True):
             logger._version = version
         path = Path(trainer.log_dir or folder, self.config_filename)
