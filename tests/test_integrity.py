@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from m2chat.metrics.micro_net import MicroFeatureNet
 from safetensors.torch import save_file
 from torch.distributed import checkpoint as dcp
 
@@ -25,6 +24,7 @@ from m2chat.commands import main
 from m2chat.errors import UserError
 from m2chat.integrity import not_verified, verify, verify_folder
 from m2chat.metrics.encoders import OpenClipEncoder
+from m2chat.metrics.feature_net import FeatureNet
 from m2chat.metrics.fid import Moments
 from m2chat.models.checkpoints import HEADER, find_checkpoint, read_checkpoint
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
@@ -103,7 +103,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
         "adapter": lambda: open_adapter(root / "adapter" / "BIAS-micro.pth", "x"),
         "clip": lambda: open_clip_tower(str(root / "clip"), "x"),
         "metric_clip": lambda: OpenClipEncoder(str(root / "metric_clip"))._load(),
-        "fid": lambda: MicroFeatureNet.load(root / "fid"),
+        "fid": lambda: FeatureNet.load(root / "fid"),
         "m2chat/align.ckpt": lambda: read_checkpoint(root / "m2chat" / "align.ckpt"),
         "m2chat/m3ft.ckpt": lambda: read_checkpoint(root / "m2chat" / "m3ft.ckpt"),
     }

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from m2chat.checksums import sha256
 from m2chat.errors import UserError
+from m2chat.files import whole_folder
 from m2chat.models.weights.files import (
     load_json,
     read_folder,
     read_pickled,
     read_safetensors,
     read_tensors,
-    whole_folder,
 )
 from m2chat.models.weights.loading import fill, on_meta
 
