@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from m2chat import lightning_cli
+from m2chat import lightning_cli, migration
 
 ROOT = Path(__file__).parent.parent
 BASELINE = """\
@@ -52,4 +52,4 @@ def test_the_pipeline_is_read_by_its_name_of_today(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["model: {class_path: M3FTModule, init_args: {phi: 1.0}}", "a: [", "- 1", "model: x"])
 def test_anything_else_stays_as_it_is(text: str) -> None:
-    assert lightning_cli.migrate(text) is text
+    assert migration.migrate(text) is text

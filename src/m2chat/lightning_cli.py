@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import pkgutil
 import re
@@ -14,7 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -27,6 +25,7 @@ from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.errors import TrainingDivergedError, UserError
+from m2chat.migration import migrate
 from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
 from m2chat.quiet import quiet
 from m2chat.run_folder import SaveConfig, run_folder
@@ -35,16 +34,6 @@ from m2chat.training.strategy import require_safe_reader
 
 LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
 """Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""
-
-
-MOVED = {
-    "m2chat.training.vlm_sd_module.VLMSDModule": "m2chat.baselines.vlm_sd.module.VLMSDModule",
-    "m2chat.training.diffusers_module.DiffusersModule": "m2chat.baselines.pipelines.module.DiffusersModule",
-}
-"""Full names of classes in configurations of earlier versions, and their names today."""
-DROPPED = {"VLMSDModule": ("m3adapter", "phi")}
-"""Settings that a class accepted in earlier versions and never used."""
-_LOG = logging.getLogger(__name__)
 
 
 class ShortErrorParser(LightningArgumentParser):
@@ -62,31 +51,6 @@ class ShortErrorParser(LightningArgumentParser):
         """
         parsers = [self, *getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {}).values()]
         raise UserError(explain(message, {action.dest for parser in parsers for action in parser._actions})) from ex
-
-
-def migrate(content: str) -> str:
-    """The text of a configuration with today's class names and without settings that were never used.
-
-    Args:
-        content: YAML text; returned as it is where nothing needs to change, or where it cannot be read.
-    """
-    try:
-        settings = yaml.safe_load(content)
-    except yaml.YAMLError:
-        return content  # the parser reports it, with the file's name
-    model = settings.get("model") if isinstance(settings, dict) else None
-    name = model.get("class_path") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(name, str):
-        return content
-    arguments = model.get("init_args") or {}
-    unused = [key for key in DROPPED.get(name.rpartition(".")[2], ()) if key in arguments]
-    if name not in MOVED and not unused:
-        return content
-    model["class_path"] = MOVED.get(name, name)
-    model["init_args"] = {key: value for key, value in arguments.items() if key not in unused}
-    without = f", without {' and '.join(unused)}, which it never used" if unused else ""
-    _LOG.warning("configuration of an earlier version: %s is read as %s%s", name, model["class_path"], without)
-    return yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
 
 
 _NOT_A_KEY = re.compile(r"(?:accept o|O)ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
