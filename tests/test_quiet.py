@@ -34,6 +34,7 @@ KNOWN = {
         r"[\d:]{8} step 20 of 20, epoch 1 of 5, loss [\d.]+, [\d.]+ samples/s",
     ),
     TEST: (
+        r".*: UserWarning: fid_micro of 4 pictures in 64 features is biased upwards", r" *rank_zero_warn\(.*",
         r"Seed set to 0", r"Evaluating the weights of .*", r"[\d:]{8} test batch 2 of 2", r"Results: .*results.json",
         r"To look at: .*report.html", r"[┏┡└].*", r"┃ +Test metric +┃ +DataLoader 0 +┃", r"│ +test/\w+ +│ +\S+ +│",
     ),

@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
+from m2chat.integrity import verify_listed
 from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
 from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
@@ -170,14 +171,23 @@ def _run_config(checkpoint: Path) -> dict[str, Any]:
     """The ``config.yaml`` of the run that wrote a checkpoint: in its folder or the one above, else the shipped one."""
     for folder in list(checkpoint.resolve().parents)[:2]:
         if (folder / "config.yaml").is_file():
-            return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+            return read_config(folder / "config.yaml")
     return _shipped_config()
 
 
 def _shipped_config() -> dict[str, Any]:
     """The configuration of the shipped micro weights."""
-    path = micro_root() / _SHIPPED / "config.yaml"
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return read_config(micro_root() / _SHIPPED / "config.yaml")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Raises:
+        UserError: If it is one of the shipped files and damaged.
+    """
+    verify_listed([path])
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
