@@ -225,13 +225,14 @@ def test_an_interrupted_validation_is_not_finished_with_other_replies(
     path = tmp_path / "broken.ckpt"
     options = {"val": [SourceConfig("val", str(shards / "captions"))], "val_samples": 6, "eval_batch_size": 2}
 
-    class SavesInside(Callback):
-        def on_validation_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
-            if trainer.global_step == 2 and not path.exists():
-                trainer.save_checkpoint(path)
+    class SavesInside(Recorder):
+        def validation_step(self, batch: Batch, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            if self.global_step == 2 and batch_idx == 1:
+                self.trainer.save_checkpoint(path)
 
     more = {"val_check_interval": 2, "num_sanity_val_steps": 0, "max_epochs": 1}
-    whole = fit(data_of(shards, backbones, **options), tmp_path, callbacks=[SavesInside()], **more)
+    whole = fit(data_of(shards, backbones, **options), tmp_path, module=SavesInside(), **more)
     module = Recorder()
     assert fit(data_of(shards, backbones, **options), tmp_path, path, module=module, **more) == whole[2:]
     assert len(module.evaluated) == 6 and len({*module.evaluated}) == 6  # those after step 4
