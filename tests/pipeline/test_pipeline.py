@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image as Pillow
 import m2chat
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
-from m2chat.pipeline import M2ChatPipeline, OutputImage
+from m2chat.pipeline import M2ChatPipeline, OutputImage, weights
 from m2chat.pipeline.weights import micro_root
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
@@ -234,3 +235,19 @@ def test_the_package_offers_the_pipeline_and_imports_it_when_it_is_used() -> Non
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
         m2chat.Pipeline  # noqa: B018
+
+
+def test_a_run_of_larger_networks_needs_no_micro_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = micro_root().resolve() / "data/micro"
+    config = yaml.safe_load((shipped / "m2chat/config.yaml").read_text())
+    settings = config["model"]["init_args"]
+    for name in ("language_model", "adapter", "vision_encoder", "image_decoder"):
+        settings["backbone"][name] = str(shipped.parents[1] / settings["backbone"][name])
+    shutil.copy(shipped / "m2chat/align.ckpt", tmp_path / "align.ckpt")
+    monkeypatch.setattr(weights, "_ROOTS", ())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert M2ChatPipeline.from_pretrained(tmp_path / "align.ckpt").origin.m3adapter.width == 192
+    del settings["m3adapter"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="the shipped micro weights are not here"):
+        M2ChatPipeline.from_pretrained(tmp_path / "align.ckpt")

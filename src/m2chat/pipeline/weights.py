@@ -29,6 +29,11 @@ _SHIPPED = Path("data", "micro", "m2chat")
 """Folder of the shipped weights and their configuration."""
 _ROOTS = (Path(), Path(__file__).parents[3])
 """Folders that may have ``data/micro``: the current one, and the project that this code is part of."""
+_REQUIRED = {
+    "backbone": {"language_model", "adapter", "vision_encoder", "image_decoder", "num_image_tokens"},
+    "m3adapter": {"width", "heads"},
+}
+"""Settings without a default."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,8 @@ def load_weights(
     payload = read_checkpoint(path)
     stage: Stage = payload[HEADER]["stage"]
     config = _run_config(path)
-    settings = _settings(config)
-    shipped = _settings(_shipped_config())  # what a hand-written configuration leaves out is that of the micro scale
-    backbone = _anchored(backbone or BackboneConfig(**{**shipped["backbone"], **(settings.get("backbone") or {})}))
-    m3adapter = m3adapter or _m3adapter({**shipped["m3adapter"], **(settings.get("m3adapter") or {})})
+    backbone = _anchored(backbone or BackboneConfig(**_settings(config, "backbone")))
+    m3adapter = m3adapter or _m3adapter(_settings(config, "m3adapter"))
     layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
     fingerprint_ = fingerprint(backbone)
     model = build_m2chat(backbone, m3adapter)
@@ -169,15 +172,10 @@ def _m3adapter(settings: Mapping[str, Any]) -> M3AdapterConfig:
 
 def _run_config(checkpoint: Path) -> dict[str, Any]:
     """The ``config.yaml`` of the run that wrote a checkpoint: in its folder or the one above, else the shipped one."""
-    for folder in list(checkpoint.resolve().parents)[:2]:
+    for folder in (*list(checkpoint.resolve().parents)[:2], *(root / _SHIPPED for root in _ROOTS)):
         if (folder / "config.yaml").is_file():
             return read_config(folder / "config.yaml")
-    return _shipped_config()
-
-
-def _shipped_config() -> dict[str, Any]:
-    """The configuration of the shipped micro weights."""
-    return read_config(micro_root() / _SHIPPED / "config.yaml")
+    return {}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -190,6 +188,18 @@ def read_config(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the model in a run's configuration."""
-    return dict((config.get("model") or {}).get("init_args") or {})
+def _settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings of a part of the model in a run's configuration.
+
+    Args:
+        config: Contents of a ``config.yaml``.
+        name: ``backbone`` or ``m3adapter``.
+
+    Raises:
+        UserError: If required settings are missing, and the shipped weights, whose settings replace them, as well.
+    """
+    given = dict(((config.get("model") or {}).get("init_args") or {}).get(name) or {})
+    if _REQUIRED[name] <= given.keys():
+        return given
+    # A hand-written configuration may leave out settings that are those of the micro scale.
+    return {**_settings(read_config(micro_root() / _SHIPPED / "config.yaml"), name), **given}
