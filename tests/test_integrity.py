@@ -185,6 +185,7 @@ def test_no_flip_in_what_is_shipped_is_missed(shipped: dict[Path, Reader]) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")
 def test_five_hundred_flips_in_each_kind(written: dict[Path, Reader], shipped: dict[Path, Reader]) -> None:
     kinds: dict[Path, dict[Path, Reader]] = {}

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ UNSEALED = {"m2chat.sealed": "sha256", "m2chat.sha256": "0" * 64}
 """Strings for a safetensors file that `seal_safetensors` will seal."""
 NPZ_ERRORS = (
     ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RuntimeError,
-    TypeError, ValueError, zipfile.BadZipFile, zlib.error,
+    TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What reading a damaged ``.npz`` without a checksum can end in."""
 _PREFIX = b"sha256:"

@@ -37,7 +37,7 @@ from m2chat.checksums import SUMS, read_sums, sha256, write_sums
 from m2chat.errors import UserError
 from m2chat.integrity import verify
 from m2chat.models.weights.files import read_pickled
-from m2chat.models.weights.script import PICKLE_ERRORS, Inert, inert
+from m2chat.models.weights.script import PICKLE_ERRORS, Inert, PlainUnpickler, inert
 
 _LOG = logging.getLogger(__name__)
 METADATA, REST = ".metadata", _METADATA_FILENAME
@@ -109,6 +109,8 @@ def _verify_part(path: Path, rank: int, world: int) -> None:
             _LOG.warning("%s has no %s: whether it is damaged cannot be told", path, SUMS)
         return
     listed = sorted(read_sums(path / SUMS))
+    if METADATA in listed and (path / METADATA).is_file():
+        verify(path / METADATA)  # before anything in it is believed
     used = {METADATA, REST} | {info.relative_path for info in read_metadata(path).storage_data.values()}
     if lost := sorted((used - set(listed)) | {name for name in listed if not (path / name).is_file()}):
         raise UserError(f"{path}: a share is missing or damaged ({lost[0]}): copy the folder again")
@@ -217,7 +219,7 @@ def read_metadata(folder: Path) -> Metadata:
         ) from error
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """Reads ``.metadata`` into inert objects, and turns those into the real ones.
 
     Args:

@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import struct
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -354,6 +355,24 @@ def test_shares_elsewhere_are_not_opened(shares: Path, here: Path) -> None:
     (shares / ".metadata").write_bytes(dumps(described, 4))
     with pytest.raises(UserError, match="a share is called"):
         consolidate(shares, here / "a.ckpt")
+
+
+def test_a_flipped_number_does_not_take_the_memory(shares: Path, here: Path) -> None:
+    """An unpickler in C makes room for every number below that of a memo."""
+    evil = op(b"\x80\x02]r", struct.pack("<I", 0xFFFFFF))
+    (shares / ".metadata").write_bytes(evil)
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), here / "net.pt")
+    with zipfile.ZipFile("net.pt") as old, zipfile.ZipFile("evil.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name.replace("net/", "evil/"), evil if name.endswith("/data.pkl") else old.read(name))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError):
+            read_metadata(shares)
+        assert read_script(here / "evil.pt", "x") == {}
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # TorchScript, object arrays, folders with code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from m2chat.errors import UserError
 
 PICKLE_ERRORS = (
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
-    MemoryError, OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile,
+    MemoryError, OSError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 """What a pickle that is damaged, or that means harm, can end in."""
 _TYPES: dict[str, torch.dtype] = {
@@ -28,6 +29,10 @@ _TYPES: dict[str, torch.dtype] = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 _LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+
+
+PlainUnpickler = pickle._Unpickler
+"""Python's own unpickler in Python: that in C takes 16 GB for one flipped bit in the number of a memo."""
 
 
 class Inert:
@@ -75,7 +80,7 @@ def read_script(path: Path, what: str) -> dict[str, Tensor]:
         ) from error
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """Reads ``data.pkl``; the names in it are those of modules, of tensors and of lists.
 
     Args:
