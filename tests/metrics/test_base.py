@@ -82,6 +82,14 @@ def test_without_ids_every_value_is_a_sample() -> None:
     assert float(metric.compute()) == pytest.approx((100 + 50 + 100) / 3)
 
 
+def test_what_is_left_out_leaves_no_name_to_another_sample() -> None:
+    metric = SampleMetric()
+    metric.update([float("nan"), 1.0])
+    metric.update([2.0])
+    metric(values=[3.0])  # forward sets the states aside and merges them
+    assert float(metric.compute()) == 2.0
+
+
 def test_no_values_are_nan_and_not_finite_ones_are_left_out() -> None:
     metric = SampleMetric()
     metric.update([1.0, float("nan"), 3.0], ["a", "b", "c"])

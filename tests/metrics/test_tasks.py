@@ -3,14 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from m2chat.metrics.tasks import consistency, direction_similarity
+from m2chat.metrics.tasks import StoryConsistencyMetric, direction_similarity
 
 X, Y, Z = np.eye(3)
 
 
 def test_consistency_is_that_of_neighbours() -> None:
-    assert consistency(np.stack([X, X, Y, (X + Y) / np.sqrt(2)])) == pytest.approx([1.0, 0.0, np.sqrt(0.5)])
-    assert consistency(np.stack([X])).size == 0
+    metric = StoryConsistencyMetric()
+    metric.update([np.stack([X, X, Y, (X + Y) / np.sqrt(2)]), np.stack([X])], ["story", "one picture"])
+    scores = metric.scores(metric.gather())
+    assert scores == pytest.approx([100 * np.mean([1.0, 0.0, np.sqrt(0.5)])])
+    for first, second, cosine in ((X, X, 1.0), (X, Y, 0.0), (Y, (X + Y) / np.sqrt(2), np.sqrt(0.5))):
+        pair = StoryConsistencyMetric()
+        pair.update([np.stack([first, second])], ["pair"])
+        assert pair.scores(pair.gather()) == pytest.approx([100 * cosine])
 
 
 def test_a_change_in_the_direction_of_the_words() -> None:

@@ -13,25 +13,10 @@ from numpy.typing import NDArray
 
 from m2chat.evaluation.statistics import Estimate
 from m2chat.metrics.encoders import TextImageEncoder
-from m2chat.schema import Kind, Picture, Prediction
+from m2chat.schema import Picture, Prediction
 
 CACHED_EMBEDDINGS = 8192
 """Embeddings that are kept: enough for every caption and reference picture of a small validation set."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Values of one metric for one sample.
-
-    Args:
-        id: Id of the prediction.
-        kind: Kind of the sample.
-        values: Name to value. Arrays are intermediate, everything else is written to ``predictions.jsonl``.
-    """
-
-    id: str
-    kind: Kind
-    values: Mapping[str, Any]
 
 
 @dataclass
@@ -47,26 +32,25 @@ class EvalStore:
 
     results: dict[str, Estimate] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
-    _rows: dict[str, dict[str, Row]] = field(default_factory=lambda: defaultdict(dict))
+    _values: dict[str, dict[str, Mapping[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
     _embeddings: OrderedDict[tuple[str, str | bytes], NDArray[np.float32]] = field(default_factory=OrderedDict)
 
     def start(self) -> None:
         """Clears the last evaluation; embeddings stay valid and are kept."""
         self.results.clear()
         self.protocol.clear()
-        self._rows.clear()
+        self._values.clear()
 
     def put(self, metric: str, prediction: Prediction, values: Mapping[str, Any]) -> None:
-        """Records the values of a metric for a sample."""
-        self._rows[metric][prediction.id] = Row(prediction.id, prediction.kind, values)
+        """Records values of a metric for a sample; all but arrays go to ``predictions.jsonl``."""
+        self._values[metric][prediction.id] = values
 
     def scores(self, prediction_id: str) -> dict[str, Any]:
         """The values of all metrics for one of this rank's samples, without arrays."""
         scores: dict[str, Any] = {}
-        for rows in self._rows.values():
-            if prediction_id in rows:
-                values = rows[prediction_id].values
-                scores |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+        for by_id in self._values.values():
+            values = by_id.get(prediction_id, {})
+            scores |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
         return scores
 
     def embed_texts(self, encoder: TextImageEncoder, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -80,6 +80,7 @@ class SampleMetric(Metric):
     def __init__(self, width: int | None = 0, statistic: Statistic = mean, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.width, self.statistic = width, statistic
+        self._unnamed = 0  # samples without an id so far; never set back, so that no two share a name
         for name in ("values", *self._integers):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -121,14 +122,17 @@ class SampleMetric(Metric):
             values: Values, one a sample; those that are not finite are left out.
             ids: Unique ids of the samples; by default every value counts as a sample of its own.
         """
-        first = sum(len(part) for part in self.samples)
-        for index, value in enumerate(values):
+        for value, id_ in zip(values, self.names(len(values), ids), strict=True):
             if np.isfinite(np.asarray(value, np.float64)).all():
-                self.add(np.asarray(value)[None], ids[index] if ids is not None else f"{self._rank()}/{first + index}")
+                self.add(np.asarray(value)[None], id_)
 
-    @staticmethod
-    def _rank() -> int:
-        return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    def names(self, count: int, ids: Sequence[str] | None) -> Sequence[str]:
+        """The ids of samples, or names that no other sample has, on any rank."""
+        if ids is not None:
+            return ids
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        first, self._unnamed = self._unnamed, self._unnamed + count
+        return [f"{rank}/{number}" for number in range(first, first + count)]
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Merges the states of all ranks; a rank without values takes part with empty tensors of the right type."""

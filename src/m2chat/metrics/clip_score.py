@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from m2chat.metrics.base import Gathered, SampleMetric
+from m2chat.metrics.base import Gathered, SampleMetric, Statistic
 from m2chat.metrics.encoders import TextImageEncoder
 from m2chat.schema import Picture
 
@@ -52,46 +52,58 @@ def clip_score(values: ArrayLike) -> float:
     return float(np.maximum(0.0, mean_score(values)))
 
 
-class CLIPScoreMetric(SampleMetric):
-    """CLIP score, ``max(0, 100 * mean cosine)``, of pictures and captions; values are the cosines in [-1, 1].
+class EmbeddingMetric(SampleMetric):
+    """A metric over cosines in [-1, 1] between embeddings.
+
+    Args:
+        encoder: Encoder of `update`; not needed where cosines are added with `add`.
+        statistic: From the cosines, (n,), to the metric's value.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, encoder: TextImageEncoder | None, statistic: Statistic, **kwargs: Any) -> None:
+        super().__init__(statistic=statistic, **kwargs)
+        self._encoder = encoder
+
+    @property
+    def encoder(self) -> TextImageEncoder:
+        """What `update` embeds with."""
+        assert self._encoder is not None, f"{type(self).__name__} needs an encoder for update()"
+        return self._encoder
+
+
+class CLIPScoreMetric(EmbeddingMetric):
+    """CLIP score, ``max(0, 100 * mean cosine)``, of pictures and captions; values are the cosines.
 
     Args:
         encoder: Encoder of `update`; not needed where cosines are added with `add`.
     """
 
-    higher_is_better = True
-
     def __init__(self, encoder: TextImageEncoder | None = None, **kwargs: Any) -> None:
-        super().__init__(statistic=clip_score, **kwargs)
-        self.encoder = encoder
+        super().__init__(encoder, clip_score, **kwargs)
 
     def update(self, pictures: Sequence[Picture], captions: Sequence[str], ids: Sequence[str] | None = None) -> None:
         """Adds pictures with their captions, and the ids of their samples; non-finite embeddings are left out."""
-        assert self.encoder is not None, "CLIPScoreMetric needs an encoder for update()"
-        embedded = self.encoder.encode_image(pictures), self.encoder.encode_text(captions)
-        self.add_samples(cosines(*embedded).tolist(), ids)
+        self.add_samples(cosines(self.encoder.encode_image(pictures), self.encoder.encode_text(captions)).tolist(), ids)
 
 
-class CLIPImageMetric(SampleMetric):
+class CLIPImageMetric(EmbeddingMetric):
     """CLIP-I, 100 times the mean cosine between pictures and their reference pictures.
 
     Args:
         encoder: Encoder of `update`; not needed where cosines are added with `add`.
     """
 
-    higher_is_better = True
-
     def __init__(self, encoder: TextImageEncoder | None = None, **kwargs: Any) -> None:
-        super().__init__(statistic=mean_score, **kwargs)
-        self.encoder = encoder
+        super().__init__(encoder, mean_score, **kwargs)
 
     def update(
         self, pictures: Sequence[Picture], reference_pictures: Sequence[Picture], ids: Sequence[str] | None = None
     ) -> None:
         """Adds pictures with their reference pictures, and the ids of their samples."""
-        assert self.encoder is not None, "CLIPImageMetric needs an encoder for update()"
-        embedded = self.encoder.encode_image(pictures), self.encoder.encode_image(reference_pictures)
-        self.add_samples(cosines(*embedded).tolist(), ids)
+        images, references = (self.encoder.encode_image(side) for side in (pictures, reference_pictures))
+        self.add_samples(cosines(images, references).tolist(), ids)
 
 
 class ShuffledCLIPScoreMetric(SampleMetric):

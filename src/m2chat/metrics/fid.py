@@ -213,9 +213,7 @@ class FrechetDistanceMetric(SampleMetric):
             ids: Unique ids of their samples; by default every picture is a sample.
         """
         assert self.extractor is not None, "FrechetDistanceMetric needs an extractor for update()"
-        first = sum(len(part) for part in self.samples)
-        for index, row in enumerate(self.extractor.extract(pictures)):
-            id_ = ids[index] if ids is not None else f"{self._rank()}/{first + index}"
+        for row, id_ in zip(self.extractor.extract(pictures), self.names(len(pictures), ids), strict=True):
             self.add(row[None], id_, generated=[int(not real)])
 
     def moments(self, gathered: Gathered) -> tuple[Moments, Moments]:

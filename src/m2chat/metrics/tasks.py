@@ -10,21 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from m2chat.metrics.base import Gathered, SampleMetric, sample_hash
-from m2chat.metrics.clip_score import cosines, mean_score
+from m2chat.metrics.clip_score import EmbeddingMetric, cosines, mean_score
 from m2chat.metrics.encoders import TextImageEncoder
 from m2chat.schema import Picture
-
-
-def consistency(frames: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Similarity of consecutive pictures of a story: CLIP-I between each and the next.
-
-    Args:
-        frames: Embeddings in the order of the story, (n, D).
-
-    Returns:
-        Cosines, (n - 1,), none for fewer than two; NaN where an embedding is not finite.
-    """
-    return cosines(frames[:-1], frames[1:]) if len(frames) > 1 else np.zeros(0)
 
 
 def direction_similarity(
@@ -50,18 +38,15 @@ def direction_similarity(
     return np.where((moved == 0).all(-1) & (wanted != 0).any(-1) & np.isfinite(wanted).all(-1), 0.0, values)
 
 
-class EditDirectionMetric(SampleMetric):
+class EditDirectionMetric(EmbeddingMetric):
     """100 times the mean `direction_similarity` of edited pictures.
 
     Args:
         encoder: Encoder of `update`; not needed where cosines are added with `add`.
     """
 
-    higher_is_better = True
-
     def __init__(self, encoder: TextImageEncoder | None = None, **kwargs: Any) -> None:
-        super().__init__(statistic=mean_score, **kwargs)
-        self.encoder = encoder
+        super().__init__(encoder, mean_score, **kwargs)
 
     def update(
         self,
@@ -72,7 +57,6 @@ class EditDirectionMetric(SampleMetric):
         ids: Sequence[str] | None = None,
     ) -> None:
         """Adds pictures and captions before and after an edit, and the ids of their samples."""
-        assert self.encoder is not None, "EditDirectionMetric needs an encoder for update()"
         images = [self.encoder.encode_image(side) for side in (source_pictures, pictures)]
         texts = [self.encoder.encode_text(side) for side in (source_captions, captions)]
         self.add_samples(direction_similarity(*images, *texts).tolist(), ids)
