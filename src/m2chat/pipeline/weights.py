@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.integrity import verify_listed
-from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
+from m2chat.models.build import build_m2chat
 from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.exported import check_backbones, export_model, is_exported, read_manifest
@@ -45,7 +47,7 @@ class Origin:
         stage: Stage that trained them.
         backbone: Backbones.
         m3adapter: Configuration of the M³Adapter.
-        fingerprint: Fingerprint of the backbones.
+        fingerprint: Fingerprint of the backbones of the training.
         tasks: Kinds of samples that they were trained on.
         max_tokens: Maximum length of a sequence in training.
         pretrained: Tensors of the language model before stage 2, with which pictures are described.
@@ -86,7 +88,9 @@ def _anchored(config: BackboneConfig) -> BackboneConfig:
 
 
 def load_weights(
-    source: str | Path | None = None, backbone: BackboneConfig | None = None, m3adapter: M3AdapterConfig | None = None
+    source: str | Path | None = None,
+    backbone: BackboneConfig | None = None,
+    m3adapter: M3AdapterConfig | None = None,
 ) -> tuple[M2ChatModel, Origin]:
     """Builds the model and fills in trained weights.
 
@@ -108,17 +112,31 @@ def load_weights(
     payload = read_checkpoint(path)
     stage: Stage = payload[HEADER]["stage"]
     config = _run_config(path)
+    trained_on = _recorded(payload.get("config") or {}, config)
     backbone = _anchored(backbone or BackboneConfig(**_settings(config, "backbone")))
     m3adapter = m3adapter or _m3adapter(_settings(config, "m3adapter"))
     layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
-    fingerprint_ = fingerprint(backbone)
     model = build_m2chat(backbone, m3adapter)
     pretrained = pretrained_tensors(model) if stage == "m3ft" else {}
     names = {f"model.{name}" for name in trainable_names(model, stage)}
-    load_trained(nn.ModuleDict({"model": model}), path, names, stage=None, fingerprint=fingerprint_)
+    prints = Fingerprints(backbone)
+    load_trained(nn.ModuleDict({"model": model}), path, names, stage=None, backbones=prints, trained_on=trained_on)
     model.eval().requires_grad_(False)
     tasks, max_tokens = tuple(payload.get("tasks", ())), layout.get("max_tokens", MAX_TOKENS)
-    return model, Origin(str(path), stage, backbone, m3adapter, fingerprint_, tasks, max_tokens, pretrained)
+    return model, Origin(
+        str(path), stage, backbone, m3adapter, payload[HEADER]["fingerprint"], tasks, max_tokens, pretrained
+    )
+
+
+def _recorded(kept: Mapping[str, Any], config: Mapping[str, Any]) -> BackboneConfig | None:
+    """The backbones of a training, from its checkpoint or its ``config.yaml``; None if neither has them."""
+    settings = kept.get("backbone") or ((config.get("model") or {}).get("init_args") or {}).get("backbone") or {}
+    if not _REQUIRED["backbone"] <= settings.keys():
+        return None
+    backbone = BackboneConfig(**settings)
+    with suppress(UserError):  # the shipped ones may not be here
+        backbone = _anchored(backbone)
+    return backbone
 
 
 def _load_exported(
@@ -132,7 +150,7 @@ def _load_exported(
         )
     manifest = read_manifest(folder)
     backbone, m3adapter = _anchored(backbone or manifest.backbone), m3adapter or manifest.m3adapter
-    check_backbones(manifest, part_fingerprints(backbone), folder)  # before gigabytes are read
+    check_backbones(manifest, Fingerprints(backbone), folder)  # before gigabytes are read
     model = build_m2chat(backbone, m3adapter)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
     pretrained = pretrained_tensors(model) if stage == "m3ft" else {}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2chat.errors import UserError
+from m2chat.models.fingerprints import tensor_fingerprint
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.weights.diffusion import open_diffusion, part_report, skeleton
 from m2chat.models.weights.sdxl_file import SCHEDULER
@@ -91,6 +92,11 @@ def test_both_forms_are_used_up(files: tuple[bool, Path, Path]) -> None:
         for name in parts.states:
             report = part_report(name, parts)
             assert report.used and not report.missing and not report.unexpected, (path, name)
+    prints = [
+        {name: tensor_fingerprint(state) for name, state in open_diffusion(path, "x").states.items()}
+        for path in (folder, single)
+    ]
+    assert prints[0] == prints[1] and len(set(prints[0].values())) == len(prints[0])
 
 
 def test_both_forms_are_the_same_network(files: tuple[bool, Path, Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.integrity import verify_folder
-from m2chat.models.build import fingerprint
 from m2chat.models.config import BackboneConfig
+from m2chat.models.fingerprints import drawing_fingerprint
 from m2chat.models.weights.files import load_json, require_no_code
 from m2chat.models.weights.script import PICKLE_ERRORS
 from m2chat.pipeline.replier import Given, noise_seed, to_pictures
@@ -53,7 +52,7 @@ class DiffusersModule(PredictingModule):
 
     def fingerprint(self) -> str:
         """Identifies the networks: those of the pipeline alone."""
-        return fingerprint(replace(self.backbone, language_model="", adapter="", vision_encoder=""))
+        return drawing_fingerprint(self.backbone)
 
     def configure_model(self) -> None:
         """Loads the pipeline.

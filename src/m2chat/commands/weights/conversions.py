@@ -13,8 +13,8 @@ import yaml
 from m2chat.checksums import UNSEALED, seal_safetensors, write_sums
 from m2chat.errors import UserError
 from m2chat.files import whole_file, whole_folder
-from m2chat.models.build import fingerprint, part_fingerprints
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.weights.exported import Manifest, export_weights
 from m2chat.models.weights.known import verify_file
 
@@ -117,10 +117,11 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
 
     payload = read_checkpoint(source)
     backbone, m3adapter, layout = _configuration(source, payload, config)
-    parts: dict[str, str] = {}
+    parts = dict(payload[HEADER].get("fingerprints") or {})
     if all(Path(getattr(backbone, name)).exists() for name in ("language_model", "adapter", "image_decoder")):
-        check_header(payload[HEADER], str(source), None, fingerprint(backbone))
-        parts = part_fingerprints(backbone)
+        prints = Fingerprints(backbone)
+        check_header(payload, str(source), None, prints)
+        parts = prints.components
     manifest = Manifest(
         stage=payload[HEADER]["stage"],
         step=payload.get("global_step"),

@@ -20,9 +20,12 @@ def model_card(manifest: Mapping[str, Any], size: int) -> str:
     """
     step = "not recorded" if manifest["step"] is None else f"{manifest['step']:,}"
     backbone, fingerprints = manifest["backbone"], manifest["fingerprints"]
+    settings = ("language_model", "adapter", "vision_encoder", "image_decoder")
+    named = [name for name in fingerprints if name != "channel_order"] or settings
     backbones = "\n".join(
-        f"| `{name}` | `{backbone[name]}` | `{fingerprints.get(name, 'not recorded')}` |"
-        for name in ("language_model", "adapter", "vision_encoder", "image_decoder")
+        f"| `{name}` | `{backbone[name if name in settings else 'image_decoder']}` | "
+        f"`{fingerprints.get(name, 'not recorded')}` |"
+        for name in named
     )
     return f"""\
 ---

@@ -42,7 +42,14 @@ _SCHEDULER = dict(
 )
 
 
-class _Conditioner:
+_TIME_IDS = 6 * 16
+_WIDTHS = {True: (64, 96), False: (48, 64)}
+"""Channels of the blocks, of SDXL and of SD 1.5."""
+SMALL_WIDTHS = (32, 48)
+"""Of the UNet that replaces the first without training of the connector: a quarter of the numbers."""
+
+
+class Conditioner:
     """The text conditioning of SDXL (or of SD 1.5, with one encoder) from a diffusers folder."""
 
     def __init__(self, root: Path, is_xl: bool) -> None:
@@ -71,14 +78,13 @@ class _Conditioner:
         return torch.cat(states, -1), pooled
 
 
-def _build_unet(is_xl: bool) -> nn.Module:
+def _build_unet(is_xl: bool, widths: tuple[int, int]) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
-    widths = (64, 96) if is_xl else (48, 64)
     xl = dict(
         addition_embed_type="text_time",
         addition_time_embed_dim=16,
-        projection_class_embeddings_input_dim=96 + 6 * 16,
+        projection_class_embeddings_input_dim=96 + _TIME_IDS,
     )
     unet: nn.Module = UNet2DConditionModel(
         sample_size=8,
@@ -98,12 +104,29 @@ def _build_unet(is_xl: bool) -> nn.Module:
 
 
 def train_unet(
-    root: Path, steps: int = 5500, is_xl: bool = True, batch: int = 32, seed: int = 0, lr: float = 1.5e-3
+    root: Path,
+    steps: int = 5500,
+    is_xl: bool = True,
+    batch: int = 32,
+    seed: int = 0,
+    lr: float = 1.5e-3,
+    widths: tuple[int, int] | None = None,
+    target: Path | None = None,
 ) -> dict[str, object]:
     """Trains the UNet of a diffusers folder that already has its VAE and text encoders, and completes the folder.
 
     Captions come in every style of the world, partial ones too, so that what a caption leaves out is free. One
     tenth of the conditions are zeros, as SDXL was trained. The saved weights are an exponential moving average.
+
+    Args:
+        root: The diffusers folder.
+        steps: Optimiser steps.
+        is_xl: Whether it is SDXL; if not, SD 1.5.
+        batch: Pictures a step.
+        seed: Seed of the initial values, the scenes and the noise.
+        lr: Peak learning rate.
+        widths: Channels of the two blocks; by default those of the shipped UNet of this kind.
+        target: Folder of another UNet for the same text encoders and VAE; the diffusers folder stays as it is.
 
     Returns:
         Seed, steps and the all-right rates on held-out captions.
@@ -112,11 +135,12 @@ def train_unet(
 
     rng = seed_everything(seed)
     vae: Any = AutoencoderKL.from_pretrained(root / "vae", low_cpu_mem_usage=False).float().eval()
-    condition = _Conditioner(root, is_xl)
+    condition = Conditioner(root, is_xl)
     scheduler = DDIMScheduler(**_SCHEDULER)
-    scheduler.save_pretrained(root / "scheduler")
+    if target is None:
+        scheduler.save_pretrained(root / "scheduler")
     noiser = DDPMScheduler.from_config(scheduler.config)
-    unet: Any = _build_unet(is_xl)
+    unet: Any = _build_unet(is_xl, widths or _WIDTHS[is_xl])
     ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
     averaged: Any = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=ema)
 
@@ -145,9 +169,10 @@ def train_unet(
         averaged.update_parameters(unet)
     unet.load_state_dict(averaged.module.state_dict())
     unet.eval()
-    save_half(unet, root / "unet")
-    (root / "model_index.json").write_text(json.dumps(_model_index(is_xl), indent=2) + "\n")
-    return {"seed": seed, "steps": steps, **measure_unet(root, is_xl)}
+    save_half(unet, target or root / "unet")
+    if target is None:
+        (root / "model_index.json").write_text(json.dumps(_model_index(is_xl), indent=2) + "\n")
+    return {"seed": seed, "steps": steps, **measure_unet(root, is_xl, folder=target)}
 
 
 def _choose(scenes: list[Scene], batch: int, objects: int | None, rng: random.Random) -> list[int]:
@@ -187,16 +212,25 @@ def _model_index(is_xl: bool) -> dict[str, object]:
 
 @torch.no_grad()
 def measure_unet(
-    root: Path, is_xl: bool = True, count: int = 200, steps: int = 20, split: str = "test"
+    root: Path, is_xl: bool = True, count: int = 200, steps: int = 20, split: str = "test", folder: Path | None = None
 ) -> dict[str, object]:
-    """All-right rates of pictures drawn for exact held-out captions, of one and of two objects."""
+    """All-right rates of pictures drawn for exact held-out captions, of one and of two objects.
+
+    Args:
+        root: The diffusers folder.
+        is_xl: Whether it is SDXL; if not, SD 1.5.
+        count: Pictures of each kind.
+        steps: Denoising steps.
+        split: Split of the scenes.
+        folder: The UNet's folder if it is another than the diffusers folder's.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(1)
     vae: Any = AutoencoderKL.from_pretrained(root / "vae", low_cpu_mem_usage=False).float().eval()
-    unet: Any = UNet2DConditionModel.from_pretrained(root / "unet", low_cpu_mem_usage=False).float().eval()
+    unet: Any = UNet2DConditionModel.from_pretrained(folder or root / "unet", low_cpu_mem_usage=False).float().eval()
     scheduler: Any = DDIMScheduler.from_pretrained(root / "scheduler")
-    condition = _Conditioner(root, is_xl)
+    condition = Conditioner(root, is_xl)
     rates: dict[str, object] = {"sampling_steps": steps, "guidance": 5.0}
     for name, objects in (("one_object", 1), ("two_objects", 2)):
         scenes = scenes_of_split(split, objects)[:count]  # type: ignore[arg-type]
