@@ -23,6 +23,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                         "shipped micro weights)")  # fmt: skip
     parser.add_argument("--backbone", type=Path, metavar="YAML", help="backbones, such as "
                         "configs/backbone/paper.yaml (default: those of the training)")  # fmt: skip
+    parser.add_argument("--decoder", metavar="PATH", help="image decoder with the same text encoders: a diffusers "
+                        "folder, SDXL in one file, a UNet, a LoRA, or settings such as configs/decoder/lcm.yaml "
+                        "(default: that of the training)")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="device, such as cuda (default: %(default)s)")
     parser.add_argument("--memory", choices=("high", "balanced", "low"), help="high: bf16 on a GPU; balanced: int8 "
                         "language model; low: int4, parts moved to the GPU in turn, tiled decoding")  # fmt: skip
@@ -61,7 +64,7 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
         if not options.backbone.is_file():
             raise UserError(f"--backbone: there is no {options.backbone}")
         backbone = BackboneConfig(**yaml.safe_load(options.backbone.read_text()))
-    pipe = M2ChatPipeline.from_pretrained(options.weights, backbone=backbone)
+    pipe = M2ChatPipeline.from_pretrained(options.weights, backbone=backbone, decoder=options.decoder)
     pipe = pipe.fit_to_memory(options.memory, options.device) if options.memory else pipe.to(options.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -48,6 +48,8 @@ class DecoderConfig:
         preview_vae: The same for previews of unfinished pictures; None takes the VAE that also decodes pictures.
         scheduler: Name of the scheduler, one of `SCHEDULERS`; None takes that of the preset, else of `image_decoder`.
         spacing: Spacing of the timesteps, ``leading`` or ``trailing``; None as for `scheduler`.
+        refiner: Folder of SDXL's refiner, or its single file, which takes over the last steps (Fig. 2); None for none.
+        refiner_start: Share of the noise schedule after which the refiner takes over, 0-1.
         preset: ``turbo``, ``lightning-4``, ``lcm-4`` or ``fast``: scheduler, spacing, and defaults of steps and of
             guidance.
 
@@ -62,8 +64,15 @@ class DecoderConfig:
     scheduler: str | None = None
     spacing: Spacing | None = None
     preset: str | None = None
+    refiner: str | None = None
+    refiner_start: float = 0.8
 
     def __post_init__(self) -> None:
+        if not 0.0 < self.refiner_start < 1.0:
+            raise UserError(
+                f"backbone.decoder.refiner_start={self.refiner_start}: must lie between 0 and 1; 0.8 leaves the last "
+                "fifth of the noise to the refiner"
+            )
         self.lora = [LoraConfig(**item) if isinstance(item, Mapping) else item for item in self.lora or []]
         for name, choices in (("scheduler", SCHEDULERS), ("preset", PRESETS), ("spacing", SPACINGS)):
             value = getattr(self, name)

@@ -133,16 +133,23 @@ def drawing_fingerprint(backbone: BackboneConfig) -> str:
 
 def decoder_fingerprints(backbone: BackboneConfig) -> dict[str, str]:
     """Fingerprints of the decoder's components."""
-    from m2chat.models.weights.diffusion import open_diffusion
+    from m2chat.models.weights.diffusion import open_diffusion, open_with_parts
+    from m2chat.models.weights.files import read_safetensors
 
     if not backbone.image_decoder:
         return {}
-    source = open_diffusion(Path(backbone.image_decoder), "backbone.image_decoder")
-    settings = {key: value for key, value in source.configs["scheduler"].items() if key != "_diffusers_version"}
-    return {
-        **{name: tensor_fingerprint(state) for name, state in source.states.items()},
-        "scheduler": _short(json.dumps(settings, sort_keys=True)),
-    }
+    config, what = backbone.decoder, "backbone.decoder"
+    source, _ = open_with_parts(Path(backbone.image_decoder), "backbone.image_decoder", config)
+    prints = {name: tensor_fingerprint(state) for name, state in source.states.items()}
+    for number, lora in enumerate(config.lora):
+        state = read_safetensors(Path(lora.path), f"{what}.lora[{number}].path")
+        prints["unet"] = _short(f"{prints['unet']} {lora.weight} {tensor_fingerprint(state)}")
+    if config.refiner is not None:
+        prints["refiner"] = tensor_fingerprint(open_diffusion(Path(config.refiner), f"{what}.refiner").states["unet"])
+    settings: Any = {key: value for key, value in source.configs["scheduler"].items() if key != "_diffusers_version"}
+    if (changed := (config.effective_scheduler, config.effective_spacing)) != (None, None):
+        settings = [settings, *changed]
+    return {**prints, "scheduler": _short(json.dumps(settings, sort_keys=True))}
 
 
 def tensor_fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
+from m2chat.models.refiner import Stage, started, steps_before
 from m2chat.models.weights.diffusion import load_diffusion
 
 
@@ -68,6 +69,7 @@ class ImageDecoder(nn.Module):
         self.text_encoder, self.text_encoder_2 = parts.text_encoder, parts.text_encoder_2
         self.vae, self.unet, self.scheduler = parts.vae, parts.unet, parts.scheduler
         self.preview_vae: Any = parts.preview_vae
+        self.refiner = parts.refiner
         self.is_xl = parts.text_encoder_2 is not None
         self.noiser: Any = DDPMScheduler.from_config(parts.noise_schedule)
         self.requires_grad_(False)
@@ -146,7 +148,13 @@ class ImageDecoder(nn.Module):
         raise UserError(f"the scheduler's prediction_type is {kind!r}; supported are 'epsilon' and 'v_prediction'")
 
     def predict(
-        self, noisy: Tensor, timesteps: Tensor, h_align: Tensor, h_palign: Tensor | None, time_ids: Tensor
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        h_align: Tensor,
+        h_palign: Tensor | None,
+        time_ids: Tensor,
+        unet: Any = None,
     ) -> Tensor:
         """h_unet of Eq. 4; gradients reach the condition through the frozen UNet.
 
@@ -156,9 +164,10 @@ class ImageDecoder(nn.Module):
             h_align: (B, Q, C).
             h_palign: (B, P); ignored by SD 1.5.
             time_ids: (B, 6); (B, 5) for the refiner, with an aesthetic score in place of the target size.
+            unet: UNet that predicts; the base's by default.
         """
         added = {"text_embeds": h_palign, "time_ids": time_ids} if self.is_xl else None
-        output: Tensor = self.unet(noisy, timesteps, h_align, added_cond_kwargs=added).sample
+        output: Tensor = (unet or self.unet)(noisy, timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
     @torch.inference_mode()
@@ -189,8 +198,7 @@ class ImageDecoder(nn.Module):
         shape = (int(self.unet.config.in_channels), height, width)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = [torch.randn(shape, generator=generator) for generator in generators]
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # a new one: schedulers remember their step
-        scheduler.set_timesteps(steps, device=h_align.device)
+        scheduler = started(self.scheduler, steps, h_align.device)
         latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
         guided = guidance > 1
         text, pooled, ids = h_align, h_palign, time_ids.to(h_align)
@@ -198,26 +206,39 @@ class ImageDecoder(nn.Module):
             text = torch.cat([torch.zeros_like(text), text])
             pooled = None if pooled is None else torch.cat([torch.zeros_like(pooled), pooled])
             ids = torch.cat([ids, ids])
-        # Schedulers that add noise on the way draw it from the same generators.
-        random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for number, timestep in enumerate(scheduler.timesteps, 1):
-            scaled = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-            predicted = self.predict(scaled, timestep, text, pooled, ids)
-            if guided:
-                negative, positive = predicted.chunk(2)
-                predicted = negative + guidance * (positive - negative)
-            output = scheduler.step(predicted, timestep, latents, **random)
-            estimate = getattr(output, "pred_original_sample", None)
-            # Some schedulers step more than once for a step that was asked for.
-            state = Denoising(
-                number,
-                len(scheduler.timesteps),
-                int(timestep),
-                output.prev_sample,
-                output.prev_sample if estimate is None else estimate,
-            )
-            yield state
-            latents = state.latents
+        stages = [Stage(self.unet, scheduler, scheduler.timesteps, text, pooled, ids)]
+        if self.refiner is not None and h_palign is not None:
+            second = started(self.refiner.scheduler, steps, h_align.device)
+            before = steps_before(second, self.refiner.start)
+            if hasattr(second, "set_begin_index"):
+                second.set_begin_index(before)
+            stages[0].timesteps = scheduler.timesteps[: steps_before(scheduler, self.refiner.start)]
+            condition = self.refiner.condition(h_align, h_palign, time_ids.to(h_align), guided)
+            stages.append(Stage(self.refiner.unet, second, second.timesteps[before:], *condition))
+        # Some schedulers step more than once for a step that was asked for.
+        number, total = 0, sum(len(stage.timesteps) for stage in stages)
+        for stage in stages:
+            scheduler = stage.scheduler
+            # Schedulers that add noise on the way draw it from the same generators.
+            random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+            for timestep in stage.timesteps:
+                scaled = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+                predicted = self.predict(scaled, timestep, stage.text, stage.pooled, stage.ids, stage.unet)
+                if guided:
+                    negative, positive = predicted.chunk(2)
+                    predicted = negative + guidance * (positive - negative)
+                output = scheduler.step(predicted, timestep, latents, **random)
+                estimate = getattr(output, "pred_original_sample", None)
+                number += 1
+                state = Denoising(
+                    number,
+                    total,
+                    int(timestep),
+                    output.prev_sample,
+                    output.prev_sample if estimate is None else estimate,
+                )
+                yield state
+                latents = state.latents
 
     def sample(
         self,

@@ -156,6 +156,8 @@ def offload_parts(model: M2ChatModel) -> dict[str, OffloadGroup]:
         "vae": ([decoder.vae], [m for m in decoder.vae.children() if isinstance(m, nn.Module)]),
         "text": ([decoder.text_encoder], [decoder.text_encoder]),
     }
+    if decoder.refiner is not None:
+        parts["refiner"] = ([decoder.refiner.unet], [decoder.refiner.unet])
     if decoder.text_encoder_2 is not None:
         both = [decoder.text_encoder, decoder.text_encoder_2]
         parts["text"] = (both, both)

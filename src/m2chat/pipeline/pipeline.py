@@ -48,6 +48,7 @@ class M2ChatPipeline(PipelineBase):
         *,
         backbone: BackboneConfig | None = None,
         m3adapter: M3AdapterConfig | None = None,
+        decoder: str | Path | None = None,
         torch_dtype: torch.dtype = torch.float32,
         max_tokens: int | None = None,
     ) -> M2ChatPipeline:
@@ -57,6 +58,8 @@ class M2ChatPipeline(PipelineBase):
             pretrained: Checkpoint file, folder of `save_pretrained`, or None for the shipped micro weights.
             backbone: Backbones; None takes those of the training.
             m3adapter: Configuration of the M³Adapter; None takes that of the training.
+            decoder: Image decoder with the text encoders of the training's: a diffusers folder, SDXL in one file, a
+                UNet, a LoRA, or a YAML file of settings; None takes that of the backbones.
             torch_dtype: Data type of the whole model.
             max_tokens: Maximum length of a sequence; None takes the one of the training.
 
@@ -64,7 +67,7 @@ class M2ChatPipeline(PipelineBase):
             UserError: If something is missing, broken or does not belong together.
         """
         ensure_torchvision()
-        model, origin = load_weights(pretrained, backbone, m3adapter)
+        model, origin = load_weights(pretrained, backbone, m3adapter, decoder)
         return cls(model, origin, max_tokens).to(torch_dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:

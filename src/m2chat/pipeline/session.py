@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from m2chat.errors import UserError
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
@@ -229,7 +230,7 @@ class Session:
         saved = read_session(Path(folder))
         session = cls(pipe)
         session.state, session.settings = saved.state, saved.settings
-        if saved.weights != session._weights:
+        if not session._held_with(saved.weights):
             _LOG.warning("%s was held with other weights (%s): replies will differ", folder, saved.weights)
         return session
 
@@ -238,6 +239,14 @@ class Session:
     @property
     def _weights(self) -> dict[str, str]:
         return {"stage": self.pipe.origin.stage, "fingerprint": self.pipe.origin.fingerprint}
+
+    def _held_with(self, weights: Mapping[str, str]) -> bool:
+        """Whether a saved session was held with these weights; earlier versions named backbones by their files."""
+        if weights == self._weights:
+            return True
+        prints = Fingerprints(self.pipe.origin.backbone)
+        known = (prints.name, prints.legacy)
+        return weights.get("stage") == self.pipe.origin.stage and weights.get("fingerprint") in known
 
     def _start(
         self, state: SessionState, image: ImageMode | None, max_images: int | None, seed: int | None

@@ -21,6 +21,7 @@ from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.swap import with_decoder
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.exported import check_backbones, export_model, is_exported, read_manifest
 from m2chat.models.weights.exported import load_weights as load_exported
@@ -80,17 +81,29 @@ def micro_root() -> Path:
 
 def _anchored(config: BackboneConfig) -> BackboneConfig:
     """The same backbones with paths of the shipped ones that hold in any folder; other paths are left as they are."""
-    paths = asdict(config)
-    for name, value in paths.items():
+
+    def anchored(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: anchored(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [anchored(item) for item in value]
         if str(value).startswith("data/micro/") and not Path(value).exists():
-            paths[name] = str(micro_root() / value)
-    return BackboneConfig(**paths)
+            return str(micro_root() / value)
+        return value
+
+    return BackboneConfig(**anchored(asdict(config)))
+
+
+def _drawing_with(decoder: str | Path | None, backbone: BackboneConfig) -> BackboneConfig:
+    """The backbones with the decoder to draw with, by paths that hold in any folder."""
+    return _anchored(backbone if decoder is None else with_decoder(backbone, decoder))
 
 
 def load_weights(
     source: str | Path | None = None,
     backbone: BackboneConfig | None = None,
     m3adapter: M3AdapterConfig | None = None,
+    decoder: str | Path | None = None,
 ) -> tuple[M2ChatModel, Origin]:
     """Builds the model and fills in trained weights.
 
@@ -99,6 +112,7 @@ def load_weights(
             wrote; or None for the shipped micro weights of stage 2.
         backbone: Backbones; None takes those of the source.
         m3adapter: Configuration of the M³Adapter; None takes that of the source.
+        decoder: Image decoder in place of that of the backbones; see `with_decoder`.
 
     Returns:
         The model in fp32 and evaluation mode, and the source of its weights.
@@ -108,12 +122,12 @@ def load_weights(
     """
     path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
     if path.is_dir():
-        return _load_exported(path, backbone, m3adapter)
+        return _load_exported(path, backbone, m3adapter, decoder)
     payload = read_checkpoint(path)
     stage: Stage = payload[HEADER]["stage"]
     config = _run_config(path)
     trained_on = _recorded(payload.get("config") or {}, config)
-    backbone = _anchored(backbone or BackboneConfig(**_settings(config, "backbone")))
+    backbone = _drawing_with(decoder, backbone or BackboneConfig(**_settings(config, "backbone")))
     m3adapter = m3adapter or _m3adapter(_settings(config, "m3adapter"))
     layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
     model = build_m2chat(backbone, m3adapter)
@@ -140,7 +154,7 @@ def _recorded(kept: Mapping[str, Any], config: Mapping[str, Any]) -> BackboneCon
 
 
 def _load_exported(
-    folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None
+    folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None, decoder: str | Path | None
 ) -> tuple[M2ChatModel, Origin]:
     """The same from exported weights."""
     if not is_exported(folder):
@@ -149,7 +163,7 @@ def _load_exported(
             "`m2chat weights convert` write them; of a training run name the .ckpt file itself"
         )
     manifest = read_manifest(folder)
-    backbone, m3adapter = _anchored(backbone or manifest.backbone), m3adapter or manifest.m3adapter
+    backbone, m3adapter = _drawing_with(decoder, backbone or manifest.backbone), m3adapter or manifest.m3adapter
     check_backbones(manifest, Fingerprints(backbone), folder)  # before gigabytes are read
     model = build_m2chat(backbone, m3adapter)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"

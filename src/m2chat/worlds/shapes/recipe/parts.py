@@ -65,6 +65,31 @@ def _measure_unet(root: Path) -> Facts:
     return measure_unet(root / "sdxl")
 
 
+def _train_unet_small(root: Path) -> Facts:
+    from m2chat.worlds.shapes.recipe.unet import SMALL_WIDTHS, train_unet
+
+    target = root / "decoders" / "unet_small"
+    return train_unet(root / "sdxl", steps=4500, seed=1, lr=2e-3, widths=SMALL_WIDTHS, target=target)
+
+
+def _measure_unet_small(root: Path) -> Facts:
+    from m2chat.worlds.shapes.recipe.unet import measure_unet
+
+    return measure_unet(root / "sdxl", folder=root / "decoders" / "unet_small")
+
+
+def _train_lcm_lora(root: Path) -> Facts:
+    from m2chat.worlds.shapes.recipe.consistency import train_consistency_lora
+
+    return {**train_consistency_lora(root / "sdxl", root / "decoders" / "lcm_lora"), **_measure_lcm_lora(root)}
+
+
+def _measure_lcm_lora(root: Path) -> Facts:
+    from m2chat.worlds.shapes.recipe.consistency import measure_consistency_lora
+
+    return measure_consistency_lora(root / "sdxl", root / "decoders" / "lcm_lora")
+
+
 def _train_sd15(root: Path) -> Facts:
     from m2chat.worlds.shapes.recipe.unet import train_unet
 
@@ -144,5 +169,10 @@ PARTS: dict[str, Part] = {
     ),
     "language": Part(("llama", "adapter"), _train_language, ("clip",), _measure_language),
     "sd15": Part(("sd15",), _train_sd15, ("vae", "text_encoders"), _measure_sd15),
+    # Decoders that replace the first one without training of the connector.
+    "unet_small": Part(
+        ("decoders/unet_small",), _train_unet_small, ("vae", "text_encoders", "unet"), _measure_unet_small
+    ),
+    "lcm_lora": Part(("decoders/lcm_lora",), _train_lcm_lora, ("unet",), _measure_lcm_lora),
     "fid": Part(("fid",), _train_fid, measure=_measure_fid),
 }
