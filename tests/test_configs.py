@@ -12,14 +12,16 @@ from jsonargparse import ArgumentParser
 
 from m2chat import cli, lightning_cli
 from m2chat.evaluation.rows import read_rows
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, M3AdapterConfig, decoder_config
+from m2chat.models.swap import with_decoder
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
 M3ADAPTERS = sorted(ROOT.glob("configs/m3adapter/*.yaml"))
+DECODERS = sorted(ROOT.glob("configs/decoder/*.yaml"))
 OF_ROWS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
 OVERLAYS = [*OF_ROWS, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
-RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *OVERLAYS})
+RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *DECODERS, *OVERLAYS})
 PAPER = [path for path in RUNS if path.parent.name == "paper"]
 
 
@@ -103,6 +105,16 @@ def test_backbones_parse(path: Path) -> None:
     config = parser.parse_object({"backbone": yaml.safe_load(path.read_text(encoding="utf-8"))}).backbone
     assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) >= {"language_model", "adapter", "vision_encoder"}
     assert config.num_image_tokens == {"micro.yaml": 8, "paper.yaml": 32}[path.name]
+
+
+@pytest.mark.parametrize("path", DECODERS, ids=name_of)
+def test_decoders_go_with_every_command(parsed: Any, path: Path) -> None:
+    config = parsed(ROOT / "configs/eval_mmdialog.yaml", "--model.init_args.backbone.decoder", name_of(path))
+    found = config.model.init_args.backbone
+    expected = with_decoder(BackboneConfig("", "", "", "data/micro/sdxl", 8), path)
+    settings = {name: value for name, value in found.decoder.as_dict().items() if name != "__path__"}
+    assert decoder_config(settings) == expected.decoder
+    assert found.image_decoder == expected.image_decoder and found.num_image_tokens == 8
 
 
 @pytest.mark.parametrize("path", M3ADAPTERS, ids=name_of)

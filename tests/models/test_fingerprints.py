@@ -13,7 +13,8 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
 from m2chat.models.config import BackboneConfig
-from m2chat.models.fingerprints import TEXT_SPACE, Fingerprints, drawing_fingerprint, fingerprint, tensor_fingerprint
+from m2chat.models.fingerprints import TEXT_SPACE, Fingerprints, drawing_fingerprint, fingerprint
+from m2chat.models.weights.sampled import tensor_fingerprint
 
 SHIPPED = Path("data", "micro", "m2chat", "m3ft.ckpt")
 

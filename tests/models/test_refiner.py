@@ -39,9 +39,9 @@ def folder(backbone: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -
     torch.manual_seed(0)
     unet: Any = UNet2DConditionModel.from_config(config)
     unet.save_pretrained(root / "unet")
-    index = {name: ["library", "class"] for name in ("text_encoder_2", "vae", "scheduler", "unet")}
-    index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-    (root / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLImg2ImgPipeline", **index}))
+    index = json.loads((base / "model_index.json").read_text())
+    index |= {"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None], "tokenizer": [None] * 2}
+    (root / "model_index.json").write_text(json.dumps(index))
     return root
 
 

@@ -2,12 +2,8 @@
 
 A component is one network: the language model, its adapter, the vision encoder, each text encoder, UNet, VAE; and the
 scheduler's settings. Its fingerprint is of names, shapes and values of tensors, so that notes beside them, the place of
-a folder and the form of a file (shards, one file, SDXL's single file) change nothing.
-
-Values are samples: all of a small tensor, four runs of 256 of a large one, as fp16. Training moves all tensors of a
-network, or adds some, so that a few values of each tell two networks apart; four runs are four pages of a mapped file,
-5 MB of LLaMA-7B's 13.5 GB. In fp16 the half-precision copy of a network, which is rounded in the same way, has the name
-of the original. Damage is what checksums are for (`m2chat.integrity`).
+a folder and the form of a file (shards, one file, SDXL's single file) change nothing. Values are samples: see
+`m2chat.models.weights.sampled`.
 """
 
 from __future__ import annotations
@@ -21,19 +17,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.integrity import not_verified
 from m2chat.models.config import BackboneConfig
+from m2chat.models.weights.sampled import tensor_fingerprint
 
 READER = ("language_model", "adapter", "vision_encoder", "channel_order")
 """Components whose outputs a trained connector reads."""
 TEXT_SPACE = ("text_encoder", "text_encoder_2")
 """Components in whose output space a trained connector writes (Eq. 2). UNets and VAEs may be swapped."""
-_RUN, _RUNS = 256, 4
 _LEGACY_BYTES = 1 << 20
 
 
@@ -150,33 +145,6 @@ def decoder_fingerprints(backbone: BackboneConfig) -> dict[str, str]:
     if (changed := (config.effective_scheduler, config.effective_spacing)) != (None, None):
         settings = [settings, *changed]
     return {**prints, "scheduler": _short(json.dumps(settings, sort_keys=True))}
-
-
-def tensor_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """A short name of tensors; they may be mapped from a file, of which a few pages are read.
-
-    Args:
-        state: Tensors by name, in any precision.
-    """
-    digest = hashlib.sha256()
-    # Versions of the libraries write tables that can be computed, and a prefix, or do not.
-    plain = {
-        name.removeprefix("text_model."): tensor
-        for name, tensor in state.items()
-        if not name.endswith(("position_ids", "rotary_emb.inv_freq"))
-    }
-    for name, tensor in sorted(plain.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(_sample(tensor).to(torch.float32).to(torch.float16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    values = tensor.detach().reshape(-1)
-    if len(values) <= _RUN * _RUNS:
-        return values
-    starts = [index * (len(values) - _RUN) // (_RUNS - 1) for index in range(_RUNS)]
-    return torch.cat([values[start : start + _RUN] for start in starts])
 
 
 def _reader(backbone: BackboneConfig) -> dict[str, str]:

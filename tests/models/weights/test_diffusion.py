@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.fingerprints import tensor_fingerprint
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.weights.diffusion import open_diffusion, part_report, skeleton
+from m2chat.models.weights.sampled import tensor_fingerprint
 from m2chat.models.weights.sdxl_file import SCHEDULER
 
 FILE: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("single_file.py")))

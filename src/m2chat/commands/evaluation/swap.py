@@ -20,7 +20,7 @@ import yaml
 from m2chat.commands.evaluation.run import clear
 from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare
-from m2chat.evaluation.results import RESULTS, read_predictions, read_results
+from m2chat.evaluation.results import RESULTS, read_predictions, read_results, settings_hash
 from m2chat.evaluation.statistics import Difference, difference
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, mismatch
@@ -94,10 +94,12 @@ def swap(
     before = Drawing(
         BackboneConfig(**settings["backbone"]), *(settings["evaluation"][n] for n in ("steps", "guidance"))
     )
-    drawings, folders = [], []
-    for name in decoders:
-        drawings.append(_drawing(before, name))
-        folders.append(out / f"{len(folders)}-{Path(name).stem}")
+    drawings = [_drawing(before, name) for name in decoders]
+    # Named after its settings too: a file that was edited, or another one of the same name, is evaluated anew.
+    folders = [
+        out / f"{Path(name).stem}-{settings_hash(asdict(drawing))[:6]}"
+        for name, drawing in zip(decoders, drawings, strict=True)
+    ]
     results = read_results(run / RESULTS)[1]
     for drawing, folder in zip(drawings, folders, strict=True):
         if not (folder / RESULTS).is_file():
@@ -189,14 +191,9 @@ def _evaluate(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear(folder)
-    changes = {
-        "backbone": asdict(drawing.backbone),
-        "evaluation": {
-            "steps": drawing.steps,
-            "guidance": drawing.guidance,
-            "weights": str(protocol["weights"]).removeprefix("checkpoint "),
-        },
-    }
+    weights = str(protocol["weights"]).removeprefix("checkpoint ")  # which is how a run of `--ckpt_path` names it
+    evaluation = {"steps": drawing.steps, "guidance": drawing.guidance, "weights": weights}
+    changes = {"backbone": asdict(drawing.backbone), "evaluation": evaluation}
     overlay = folder.parent / f"{folder.name}.yaml"
     overlay.write_text(yaml.safe_dump({"model": {"init_args": changes}}), encoding="utf-8")
     logger = "--trainer.logger"
@@ -219,4 +216,5 @@ def _gates(first: Path, second: Path) -> list[Difference]:
     shared = sorted(sides[0].keys() & sides[1].keys())
     if len(shared) < 2:
         return []
-    return [difference("gate", *(np.array([side[key] for key in shared]) for side in sides))]
+    gates = [np.array([side[key] for key in shared]) for side in sides]
+    return [difference("gate", gates[0], gates[1])]

@@ -40,8 +40,8 @@ license: other
 Weights of {_STAGES.get(manifest["stage"], manifest["stage"])}.
 
 `model.safetensors` holds {manifest["numbers"]:,} numbers in {size:,} bytes. The networks that were frozen are not in
-here: they are loaded from their own files, and must be the ones that these weights were trained on. Of the image decoder
-the text encoders must be the same; UNet, VAE and scheduler may be others.
+here: they are loaded from their own files, and must be the ones that these weights were trained on. Of the image
+decoder that means the text encoders; UNet, VAE and scheduler may be others.
 
 | | |
 |---|---|

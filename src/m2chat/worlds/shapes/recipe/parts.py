@@ -68,8 +68,8 @@ def _measure_unet(root: Path) -> Facts:
 def _train_unet_small(root: Path) -> Facts:
     from m2chat.worlds.shapes.recipe.unet import SMALL_WIDTHS, train_unet
 
-    target = root / "decoders" / "unet_small"
-    return train_unet(root / "sdxl", steps=4500, seed=1, lr=2e-3, widths=SMALL_WIDTHS, target=target)
+    folder = root / "decoders" / "unet_small"
+    return train_unet(root / "sdxl", steps=4500, seed=1, lr=2e-3, widths=SMALL_WIDTHS, folder=folder)
 
 
 def _measure_unet_small(root: Path) -> Facts:

@@ -111,7 +111,7 @@ def train_unet(
     seed: int = 0,
     lr: float = 1.5e-3,
     widths: tuple[int, int] | None = None,
-    target: Path | None = None,
+    folder: Path | None = None,
 ) -> dict[str, object]:
     """Trains the UNet of a diffusers folder that already has its VAE and text encoders, and completes the folder.
 
@@ -126,7 +126,7 @@ def train_unet(
         seed: Seed of the initial values, the scenes and the noise.
         lr: Peak learning rate.
         widths: Channels of the two blocks; by default those of the shipped UNet of this kind.
-        target: Folder of another UNet for the same text encoders and VAE; the diffusers folder stays as it is.
+        folder: Folder of another UNet for the same text encoders and VAE; the diffusers folder stays as it is.
 
     Returns:
         Seed, steps and the all-right rates on held-out captions.
@@ -137,7 +137,7 @@ def train_unet(
     vae: Any = AutoencoderKL.from_pretrained(root / "vae", low_cpu_mem_usage=False).float().eval()
     condition = Conditioner(root, is_xl)
     scheduler = DDIMScheduler(**_SCHEDULER)
-    if target is None:
+    if folder is None:
         scheduler.save_pretrained(root / "scheduler")
     noiser = DDPMScheduler.from_config(scheduler.config)
     unet: Any = _build_unet(is_xl, widths or _WIDTHS[is_xl])
@@ -169,10 +169,10 @@ def train_unet(
         averaged.update_parameters(unet)
     unet.load_state_dict(averaged.module.state_dict())
     unet.eval()
-    save_half(unet, target or root / "unet")
-    if target is None:
+    save_half(unet, folder or root / "unet")
+    if folder is None:
         (root / "model_index.json").write_text(json.dumps(_model_index(is_xl), indent=2) + "\n")
-    return {"seed": seed, "steps": steps, **measure_unet(root, is_xl, folder=target)}
+    return {"seed": seed, "steps": steps, **measure_unet(root, is_xl, folder=folder)}
 
 
 def _choose(scenes: list[Scene], batch: int, objects: int | None, rng: random.Random) -> list[int]:
