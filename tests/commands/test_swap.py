@@ -14,6 +14,7 @@ from m2chat.commands import main
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, LoraConfig
 from m2chat.models.swap import with_decoder
+from m2chat.pipeline import M2ChatPipeline
 
 STUB = """
 import json, shutil, sys
@@ -116,6 +117,19 @@ def test_what_a_path_names(backbone: BackboneConfig, tmp_path: Path) -> None:
     settings.write_text("unett: x\n")
     with pytest.raises(UserError, match=r"unett.*Did you mean 'unet'"):
         with_decoder(backbone, settings)
+
+
+def test_a_pipeline_draws_with_another_decoder(backbone: BackboneConfig, tmp_path: Path) -> None:
+    settings = tmp_path / "fast.yaml"
+    settings.write_text("preset: lcm-4\n")
+    pipe = M2ChatPipeline.from_pretrained(decoder=settings)
+    assert type(pipe.scheduler).__name__ == "LCMScheduler" and pipe.origin.backbone.decoder.preset == "lcm-4"
+    pipe.save_pretrained(tmp_path / "saved")
+    again = M2ChatPipeline.from_pretrained(tmp_path / "saved", decoder=backbone.image_decoder)
+    assert type(again.scheduler).__name__ == "DDIMScheduler"
+    for weights in (None, tmp_path / "saved"):
+        with pytest.raises(UserError, match=r"'data/micro/sd15' \(or --decoder\) has another text space than"):
+            M2ChatPipeline.from_pretrained(weights, decoder="data/micro/sd15")
 
 
 @pytest.mark.parametrize("command", ["chat", "serve", "lens", "measure", "wish", "edit", "similar", "story"])

@@ -109,7 +109,7 @@ class BlankDecoder(ImageDecoder):
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         nn.Module.__init__(self)
-        self.config, self.preview_vae = config or DecoderConfig(), None
+        self.config, self.preview_vae, self.refiner = config or DecoderConfig(), None, None
         root = Path(folder)
         known: dict[str, Any] = {
             "text_encoder": published.SDXL_TEXT_ENCODER,
