@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from m2chat.errors import UserError
 from m2chat.integrity import verify_listed
 from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
 from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
-from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig, GateConfig, M3AdapterConfig, decoder_config, with_paths
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.exported import check_backbones, export_model, is_exported, read_manifest
@@ -78,15 +78,19 @@ def micro_root() -> Path:
 
 def _anchored(config: BackboneConfig) -> BackboneConfig:
     """The same backbones with paths of the shipped ones that hold in any folder; other paths are left as they are."""
-    paths = asdict(config)
-    for name, value in paths.items():
-        if str(value).startswith("data/micro/") and not Path(value).exists():
-            paths[name] = str(micro_root() / value)
-    return BackboneConfig(**paths)
+
+    def anchored(value: str) -> str:
+        missing = value.startswith("data/micro/") and not Path(value).exists()
+        return str(micro_root() / value) if missing else value
+
+    return with_paths(config, anchored)
 
 
 def load_weights(
-    source: str | Path | None = None, backbone: BackboneConfig | None = None, m3adapter: M3AdapterConfig | None = None
+    source: str | Path | None = None,
+    backbone: BackboneConfig | None = None,
+    m3adapter: M3AdapterConfig | None = None,
+    decoder: DecoderConfig | Mapping[str, Any] | None = None,
 ) -> tuple[M2ChatModel, Origin]:
     """Builds the model and fills in trained weights.
 
@@ -95,6 +99,8 @@ def load_weights(
             wrote; or None for the shipped micro weights of stage 2.
         backbone: Backbones; None takes those of the source.
         m3adapter: Configuration of the M³Adapter; None takes that of the source.
+        decoder: What replaces parts of the image decoder, and how it draws; some settings by name change those of the
+            source, None takes all of them.
 
     Returns:
         The model in fp32 and evaluation mode, and the source of its weights.
@@ -104,11 +110,11 @@ def load_weights(
     """
     path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
     if path.is_dir():
-        return _load_exported(path, backbone, m3adapter)
+        return _load_exported(path, backbone, m3adapter, decoder)
     payload = read_checkpoint(path)
     stage: Stage = payload[HEADER]["stage"]
     config = _run_config(path)
-    backbone = _anchored(backbone or BackboneConfig(**_settings(config, "backbone")))
+    backbone = _anchored(_drawn_by(backbone or BackboneConfig(**_settings(config, "backbone")), decoder))
     m3adapter = m3adapter or _m3adapter(_settings(config, "m3adapter"))
     layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
     fingerprint_ = fingerprint(backbone)
@@ -121,8 +127,20 @@ def load_weights(
     return model, Origin(str(path), stage, backbone, m3adapter, fingerprint_, tasks, max_tokens, pretrained)
 
 
+def _drawn_by(backbone: BackboneConfig, decoder: DecoderConfig | Mapping[str, Any] | None) -> BackboneConfig:
+    """The same backbones with other settings of the image decoder: all of them, or those that a mapping names."""
+    if decoder is None:
+        return backbone
+    if isinstance(decoder, Mapping):
+        decoder = decoder_config({**asdict(backbone.decoder), **decoder})
+    return replace(backbone, decoder=decoder)
+
+
 def _load_exported(
-    folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None
+    folder: Path,
+    backbone: BackboneConfig | None,
+    m3adapter: M3AdapterConfig | None,
+    decoder: DecoderConfig | Mapping[str, Any] | None,
 ) -> tuple[M2ChatModel, Origin]:
     """The same from exported weights."""
     if not is_exported(folder):
@@ -131,7 +149,8 @@ def _load_exported(
             "`m2chat weights convert` write them; of a training run name the .ckpt file itself"
         )
     manifest = read_manifest(folder)
-    backbone, m3adapter = _anchored(backbone or manifest.backbone), m3adapter or manifest.m3adapter
+    backbone = _anchored(_drawn_by(backbone or manifest.backbone, decoder))
+    m3adapter = m3adapter or manifest.m3adapter
     check_backbones(manifest, part_fingerprints(backbone), folder)  # before gigabytes are read
     model = build_m2chat(backbone, m3adapter)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
@@ -156,12 +175,9 @@ def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None
     Raises:
         UserError: If the folder has other contents.
     """
-    backbone = asdict(origin.backbone)
-    for name, value in backbone.items():
-        if isinstance(value, str) and Path(value).exists():
-            backbone[name] = str(Path(value).resolve())
+    backbone = with_paths(origin.backbone, lambda path: str(Path(path).resolve()) if Path(path).exists() else path)
     layout = {"max_tokens": origin.max_tokens, "num_image_tokens": origin.backbone.num_image_tokens}
-    export_model(model, origin.stage, BackboneConfig(**backbone), Path(folder), tasks=origin.tasks, layout=layout)
+    export_model(model, origin.stage, backbone, Path(folder), tasks=origin.tasks, layout=layout)
 
 
 def _m3adapter(settings: Mapping[str, Any]) -> M3AdapterConfig:
