@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from m2chat import cli, lightning_cli
 from m2chat.evaluation.rows import read_rows
-from m2chat.models.config import BackboneConfig, M3AdapterConfig, decoder_config
+from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, M3AdapterConfig, decoder_config
 from m2chat.models.swap import with_decoder
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +115,22 @@ def test_decoders_go_with_every_command(parsed: Any, path: Path) -> None:
     settings = {name: value for name, value in found.decoder.as_dict().items() if name != "__path__"}
     assert decoder_config(settings) == expected.decoder
     assert found.image_decoder == expected.image_decoder and found.num_image_tokens == 8
+
+
+def test_the_image_decoder_is_configured_in_yaml_and_on_the_command_line(
+    parsed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder = {"lora": [{"path": "style.safetensors", "weight": 0.5}], "preset": "fast"}
+    (tmp_path / "decoder.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"backbone": {"decoder": decoder}}}}))
+    setting = "--model.init_args.backbone.decoder"
+    config = parsed(ROOT / "configs/stage1.yaml", f"--config={tmp_path / 'decoder.yaml'}", f"{setting}.scheduler=euler")
+    backbone = ArgumentParser()
+    backbone.add_argument("--backbone", type=BackboneConfig)
+    made = backbone.instantiate_classes(backbone.parse_object({"backbone": config.model.init_args.backbone})).backbone
+    assert made.decoder == DecoderConfig(lora=[LoraConfig("style.safetensors", 0.5)], scheduler="euler", preset="fast")
+    assert made.image_decoder == "data/micro/sdxl"
+    assert cli.main(["fit", "--config=configs/stage1.yaml", f"{setting}.scheduler=eular"]) == 2
+    assert "decoder.scheduler='eular': choose one of ddim" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", M3ADAPTERS, ids=name_of)

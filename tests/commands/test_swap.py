@@ -43,7 +43,7 @@ def run(backbone: BackboneConfig, tmp_path: Path) -> Path:
         "m3adapter": {"width": 192, "heads": 6}, "evaluation": {"steps": 2, "guidance": 5.0},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
-    (folder / "results.json").write_text(json.dumps({"metrics": {}, "protocol": {"weights": "some.ckpt"}}))
+    (folder / "results.json").write_text(json.dumps({"metrics": {}, "protocol": {"weights": "checkpoint some.ckpt"}}))
     rows = [
         {"id": f"s{n}", "meta": {"gate": [0.5 + n / 100]}, "scores": {"clip": 0.7, "inter_rel": 50.0, "all_right": 100}}
         for n in range(20)
@@ -69,8 +69,9 @@ def test_the_table_says_whether_the_meaning_is_kept(
     (fast,), (whole,) = ((run / "swap").glob(f"{name}-*/arguments.json") for name in ("fast", "same"))
     arguments, overlay = json.loads(fast.read_text())
     changed = overlay["model"]["init_args"]
-    assert changed["evaluation"] == {"steps": 4, "guidance": 1.0, "weights": "some.ckpt"}
+    assert changed["evaluation"] == {"steps": 4, "guidance": 1.0}
     assert changed["backbone"]["decoder"]["preset"] == "lcm-4" and arguments[0] == "test"
+    assert arguments[arguments.index("--ckpt_path") + 1] == "some.ckpt"
     written = whole.stat().st_mtime_ns
     assert main([*command, "--tolerance", "10"]) == 0
     assert "NOT KEPT" not in capsys.readouterr().out
@@ -122,14 +123,14 @@ def test_what_a_path_names(backbone: BackboneConfig, tmp_path: Path) -> None:
 def test_a_pipeline_draws_with_another_decoder(backbone: BackboneConfig, tmp_path: Path) -> None:
     settings = tmp_path / "fast.yaml"
     settings.write_text("preset: lcm-4\n")
-    pipe = M2ChatPipeline.from_pretrained(decoder=settings)
+    pipe = M2ChatPipeline.from_pretrained(image_decoder=settings)
     assert type(pipe.scheduler).__name__ == "LCMScheduler" and pipe.origin.backbone.decoder.preset == "lcm-4"
     pipe.save_pretrained(tmp_path / "saved")
-    again = M2ChatPipeline.from_pretrained(tmp_path / "saved", decoder=backbone.image_decoder)
+    again = M2ChatPipeline.from_pretrained(tmp_path / "saved", image_decoder=backbone.image_decoder)
     assert type(again.scheduler).__name__ == "DDIMScheduler"
     for weights in (None, tmp_path / "saved"):
         with pytest.raises(UserError, match=r"'data/micro/sd15' \(or --decoder\) has another text space than"):
-            M2ChatPipeline.from_pretrained(weights, decoder="data/micro/sd15")
+            M2ChatPipeline.from_pretrained(weights, image_decoder="data/micro/sd15")
 
 
 @pytest.mark.parametrize("command", ["chat", "serve", "lens", "measure", "wish", "edit", "similar", "story"])

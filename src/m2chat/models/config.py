@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from m2chat.errors import UserError
 from m2chat.models.schedulers import (
@@ -21,6 +21,10 @@ from m2chat.models.schedulers import (
 
 GateMode = Literal["paper", "learnable", "constant", "off"]
 GATE_MODES: tuple[GateMode, ...] = ("paper", "learnable", "constant", "off")
+
+
+DECODER_PATHS = ("unet", "vae", "preview_vae")
+"""Settings of `DecoderConfig` that are paths, beside those of the LoRAs."""
 
 
 @dataclass
@@ -151,6 +155,27 @@ def decoder_config(settings: Mapping[str, object]) -> DecoderConfig:
     for name in settings:
         one_of(name, tuple(known), "backbone.decoder: setting")
     return DecoderConfig(**settings)  # type: ignore[arg-type]
+
+
+def with_paths(backbone: BackboneConfig, change: Callable[[str], str]) -> BackboneConfig:
+    """The same backbones with every path changed.
+
+    Args:
+        backbone: Backbones.
+        change: Function from the old path to the new one.
+    """
+    decoder = backbone.decoder
+    parts: dict[str, Any] = {name: getattr(decoder, name) for name in DECODER_PATHS}
+    parts = {name: path and change(path) for name, path in parts.items()}
+    loras = [replace(lora, path=change(lora.path)) for lora in decoder.lora]
+    return replace(
+        backbone,
+        language_model=change(backbone.language_model),
+        adapter=change(backbone.adapter),
+        vision_encoder=change(backbone.vision_encoder),
+        image_decoder=change(backbone.image_decoder),
+        decoder=replace(decoder, lora=loras, **parts),
+    )
 
 
 @dataclass

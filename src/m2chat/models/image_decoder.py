@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
 from m2chat.models.refiner import Stage, started, steps_before
+from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from m2chat.models.vae import decode, encode
 from m2chat.models.weights.diffusion import load_diffusion
 
 
@@ -105,6 +107,34 @@ class ImageDecoder(nn.Module):
         """Pixels of a latent."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def size_unit(self) -> int:
+        """Pixels of which the sides of a picture are multiples: a latent of the UNet's coarsest level."""
+        return int(self.vae_factor * 2**self.unet.num_upsamplers)
+
+    @property
+    def learned_timesteps(self) -> tuple[int, ...] | None:
+        """Timesteps that a UNet of few steps was distilled on; None for one that was trained on all of them."""
+        preset, total = self.config.settings, int(self.noiser.config.num_train_timesteps)
+        if preset is None or preset.learned is None:
+            return None
+        return tuple(round(total * (1 - k / preset.learned)) - 1 for k in range(preset.learned))
+
+    def checked_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture in pixels, if VAE and UNet can draw it.
+
+        Raises:
+            UserError: If a side is no multiple of `size_unit`; the message has the nearest ones that are.
+        """
+        for name, side in (("height", height), ("width", width)):
+            below = side // self.size_unit * self.size_unit
+            if side < self.size_unit or side != below:
+                nearest = " or ".join(str(n) for n in (below, below + self.size_unit) if n > 0)
+                raise UserError(
+                    f"{name}={side}: VAE and UNet need a multiple of {self.size_unit}; the nearest is {nearest}"
+                )
+        return height, width
+
     @torch.no_grad()
     def encode_text(self, caption_ids: Tensor, caption_ids_2: Tensor) -> tuple[Tensor, Tensor | None]:
         """The alignment targets e_clip and e_pclip of captions.
@@ -127,15 +157,21 @@ class ImageDecoder(nn.Module):
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Latents of pictures in [-1, 1]: the posterior's mean, scaled; (B, 3, H, W) to (B, c, h, w)."""
-        latents: Tensor = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
-        return latents
+        """Latents of pictures in [-1, 1]: (B, 3, H, W) to (B, c, h, w)."""
+        return encode(self.vae, pixels)
 
     @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pictures in [-1, 1]: (B, c, h, w) to (B, 3, H, W)."""
-        pixels: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return pixels.clamp(-1, 1)
+    def decode_latents(self, latents: Tensor, preview: bool = False) -> Tensor:
+        """Pictures in [-1, 1]: (B, c, h, w) to (B, 3, H, W).
+
+        Args:
+            latents: Latents.
+            preview: Whether `preview_vae` decodes, if there is one.
+
+        Raises:
+            UserError: If latents in fp16 are not finite.
+        """
+        return decode(self.preview_vae if preview and self.preview_vae is not None else self.vae, latents)
 
     def diffuse(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents and what the UNet should say of them, by the scheduler's `prediction_type`."""
@@ -167,7 +203,8 @@ class ImageDecoder(nn.Module):
             unet: UNet that predicts; the base's by default.
         """
         added = {"text_embeds": h_palign, "time_ids": time_ids} if self.is_xl else None
-        output: Tensor = (unet or self.unet)(noisy, timesteps, h_align, added_cond_kwargs=added).sample
+        network = self.unet if unet is None else unet
+        output: Tensor = network(noisy, timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
     @torch.inference_mode()
@@ -177,8 +214,8 @@ class ImageDecoder(nn.Module):
         h_palign: Tensor | None,
         time_ids: Tensor,
         seeds: Sequence[int],
-        steps: int = 25,
-        guidance: float = 5.0,
+        steps: int = DEFAULT_STEPS,
+        guidance: float = DEFAULT_GUIDANCE,
     ) -> Iterator[Denoising]:
         """The one denoising loop of the project, a step at a time.
 
@@ -246,8 +283,8 @@ class ImageDecoder(nn.Module):
         h_palign: Tensor | None,
         time_ids: Tensor,
         seeds: Sequence[int],
-        steps: int = 25,
-        guidance: float = 5.0,
+        steps: int = DEFAULT_STEPS,
+        guidance: float = DEFAULT_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Draws pictures; arguments as for `denoise`.

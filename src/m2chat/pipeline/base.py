@@ -14,6 +14,7 @@ from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.models.memory import MemoryMode, fit_to_memory
+from m2chat.models.schedulers import scheduler_name
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.events import finish, in_turns
 from m2chat.pipeline.inputs import vision_pixels
@@ -78,12 +79,50 @@ class PipelineBase:
 
     @property
     def scheduler(self) -> Any:
-        """The noise scheduler; any of diffusers' may replace it: ``Other.from_config(pipe.scheduler.config)``."""
+        """The scheduler; one of `SCHEDULERS` may replace it: ``Other.from_config(pipe.scheduler.config)``.
+
+        Raises:
+            UserError: On another one.
+        """
         return self.model.decoder.scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
+        scheduler_name(type(scheduler).__name__, "scheduler")  # raises on one that is not supported
         self.model.decoder.scheduler = scheduler
+
+    def draw_settings(
+        self,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        size: int | None = None,
+        preview_every: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> DrawSettings:
+        """Settings of drawing, with the image decoder's values for what is None.
+
+        Args:
+            steps: Denoising steps.
+            guidance: Scale of classifier-free guidance.
+            seed: Seed.
+            size: Side of square pictures, in pixels.
+            preview_every: Denoising steps between two previews; 0 for none.
+            height: Height in pixels, in place of `size`.
+            width: Width in pixels, in place of `size`.
+
+        Raises:
+            UserError: If a side is not one that VAE and UNet can draw, or a number of steps is below 1.
+        """
+        decoder, side = self.model.decoder, self.image_size if size is None else size
+        steps = decoder.config.steps if steps is None else steps
+        if steps < 1:
+            raise UserError(f"steps={steps}: a picture takes at least one denoising step")
+        guidance = decoder.config.guidance if guidance is None else guidance
+        if any(given is not None for given in (size, height, width)):
+            decoder.checked_size(side if height is None else height, side if width is None else width)
+        return DrawSettings(steps, guidance, seed, side, preview_every, height, width)
 
     def replier(
         self,
@@ -121,7 +160,7 @@ class PipelineBase:
             temperature=temperature,
             top_p=top_p,
         )
-        draw = draw or DrawSettings(size=self.image_size)
+        draw = draw or self.draw_settings()
         return StreamingReplier(self.model, self.layout, decoding, draw, use_image=not is_first_stage)
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:

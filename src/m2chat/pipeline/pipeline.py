@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -11,13 +11,13 @@ import torch
 
 from m2chat._compat import ensure_torchvision
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig, M3AdapterConfig
 from m2chat.models.image_decoder import Denoising, OnStep
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import OUTPUT_TYPES, OutputType, PipelineOutput, output_of
-from m2chat.pipeline.replier import DrawSettings, Given, ImageMode
+from m2chat.pipeline.replier import Given, ImageMode
 from m2chat.pipeline.session import Session
 from m2chat.pipeline.weights import Origin, load_weights, save_weights
 from m2chat.schema import Conversation, Image, Segment, Turn
@@ -48,7 +48,8 @@ class M2ChatPipeline(PipelineBase):
         *,
         backbone: BackboneConfig | None = None,
         m3adapter: M3AdapterConfig | None = None,
-        decoder: str | Path | None = None,
+        image_decoder: str | Path | None = None,
+        decoder: DecoderConfig | Mapping[str, Any] | None = None,
         torch_dtype: torch.dtype = torch.float32,
         max_tokens: int | None = None,
     ) -> M2ChatPipeline:
@@ -58,8 +59,10 @@ class M2ChatPipeline(PipelineBase):
             pretrained: Checkpoint file, folder of `save_pretrained`, or None for the shipped micro weights.
             backbone: Backbones; None takes those of the training.
             m3adapter: Configuration of the M³Adapter; None takes that of the training.
-            decoder: Image decoder with the text encoders of the training's: a diffusers folder, SDXL in one file, a
-                UNet, a LoRA, or a YAML file of settings; None takes that of the backbones.
+            image_decoder: Another image decoder with the text encoders of the training's: a diffusers folder, SDXL in
+                one file, a UNet, a LoRA, or a YAML file of settings; None takes that of the backbones.
+            decoder: What replaces parts of the image decoder, and how it draws; some settings by name change those of
+                the training, None takes all of them.
             torch_dtype: Data type of the whole model.
             max_tokens: Maximum length of a sequence; None takes the one of the training.
 
@@ -67,7 +70,7 @@ class M2ChatPipeline(PipelineBase):
             UserError: If something is missing, broken or does not belong together.
         """
         ensure_torchvision()
-        model, origin = load_weights(pretrained, backbone, m3adapter, decoder)
+        model, origin = load_weights(pretrained, backbone, m3adapter, image_decoder, decoder)
         return cls(model, origin, max_tokens).to(torch_dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -91,8 +94,8 @@ class M2ChatPipeline(PipelineBase):
         prompt: str | Sequence[str],
         image: Any = None,
         *,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: OnStepEnd | None = None,
@@ -103,6 +106,8 @@ class M2ChatPipeline(PipelineBase):
         temperature: float = 0.0,
         top_p: float = 0.75,
         given: Given = "nothing",
+        height: int | None = None,
+        width: int | None = None,
     ) -> PipelineOutput | list[PipelineOutput]:
         """Replies to one prompt, or to several as one batch.
 
@@ -110,8 +115,8 @@ class M2ChatPipeline(PipelineBase):
             prompt: Text of the user.
             image: Picture of the user: a Pillow picture or RGB uint8 (H, W, 3); for several prompts a list, with None
                 where there is none.
-            num_inference_steps: Denoising steps.
-            guidance_scale: Scale of classifier-free guidance.
+            num_inference_steps: Denoising steps; None for those of the image decoder's preset, or 25.
+            guidance_scale: Scale of classifier-free guidance; None for that of the preset, or 5.
             generator: Generator of the pictures' noise; one for all, or one per prompt. None draws a new seed.
             output_type: ``pil``, ``np`` (float, 0-1) or ``pt`` (float, 0-1, (3, H, W)).
             callback_on_step_end: Function that is called after every denoising step; setting ``pipe._interrupt`` in it
@@ -123,6 +128,8 @@ class M2ChatPipeline(PipelineBase):
             temperature: Temperature of text sampling; 0 decodes greedily.
             top_p: Cumulative probability of nucleus sampling, 0-1.
             given: ``caption`` draws the prompt as it is: text-to-image.
+            height: Height of the pictures in pixels, in place of `size`.
+            width: Width of the pictures in pixels, in place of `size`.
 
         Returns:
             One output for a string, a list of them for several prompts.
@@ -136,9 +143,7 @@ class M2ChatPipeline(PipelineBase):
             raise UserError(f"image: {len(shown)} pictures for {len(prompts)} prompts: give one per prompt, or None")
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        side = size or self.image_size
-        if side % self.model.decoder.vae_factor:
-            raise UserError(f"size={side}: must be a multiple of {self.model.decoder.vae_factor}")
+        draw = self.draw_settings(num_inference_steps, guidance_scale, size=size, height=height, width=width)
         conversations = self._conversations(prompts, shown, given)
         generators = [generator] if isinstance(generator, torch.Generator) or generator is None else list(generator)
         if len(generators) not in (1, len(prompts)):
@@ -150,7 +155,7 @@ class M2ChatPipeline(PipelineBase):
         replier = self.replier(
             image_mode,
             max_images,
-            DrawSettings(num_inference_steps, guidance_scale, size=side),
+            draw,
             max_new_tokens,
             temperature,
             top_p,

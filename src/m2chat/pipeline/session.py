@@ -19,7 +19,7 @@ from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of
-from m2chat.pipeline.replier import DrawSettings, ImageMode
+from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.state import SavedSession, SessionSettings, SessionState, read_session, write_session
 from m2chat.schema import Conversation, Image, Role, Turn
 
@@ -256,7 +256,8 @@ class Session:
         seed = settings.seed if seed is None else seed
         seed = secrets.randbelow(2**31) if seed is None else seed
         task = _Task(state, image or settings.image, max_images or settings.max_images, seed)
-        self.pipe.replier(task.image, task.max_images)  # raises on a wrong setting before anything runs
+        # Raises on a wrong setting before anything runs.
+        self.pipe.replier(task.image, task.max_images, settings.drawing(self.pipe, seed))
         if self._running is not None:
             try:  # an iterator that was dropped without being closed is still suspended
                 self._running.close()  # type: ignore[attr-defined]
@@ -290,11 +291,10 @@ class Session:
 
     def _steps(self, conversation: Conversation, task: _Task) -> Generator[Event, None, None]:
         settings, pipe = self.settings, self.pipe
-        size = settings.size or pipe.image_size
         replier = pipe.replier(
             task.image,
             task.max_images,
-            DrawSettings(settings.steps, settings.guidance, task.seed, size, settings.preview_every),
+            settings.drawing(pipe, task.seed),
             settings.max_new_tokens,
             settings.temperature,
             settings.top_p,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from m2chat.errors import UserError
 from m2chat.integrity import verify_listed
 from m2chat.models.build import build_m2chat
 from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
-from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig, GateConfig, M3AdapterConfig, decoder_config, with_paths
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.swap import with_decoder
@@ -82,28 +82,19 @@ def micro_root() -> Path:
 def _anchored(config: BackboneConfig) -> BackboneConfig:
     """The same backbones with paths of the shipped ones that hold in any folder; other paths are left as they are."""
 
-    def anchored(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: anchored(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [anchored(item) for item in value]
-        if str(value).startswith("data/micro/") and not Path(value).exists():
-            return str(micro_root() / value)
-        return value
+    def anchored(value: str) -> str:
+        missing = value.startswith("data/micro/") and not Path(value).exists()
+        return str(micro_root() / value) if missing else value
 
-    return BackboneConfig(**anchored(asdict(config)))
-
-
-def _drawing_with(decoder: str | Path | None, backbone: BackboneConfig) -> BackboneConfig:
-    """The backbones with the decoder to draw with, by paths that hold in any folder."""
-    return _anchored(backbone if decoder is None else with_decoder(backbone, decoder))
+    return with_paths(config, anchored)
 
 
 def load_weights(
     source: str | Path | None = None,
     backbone: BackboneConfig | None = None,
     m3adapter: M3AdapterConfig | None = None,
-    decoder: str | Path | None = None,
+    image_decoder: str | Path | None = None,
+    decoder: DecoderConfig | Mapping[str, Any] | None = None,
 ) -> tuple[M2ChatModel, Origin]:
     """Builds the model and fills in trained weights.
 
@@ -112,7 +103,9 @@ def load_weights(
             wrote; or None for the shipped micro weights of stage 2.
         backbone: Backbones; None takes those of the source.
         m3adapter: Configuration of the M³Adapter; None takes that of the source.
-        decoder: Image decoder in place of that of the backbones; see `with_decoder`.
+        image_decoder: Another image decoder in place of that of the backbones; see `with_decoder`.
+        decoder: What replaces parts of the image decoder, and how it draws; some settings by name change those of the
+            source, None takes all of them.
 
     Returns:
         The model in fp32 and evaluation mode, and the source of its weights.
@@ -122,12 +115,13 @@ def load_weights(
     """
     path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
     if path.is_dir():
-        return _load_exported(path, backbone, m3adapter, decoder)
+        return _load_exported(path, backbone, m3adapter, image_decoder, decoder)
     payload = read_checkpoint(path)
     stage: Stage = payload[HEADER]["stage"]
     config = _run_config(path)
     trained_on = _recorded(payload.get("config") or {}, config)
-    backbone = _drawing_with(decoder, backbone or BackboneConfig(**_settings(config, "backbone")))
+    backbone = backbone or BackboneConfig(**_settings(config, "backbone"))
+    backbone = _anchored(_drawn_by(backbone, image_decoder, decoder))
     m3adapter = m3adapter or _m3adapter(_settings(config, "m3adapter"))
     layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
     model = build_m2chat(backbone, m3adapter)
@@ -153,8 +147,25 @@ def _recorded(kept: Mapping[str, Any], config: Mapping[str, Any]) -> BackboneCon
     return backbone
 
 
+def _drawn_by(
+    backbone: BackboneConfig, image_decoder: str | Path | None, decoder: DecoderConfig | Mapping[str, Any] | None
+) -> BackboneConfig:
+    """The backbones with another image decoder, and with other settings of it: all, or those that a mapping names."""
+    if image_decoder is not None:
+        backbone = with_decoder(backbone, image_decoder)
+    if decoder is None:
+        return backbone
+    if isinstance(decoder, Mapping):
+        decoder = decoder_config({**asdict(backbone.decoder), **decoder})
+    return replace(backbone, decoder=decoder)
+
+
 def _load_exported(
-    folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None, decoder: str | Path | None
+    folder: Path,
+    backbone: BackboneConfig | None,
+    m3adapter: M3AdapterConfig | None,
+    image_decoder: str | Path | None,
+    decoder: DecoderConfig | Mapping[str, Any] | None,
 ) -> tuple[M2ChatModel, Origin]:
     """The same from exported weights."""
     if not is_exported(folder):
@@ -163,7 +174,8 @@ def _load_exported(
             "`m2chat weights convert` write them; of a training run name the .ckpt file itself"
         )
     manifest = read_manifest(folder)
-    backbone, m3adapter = _drawing_with(decoder, backbone or manifest.backbone), m3adapter or manifest.m3adapter
+    backbone = _anchored(_drawn_by(backbone or manifest.backbone, image_decoder, decoder))
+    m3adapter = m3adapter or manifest.m3adapter
     check_backbones(manifest, Fingerprints(backbone), folder)  # before gigabytes are read
     model = build_m2chat(backbone, m3adapter)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
@@ -188,12 +200,9 @@ def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None
     Raises:
         UserError: If the folder has other contents.
     """
-    backbone = asdict(origin.backbone)
-    for name, value in backbone.items():
-        if isinstance(value, str) and Path(value).exists():
-            backbone[name] = str(Path(value).resolve())
+    backbone = with_paths(origin.backbone, lambda path: str(Path(path).resolve()) if Path(path).exists() else path)
     layout = {"max_tokens": origin.max_tokens, "num_image_tokens": origin.backbone.num_image_tokens}
-    export_model(model, origin.stage, BackboneConfig(**backbone), Path(folder), tasks=origin.tasks, layout=layout)
+    export_model(model, origin.stage, backbone, Path(folder), tasks=origin.tasks, layout=layout)
 
 
 def _m3adapter(settings: Mapping[str, Any]) -> M3AdapterConfig:

@@ -114,11 +114,23 @@ class TrainingModule(PredictingModule):
         self.model = self.build()
         self.model.read_parts = self.read_parts
         self.source = self._load_start()
+        self._mention_few_steps()
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
+
+    def _mention_few_steps(self) -> None:
+        """States what L_ddpm can teach with a UNet of few steps."""
+        learned = self.model.decoder.learned_timesteps
+        if learned is not None and self.lambda_ddpm and not (self._trainer is not None and self.trainer.testing):
+            shown = ", ".join(map(str, learned[:4])) + (", ..." if len(learned) > 4 else "")
+            rank_zero_info(
+                f"backbone.decoder.preset={self.backbone.decoder.preset}: this UNet was distilled on {len(learned)} "
+                f"timesteps, so L_ddpm draws only those ({shown}). The noise is not quite its target: "
+                "lambda_ddpm=0 trains by alignment alone"
+            )
 
     def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
         """Sets the precision and recomputation of a model, once it is decided what is frozen.
@@ -250,8 +262,8 @@ class TrainingModule(PredictingModule):
 
     def draw_settings(self) -> DrawSettings:
         """Settings of drawing."""
-        config = self.evaluation
-        return DrawSettings(config.steps, config.guidance, config.seed, self.model.decoder.image_size)
+        steps, guidance = self.evaluation.drawing(self.backbone.decoder)
+        return DrawSettings(steps, guidance, self.evaluation.seed, self.model.decoder.image_size)
 
     @abstractmethod
     def replier(self) -> Replier:

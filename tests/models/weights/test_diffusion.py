@@ -75,7 +75,8 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         save_file(named, folder / name / f"{stem}.safetensors")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    index = {name: ["library", "class"] for name in (*configs, "scheduler")}
+    index = {name: ["transformers", config["architectures"][0]] for name, config in configs.items() if "text" in name}
+    index |= {name: ["diffusers", configs[name]["_class_name"]] for name in ("unet", "vae")}
     empty = {"text_encoder": [None, None], "tokenizer": [None, None]} if request.param else {}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", **index, **empty}))
     save_file(FILE["single_file"](states, LAYERS, ATTENTION, LEVELS), root / "sdxl.safetensors")

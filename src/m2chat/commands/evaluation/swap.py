@@ -192,15 +192,15 @@ def _evaluate(
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear(folder)
     weights = str(protocol["weights"]).removeprefix("checkpoint ")  # which is how a run of `--ckpt_path` names it
-    evaluation = {"steps": drawing.steps, "guidance": drawing.guidance, "weights": weights}
+    evaluation = {"steps": drawing.steps, "guidance": drawing.guidance}
     changes = {"backbone": asdict(drawing.backbone), "evaluation": evaluation}
     overlay = folder.parent / f"{folder.name}.yaml"
     overlay.write_text(yaml.safe_dump({"model": {"init_args": changes}}), encoding="utf-8")
     logger = "--trainer.logger"
     command = [
-        *shlex.split(lightning), "test", "--config", str(run / "config.yaml"), "--config", str(overlay), logger,
-        "TensorBoardLogger", f"{logger}.save_dir", ".", f"{logger}.name", str(folder.parent), f"{logger}.version",
-        folder.name, *extra,
+        *shlex.split(lightning), "test", "--config", str(run / "config.yaml"), "--config", str(overlay), "--ckpt_path",
+        weights, logger, "TensorBoardLogger", f"{logger}.save_dir", ".", f"{logger}.name", str(folder.parent),
+        f"{logger}.version", folder.name, *extra,
     ]  # fmt: skip
     print(shlex.join(command), flush=True)
     if code := subprocess.run(command).returncode:

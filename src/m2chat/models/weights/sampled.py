@@ -8,8 +8,11 @@ of the original. Damage is what checksums are for (`m2chat.integrity`).
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -40,5 +43,29 @@ def _sample(tensor: Tensor) -> Tensor:
     values = tensor.detach().reshape(-1)
     if len(values) <= _RUN * _RUNS:
         return values
+    with _at_random(values):
+        return _runs(values)
+
+
+def _runs(values: Tensor) -> Tensor:
     starts = [index * (len(values) - _RUN) // (_RUNS - 1) for index in range(_RUNS)]
     return torch.cat([values[start : start + _RUN] for start in starts])
+
+
+@contextmanager
+def _at_random(values: Tensor) -> Iterator[None]:
+    """A block in which the kernel reads a mapped tensor's pages one by one.
+
+    By itself it reads ahead of each: 128 kB by default, 8 MB where it is set so, which would be most of a large file.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_RANDOM") else None
+    if advise is None:  # not Linux
+        yield
+        return
+    start = -(-values.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = values.data_ptr() + values.nbytes - start
+    try:
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), mmap.MADV_RANDOM)
+        yield
+    finally:
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), mmap.MADV_NORMAL)

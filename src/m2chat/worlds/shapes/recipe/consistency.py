@@ -61,7 +61,6 @@ def train_consistency_lora(
         Seed, steps, rank.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
@@ -124,9 +123,7 @@ def train_consistency_lora(
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(averaged[name])
-    layers = {
-        name: tensor.half() for name, tensor in convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)).items()
-    }
+    layers = {name: tensor.half() for name, tensor in get_peft_model_state_dict(unet).items()}
     StableDiffusionXLPipeline.save_lora_weights(target, unet_lora_layers=layers, weight_name=LORA)
     return {"seed": seed, "steps": steps, "rank": rank}
 
