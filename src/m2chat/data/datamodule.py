@@ -8,24 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from lightning import LightningDataModule
 
-from m2chat._compat import ensure_torchvision
-
-ensure_torchvision()
-from lightning import LightningDataModule  # noqa: E402
-
-from m2chat.data.augment import Augmentation  # noqa: E402
-from m2chat.data.collate import Collator  # noqa: E402
-from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
-from m2chat.data.images import VisionInput  # noqa: E402
-from m2chat.data.leak import refuse_leaks  # noqa: E402
-from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
-from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount  # noqa: E402
-from m2chat.data.remote import CACHE  # noqa: E402
-from m2chat.data.shards import find_shards  # noqa: E402
-from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
-from m2chat.errors import UserError  # noqa: E402
-from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
+from m2chat.data.augment import Augmentation
+from m2chat.data.collate import Collator
+from m2chat.data.dataset import Source, SourceConfig
+from m2chat.data.images import VisionInput
+from m2chat.data.leak import refuse_leaks
+from m2chat.data.loader import Skips, StreamLoader
+from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount
+from m2chat.data.remote import CACHE
+from m2chat.data.shards import find_shards
+from m2chat.data.stream import EvalStream, ShardStream
+from m2chat.errors import UserError
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from typing import Any, overload
 
 import torch
 
-from m2chat._compat import ensure_torchvision
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import Denoising, OnStep
@@ -63,7 +62,6 @@ class M2ChatPipeline(PipelineBase):
         Raises:
             UserError: If something is missing, broken or does not belong together.
         """
-        ensure_torchvision()
         model, origin = load_weights(pretrained, backbone, m3adapter)
         return cls(model, origin, max_tokens).to(torch_dtype)
 

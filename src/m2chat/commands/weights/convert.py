@@ -28,9 +28,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If the source cannot be read or has no other form, or the target is there already.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.commands.weights import conversions
     from m2chat.commands.weights.kinds import Kind, kind_of
     from m2chat.errors import UserError
