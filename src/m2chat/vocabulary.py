@@ -37,9 +37,11 @@ _LLAMA3_SPECIAL = {
 """Places behind the ranks of the special tokens that Llama 3.1 names."""
 _LLAMA3_RESERVED = 256
 
-_DESCRIPTIONS = (
+DESCRIPTIONS = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+"""Files beside a tokenizer that say which of its tokens are special, and how a conversation is written."""
 
 Role = str
 """``bos``, ``eos``, ``pad`` or ``unk``."""
@@ -316,7 +318,7 @@ def open_vocabulary(folder: Path) -> Vocabulary | None:
     if (path := tokenizer_file(folder)) is None:
         return None
     verify_listed([path])
-    read = (path, *(folder / name for name in _DESCRIPTIONS))
+    read = (path, *(folder / name for name in DESCRIPTIONS))
     return _opened(path, folder, *((s.st_mtime_ns, s.st_size) for s in (p.stat() for p in read if p.is_file())))
 
 
