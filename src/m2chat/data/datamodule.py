@@ -36,7 +36,7 @@ class M2ChatDataModule(LightningDataModule):
         val: Sources to validate on.
         test: Sources to test on.
         leave_out: Names of sources in `train` to leave out.
-        language_model: Folder with LLaMA's ``tokenizer.model``.
+        language_model: Folder of the language model, for its tokenizer.
         vision_encoder: open_clip folder, or name of an open_clip model.
         image_decoder: diffusers folder, or SDXL in one file.
         batch_size: Conversations per training batch, on each rank.

@@ -16,7 +16,7 @@ class BackboneConfig:
     """Paths of the pretrained networks; ``configs/backbone/`` has those of both scales.
 
     Args:
-        language_model: Folder of a `LlamaForCausalLM` with LLaMA's ``tokenizer.model``, or Meta's own folder.
+        language_model: Folder of a `LlamaForCausalLM` with its tokenizer, or Meta's own folder.
         adapter: LLaMA-Adapter V2 file of any variant, or a full training checkpoint of its code.
         vision_encoder: Folder of an open_clip model, or an open_clip name and ``:`` and its weights' tag or file.
         image_decoder: Folder of a diffusers SDXL (or SD 1.5) pipeline, or SDXL in one ``.safetensors`` file.

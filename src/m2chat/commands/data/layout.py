@@ -20,7 +20,7 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tokens", "as a training run counts them; the micro scale's by default")
     group.add_argument("--config", type=Path, metavar="FILE", help="a run's configuration, such as configs/stage2.yaml")
     group.add_argument(
-        "--tokenizer", dest="language_model", metavar="FOLDER", help="folder with LLaMA's tokenizer.model"
+        "--tokenizer", dest="language_model", metavar="FOLDER", help="folder of the language model, for its tokenizer"
     )
     group.add_argument("--image-tokens", dest="num_image_tokens", type=int, metavar="N", help="tokens per picture")
     group.add_argument("--max-tokens", type=int, metavar="N", help="longest sequence")
