@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -51,24 +50,3 @@ def write_folder(folder: Path, template: str, eos: str = "<|eos|>") -> Path:
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
-
-
-class FastTokenizer:
-    """What prompts need of a tokenizer, from ``tokenizer.json``."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = str(folder)
-        self._plain = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        self._plain.encode_special_tokens = True
-        self.bos_id, self.eos_id, self.pad_id = 0, 1, 0
-        self.ic_id = self._plain.get_vocab_size()
-        self.img_id = self.ic_id + 1
-
-    def encode(self, text: str) -> list[int]:
-        return list(self._plain.encode(text).ids)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._plain.decode([i for i in ids if i < self.ic_id]))
-
-    def __reduce__(self) -> tuple[type[FastTokenizer], tuple[str]]:
-        return type(self), (self.folder,)

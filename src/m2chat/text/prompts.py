@@ -14,9 +14,10 @@ from typing import Literal, TypeAlias
 
 from m2chat.errors import UserError
 from m2chat.schema import Role
-from m2chat.text.chat_template import ChatTemplate, read_chat_template, template_source
+from m2chat.text.chat_template import ChatTemplate
 from m2chat.text.tokenizer import IC_TOKEN, M2ChatTokenizer
 from m2chat.text.view import Line, Request
+from m2chat.vocabulary import folder_settings
 
 PromptFormat = Literal["auto", "alpaca", "chat"]
 """Format of prompts; ``auto`` is ``chat`` where the language model's folder has a chat template."""
@@ -125,18 +126,16 @@ class ChatPrompts(Prompts):
 
     def __init__(self, tokenizer: M2ChatTokenizer) -> None:
         super().__init__(tokenizer)
-        template = read_chat_template(Path(tokenizer.folder))
-        if template is None:
+        if tokenizer.chat_template is None:
             raise UserError(
                 f"data.prompt=chat, and {tokenizer.folder} has no chat template: set data.prompt to alpaca, or put the "
                 "model's chat_template.jinja or tokenizer_config.json there"
             )
-        named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-        special = {template.names[name]: number for name, number in named.items() if name in template.names}
-        self.template = ChatTemplate(
-            template.source, template.names, special | dict(template.special), template.greedy, template.where
-        )
-        self.marks |= {number: text for text, number in self.template.special.items()}
+        spelled = {number: name for name, number in tokenizer.special_tokens.items()}
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+        names = {name: spelled[number] for name, number in ids.items() if number in spelled}
+        self.template = ChatTemplate(tokenizer.chat_template, names, tokenizer.folder)
+        self.marks |= spelled
         self.end_id = self._end()
 
     def ids(self, request: Request, skip: int, known: Known) -> list[int]:
@@ -167,7 +166,7 @@ class ChatPrompts(Prompts):
         """A conversation with the beginning of the next reply: plain texts, and the special tokens between them."""
         text = ""
         for piece in self.template.render([role for role, _ in messages], generate=True):
-            for part in [messages[piece][1]] if isinstance(piece, int) else self.template.split(piece):
+            for part in [messages[piece][1]] if isinstance(piece, int) else self.tokenizer.split_special(piece):
                 if isinstance(part, str):
                     text += part
                     continue
@@ -182,7 +181,9 @@ class ChatPrompts(Prompts):
         """The first special token that the template writes behind an assistant's message; else the tokenizer's."""
         pieces = self.template.render(["user", "assistant"], generate=False)
         behind = pieces[pieces.index(1) + 1 :] if 1 in pieces else []
-        numbers = (token for text in behind for token in self.template.split(str(text)) if isinstance(token, int))
+        numbers = (
+            token for text in behind for token in self.tokenizer.split_special(str(text)) if isinstance(token, int)
+        )
         return next(numbers, self.tokenizer.eos_id)
 
 
@@ -196,7 +197,9 @@ def _messages(request: Request, skip: int) -> list[_Message]:
     said.append(("user", _text([beside, request.instruction])))
     said += [(line.role, _text(line.parts)) for line in kept if line.place == "behind"]
     messages: list[_Message] = []
-    for role, text in [*said, *([("user", GO_ON)] if said[-1][0] == "assistant" else [])]:
+    if said[-1][0] == "assistant":
+        said.append(("user", GO_ON))
+    for role, text in said:
         if role == "user" and messages and messages[-1][0] == "user":
             messages[-1] = ("user", _text([messages[-1][1], text]))
             continue
@@ -225,7 +228,7 @@ def resolved(name: PromptFormat, language_model: str | Path) -> PromptFormat:
         raise UserError(f"data.prompt={name!r}: choose one of {', '.join(PROMPT_FORMATS)}")
     if name != "auto":
         return name
-    return "chat" if template_source(Path(language_model)) is not None else "alpaca"
+    return "chat" if folder_settings(Path(language_model)).chat_template else "alpaca"
 
 
 def prompts_of(name: PromptFormat, tokenizer: M2ChatTokenizer) -> Prompts:
@@ -234,4 +237,6 @@ def prompts_of(name: PromptFormat, tokenizer: M2ChatTokenizer) -> Prompts:
     Raises:
         UserError: If there is no such format, or the language model has no chat template that can be used.
     """
-    return ChatPrompts(tokenizer) if resolved(name, tokenizer.folder) == "chat" else AlpacaPrompts(tokenizer)
+    resolved(name, tokenizer.folder)  # refuses an unknown name
+    is_chat = name == "chat" or (name == "auto" and tokenizer.chat_template is not None)
+    return ChatPrompts(tokenizer) if is_chat else AlpacaPrompts(tokenizer)

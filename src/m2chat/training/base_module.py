@@ -219,7 +219,7 @@ class TrainingModule(PredictingModule):
         layout = {
             "max_tokens": self.max_tokens(),
             "num_image_tokens": self.backbone.num_image_tokens,
-            "prompt": self.prompt(),
+            "prompt": self.prompt_format(),
         }
         return {"backbone": asdict(self.backbone), "layout": layout}
 
@@ -231,10 +231,10 @@ class TrainingModule(PredictingModule):
         """
         super().on_load_checkpoint(checkpoint)
         trained = ((checkpoint.get("config") or {}).get("layout") or {}).get("prompt", EARLIER)
-        if trained != self.prompt():
+        if trained != self.prompt_format():
             raise UserError(
                 f"the checkpoint was trained on prompts in the format '{trained}', and this run writes them in "
-                f"'{self.prompt()}': set data.prompt to {trained}"
+                f"'{self.prompt_format()}': set data.prompt to {trained}"
             )
         self.tasks = set(checkpoint.get("tasks", []))
         if costs := checkpoint.get("costs"):
@@ -242,7 +242,7 @@ class TrainingModule(PredictingModule):
 
     # Evaluation
 
-    def prompt(self) -> PromptFormat:
+    def prompt_format(self) -> PromptFormat:
         """Format of the prompts, ``alpaca`` or ``chat``: that of the data."""
         data = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
         return resolved(getattr(data, "prompt", "auto"), self.backbone.language_model)
@@ -250,7 +250,7 @@ class TrainingModule(PredictingModule):
     def evaluation_settings(self) -> dict[str, Any]:
         """Settings on which replies depend, for the results file."""
         # Results from before there was another format do not name theirs, and remain comparable.
-        prompt = {} if self.prompt() == EARLIER else {"prompt": self.prompt()}
+        prompt = {} if self.prompt_format() == EARLIER else {"prompt": self.prompt_format()}
         return {**super().evaluation_settings(), **prompt}
 
     def protocol(self) -> dict[str, Any]:
@@ -271,7 +271,7 @@ class TrainingModule(PredictingModule):
         config = self.evaluation
         forced = self.stage == "align" if config.layout == "auto" else config.layout == "forced"
         tokenizer = M2ChatTokenizer(self.backbone.language_model)
-        layout = Layout(tokenizer, self.backbone.num_image_tokens, self.max_tokens(), self.prompt())
+        layout = Layout(tokenizer, self.backbone.num_image_tokens, self.max_tokens(), self.prompt_format())
         return layout, Decoding(layout="forced" if forced else "free", max_text_tokens=config.max_text_tokens)
 
     def draw_settings(self) -> DrawSettings:
