@@ -229,13 +229,13 @@ class TrainingModule(PredictingModule):
         Raises:
             UserError: If the prompts of its training had another format.
         """
-        super().on_load_checkpoint(checkpoint)
         trained = ((checkpoint.get("config") or {}).get("layout") or {}).get("prompt", EARLIER)
         if trained != self.prompt_format():
             raise UserError(
                 f"the checkpoint was trained on prompts in the format '{trained}', and this run writes them in "
                 f"'{self.prompt_format()}': set data.prompt to {trained}"
             )
+        super().on_load_checkpoint(checkpoint)
         self.tasks = set(checkpoint.get("tasks", []))
         if costs := checkpoint.get("costs"):
             self.costs_before, self.cost = costs[:-1], Cost(**costs[-1])
