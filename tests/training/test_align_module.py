@@ -38,7 +38,7 @@ def test_the_layout_is_that_of_the_data_unless_evaluation_names_another(micro: A
     assert "prompt" not in module.evaluation_settings(), "results of before remain comparable"
     module.trainer.datamodule.prompt = "chat"  # type: ignore[attr-defined]
     assert module.model_config()["layout"]["prompt"] == module.evaluation_settings()["prompt"] == "chat"
-    with pytest.raises(UserError, match="trained on prompts in the format 'alpaca', .* set data.prompt to alpaca"):
+    with pytest.raises(UserError, match=r"trained on prompts in the format 'alpaca', .* set data\.prompt to alpaca"):
         module.on_load_checkpoint({"config": {"layout": {"max_tokens": 256}}})
     module.trainer.datamodule.prompt = "alpaca"  # type: ignore[attr-defined]
     module.evaluation.max_tokens = 320
