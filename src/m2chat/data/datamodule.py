@@ -22,6 +22,7 @@ from m2chat.data.shards import find_shards
 from m2chat.data.stream import EvalStream, ShardStream
 from m2chat.errors import UserError
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
+from m2chat.text.prompts import PromptFormat
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class M2ChatDataModule(LightningDataModule):
         num_workers: Reading processes of each rank; 0 reads in the training process.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
         max_tokens: Maximum length of a sequence, prompt and reply together; evaluation and checkpoints take it over.
+        prompt: Format of the prompts: ``alpaca``, LLaMA-Adapter's; ``chat``, the language model's own chat template;
+            ``auto`` for the template where its folder has one. Evaluation and checkpoints take it over.
         image_size: Side of the pictures to draw, in pixels.
         seed: Seed of the order, and of the choice of the reply that is learned.
         val_samples: Number of replies to validate on, spread evenly over the sources; all by default.
@@ -88,6 +91,7 @@ class M2ChatDataModule(LightningDataModule):
         prefetch_factor: int = 2,
         max_bad_share: float = 0.05,
         cache_dir: str = CACHE,
+        prompt: PromptFormat = "auto",
     ) -> None:
         super().__init__()
         for name, value in (("flip", flip), ("max_bad_share", max_bad_share)):
@@ -101,6 +105,7 @@ class M2ChatDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.samples_per_epoch, self.num_workers, self.seed = samples_per_epoch, num_workers, seed
         self.num_image_tokens, self.max_tokens, self.image_size = num_image_tokens, max_tokens, image_size
+        self.prompt: PromptFormat = prompt
         self.limits = {"val": val_samples, "test": test_samples}
         self.test_draw = test_draw
         self.check_leaks = check_leaks
@@ -146,7 +151,8 @@ class M2ChatDataModule(LightningDataModule):
     def collator(self) -> Collator:
         """The collator of this run."""
         if self._collator is None:
-            layout = Layout(M2ChatTokenizer(self.language_model), self.num_image_tokens, self.max_tokens)
+            tokenizer = M2ChatTokenizer(self.language_model)
+            layout = Layout(tokenizer, self.num_image_tokens, self.max_tokens, self.prompt)
             vision = VisionInput.of(self.vision_encoder)
             captions = CaptionTokens(self.image_decoder)
             self._collator = Collator(layout, captions, vision, self.image_size, self.augmentation)

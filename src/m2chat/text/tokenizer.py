@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from m2chat.errors import UserError
@@ -80,6 +80,11 @@ class M2ChatTokenizer:
         """Text of tokens; special tokens are left out."""
         size, special = self.base_vocab_size, self._special_ids
         return self._vocabulary.decode([int(i) for i in ids if 0 <= i < size and i not in special])
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Numbers of the tokens that text never becomes, by spelling; without the two of ours."""
+        return self._specials
 
     def split_special(self, text: str) -> list[str | int]:
         """A template's text as plain parts and the numbers of the special tokens between them.

@@ -144,7 +144,7 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
 
 def _configuration(
     source: Path, payload: dict[str, Any], config: Path | None
-) -> tuple[BackboneConfig, M3AdapterConfig, dict[str, int]]:
+) -> tuple[BackboneConfig, M3AdapterConfig, dict[str, Any]]:
     """Backbones, connector and text layout of the run that wrote a checkpoint.
 
     They are read from `config`, else from the checkpoint, else from the run's ``config.yaml`` beside it.
@@ -170,9 +170,8 @@ def _configuration(
         if isinstance(model.get(name), str):  # a separate file, beside the first
             model[name] = yaml.safe_load((path.parent / model[name]).read_text(encoding="utf-8"))
     backbone, m3adapter = _parse(model, str(path))
-    max_tokens = (whole.get("data") or {}).get("max_tokens")
-    layout = {"max_tokens": max_tokens, "num_image_tokens": backbone.num_image_tokens} if max_tokens else {}
-    return backbone, m3adapter, layout
+    layout = {name: value for name in ("max_tokens", "prompt") if (value := (whole.get("data") or {}).get(name))}
+    return backbone, m3adapter, {**layout, "num_image_tokens": backbone.num_image_tokens} if layout else {}
 
 
 def _parse(model: dict[str, Any], where: str) -> tuple[BackboneConfig, M3AdapterConfig]:
