@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from torch import nn
 
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.reading import ReadingModel
 
 
-def shard_units(model: M2ChatModel) -> Iterator[nn.Module]:
+def shard_units(model: ReadingModel) -> Iterator[nn.Module]:
     """The modules that are gathered one at a time: layers of the language model, blocks of the networks around it."""
     yield from model.llama.model.layers
     yield from model.clip.visual.transformer.resblocks
+    if not isinstance(model, M2ChatModel):
+        return
     yield from model.m3adapter.text_blocks
     yield from model.m3adapter.image_blocks
     decoder = model.decoder

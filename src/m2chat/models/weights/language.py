@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from m2chat.models.adapter_file import adapter_parameter_names, from_official
 from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 from m2chat.models.visual_encoder import VisualQueryEncoder
 from m2chat.models.weights.adapter import AdapterSource
+from m2chat.models.weights.base import why_foreign
 from m2chat.models.weights.llama import LlamaSource
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta, require
 
+_LOG = logging.getLogger(__name__)
 _STARTS = {"bias": 0.0, "adapter_gate": 0.0, "adapter_new_gate": 1.0, "extra": 0.0}
 """What a parameter that no file holds starts as: each of them then changes nothing."""
 
@@ -35,7 +38,13 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
     llama = on_meta(lambda: AdapterLlamaForCausalLM(config))
     visual_query = on_meta(
         lambda: VisualQueryEncoder(
-            shape.clip_width, config.hidden_size, shape.prompts, shape.visual_depth, shape.visual_heads
+            shape.clip_width,
+            config.hidden_size,
+            shape.prompts,
+            shape.visual_depth,
+            shape.visual_heads,
+            shape.visual_width,
+            shape.visual_hidden,
         )
     )
     return llama, visual_query
@@ -88,7 +97,9 @@ def reports(
             f"{config.num_hidden_layers} layers. Released adapters are for LLaMA 7B (width 4096, 32 layers)"
         )
     try:
-        ours = from_official(adapter.state, config.num_attention_heads, config.num_hidden_layers)
+        ours = from_official(
+            adapter.state, config.num_attention_heads, config.num_hidden_layers, config.num_key_value_heads
+        )
     except KeyError as error:
         raise UserError(f"{where}: {error.args[0]}; expected are those of BIAS-7B and its like") from None
     wanted = adapter_parameter_names(llama, visual_query)
@@ -116,8 +127,37 @@ def reports(
     return plain, report, ours
 
 
+def refuse_foreign(source: LlamaSource, adapter: AdapterSource, where: str, allowed: bool) -> None:
+    """Makes sure that an adapter was made for a language model.
+
+    Args:
+        source: Language model.
+        adapter: Adapter that has its sizes.
+        where: Name of the adapter in messages.
+        allowed: Whether another one's is accepted, with a warning.
+
+    Raises:
+        UserError: If it was made for another one.
+    """
+    if reason := why_foreign(source, adapter):
+        text = f"{where} was not made for the language model in {source.folder}: {reason}"
+        if not allowed:
+            raise UserError(
+                f"{text}. With it the language model would speak nonsense: name the adapter of this language model, "
+                "train one with backbone.adapter: new and configs/stage0.yaml, or set backbone.allow_foreign_adapter: "
+                "true to use it nevertheless"
+            )
+        _LOG.warning("%s; backbone.allow_foreign_adapter accepts it", text)
+    elif adapter.base is None and not any(name.endswith("norm.weight") for name in adapter.state):
+        _LOG.warning("%s has neither a mark nor norms, so nothing tells whether it is this language model's", where)
+
+
 def assemble(
-    source: LlamaSource, adapter: AdapterSource, where: str, frozen_dtype: torch.dtype
+    source: LlamaSource,
+    adapter: AdapterSource,
+    where: str,
+    frozen_dtype: torch.dtype,
+    allow_foreign: bool = False,
 ) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder]:
     """Builds the language model with its adapter.
 
@@ -126,6 +166,7 @@ def assemble(
         adapter: The adapter.
         where: Name of the adapter in messages.
         frozen_dtype: Precision of LLaMA itself; the adapter's weights are fp32.
+        allow_foreign: Whether an adapter of another language model of the same sizes is accepted, with a warning.
 
     Raises:
         UserError: If the two do not fit, or a tensor is missing or too much.
@@ -134,6 +175,7 @@ def assemble(
     plain, report, ours = reports(llama, visual_query, source, adapter, where)
     require(plain, f"backbone.language_model={str(source.folder)!r}", "Is it a whole LLaMA, and nothing else?")
     require(report, f"{where} does not fit the language model in {source.folder}", "Is it the adapter of this LLaMA?")
+    refuse_foreign(source, adapter, where, allow_foreign)
     language, vision = (
         {name.removeprefix(part): value for name, value in ours.items() if name.startswith(part)}
         for part in ("llama.", "visual_query.")
