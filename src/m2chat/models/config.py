@@ -91,7 +91,7 @@ class BackboneConfig:
         if self.adapter == NEW and self.new_adapter is None:
             raise UserError(
                 "backbone.adapter='new' needs the sizes of the adapter: set backbone.new_adapter to its prompts, "
-                "layers, visual_blocks and visual_heads, as configs/backbone/llama2.yaml does"
+                "layers, visual_blocks and visual_heads, as configs/stage0.yaml does"
             )
 
 

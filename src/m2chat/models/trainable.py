@@ -12,6 +12,8 @@ from m2chat.models.reading import ReadingModel
 
 Stage = Literal["align", "m3ft"]
 """Training stages of M³FT."""
+AnyStage = Literal["describe", "align", "m3ft"]
+"""These, and stage 0 before them."""
 
 
 def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:

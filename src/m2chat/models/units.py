@@ -29,13 +29,13 @@ def shard_units(model: ReadingModel) -> Iterator[nn.Module]:
             yield from getattr(encoder, "text_model", encoder).encoder.layers
 
 
-def components(model: M2ChatModel) -> dict[str, nn.Module]:
+def components(model: ReadingModel) -> dict[str, nn.Module]:
     """The model's parts by the names that tables use; together they hold every parameter once."""
+    parts = {"language model": model.llama, "vision encoder": model.clip, "visual query": model.visual_query}
+    if not isinstance(model, M2ChatModel):
+        return parts
     decoder = model.decoder
-    parts = {
-        "language model": model.llama,
-        "vision encoder": model.clip,
-        "visual query": model.visual_query,
+    parts |= {
         "M³Adapter": model.m3adapter,
         "UNet": decoder.unet,
         "VAE": decoder.vae,

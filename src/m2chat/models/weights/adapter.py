@@ -36,7 +36,8 @@ _NEEDED = ("adapter_query.weight", "visual_query.weight", "clip_proj.weight", "v
 
 _HEADS = {768: 16, 96: 2}
 """Heads of the visual blocks by their width where neither file nor setting states them: of the published files, and of
-the micro adapter."""
+the micro adapter. Narrower ones than a head of either have one."""
+_NARROW = 48
 
 Variant = Literal["bias", "lora-bias", "caption"]
 
@@ -146,7 +147,8 @@ def _visual_heads(stated: Any, given: int | None, width: int, where: str) -> int
             f"{where} states {stated} heads of its visual blocks, and backbone.visual_heads is {given}: leave the "
             "setting out, or name another file"
         )
-    heads = stated if stated is not None else given if given is not None else _HEADS.get(width)
+    known = _HEADS.get(width, 1 if width <= _NARROW else None)
+    heads = stated if stated is not None else given if given is not None else known
     if heads is None:
         choices = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 8)
         raise UserError(

@@ -142,7 +142,7 @@ PARTS: dict[str, Part] = {
     "unet": Part(
         ("sdxl/unet", "sdxl/scheduler", "sdxl/model_index.json"), _train_unet, ("vae", "text_encoders"), _measure_unet
     ),
-    "language": Part(("llama", "adapter"), _train_language, ("clip",), _measure_language),
+    "language": Part(("llama", "adapter"), _train_language, ("clip", "text_encoders"), _measure_language),
     "sd15": Part(("sd15",), _train_sd15, ("vae", "text_encoders"), _measure_sd15),
     "fid": Part(("fid",), _train_fid, measure=_measure_fid),
 }
