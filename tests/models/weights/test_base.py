@@ -15,7 +15,8 @@ from m2chat.models import published
 from m2chat.models.build import fingerprint, load_language
 from m2chat.models.config import BackboneConfig, NewAdapterConfig
 from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_adapter
-from m2chat.models.weights.base import BaseMark, tensor_fingerprint, why_foreign
+from m2chat.models.weights.base import BaseMark, tensor_fingerprint
+from m2chat.models.weights.foreign import why_foreign
 from m2chat.models.weights.llama import LlamaSource, open_llama
 
 MICRO = Path(__file__).parents[3] / "data" / "micro"

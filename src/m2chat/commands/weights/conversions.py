@@ -60,7 +60,7 @@ def adapter(
     """
     from m2chat.models.weights.adapter import open_adapter, write_adapter
     from m2chat.models.weights.base import BaseMark
-    from m2chat.models.weights.language import refuse_foreign
+    from m2chat.models.weights.foreign import refuse_foreign
     from m2chat.models.weights.llama import open_llama
 
     if target.suffix != ".safetensors":

@@ -109,7 +109,7 @@ def _llama(path: Path, _: Path | None) -> Inventory:
 
 def _adapter(path: Path, language_model: Path | None) -> Inventory:
     from m2chat.models.weights.adapter import open_adapter
-    from m2chat.models.weights.base import why_foreign
+    from m2chat.models.weights.foreign import why_foreign
     from m2chat.models.weights.language import own_llama, reports, skeletons
     from m2chat.models.weights.llama import open_llama
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
@@ -13,11 +12,10 @@ from m2chat.models.adapter_file import adapter_parameter_names, from_official
 from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 from m2chat.models.visual_encoder import VisualQueryEncoder
 from m2chat.models.weights.adapter import AdapterSource
-from m2chat.models.weights.base import why_foreign
+from m2chat.models.weights.foreign import refuse_foreign
 from m2chat.models.weights.llama import LlamaSource
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta, require
 
-_LOG = logging.getLogger(__name__)
 _STARTS = {"bias": 0.0, "adapter_gate": 0.0, "adapter_new_gate": 1.0, "extra": 0.0}
 """What a parameter that no file holds starts as: each of them then changes nothing."""
 
@@ -125,31 +123,6 @@ def reports(
     norms = [f"llama.{name}" for name in llama.state_dict() if name.endswith("norm.weight")]
     plain.missing += sorted(name.removeprefix("llama.") for name in norms if name not in base | ours.keys())
     return plain, report, ours
-
-
-def refuse_foreign(source: LlamaSource, adapter: AdapterSource, where: str, allowed: bool) -> None:
-    """Makes sure that an adapter was made for a language model.
-
-    Args:
-        source: Language model.
-        adapter: Adapter that has its sizes.
-        where: Name of the adapter in messages.
-        allowed: Whether another one's is accepted, with a warning.
-
-    Raises:
-        UserError: If it was made for another one.
-    """
-    if reason := why_foreign(source, adapter):
-        text = f"{where} was not made for the language model in {source.folder}: {reason}"
-        if not allowed:
-            raise UserError(
-                f"{text}. With it the language model would speak nonsense: name the adapter of this language model, "
-                "train one with backbone.adapter: new and configs/stage0.yaml, or set backbone.allow_foreign_adapter: "
-                "true to use it nevertheless"
-            )
-        _LOG.warning("%s; backbone.allow_foreign_adapter accepts it", text)
-    elif adapter.base is None and not any(name.endswith("norm.weight") for name in adapter.state):
-        _LOG.warning("%s has neither a mark nor norms, so nothing tells whether it is this language model's", where)
 
 
 def assemble(
