@@ -118,8 +118,8 @@ class DescribeModule(TrainingModule):
     def on_train_end(self) -> None:
         """Writes the adapter; under FSDP every process takes part."""
         tensors = {name: _whole(p) for name, p in self.model.named_parameters() if p.requires_grad}
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)  # which the processes agree on
         if self.trainer.is_global_zero:
-            folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
             path = Path(self.adapter_file) if self.adapter_file else folder / "adapter.pth"
             save_adapter(path, tensors, self.backbone)
             rank_zero_info(f"Adapter: {path}. Set model.init_args.backbone.adapter to it for the stages of M³FT")
