@@ -155,6 +155,7 @@ def test_stage_0_is_planned_without_image_decoder() -> None:
     model, assumed = blank_reading(replace(NOWHERE, adapter="new", new_adapter=new))
     assert len(assumed) == 1 and "LLaMA 7B" in assumed[0]
     set_trainable(model, adapter_names(model))
+    lower_parameters((p for p in model.parameters() if not p.requires_grad), torch.bfloat16)
     plan = plan_training(model, "describe", BatchShape(2, 96, 256, 32), 96, 8, torch.bfloat16)
     assert set(plan.parameters) == {"language model", "vision encoder", "visual query"}
     assert sum(trained for trained, _ in plan.parameters.values()) == 63_095_552

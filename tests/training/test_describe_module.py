@@ -17,15 +17,18 @@ from m2chat.models.config import NewAdapterConfig
 from m2chat.models.weights.adapter import open_adapter
 from m2chat.text import DESCRIBE, Layout, M2ChatTokenizer, view_of
 from m2chat.text.describing import as_description
-from m2chat.training.config import EvalConfig
+from m2chat.training.config import EvalConfig, OptimConfig
+
+STEPS = 40
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_it_learns_and_leaves_an_adapter_file(micro: Any, tmp_path: Path) -> None:
     kept, path = tmp_path / "kept.ckpt", tmp_path / "adapter.pth"
-    run = micro.fit("describe", tmp_path, 40, batch_size=8, save=(40, kept))
+    fast = OptimConfig(lr=3e-3, lr_language=3e-2)
+    run = micro.fit("describe", tmp_path, STEPS, save=(STEPS, kept), optim=fast)
     losses = [step["train/loss"] for step in run.losses]
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert len(losses) == STEPS and sum(losses[-5:]) < 0.75 * sum(losses[:5]), losses
     model = run.module.model
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == adapter_parameter_names(model.llama, model.visual_query)
