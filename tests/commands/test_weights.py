@@ -142,6 +142,17 @@ def test_an_adapter_becomes_marked_safetensors(tmp_path: Path, capsys: pytest.Ca
     old, new = open_adapter(source, "x"), open_adapter(tmp_path / "b.safetensors", "x")
     assert old.channel_order is None and new.channel_order == "bgr" and new.variant == "lora-bias"
     assert old.state.keys() == new.state.keys() and all(torch.equal(v, new.state[n]) for n, v in old.state.items())
+    assert new.base is None and new.shape == old.shape
+    capsys.readouterr()
+    llama, other = OFFICIAL["write_meta"](tmp_path / "llama"), tmp_path / "other"
+    OFFICIAL["write_meta"](other, {name: tensor.flip(-1) for name, tensor in OFFICIAL["llama_tensors"]().items()})
+    marking = ("convert", source, tmp_path / "c.safetensors", "--channel-order", "bgr", "--with")
+    assert run(*marking, other) == 2
+    assert "was not made for the language model" in capsys.readouterr().err
+    assert run(*marking, llama) == 0
+    for language_model, code, words in ((llama, 0, "whole"), (other, 1, "not made for this language model: its mark")):
+        assert run("check", tmp_path / "c.safetensors", "--with", language_model, "--no-hash") == code
+        assert words in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("refiner", [False, True])

@@ -35,7 +35,7 @@ class Terminates(Callback):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stage", ["align", "m3ft"])
+@pytest.mark.parametrize("stage", ["describe", "align", "m3ft"])
 @pytest.mark.parametrize("stop", [2, 5])
 def test_losses_are_those_of_an_uninterrupted_run(micro: Any, tmp_path: Path, stage: str, stop: int) -> None:
     whole = micro.fit(stage, tmp_path, STEPS)

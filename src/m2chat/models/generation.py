@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.reading import ReadingModel
 
 DecodingLayout = Literal["free", "forced"]
 
@@ -163,7 +163,7 @@ class _Reply:
 
 @torch.inference_mode()
 def stream_replies(
-    model: M2ChatModel,
+    model: ReadingModel,
     prompts: Sequence[Sequence[int]],
     context_pixels: Tensor,
     special: SpecialTokens,
@@ -228,7 +228,7 @@ def finished(segments: list[TokenSegment]) -> list[TokenSegment]:
 
 
 def decode_replies(
-    model: M2ChatModel,
+    model: ReadingModel,
     prompts: Sequence[Sequence[int]],
     context_pixels: Tensor,
     special: SpecialTokens,

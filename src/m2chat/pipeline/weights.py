@@ -109,6 +109,12 @@ def load_weights(
     if path.is_dir():
         return _load_exported(path, backbone, m3adapter)
     payload = read_checkpoint(path)
+    if payload[HEADER]["stage"] == "describe":
+        raise UserError(
+            f"{path} is a checkpoint of stage 0, whose result is an adapter file: set backbone.adapter to the "
+            "adapter.pth in the folder of its run (or `m2chat weights convert` the checkpoint), and train stages 1 and "
+            "2 with it"
+        )
     stage: Stage = payload[HEADER]["stage"]
     config = _run_config(path)
     backbone = _anchored(backbone or BackboneConfig(**_settings(config, "backbone")))

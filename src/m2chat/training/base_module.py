@@ -134,8 +134,9 @@ class TrainingModule(PredictingModule):
             The precision of autocast; None if there is none.
         """
         if self.gradient_checkpointing:
-            model.decoder.unet.enable_gradient_checkpointing()
-            if self.stage == "m3ft":
+            if hasattr(model, "decoder"):
+                model.decoder.unet.enable_gradient_checkpointing()
+            if self.stage in ("describe", "m3ft"):
                 model.llama.gradient_checkpointing_enable({"use_reentrant": False})
         if precision != "bf16-mixed":
             return None

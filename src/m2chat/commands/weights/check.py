@@ -21,7 +21,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the report.
 
     Returns:
-        0, or 1 if a tensor is missing, unexpected or of another shape, or a checksum differs from a stated one.
+        0, or 1 if a tensor is missing, unexpected or of another shape, an adapter was made for another language
+        model, or a checksum differs from a stated one.
 
     Raises:
         UserError: If it cannot be read, or is nothing that is known here.
@@ -42,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
                 print(f"  {kind}: {printable(name)}")
             if len(counts[kind]) > 20:
                 print(f"  ... and {len(counts[kind]) - 20:,} more {kind}")
+    if findings.foreign:
+        print(f"adapter: not made for this language model: {findings.foreign}")
     verdicts = [] if options.no_hash else [verify_file(path) for path in findings.files]
     for verdict in verdicts:
         print(f"{verdict.sha256}  {named(verdict.file, options.source)}: {verdict.reason}")

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import yaml
 
-from m2chat.checksums import UNSEALED, seal_safetensors, write_sums
+from m2chat.checksums import write_sums
 from m2chat.errors import UserError
-from m2chat.files import whole_file, whole_folder
+from m2chat.files import whole_folder
 from m2chat.models.build import fingerprint, part_fingerprints
-from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.config import NEW, BackboneConfig, GateConfig, M3AdapterConfig
 from m2chat.models.weights.exported import Manifest, export_weights
 from m2chat.models.weights.known import verify_file
 
@@ -47,22 +47,37 @@ def llama(source: Path, target: Path) -> None:
         write_sums(part)
 
 
-def adapter(source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | None) -> str:
+def adapter(
+    source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | None, language_model: Path | None = None
+) -> str:
     """An adapter file or training checkpoint to safetensors, marked with the channel order of its pictures.
 
+    Args:
+        source: The adapter.
+        target: File to write.
+        channel_order: Channel order of the pictures; None takes that of the file's mark.
+        language_model: Language model for which it was made, to be named in the new file; None keeps the file's mark.
+
     Returns:
-        The mark.
+        The channel order.
 
     Raises:
-        UserError: If the order is neither given nor marked, and the file is none of the released ones.
+        UserError: If the order is neither given nor marked, and the file is none of the released ones; or the adapter
+            was not made for the language model.
     """
-    from safetensors.torch import save_file
-
-    from m2chat.models.weights.adapter import open_adapter
+    from m2chat.models.weights.adapter import open_adapter, write_adapter
+    from m2chat.models.weights.base import BaseMark
+    from m2chat.models.weights.foreign import refuse_foreign
+    from m2chat.models.weights.llama import open_llama
 
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: an adapter becomes one file; let its name end in .safetensors")
     opened = open_adapter(source, "weights")
+    base = opened.base
+    if language_model is not None:
+        llama_source = open_llama(language_model, "--with")
+        refuse_foreign(llama_source, opened, str(source), allowed=False)
+        base = BaseMark.of(llama_source)
     released = "bgr" if verify_file(source).reason.startswith("is the published LLaMA-Adapter") else None
     order = channel_order or opened.channel_order or released
     if order is None:
@@ -70,12 +85,7 @@ def adapter(source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | N
             f"{source} is none of the released files, and says nothing of the pictures it was trained on: add "
             "--channel-order bgr if LLaMA-Adapter's own code trained it (OpenCV's order), else --channel-order rgb"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as part:
-        tensors = {name: tensor.contiguous().clone() for name, tensor in opened.state.items()}
-        strings = {"format": "pt", "channel_order": order, "variant": opened.variant, **UNSEALED}
-        save_file(tensors, part, metadata=strings)
-        seal_safetensors(part)
+    write_adapter(target, opened.state, base, order, opened.shape.visual_heads)
     return order
 
 
@@ -125,7 +135,8 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
     payload = read_checkpoint(source)
     backbone, m3adapter, layout = _configuration(source, payload, config)
     parts: dict[str, str] = {}
-    if all(Path(getattr(backbone, name)).exists() for name in ("language_model", "adapter", "image_decoder")):
+    files = ("language_model", *(() if backbone.adapter == NEW else ("adapter",)), "image_decoder")
+    if all(Path(getattr(backbone, name)).exists() for name in files):
         check_header(payload[HEADER], str(source), None, fingerprint(backbone))
         parts = part_fingerprints(backbone)
     manifest = Manifest(
@@ -140,6 +151,22 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
     )
     state = {name.removeprefix("model."): tensor for name, tensor in payload["state_dict"].items()}
     return export_weights(state, manifest, target)
+
+
+def described(source: Path, target: Path) -> None:
+    """A checkpoint of stage 0 to the adapter file that the run writes at its end.
+
+    Raises:
+        UserError: If the checkpoint was trained on other backbones than lie there now.
+    """
+    from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
+    from m2chat.models.weights.new_adapter import save_adapter
+
+    payload = read_checkpoint(source)
+    backbone = BackboneConfig(**payload["config"]["backbone"])
+    check_header(payload[HEADER], str(source), None, fingerprint(backbone))
+    tensors = {name.removeprefix("model."): tensor for name, tensor in payload["state_dict"].items()}
+    save_adapter(target, tensors, backbone)
 
 
 def _configuration(

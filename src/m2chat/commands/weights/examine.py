@@ -27,6 +27,7 @@ class Inventory:
         reports: Use of the names of each part.
         files: The files that hold the weights.
         warnings: Oddities that are no faults.
+        foreign: Why an adapter was not made for the language model that it is held against; empty if it was.
     """
 
     kind: Kind
@@ -34,11 +35,12 @@ class Inventory:
     reports: dict[str, KeyReport] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    foreign: str = ""
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is missing, too much or of another shape."""
-        return not any(r.missing or r.unexpected or r.misshapen for r in self.reports.values())
+        """Whether nothing is missing, too much or of another shape, and an adapter is this language model's."""
+        return not self.foreign and not any(r.missing or r.unexpected or r.misshapen for r in self.reports.values())
 
 
 def examine(path: Path, language_model: Path | None = None) -> Inventory:
@@ -132,6 +134,7 @@ def _gguf(path: Path, _: Path | None) -> Inventory:
 
 def _adapter(path: Path, language_model: Path | None) -> Inventory:
     from m2chat.models.weights.adapter import open_adapter
+    from m2chat.models.weights.foreign import why_foreign
     from m2chat.models.weights.language import own_llama, reports, skeletons
     from m2chat.models.weights.llama import open_llama
 
@@ -144,13 +147,16 @@ def _adapter(path: Path, language_model: Path | None) -> Inventory:
         "numbers": numbers(adapter.state.values()),
         "prompts": f"{shape.prompts} in each of the last {shape.layers} layers",
         "language model": f"{adapter.width} wide",
-        "visual query": f"{shape.visual_depth} blocks {shape.clip_width} wide",
+        "visual query": f"{shape.visual_depth} blocks {shape.visual_width} wide, {shape.visual_heads} heads",
+        "vision encoder": f"tokens {shape.clip_width} wide",
         "LoRA rank": str(shape.lora_rank or "none"),
+        "made for": f"language model {adapter.base.fingerprint}" if adapter.base else "not marked",
         "channel order": adapter.channel_order or "not marked (released files: bgr)",
     }
     findings = Inventory(Kind.ADAPTER, facts, {"adapter": report}, [path])
     if language_model:
         findings.reports["LLaMA"] = plain
+        findings.foreign = why_foreign(source, adapter) or ""
     return findings
 
 

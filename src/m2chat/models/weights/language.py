@@ -12,6 +12,7 @@ from m2chat.models.adapter_file import adapter_parameter_names, from_official
 from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 from m2chat.models.visual_encoder import VisualQueryEncoder
 from m2chat.models.weights.adapter import AdapterSource
+from m2chat.models.weights.foreign import refuse_foreign
 from m2chat.models.weights.llama import LlamaSource
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta, require
 from m2chat.vocabulary import first_added
@@ -40,7 +41,13 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
     llama = on_meta(lambda: AdapterLlamaForCausalLM(config))
     visual_query = on_meta(
         lambda: VisualQueryEncoder(
-            shape.clip_width, config.hidden_size, shape.prompts, shape.visual_depth, shape.visual_heads
+            shape.clip_width,
+            config.hidden_size,
+            shape.prompts,
+            shape.visual_depth,
+            shape.visual_heads,
+            shape.visual_width,
+            shape.visual_hidden,
         )
     )
     return llama, visual_query
@@ -93,7 +100,9 @@ def reports(
             f"{config.num_hidden_layers} layers. Released adapters are for LLaMA 7B (width 4096, 32 layers)"
         )
     try:
-        ours = from_official(adapter.state, config.num_attention_heads, config.num_hidden_layers)
+        ours = from_official(
+            adapter.state, config.num_attention_heads, config.num_hidden_layers, config.num_key_value_heads
+        )
     except KeyError as error:
         raise UserError(f"{where}: {error.args[0]}; expected are those of BIAS-7B and its like") from None
     wanted = adapter_parameter_names(llama, visual_query)
@@ -122,7 +131,11 @@ def reports(
 
 
 def assemble(
-    source: LlamaSource, adapter: AdapterSource, where: str, frozen_dtype: torch.dtype
+    source: LlamaSource,
+    adapter: AdapterSource,
+    where: str,
+    frozen_dtype: torch.dtype,
+    allow_foreign: bool = False,
 ) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder]:
     """Builds the language model with its adapter.
 
@@ -131,6 +144,7 @@ def assemble(
         adapter: The adapter.
         where: Name of the adapter in messages.
         frozen_dtype: Precision of LLaMA itself; the adapter's weights are fp32.
+        allow_foreign: Whether an adapter of another language model of the same sizes is accepted, with a warning.
 
     Raises:
         UserError: If the two do not fit, or a tensor is missing or too much.
@@ -139,6 +153,7 @@ def assemble(
     plain, report, ours = reports(llama, visual_query, source, adapter, where)
     require(plain, f"backbone.language_model={str(source.folder)!r}", "Is it a whole LLaMA, and nothing else?")
     require(report, f"{where} does not fit the language model in {source.folder}", "Is it the adapter of this LLaMA?")
+    refuse_foreign(source, adapter, where, allow_foreign)
     language, vision = (
         {name.removeprefix(part): value for name, value in ours.items() if name.startswith(part)}
         for part in ("llama.", "visual_query.")
