@@ -12,25 +12,18 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.schema import Picture
 from m2chat.world import Attributes, Example, Judged, Target, World
-
-IMAGE_SIZE = 64
+from m2chat.worlds.emoji.scenes import MAX_ERROR, SIZE
 
 
 class Emoji:
     """The emoji world as a `m2chat.world.World`; what needs more than NumPy is imported when it is called."""
 
     name = "emoji"
-    image_size = IMAGE_SIZE
+    image_size = SIZE
     attributes: tuple[str, ...] = ("concept", "style", "tone", "hair", "gender")
     licence = "Apache-2.0 (Noto), CC-BY-4.0 (Twemoji), MIT (Fluent): each sample's `license`"
     shards = Path("data/pocket/shards")
-
-    @property
-    def max_error(self) -> float:
-        """Largest distance to the true picture at which a verdict counts, in grey levels of 255."""
-        from m2chat.worlds.emoji.judge import MAX_ERROR
-
-        return MAX_ERROR
+    max_error = MAX_ERROR
 
     def write_shards(self, root: Path) -> None:
         """Makes every data set below a folder from the shipped pictures, unless this version of them is there."""

@@ -21,10 +21,8 @@ from m2chat.errors import UserError
 from m2chat.schema import Picture
 from m2chat.world import Judged, Target
 from m2chat.worlds.emoji.captions import CaptionReader
-from m2chat.worlds.emoji.scenes import GENDERS, HAIRS, SIZE, STYLES, TONES, Pictures, Scene
+from m2chat.worlds.emoji.scenes import GENDERS, HAIRS, MAX_ERROR, SIZE, STYLES, TONES, Pictures, Scene
 
-MAX_ERROR = 90.0
-"""Largest root-mean-square distance to the true picture, in grey levels of 255, at which a verdict still counts."""
 ROOT = Path("data/pocket")
 """Folder of the shipped pictures and the judge."""
 VALUES: dict[str, tuple[str, ...]] = {"style": tuple(STYLES), "tone": TONES, "hair": HAIRS, "gender": GENDERS}
