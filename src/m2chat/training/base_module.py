@@ -145,7 +145,7 @@ class TrainingModule(PredictingModule):
         """Loads the weights that the run starts from, or that it evaluates, and returns their source."""
         testing = self._trainer is not None and (self.trainer.testing or self.trainer.validating)
         if self._trainer is not None and self.trainer.ckpt_path:
-            return f"checkpoint {self.trainer.ckpt_path}"  # Lightning loads it
+            return f"checkpoint {self.trainer.ckpt_path}"  # which Lightning loads next
         wanted = self.stage if testing else self.init_stage
         choice = self.evaluation.weights if testing else self.init_from
         if choice == "none":
@@ -219,8 +219,10 @@ class TrainingModule(PredictingModule):
         return {"backbone": asdict(self.backbone), "layout": layout}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the trained tasks and their costs."""
+        """Restores the trained tasks and their costs; the weights are those of the checkpoint from now on."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None:
+            self.source = f"checkpoint {self.trainer.ckpt_path}"
         self.tasks = set(checkpoint.get("tasks", []))
         if costs := checkpoint.get("costs"):
             self.costs_before, self.cost = costs[:-1], Cost(**costs[-1])
