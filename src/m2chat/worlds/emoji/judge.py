@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,17 +72,21 @@ class Verdict:
     error: float
     top: tuple[str, ...]
 
+    @property
+    def seen(self) -> dict[str, str]:
+        """Attributes of what is shown; none if the picture resembles nothing."""
+        return self.scene.attributes if self.error <= MAX_ERROR else {}
+
     def right(self, wanted: Mapping[str, str]) -> dict[str, bool]:
         """Whether each wanted attribute is there; all are wrong in a picture that resembles nothing."""
-        seen = self.scene.attributes if self.error <= MAX_ERROR else {}
-        return {name: seen.get(name) == value for name, value in wanted.items()}
+        return {name: self.seen.get(name) == value for name, value in wanted.items()}
 
     def all_right(self, wanted: Mapping[str, str]) -> bool:
         """Whether every wanted attribute is there."""
         return all(self.right(wanted).values())
 
 
-class Judge:
+class PictureJudge:
     """Reads pictures.
 
     Args:
@@ -103,7 +106,7 @@ class Judge:
         }
 
     @classmethod
-    def load(cls, folder: Path, pictures: Pictures) -> Judge:
+    def load(cls, folder: Path, pictures: Pictures) -> PictureJudge:
         """The judge of a folder with ``model.safetensors``.
 
         Raises:
@@ -149,10 +152,10 @@ class Judge:
 
 
 @cache
-def _judge(root: Path) -> Judge:
+def _judge(root: Path) -> PictureJudge:
     from m2chat.worlds.emoji.shards import read_pictures
 
-    return Judge.load(root / "judge", read_pictures(root / "pictures"))
+    return PictureJudge.load(root / "judge", read_pictures(root / "pictures"))
 
 
 def seen_in(pictures: Sequence[NDArray[np.uint8] | None], root: Path = Path("data/pocket")) -> list[dict[str, str]]:
@@ -164,8 +167,4 @@ def seen_in(pictures: Sequence[NDArray[np.uint8] | None], root: Path = Path("dat
     """
     there = [picture for picture in pictures if picture is not None]
     verdicts = iter(_judge(root).read(np.stack(there)) if there else [])
-    seen: list[dict[str, str]] = []
-    for picture in pictures:
-        verdict: Any = None if picture is None else next(verdicts)
-        seen.append(verdict.scene.attributes if verdict is not None and verdict.error <= MAX_ERROR else {})
-    return seen
+    return [{} if picture is None else next(verdicts).seen for picture in pictures]

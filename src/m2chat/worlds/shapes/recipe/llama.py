@@ -147,19 +147,19 @@ def train_language(
         reader = new_reader(root)
         _learn_to_copy(reader, copy_steps)
     for number, now in enumerate(rounds[first_round:], first_round):
-        course = _Course(
+        curriculum = _Curriculum(
             rng, ConversationMaker("train", seed + number), words if now.practise else (), now.requests, batch
         )
-        _train_visual(reader, now.visual, course)
-        _read(reader, root, now.reading, course)
-        _tune_adapter(reader, root, now.adapter, course)
+        _train_visual(reader, now.visual, curriculum)
+        _read(reader, root, now.reading, curriculum)
+        _tune_adapter(reader, root, now.adapter, curriculum)
     steps: dict[str, object] = {"copy": copy_steps}
     steps |= {name: [getattr(item, name) for item in rounds] for name in ("visual", "reading", "adapter")}
     return {"seed": seed, "steps": steps, **measure_language(reader)}
 
 
 @dataclass
-class _Course:
+class _Curriculum:
     """Where the lessons of a round come from."""
 
     rng: random.Random
@@ -200,19 +200,19 @@ def _learn_to_copy(reader: Reader, steps: int) -> None:
         schedule.step(F.cross_entropy(logits.flatten(0, 1), ids[:, half + 1 :].flatten()))
 
 
-def _train_visual(reader: Reader, steps: int, course: _Course, lr: float = 3e-3) -> None:
+def _train_visual(reader: Reader, steps: int, curriculum: _Curriculum, lr: float = 3e-3) -> None:
     """The visual encoder alone, by heads that are thrown away: from words it learns positions slowly."""
     _train_only(reader, {f"visual_query.{name}" for name, _ in reader.visual_query.named_parameters()})
     heads = AttributeHeads(reader.llama.config.hidden_size)
     schedule = Schedule("visual", adamw([reader.visual_query, heads], lr), lr, steps)
     for _ in schedule:
-        scenes = scene_pool("train", 0.4, 64, course.rng)
+        scenes = scene_pool("train", 0.4, 64, curriculum.rng)
         lessons = [Lesson(Request(DESCRIBE), "", scene) for scene in scenes]
-        prompts = reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        prompts = reader.look(lessons, picture_pixels(lessons, curriculum.rng.randrange(2**31)))
         schedule.step(heads.loss(scenes, prompts))
 
 
-def _read(reader: Reader, root: Path, steps: int, course: _Course, lr: float = 2e-3) -> None:
+def _read(reader: Reader, root: Path, steps: int, curriculum: _Curriculum, lr: float = 2e-3) -> None:
     """The mixed corpus, base and visual path together; biases stay zero, so that the base is a plain LLaMA."""
     if (root / "llama" / "config.json").is_file():
         _restore_base(reader, root / "llama")
@@ -220,13 +220,13 @@ def _read(reader: Reader, root: Path, steps: int, course: _Course, lr: float = 2
     schedule = Schedule("reading", adamw([reader.llama, reader.visual_query], lr), lr, steps)
     for step in schedule:
         text_only = step % 5 == 4  # the base must also work with the prompts off
-        lessons = course.lessons(0.0 if text_only else 0.7)
-        query = None if text_only else reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        lessons = curriculum.lessons(0.0 if text_only else 0.7)
+        query = None if text_only else reader.look(lessons, picture_pixels(lessons, curriculum.rng.randrange(2**31)))
         schedule.step(reader.loss(lessons, query))
     _save_base(reader, root / "llama")
 
 
-def _tune_adapter(reader: Reader, root: Path, steps: int, course: _Course) -> None:
+def _tune_adapter(reader: Reader, root: Path, steps: int, curriculum: _Curriculum) -> None:
     """What an adapter file holds learns on over the frozen base."""
     from m2chat.models.adapter_file import adapter_parameter_names, to_official
 
@@ -234,8 +234,8 @@ def _tune_adapter(reader: Reader, root: Path, steps: int, course: _Course) -> No
     _train_only(reader, adapter)
     schedule = Schedule("adapter", adamw([reader.llama, reader.visual_query], 1e-3), 1e-3, steps)
     for _ in schedule:
-        lessons = course.lessons(0.7)
-        pixels = picture_pixels(lessons, course.rng.randrange(2**31))
+        lessons = curriculum.lessons(0.7)
+        pixels = picture_pixels(lessons, curriculum.rng.randrange(2**31))
         schedule.step(reader.loss(lessons, reader.look(lessons, pixels)))
     tensors = {name: named[name].detach().half() for name in sorted(adapter)}
     (root / "adapter").mkdir(exist_ok=True)
