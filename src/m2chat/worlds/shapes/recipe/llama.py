@@ -28,7 +28,6 @@ from m2chat.worlds.shapes.recipe.common import Schedule, adamw, save_half, scene
 from m2chat.worlds.shapes.recipe.corpus import Lesson, lesson
 from m2chat.worlds.shapes.recipe.reader import (
     Reader,
-    load_reader,
     measure_language,
     new_reader,
     picture_pixels,
@@ -121,7 +120,6 @@ def train_language(
     root: Path,
     copy_steps: int = 1300,
     rounds: Sequence[Round] = ROUNDS,
-    first_round: int = 0,
     batch: int = 24,
     seed: int = 0,
 ) -> dict[str, object]:
@@ -132,21 +130,17 @@ def train_language(
         copy_steps: Steps of the dense copy warm-up.
         rounds: Rounds of pretraining. In each the base model reads, pictures through the adapter's prompts; then it is
             rounded and frozen, and the adapter learns on.
-        first_round: Rounds that are done already, their result on disk.
         batch: Lessons a step.
         seed: Seed of everything random.
 
     Returns:
         Seed, steps and the quality on held-out scenes.
     """
-    rng = seed_everything(seed + first_round)
+    rng = seed_everything(seed)
     words = _prepare_tokenizer(root, rng, seed)
-    if first_round:
-        reader = load_reader(root)
-    else:
-        reader = new_reader(root)
-        _learn_to_copy(reader, copy_steps)
-    for number, now in enumerate(rounds[first_round:], first_round):
+    reader = new_reader(root)
+    _learn_to_copy(reader, copy_steps)
+    for number, now in enumerate(rounds):
         curriculum = _Curriculum(
             rng, ConversationMaker("train", seed + number), words if now.practise else (), now.requests, batch
         )
