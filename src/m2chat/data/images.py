@@ -217,7 +217,7 @@ def drawn_size(image_decoder: Path) -> int:
         return 1024
     try:
         unet, vae = (json.loads((image_decoder / name / "config.json").read_text()) for name in ("unet", "vae"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"image_decoder={str(image_decoder)!r} has no unet/config.json and vae/config.json that say how large its "
