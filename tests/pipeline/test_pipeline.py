@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -265,17 +264,27 @@ def test_the_package_offers_the_pipeline_and_imports_it_when_it_is_used() -> Non
         m2chat.Pipeline  # noqa: B018
 
 
-def test_a_run_of_larger_networks_needs_no_micro_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_loaded_alone_and_an_earlier_one_with_its_config_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shipped = micro_root().resolve() / "data/micro"
+    payload = torch.load(shipped / "m2chat/align.ckpt", weights_only=True)
     config = yaml.safe_load((shipped / "m2chat/config.yaml").read_text())
     settings = config["model"]["init_args"]
     for name in ("language_model", "adapter", "vision_encoder", "image_decoder"):
         settings["backbone"][name] = str(shipped.parents[1] / settings["backbone"][name])
-    shutil.copy(shipped / "m2chat/align.ckpt", tmp_path / "align.ckpt")
+    payload["config"] |= {"backbone": settings["backbone"], "layout": {"max_tokens": 150, "num_image_tokens": 8}}
+    path = tmp_path / "align.ckpt"
     monkeypatch.setattr(weights, "_ROOTS", ())
+    torch.save(payload, path)
+    (tmp_path / "config.yaml").write_text("model: {init_args: {}}")  # of another run: what the checkpoint holds counts
+    pipe = M2ChatPipeline.from_pretrained(path)
+    assert pipe.origin.m3adapter.width == 192 and pipe.layout.max_tokens == 150
+    del payload["config"]
+    torch.save(payload, path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert M2ChatPipeline.from_pretrained(tmp_path / "align.ckpt").origin.m3adapter.width == 192
+    assert M2ChatPipeline.from_pretrained(path).origin.m3adapter.width == 192
     del settings["m3adapter"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="the shipped micro weights are not here"):
-        M2ChatPipeline.from_pretrained(tmp_path / "align.ckpt")
+        M2ChatPipeline.from_pretrained(path)

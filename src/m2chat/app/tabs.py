@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
-from m2chat.app.chat import as_page_error, uploaded
+from m2chat.app.chat import page_errors, uploaded
 from m2chat.app.widgets import (
     QUEUED,
     UNQUEUED,
@@ -55,7 +55,7 @@ class TaskHandlers:
 
     def edit(self, message: Mapping[str, Any], seed: float | None, steps: int) -> Iterator[tuple[Stop, Figures]]:
         """Edits of a picture, one per line."""
-        try:
+        with page_errors():
             first = self._picture(message)
             lines = changes((message.get("text") or "").splitlines())
             session = self.pipe.session(seed=int(seed or 0), steps=int(steps))
@@ -64,17 +64,13 @@ class TaskHandlers:
             for line, output in zip(lines, edit_rounds(session, first, lines), strict=False):
                 shown += self._figures(output, f"{line} → ")
                 yield session.stop, shown
-        except UserError as error:
-            raise as_page_error(error) from error
 
     def similar(
         self, message: Mapping[str, Any], count: int, seed: float | None, steps: int
     ) -> Iterator[tuple[Stop, Figures]]:
         """Pictures similar to one."""
-        try:
+        with page_errors():
             first = self._picture(message)
-        except UserError as error:
-            raise as_page_error(error) from error
         shown = figure_of(self.cache, first, "as shown")
         for stop, figures in self._at_seeds(similar, first, count, seed, steps):
             yield stop, shown + figures
@@ -87,13 +83,11 @@ class TaskHandlers:
         shown: Figures = ""
         parts: list[PipelineOutput] = []
         yield session.stop, shown, ""
-        try:
+        with page_errors():
             for part in story_parts(session, opener, int(frames)):
                 parts.append(part)
                 shown += self._figures(part)
                 yield session.stop, shown, ""
-        except UserError as error:
-            raise as_page_error(error) from error
         captions = [picture.caption for part in parts for picture in part.pictures]
         compared = decoder_alone(session, parts, int(seed or 0))  # none of a stopped story
         pairs = zip(compared, captions, strict=False)
@@ -106,15 +100,13 @@ class TaskHandlers:
         shown: Figures = ""
         stop = Event()
         yield stop.set, shown
-        try:
+        with page_errors():
             if isinstance(subject, str) and not subject.strip():
                 raise UserError("write a prompt first")
             for k in range(int(count)):
                 for output in task(self.pipe, subject, (int(seed or 0) + k,), stop, steps=int(steps)):
                     shown += self._figures(output)
                     yield stop.set, shown
-        except UserError as error:
-            raise as_page_error(error) from error
 
     def _picture(self, message: Mapping[str, Any]) -> Any:
         pictures = uploaded(message.get("files"))

@@ -124,8 +124,8 @@ class MetricCallback(EvaluationCallback, ABC):
         return self.metrics[name]
 
     @abstractmethod
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Values of each prediction by name, as ``predictions.jsonl`` keeps them; arrays are not kept."""
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """Values of a prediction by name, as ``predictions.jsonl`` keeps them; arrays are not kept."""
 
     @abstractmethod
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
@@ -154,7 +154,8 @@ class MetricCallback(EvaluationCallback, ABC):
 
     def update(self, store: EvalStore, predictions: Sequence[Prediction]) -> None:
         """Measures predictions, and adds their values to the store and to the metrics."""
-        for prediction, values in zip(predictions, self.measure(store, predictions), strict=True):
+        for prediction in predictions:
+            values = self.measure(store, prediction)
             store.put(self.key, prediction, values)
             self.add(prediction, values)
         self.seen.update([prediction.kind for prediction in predictions])

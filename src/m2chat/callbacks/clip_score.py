@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -54,11 +54,8 @@ class CLIPScore(MetricCallback):
         """Which encoder."""
         return {f"{self.name}_encoder": self.encoder.name, f"{self.name}_missing": self.missing}
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Cosines of each prediction's pictures."""
-        return [self._measure(store, prediction) for prediction in predictions]
-
-    def _measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """Cosines of a prediction's pictures."""
         targets = targets_of(prediction)
         drawn = [item for item in targets if item.generated is not None]
         known = [item for item in targets if item.truth is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -77,11 +77,8 @@ class InterRel(MetricCallback):
         rows = [next(words) if modality == "T" else next(images) for modality in order]
         return Elements(order, np.stack(rows) if rows else np.zeros((0, 0), np.float32))
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Each reply's values; None where one is not defined."""
-        return [self._measure(store, prediction) for prediction in predictions]
-
-    def _measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """Values of a reply; None where one is not defined."""
         reference = self.elements(store, prediction.reference)
         generated = self.elements(store, prediction.generated)
         finite = reference.finite and generated.finite

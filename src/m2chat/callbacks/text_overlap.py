@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from m2chat.callbacks.base import MetricCallback
@@ -28,17 +28,14 @@ class TextOverlap(MetricCallback):
         signatures = {f"bleu_{order}": bleu_signature(order) for order in (1, 2)}
         return {"bleu_signature": signatures, "rouge_l": "rouge-score, F1, no stemmer"}
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Each answer's counts and ROUGE-L."""
-        rows: list[dict[str, Any]] = []
-        for prediction in predictions:
-            reference, generated = (" ".join(reply.texts) for reply in (prediction.reference, prediction.generated))
-            if reference:
-                counts = bleu_statistics(generated, reference)
-                rows.append({"bleu_statistics": counts, "rouge_l": rouge_l(generated, reference)})
-            else:
-                rows.append({"bleu_statistics": None, "rouge_l": None})
-        return rows
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """An answer's counts and ROUGE-L."""
+        reference, generated = (" ".join(reply.texts) for reply in (prediction.reference, prediction.generated))
+        if reference:
+            counts = bleu_statistics(generated, reference)
+            return {"bleu_statistics": counts, "rouge_l": rouge_l(generated, reference)}
+        else:
+            return {"bleu_statistics": None, "rouge_l": None}
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the counts and ROUGE-L of a sample whose reference reply has words."""

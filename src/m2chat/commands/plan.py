@@ -56,7 +56,8 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     autocast = module.prepare_precision(model, str(settings.trainer.precision))
     devices, limit = options.devices or _devices(settings), options.memory * 1e9
     data = settings.data
-    shape = BatchShape(data.batch_size, data.max_tokens, data.image_size, module.backbone.num_image_tokens)
+    size = data.image_size or model.decoder.image_size
+    shape = BatchShape(data.batch_size, data.max_tokens, size, module.backbone.num_image_tokens)
     if options.micro_batch == "auto":
         batch = largest_batch(model, module.stage, shape, devices, autocast, limit, module.shard_frozen)
         shape = BatchShape(batch, shape.tokens, shape.image_size, shape.image_tokens)

@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from m2chat.data.augment import Augmentation
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source, SourceConfig
-from m2chat.data.images import VisionInput
+from m2chat.data.images import VisionInput, drawn_size
 from m2chat.data.leak import refuse_leaks
 from m2chat.data.loader import Skips, StreamLoader
 from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount
@@ -37,7 +37,8 @@ class M2ChatDataModule(LightningDataModule):
         val: Sources to validate on.
         test: Sources to test on.
         leave_out: Names of sources in `train` to leave out.
-        language_model: Folder of the language model, for its tokenizer.
+        language_model: Folder of the language model, for its tokenizer. This setting, the next two and
+            `num_image_tokens` follow the model's backbone; where there is no model, they must be given.
         vision_encoder: open_clip folder, or name of an open_clip model.
         image_decoder: diffusers folder, or SDXL in one file.
         batch_size: Conversations per training batch, on each rank.
@@ -48,7 +49,7 @@ class M2ChatDataModule(LightningDataModule):
         max_tokens: Maximum length of a sequence, prompt and reply together; evaluation and checkpoints take it over.
         prompt: Format of the prompts: ``alpaca``, LLaMA-Adapter's; ``chat``, the language model's own chat template;
             ``auto`` for the template where its folder has one. Evaluation and checkpoints take it over.
-        image_size: Side of the pictures to draw, in pixels.
+        image_size: Side of the pictures to draw, in pixels; None for the side that the image decoder was trained on.
         seed: Seed of the order, and of the choice of the reply that is learned.
         val_samples: Number of replies to validate on, spread evenly over the sources; all by default.
         test_samples: Number of replies to test on, likewise.
@@ -70,16 +71,16 @@ class M2ChatDataModule(LightningDataModule):
         val: list[SourceConfig] | None = None,
         test: list[SourceConfig] | None = None,
         leave_out: list[str] | None = None,
-        language_model: str = "data/micro/llama",
-        vision_encoder: str = "data/micro/clip",
-        image_decoder: str = "data/micro/sdxl",
+        language_model: str | None = None,
+        vision_encoder: str | None = None,
+        image_decoder: str | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 50,
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
-        num_image_tokens: int = 8,
+        num_image_tokens: int | None = None,
         max_tokens: int = Layout.max_tokens,
-        image_size: int = 32,
+        image_size: int | None = None,
         seed: int = 0,
         val_samples: int | None = None,
         test_samples: int | None = None,
@@ -151,12 +152,19 @@ class M2ChatDataModule(LightningDataModule):
     def collator(self) -> Collator:
         """The collator of this run."""
         if self._collator is None:
-            tokenizer = M2ChatTokenizer(self.language_model)
-            layout = Layout(tokenizer, self.num_image_tokens, self.max_tokens, self.prompt)
-            vision = VisionInput.of(self.vision_encoder)
-            captions = CaptionTokens(self.image_decoder)
-            self._collator = Collator(layout, captions, vision, self.image_size, self.augmentation)
+            language_model, vision_encoder = self._required("language_model"), self._required("vision_encoder")
+            image_decoder = self._required("image_decoder")
+            tokenizer = M2ChatTokenizer(language_model)
+            layout = Layout(tokenizer, self._required("num_image_tokens"), self.max_tokens, self.prompt)
+            size = self.image_size or drawn_size(Path(image_decoder))
+            captions, vision = CaptionTokens(image_decoder), VisionInput.of(vision_encoder)
+            self._collator = Collator(layout, captions, vision, size, self.augmentation)
         return self._collator
+
+    def _required(self, name: str) -> Any:
+        if (value := getattr(self, name)) is None:
+            raise UserError(f"data.{name} is not set: give the model a backbone, which the data follow, or set it")
+        return value
 
     def train_dataloader(self) -> StreamLoader:
         """Training batches; every iteration is an epoch, or the rest of one after resuming."""

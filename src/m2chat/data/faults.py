@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from m2chat.checksums import sha256
 from m2chat.data.images import BadImage, load_image
 from m2chat.data.index import MAX_MEMBER, SUFFIXES
-from m2chat.data.manifest import NAME, Listed, read_manifest, sha256_of
+from m2chat.data.manifest import NAME, Listed, read_manifest
 from m2chat.data.peek import is_picture, peek
 from m2chat.data.prints import identity
 from m2chat.data.record import SCHEMA
@@ -113,7 +114,7 @@ def _differences(path: Path, listed: Listed | None, samples: int) -> Iterator[Fa
     elif path.stat().st_size != listed.bytes:
         detail = f"{path.stat().st_size} bytes, listed {listed.bytes}"
         yield Fault(str(path), "", "", f"length differs from {NAME}", detail)
-    elif (digest := sha256_of(path)) != listed.sha256:
+    elif (digest := sha256(path)) != listed.sha256:
         yield Fault(str(path), "", "", f"checksum differs from {NAME}", f"SHA-256 {digest}, listed {listed.sha256}")
     elif samples != listed.samples:
         yield Fault(str(path), "", "", f"number of samples differs from {NAME}", f"{samples}, listed {listed.samples}")
@@ -223,7 +224,7 @@ class _Checker:
             return
         pictures = _pictures(record)
         for name, digest in pictures.items():
-            if digest and name in members and sha256(members[name]).hexdigest() != digest:
+            if digest and name in members and hashlib.sha256(members[name]).hexdigest() != digest:
                 self._add(key, name, "checksum differs from the JSON")
         chosen = next((suffix for suffix in PICTURES if suffix in members), "")
         for suffix in sorted(members.keys() - ({"json", *pictures} if _is_m2c(record) else {"json", "txt", chosen})):

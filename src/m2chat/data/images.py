@@ -204,6 +204,27 @@ def resize_crop(
     return square, (round(top * size / side), round(left * size / side))
 
 
+def drawn_size(image_decoder: Path) -> int:
+    """Side in pixels of the pictures that an image decoder was trained on.
+
+    Args:
+        image_decoder: Folder of a diffusers pipeline, or SDXL in one file, whose side is 1024.
+
+    Raises:
+        UserError: If the folder does not have it.
+    """
+    if image_decoder.is_file():
+        return 1024
+    try:
+        unet, vae = (json.loads((image_decoder / name / "config.json").read_text()) for name in ("unet", "vae"))
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"image_decoder={str(image_decoder)!r} has no unet/config.json and vae/config.json that say how large its "
+            f"pictures are ({error}): set data.image_size"
+        ) from error
+
+
 @dataclass(frozen=True)
 class VisionInput:
     """The input of a vision encoder.

@@ -43,7 +43,7 @@ def settings_hash(protocol: Mapping[str, Any]) -> str:
         protocol: Settings, and further entries that do not count, such as names of files.
     """
     settings = {name: value for name, value in protocol.items() if name not in _NOT_SETTINGS}
-    return hashlib.sha256(json.dumps(_plain(settings), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -62,14 +62,14 @@ def versions() -> dict[str, str | None]:
     return installed
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value as JSON can hold it; NaN and infinity, which JSON lacks, become null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)
@@ -93,7 +93,7 @@ def write_results(folder: Path, metrics: Mapping[str, Estimate], protocol: Mappi
     """
     content = {"metrics": {name: asdict(item) for name, item in sorted(metrics.items())}, "protocol": protocol}
     path = folder / RESULTS
-    _write(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -194,7 +194,7 @@ def prediction_row(prediction: Prediction, images: Mapping[str, list[str | None]
 
 def line_of(row: Mapping[str, Any]) -> str:
     """A row as a line of JSON, with its newline."""
-    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

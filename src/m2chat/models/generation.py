@@ -95,7 +95,7 @@ def _rules(special: SpecialTokens, vocabulary: int, device: torch.device) -> Ten
     return rules.to(device)
 
 
-class _Reply:
+class _OpenReply:
     """One reply while it is being decoded: what may come next, and what has come."""
 
     def __init__(self, special: SpecialTokens, decoding: Decoding) -> None:
@@ -189,7 +189,7 @@ def stream_replies(
     ids = torch.tensor([[special.pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     visual_query = model.visual_query(model.clip(context_pixels))
-    replies = [_Reply(special, decoding) for _ in prompts]
+    replies = [_OpenReply(special, decoding) for _ in prompts]
     cache = rules = None
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     while True:

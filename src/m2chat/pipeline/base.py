@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import IMAGE_MODES, DrawSettings, ImageMode
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.pipeline.weights import Origin
-from m2chat.schema import Picture
+from m2chat.schema import Conversation, Picture
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 
 if TYPE_CHECKING:
@@ -144,6 +145,15 @@ class PipelineBase:
         with self.lock:
             pixels = vision_pixels(pictures, self.vision, self.device)
             return describe(self.model, self.origin.pretrained, pixels, self.layout)
+
+    def captioned(self, conversation: Conversation) -> Conversation:
+        """The conversation with a caption of every picture, written by the model where there is none."""
+        missing = [k for k, image in enumerate(conversation.images) if not image.caption]
+        images = list(conversation.images)
+        captions = self.caption([images[k].pixels for k in missing])
+        for k, caption in zip(missing, captions, strict=True):
+            images[k] = replace(images[k], caption=caption, caption_by="model")
+        return replace(conversation, images=tuple(images))
 
     def encode_captions(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Captions as the image decoder's own text encoders read them: (B, Q, C), and (B, P) of SDXL."""

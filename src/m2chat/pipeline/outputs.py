@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m2chat.pipeline.events import FinishReason, finish_reason
+from m2chat.pipeline.events import Event, Finished, FinishReason, finish_reason
 from m2chat.schema import Picture, Reply
 
 if TYPE_CHECKING:
@@ -87,6 +87,13 @@ def output_of(reply: Reply, note: Mapping[str, Any], output_type: OutputType) ->
             parts.append(OutputImage(_as_type(pixels, output_type), segment.caption or "", *next(gates)))
     seed, stopped = note.get("seed"), note.get("stopped", False)
     return PipelineOutput(parts, note.get("cut_tokens", 0), seed, stopped, finish_reason(note))
+
+
+def whole(events: Iterator[Event]) -> PipelineOutput:
+    """Waits for the end of a reply."""
+    *_, last = events
+    assert isinstance(last, Finished)
+    return output_of(last.reply, last.note, "pil")
 
 
 def _as_type(pixels: Picture, output_type: OutputType) -> PILImage | NDArray[np.float32] | torch.Tensor:

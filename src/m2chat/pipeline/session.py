@@ -18,7 +18,7 @@ from m2chat.errors import UserError
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
-from m2chat.pipeline.outputs import PipelineOutput, output_of
+from m2chat.pipeline.outputs import PipelineOutput, whole
 from m2chat.pipeline.replier import DrawSettings, ImageMode
 from m2chat.pipeline.state import SavedSession, SessionSettings, SessionState, read_session, write_session
 from m2chat.pipeline.streaming import StreamingReplier
@@ -263,7 +263,7 @@ class Session:
     def _run(self, task: _Task, replier: StreamingReplier, stop: threading.Event) -> Iterator[Event]:
         """Yields the events of a reply, and adds it to the session."""
         partial = PartialReply()
-        conversation = self._captioned(task.state.conversation)
+        conversation = self.pipe.captioned(task.state.conversation)
         try:
             inputs = waiting([conversation], self.pipe.vision, self.pipe.device)
             generator = torch.Generator().manual_seed(task.seed)
@@ -277,15 +277,6 @@ class Session:
             self._keep(conversation, task, partial, stopped=True)
             raise
         yield self._keep(conversation, task, partial, stopped=stop.is_set())
-
-    def _captioned(self, conversation: Conversation) -> Conversation:
-        """The conversation with a caption for every shown picture that has none."""
-        missing = [k for k, image in enumerate(conversation.images) if not image.caption]
-        images = list(conversation.images)
-        captions = self.pipe.caption([images[k].pixels for k in missing])
-        for k, caption in zip(missing, captions, strict=True):
-            images[k] = replace(images[k], caption=caption, caption_by="model")
-        return replace(conversation, images=tuple(images))
 
     def _replier(self, task: _Task) -> StreamingReplier:
         """What generates a reply with the session's settings."""
@@ -310,10 +301,3 @@ class Session:
         if reply.segments or not stopped:
             self.state = SessionState(conversation.with_reply(reply), (*task.state.notes, note))
         return Finished(reply, stopped, note)
-
-
-def whole(events: Iterator[Event]) -> PipelineOutput:
-    """Waits for the end of a reply."""
-    *_, last = events
-    assert isinstance(last, Finished)
-    return output_of(last.reply, last.note, "pil")

@@ -85,7 +85,7 @@ class SavedSession:
     weights: dict[str, str]
 
 
-class _Picture(BaseModel):
+class _PictureEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     file: str
     caption: str = ""
@@ -101,7 +101,7 @@ class _Note(BaseModel):
     max_images: int = Field(default=4, ge=1, le=16)
 
 
-class _Turn(BaseModel):
+class _TurnEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["user", "assistant"]
     parts: list[str | int]
@@ -109,13 +109,13 @@ class _Turn(BaseModel):
     note: _Note | None = None
 
 
-class _Session(BaseModel):
+class _SessionFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal["m2chat-session/1"]
     weights: dict[str, str]
     settings: dict[str, Any]
-    pictures: list[_Picture]
-    turns: list[_Turn]
+    pictures: list[_PictureEntry]
+    turns: list[_TurnEntry]
 
 
 def write_session(saved: SavedSession, folder: Path) -> None:
@@ -130,16 +130,18 @@ def write_session(saved: SavedSession, folder: Path) -> None:
     """
     images, turns = saved.state.conversation.images, saved.state.conversation.turns
     pictures = [
-        _Picture(file=f"picture-{k:04d}.png", caption=image.caption, caption_by=image.caption_by)
+        _PictureEntry(file=f"picture-{k:04d}.png", caption=image.caption, caption_by=image.caption_by)
         for k, image in enumerate(images, 1)
     ]
-    record = _Session(
+    record = _SessionFile(
         format="m2chat-session/1",
         weights=saved.weights,
         settings=asdict(saved.settings),
         pictures=pictures,
         turns=[
-            _Turn(role=turn.role, parts=list(turn.parts), context=turn.context, note=_Note(**note) if note else None)
+            _TurnEntry(
+                role=turn.role, parts=list(turn.parts), context=turn.context, note=_Note(**note) if note else None
+            )
             for turn, note in zip(turns, saved.state.notes, strict=True)
         ],
     )
@@ -166,7 +168,7 @@ def read_session(folder: Path) -> SavedSession:
     if not path.is_file():
         raise UserError(f"there is no session in {folder}: it needs a {FILE}, as `save` writes it")
     try:
-        record = _Session.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        record = _SessionFile.model_validate(json.loads(path.read_text(encoding="utf-8")))
         settings = TypeAdapter(SessionSettings).validate_python(record.settings)
     except (ValidationError, ValueError) as error:
         raise UserError(f"{path} is no session of this version: {str(error).splitlines()[0]}") from error
@@ -182,7 +184,7 @@ def read_session(folder: Path) -> SavedSession:
     return SavedSession(SessionState(Conversation("session", turns, images), notes), settings, record.weights)
 
 
-def _read_picture(folder: Path, entry: _Picture) -> Image:
+def _read_picture(folder: Path, entry: _PictureEntry) -> Image:
     """A picture of a session; only a plain file name within the folder is opened."""
     path = folder / entry.file
     if not _NAME.fullmatch(entry.file) or path.is_symlink():

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from torch import Tensor, nn
@@ -64,6 +64,9 @@ class Origin:
     prompt: PromptFormat = EARLIER
 
 
+_Opened: TypeAlias = tuple[Origin, Callable[[M2ChatModel], object]]
+
+
 def micro_root() -> Path:
     """The folder with ``data/micro``: the current one, else the project that this code is part of.
 
@@ -94,8 +97,8 @@ def load_weights(
     """Builds the model and fills in trained weights.
 
     Args:
-        source: Checkpoint of a run, with the run's ``config.yaml`` beside or above it; a folder that `save_weights`
-            wrote; or None for the shipped micro weights of stage 2.
+        source: Checkpoint of a run, which holds its settings (one of an earlier version needs the run's ``config.yaml``
+            beside or above it); a folder that `save_weights` wrote; or None for the shipped micro weights of stage 2.
         backbone: Backbones; None takes those of the source.
         m3adapter: Configuration of the M³Adapter; None takes that of the source.
 
@@ -106,8 +109,17 @@ def load_weights(
         UserError: If the source is missing, broken, or was trained on other backbones.
     """
     path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
-    if path.is_dir():
-        return _load_exported(path, backbone, m3adapter)
+    origin, fill = (_exported if path.is_dir() else _checkpoint)(path, backbone, m3adapter)
+    model = build_m2chat(origin.backbone, origin.m3adapter)
+    if origin.stage == "m3ft":
+        origin = replace(origin, pretrained=pretrained_tensors(model))
+    fill(model)
+    model.eval().requires_grad_(False)
+    return model, origin
+
+
+def _checkpoint(path: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None) -> _Opened:
+    """What a checkpoint holds, and the function that fills it in."""
     payload = read_checkpoint(path)
     if payload[HEADER]["stage"] == "describe":
         raise UserError(
@@ -116,25 +128,34 @@ def load_weights(
             "2 with it"
         )
     stage: Stage = payload[HEADER]["stage"]
-    config = _run_config(path)
-    backbone = _anchored(backbone or BackboneConfig(**_settings(config, "backbone")))
-    m3adapter = m3adapter or _m3adapter(_settings(config, "m3adapter"))
-    layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
-    fingerprint_ = fingerprint(backbone)
-    model = build_m2chat(backbone, m3adapter)
-    pretrained = pretrained_tensors(model) if stage == "m3ft" else {}
-    names = {f"model.{name}" for name in trainable_names(model, stage)}
-    load_trained(nn.ModuleDict({"model": model}), path, names, stage=None, fingerprint=fingerprint_)
-    model.eval().requires_grad_(False)
-    tasks, max_tokens = tuple(payload.get("tasks", ())), layout.get("max_tokens", MAX_TOKENS)
-    prompt = layout.get("prompt", EARLIER)
-    return model, Origin(str(path), stage, backbone, m3adapter, fingerprint_, tasks, max_tokens, pretrained, prompt)
+    settings = run_settings(path, payload)
+    if settings is None:
+        shipped = (root / _SHIPPED / "config.yaml" for root in _ROOTS)
+        settings = next((read_settings(file) for file in shipped if file.is_file()), {})
+    backbone = _anchored(backbone or BackboneConfig(**_complete(settings, "backbone")))
+    m3adapter = m3adapter or m3adapter_of(_complete(settings, "m3adapter"))
+    layout = settings.get("layout") or {}
+    origin = Origin(
+        str(path),
+        stage,
+        backbone,
+        m3adapter,
+        fingerprint(backbone),
+        tuple(payload.get("tasks", ())),
+        layout.get("max_tokens", MAX_TOKENS),
+        prompt=layout.get("prompt", EARLIER),
+    )
+
+    def fill(model: M2ChatModel) -> None:
+        names = {f"model.{name}" for name in trainable_names(model, stage)}
+        module = nn.ModuleDict({"model": model})
+        load_trained(module, path, names, stage=None, fingerprint=origin.fingerprint)
+
+    return origin, fill
 
 
-def _load_exported(
-    folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None
-) -> tuple[M2ChatModel, Origin]:
-    """The same from exported weights."""
+def _exported(folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None) -> _Opened:
+    """The same of exported weights."""
     if not is_exported(folder):
         raise UserError(
             f"{folder} is no folder of weights: it needs manifest.json and model.safetensors, as `save_pretrained` and "
@@ -143,18 +164,11 @@ def _load_exported(
     manifest = read_manifest(folder)
     backbone, m3adapter = _anchored(backbone or manifest.backbone), m3adapter or manifest.m3adapter
     check_backbones(manifest, part_fingerprints(backbone), folder)  # before gigabytes are read
-    model = build_m2chat(backbone, m3adapter)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
-    pretrained = pretrained_tensors(model) if stage == "m3ft" else {}
-    load_exported(model, folder)
-    model.eval().requires_grad_(False)
     max_tokens = manifest.layout.get("max_tokens", MAX_TOKENS)
-    prompt = manifest.layout.get("prompt", EARLIER)
-    tasks = tuple(manifest.tasks)
-    origin = Origin(
-        str(folder), stage, backbone, m3adapter, manifest.fingerprint, tasks, max_tokens, pretrained, prompt
-    )
-    return model, origin
+    prompt, tasks = manifest.layout.get("prompt", EARLIER), tuple(manifest.tasks)
+    origin = Origin(str(folder), stage, backbone, m3adapter, manifest.fingerprint, tasks, max_tokens, prompt=prompt)
+    return origin, lambda model: load_exported(model, folder)
 
 
 def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None:
@@ -180,42 +194,67 @@ def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None
     export_model(model, origin.stage, BackboneConfig(**backbone), Path(folder), tasks=origin.tasks, layout=layout)
 
 
-def _m3adapter(settings: Mapping[str, Any]) -> M3AdapterConfig:
+def m3adapter_of(settings: Mapping[str, Any]) -> M3AdapterConfig:
     """The configuration of the M³Adapter in a run's settings."""
     values = {**settings, "gate": GateConfig(**(settings.get("gate") or {}))}
     return M3AdapterConfig(**{**values, "layers": tuple(values.get("layers", (-1,)))})
 
 
-def _run_config(checkpoint: Path) -> dict[str, Any]:
-    """The ``config.yaml`` of the run that wrote a checkpoint: in its folder or the one above, else the shipped one."""
-    for folder in (*list(checkpoint.resolve().parents)[:2], *(root / _SHIPPED for root in _ROOTS)):
-        if (folder / "config.yaml").is_file():
-            return read_config(folder / "config.yaml")
-    return {}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a run.
-
-    Raises:
-        UserError: If it is one of the shipped files and damaged.
-    """
-    verify_listed([path])
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-def _settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The settings of a part of the model in a run's configuration.
+def run_settings(checkpoint: Path, payload: Mapping[str, Any], config: Path | None = None) -> dict[str, Any] | None:
+    """Settings of a model: those in its checkpoint, else in the ``config.yaml`` of its run.
 
     Args:
-        config: Contents of a ``config.yaml``.
+        checkpoint: File of the checkpoint; ``config.yaml`` is looked for in its folder and the one above.
+        payload: Contents of the checkpoint.
+        config: Configuration that takes precedence over both.
+
+    Returns:
+        ``backbone``, ``m3adapter`` and ``layout``, each as far as it is recorded; None if there are no settings.
+
+    Raises:
+        UserError: If the file is not the configuration of a training run, or is a shipped one and damaged.
+    """
+    recorded: dict[str, Any] = {} if config else dict(payload.get("config") or {})
+    if {"backbone", "layout"} <= recorded.keys():
+        return recorded
+    beside = (folder / "config.yaml" for folder in list(checkpoint.resolve().parents)[:2])
+    path = config or next((file for file in beside if file.is_file()), None)
+    return {**read_settings(path), **recorded} if path else recorded or None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of the model in the ``config.yaml`` of a run, or in a file that was trained with.
+
+    Raises:
+        UserError: If it is not the configuration of a training run, or is a shipped one and damaged.
+    """
+    verify_listed([path])
+    try:
+        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = whole["model"]["init_args"]
+        settings: dict[str, Any] = {name: model.get(name) or {} for name in _REQUIRED}
+        for name, given in settings.items():
+            if isinstance(given, str):  # a separate file, named from where the configuration lies
+                settings[name] = yaml.safe_load((path.parent / given).read_text(encoding="utf-8"))
+        data = whole.get("data") or {}
+        layout = {name: data[name] for name in ("max_tokens", "prompt") if data.get(name)}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the configuration of a training run ({error})") from error
+    return settings | ({"layout": layout} if layout else {})
+
+
+def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings of a part, completed by those of the shipped weights where required ones are missing.
+
+    Args:
+        settings: Settings of the model.
         name: ``backbone`` or ``m3adapter``.
 
     Raises:
         UserError: If required settings are missing, and the shipped weights, whose settings replace them, as well.
     """
-    given = dict(((config.get("model") or {}).get("init_args") or {}).get(name) or {})
+    given = dict(settings.get(name) or {})
     if _REQUIRED[name] <= given.keys():
         return given
     # A hand-written configuration may leave out settings that are those of the micro scale.
-    return {**_settings(read_config(micro_root() / _SHIPPED / "config.yaml"), name), **given}
+    return {**read_settings(micro_root() / _SHIPPED / "config.yaml")[name], **given}

@@ -147,7 +147,7 @@ class TrainingModule(PredictingModule):
         """Loads the weights that the run starts from, or that it evaluates, and returns their source."""
         testing = self._trainer is not None and (self.trainer.testing or self.trainer.validating)
         if self._trainer is not None and self.trainer.ckpt_path:
-            return f"checkpoint {self.trainer.ckpt_path}"  # Lightning loads it
+            return f"checkpoint {self.trainer.ckpt_path}"  # which Lightning loads next
         wanted = self.stage if testing else self.init_stage
         choice = self.evaluation.weights if testing else self.init_from
         if choice == "none":
@@ -225,7 +225,7 @@ class TrainingModule(PredictingModule):
         return {"backbone": asdict(self.backbone), "layout": layout}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the trained tasks and their costs.
+        """Restores the trained tasks and their costs; the weights are those of the checkpoint from now on.
 
         Raises:
             UserError: If the prompts of its training had another format.
@@ -237,6 +237,8 @@ class TrainingModule(PredictingModule):
                 f"'{self.prompt_format()}': set data.prompt to {trained}"
             )
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None:
+            self.source = f"checkpoint {self.trainer.ckpt_path}"
         self.tasks = set(checkpoint.get("tasks", []))
         if costs := checkpoint.get("costs"):
             self.costs_before, self.cost = costs[:-1], Cost(**costs[-1])

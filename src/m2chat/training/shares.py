@@ -210,7 +210,7 @@ def read_metadata(folder: Path) -> Metadata:
     """
     path = folder / METADATA
     try:
-        reader = _Unpickler(path.read_bytes())
+        reader = _MetadataUnpickler(path.read_bytes())
         return reader.metadata(reader.load())
     except PICKLE_ERRORS as error:
         raise UserError(
@@ -219,7 +219,7 @@ def read_metadata(folder: Path) -> Metadata:
         ) from error
 
 
-class _Unpickler(PlainUnpickler):
+class _MetadataUnpickler(PlainUnpickler):
     """Reads ``.metadata`` into inert objects, and turns those into the real ones.
 
     Args:

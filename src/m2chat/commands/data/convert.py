@@ -8,44 +8,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "images": (("--images",), {"type": Path, "metavar": "DIR", "help": "folder of the pictures"}),
-    "captions": (
-        ("--captions",),
-        {"type": Path, "metavar": "FILE", "help": 'missing captions: lines of {"media_key": "...", "caption": "..."}'},
-    ),
-    "text_as_caption": (
-        ("--text-as-caption",),
-        {"action": "store_true", "help": "a picture without a caption gets the text of its turn"},
-    ),
-    "split": (
-        ("--split",),
-        {"default": "", "help": "part of the data set, as its files are named (train, val2014, ...)"},
-    ),
-    "form": (
-        ("--as",),
-        {
-            "dest": "form",
-            "choices": ["caption", "instruct"],
-            "default": "caption",
-            "help": "kind that pairs become; instruct varies the request (default: %(default)s)",
-        },
-    ),
-    "min_aesthetic": (
-        ("--min-aesthetic",),
-        {"type": float, "metavar": "SCORE", "help": "leave out pictures whose aesthetic score is lower or unknown"},
-    ),
-    "sample": (
-        ("--sample",),
-        {
-            "type": int,
-            "default": 0,
-            "metavar": "N",
-            "help": "choose N pictures by seed (30000 is the usual evaluation)",
-        },
-    ),
-    "seed": (("--seed",), {"type": int, "default": 0, "help": "seed of the choice (default: %(default)s)"}),
-}
+_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "images": ("--images", dict(type=Path, metavar="DIR", help="folder of the pictures")),
+    "captions": ("--captions", dict(type=Path, metavar="FILE", help="missing captions: lines of "
+                 '{"media_key": "...", "caption": "..."}')),
+    "text_as_caption": ("--text-as-caption", dict(action="store_true", help="a picture without a caption gets the text "
+                        "of its turn")),
+    "split": ("--split", dict(default="", help="part of the data set, as its files are named (train, val2014, ...)")),
+    "form": ("--as", dict(dest="form", choices=["caption", "instruct"], default="caption", help="kind that pairs "
+             "become; instruct varies the request (default: %(default)s)")),
+    "min_aesthetic": ("--min-aesthetic", dict(type=float, metavar="SCORE", help="leave out pictures whose aesthetic "
+                      "score is lower or unknown")),
+    "sample": ("--sample", dict(type=int, default=0, metavar="N", help="choose N pictures by seed (30000 is the usual "
+               "evaluation)")),
+    "seed": ("--seed", dict(type=int, default=0, help="seed of the choice (default: %(default)s)")),
+}  # fmt: skip
+"""Flag and argparse settings of what only some formats have."""
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,8 +41,8 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
             "dst", type=Path, metavar="DST", help="folder for the shards; a half done conversion goes on"
         )
         for option in form.options:
-            flags, settings = _OPTIONS[option]
-            command.add_argument(*flags, **settings)
+            flag, settings = _OPTIONS[option]
+            command.add_argument(flag, **settings)
         default = form.source or "SRC's name"
         command.add_argument("--name", default=form.source, help=f"name of the data set (default: {default})")
         command.add_argument("--license", default=form.license, help="terms, kept in every sample")

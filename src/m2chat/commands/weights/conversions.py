@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from m2chat.checksums import write_sums
 from m2chat.errors import UserError
 from m2chat.files import whole_folder
 from m2chat.models.build import fingerprint, part_fingerprints
-from m2chat.models.config import NEW, BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
 from m2chat.models.weights.exported import Manifest, export_weights
 from m2chat.models.weights.known import verify_file
+from m2chat.pipeline.weights import m3adapter_of, run_settings
 
 _SHARD = "5GB"
 
@@ -177,35 +175,20 @@ def _configuration(
     They are read from `config`, else from the checkpoint, else from the run's ``config.yaml`` beside it.
 
     Raises:
-        UserError: If none of them has the configuration.
+        UserError: If none of them has the configuration, or it has settings that are not known here.
     """
-    beside = source.parent.parent / "config.yaml"
-    if config is None and "config" in payload:
-        return *_parse(payload["config"], str(source)), dict(payload["config"].get("layout") or {})
-    path = config or beside
-    if not path.is_file():
+    settings = None if config is not None and not config.is_file() else run_settings(source, payload, config)
+    if settings is None:
         raise UserError(
-            f"{source} does not hold its configuration, and there is no {path}: add --config with the config.yaml of "
-            "the run, or with the file that was trained with, such as configs/stage1.yaml"
+            f"{source} does not hold its configuration, and there is no {config or 'config.yaml beside it'}: add "
+            "--config with the config.yaml of the run, or with the file that was trained with, such as "
+            "configs/stage1.yaml"
         )
     try:
-        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
-        model = whole["model"]["init_args"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the configuration of a training run ({error})") from error
-    for name in ("backbone", "m3adapter"):
-        if isinstance(model.get(name), str):  # a separate file, beside the first
-            model[name] = yaml.safe_load((path.parent / model[name]).read_text(encoding="utf-8"))
-    backbone, m3adapter = _parse(model, str(path))
-    layout = {name: value for name in ("max_tokens", "prompt") if (value := (whole.get("data") or {}).get(name))}
-    return backbone, m3adapter, {**layout, "num_image_tokens": backbone.num_image_tokens} if layout else {}
-
-
-def _parse(model: dict[str, Any], where: str) -> tuple[BackboneConfig, M3AdapterConfig]:
-    try:
-        connector = dict(model.get("m3adapter") or {})
-        gate = GateConfig(**(connector.pop("gate", None) or {}))
-        m3adapter = M3AdapterConfig(**connector, gate=gate)
-        return BackboneConfig(**(model.get("backbone") or {})), replace(m3adapter, layers=tuple(m3adapter.layers))
+        backbone = BackboneConfig(**(settings.get("backbone") or {}))
+        m3adapter = m3adapter_of(settings.get("m3adapter") or {})
     except TypeError as error:
+        where = config or source
         raise UserError(f"{where} has settings that this version does not know, or lacks some: {error}") from error
+    layout = dict(settings.get("layout") or {})
+    return backbone, m3adapter, layout and {"num_image_tokens": backbone.num_image_tokens, **layout}

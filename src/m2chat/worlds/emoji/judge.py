@@ -75,17 +75,21 @@ class Verdict:
     error: float
     top: tuple[str, ...]
 
+    @property
+    def seen(self) -> dict[str, str]:
+        """Attributes of what is shown; none if the picture resembles nothing."""
+        return self.scene.attributes if self.error <= MAX_ERROR else {}
+
     def right(self, wanted: Mapping[str, str]) -> dict[str, bool]:
         """Whether each wanted attribute is there; all are wrong in a picture that resembles nothing."""
-        seen = self.scene.attributes if self.error <= MAX_ERROR else {}
-        return {name: seen.get(name) == value for name, value in wanted.items()}
+        return {name: self.seen.get(name) == value for name, value in wanted.items()}
 
     def all_right(self, wanted: Mapping[str, str]) -> bool:
         """Whether every wanted attribute is there."""
         return all(self.right(wanted).values())
 
 
-class Judge:
+class PictureJudge:
     """Reads pictures.
 
     Args:
@@ -105,7 +109,7 @@ class Judge:
         }
 
     @classmethod
-    def load(cls, folder: Path, pictures: Pictures) -> Judge:
+    def load(cls, folder: Path, pictures: Pictures) -> PictureJudge:
         """The judge of a folder with ``model.safetensors``.
 
         Raises:
@@ -151,10 +155,10 @@ class Judge:
 
 
 @cache
-def _judge(root: Path) -> Judge:
+def _judge(root: Path) -> PictureJudge:
     from m2chat.worlds.emoji.pictures import read_pictures
 
-    return Judge.load(root / "judge", read_pictures(root / "pictures"))
+    return PictureJudge.load(root / "judge", read_pictures(root / "pictures"))
 
 
 @cache
@@ -183,8 +187,7 @@ def seen_in(pictures: Sequence[Picture | None], root: Path = ROOT) -> list[dict[
         pictures: RGB, (H, W, 3), 0-255, or None.
         root: Folder with ``judge/`` and ``pictures/``.
     """
-    verdicts = _verdicts(pictures, root)
-    return [v.scene.attributes if v is not None and v.error <= MAX_ERROR else {} for v in verdicts]
+    return [{} if verdict is None else verdict.seen for verdict in _verdicts(pictures, root)]
 
 
 def judge_targets(targets: Sequence[Target], root: Path = ROOT) -> Judged:

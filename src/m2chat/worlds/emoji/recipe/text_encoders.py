@@ -54,7 +54,7 @@ class PictureNetwork(nn.Module):
         return F.normalize(self.head(self.layers(pixels).flatten(1)), dim=-1)
 
 
-class Reader(nn.Module):
+class StateHeads(nn.Module):
     """Throw-away heads from each state that a UNet reads to the joint space, and the scale of the comparison."""
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -138,7 +138,7 @@ def train_text_encoders(
         )  # as the real second tokenizer pads
     tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
     first, second = (encoder.to(where) for encoder in build_text_encoders(tokenizer, WIDTHS))
-    network, reader = PictureNetwork().to(where), Reader((WIDTHS[0],) * 2 + (WIDTHS[1],) * 2).to(where)
+    network, reader = PictureNetwork().to(where), StateHeads((WIDTHS[0],) * 2 + (WIDTHS[1],) * 2).to(where)
     parts = {"first": first, "second": second, "network": network, "reader": reader}
     course = Course(out / "text_encoders", parts, plan, seed, {"widths": list(WIDTHS), "tokens": len(tokenizer)})
     seen = pictures.of("train")

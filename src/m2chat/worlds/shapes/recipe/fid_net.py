@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2chat.metrics.feature_net import FeatureNet
+from m2chat.worlds.shapes.recipe.attributes import VALUES
 from m2chat.worlds.shapes.recipe.common import Schedule, adamw, draw, scene_pool, seed_everything
-from m2chat.worlds.shapes.recipe.text_encoders import VALUES, classes
+from m2chat.worlds.shapes.recipe.text_encoders import classes
 from m2chat.worlds.shapes.scenes import ATTRIBUTES, Scene
 from m2chat.worlds.small_sdxl import to_pixels
 

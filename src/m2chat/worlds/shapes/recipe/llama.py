@@ -141,11 +141,11 @@ def train_language(
     reader = new_reader(root)
     _learn_to_copy(reader, copy_steps)
     for number, now in enumerate(rounds):
-        course = _Course(
+        curriculum = _Curriculum(
             rng, ConversationMaker("train", seed + number), words if now.practise else (), now.requests, batch
         )
-        _train_visual(reader, now.visual, course)
-        _read(reader, root, now.reading, course)
+        _train_visual(reader, now.visual, curriculum)
+        _read(reader, root, now.reading, curriculum)
     train_adapter(root)
     steps: dict[str, object] = {"copy": copy_steps, "adapter": str(STAGE_0)}
     steps |= {name: [getattr(item, name) for item in rounds] for name in ("visual", "reading")}
@@ -177,7 +177,7 @@ def train_adapter(root: Path, *overrides: str) -> None:
 
 
 @dataclass
-class _Course:
+class _Curriculum:
     """Where the lessons of a round come from."""
 
     rng: random.Random
@@ -218,26 +218,26 @@ def _learn_to_copy(reader: Reader, steps: int) -> None:
         schedule.step(F.cross_entropy(logits.flatten(0, 1), ids[:, half + 1 :].flatten()))
 
 
-def _train_visual(reader: Reader, steps: int, course: _Course, lr: float = 3e-3) -> None:
+def _train_visual(reader: Reader, steps: int, curriculum: _Curriculum, lr: float = 3e-3) -> None:
     """The visual encoder alone, by heads that are thrown away: from words it learns positions slowly."""
     _train_only(reader, {f"visual_query.{name}" for name, _ in reader.visual_query.named_parameters()})
     heads = AttributeHeads(reader.llama.config.hidden_size)
     schedule = Schedule("visual", adamw([reader.visual_query, heads], lr), lr, steps)
     for _ in schedule:
-        scenes = scene_pool("train", 0.4, 64, course.rng)
+        scenes = scene_pool("train", 0.4, 64, curriculum.rng)
         lessons = [Lesson(Request(DESCRIBE), "", scene) for scene in scenes]
-        prompts = reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        prompts = reader.look(lessons, picture_pixels(lessons, curriculum.rng.randrange(2**31)))
         schedule.step(heads.loss(scenes, prompts))
 
 
-def _read(reader: Reader, root: Path, steps: int, course: _Course, lr: float = 2e-3) -> None:
+def _read(reader: Reader, root: Path, steps: int, curriculum: _Curriculum, lr: float = 2e-3) -> None:
     """The mixed corpus, base and visual path together; biases stay zero, so that the base is a plain LLaMA."""
     _train_only(reader, _base_names(reader) | {f"visual_query.{n}" for n, _ in reader.visual_query.named_parameters()})
     schedule = Schedule("reading", adamw([reader.llama, reader.visual_query], lr), lr, steps)
     for step in schedule:
         text_only = step % 5 == 4  # the base must also work with the prompts off
-        lessons = course.lessons(0.0 if text_only else 0.7)
-        query = None if text_only else reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        lessons = curriculum.lessons(0.0 if text_only else 0.7)
+        query = None if text_only else reader.look(lessons, picture_pixels(lessons, curriculum.rng.randrange(2**31)))
         schedule.step(reader.loss(lessons, query))
     _save_base(reader, root / "llama")
 

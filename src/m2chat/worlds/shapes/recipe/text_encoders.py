@@ -25,21 +25,13 @@ from m2chat.worlds.shapes.captions import (
     parse_caption,
     random_caption,
 )
+from m2chat.worlds.shapes.recipe.attributes import VALUES
 from m2chat.worlds.shapes.recipe.common import Schedule, adamw, save_half, scene_pool, seed_everything
-from m2chat.worlds.shapes.scenes import ATTRIBUTES, COLOURS, POSITIONS, SHAPES, SIZES, scenes_of_split
+from m2chat.worlds.shapes.scenes import ATTRIBUTES, scenes_of_split
 from m2chat.worlds.small_sdxl import build_text_encoders, text_states, write_clip_tokenizer
 
 CONTEXT_LENGTH = 20
 """Tokens of a caption with its start and end: the longest caption of the world has 15."""
-VALUES: dict[str, tuple[str, ...]] = {
-    "shape": SHAPES,
-    "colour": tuple(COLOURS),
-    "shape_2": SHAPES,
-    "colour_2": tuple(COLOURS),
-    "size": tuple(SIZES),
-    "position": tuple(POSITIONS),
-    "background": tuple(COLOURS),
-}
 
 
 def train_clip_tokenizer(
