@@ -246,7 +246,7 @@ def test_what_keeps_little_fails_and_can_be_taken_all_the_same(raw: Any, job: Ca
 def test_each_cause_has_its_reason(raw: Any, job: Callable[..., Any], path: str, reason: str) -> None:
     raw.put_photo("sub/a.jpg")
     with pytest.raises(UserError) as error:
-        convert(job("llava", raw.put("x.json", [item("a", "<image>?", path)])))
+        convert(job("llava", raw.put_lines("x.jsonl", [item("a", "<image>?", path)])))
     assert reason in str(error.value)
 
 

@@ -144,8 +144,10 @@ def test_img2dataset_becomes_our_schema(raw: Any, run: Callable[..., Any]) -> No
 
 def test_what_img2dataset_has_blown_up_is_too_small(raw: Any, run: Callable[..., Any]) -> None:
     shard(raw, "a", [0], original_width=30)
-    shard(raw, "b", [1])
-    assert run("img2dataset", raw.path, max_rejects=0).rejects == {"000000000": "picture of less than 32 pixels a side"}
+    write_groups([("1", {"jpg": raw.as_bytes(raw.photo(1)), "txt": b"x"})], raw.path / "a", "0001", 10)
+    assert run("img2dataset", raw.path / "a", max_rejects=0).rejects == {
+        "000000000": "picture of less than 32 pixels a side"
+    }
 
 
 @pytest.mark.fixtures

@@ -93,6 +93,8 @@ def records(path: Path, encoding: str = "") -> Iterator[Any]:
             second = file.readline().lstrip()
     if start == b"[":
         yield from items(path, "", encoding)
+    elif not head:
+        return
     elif not isinstance(_parse(head), Broken) or second[:1] == b"{":
         yield from lines(path, encoding)
     else:  # Printed over many lines.
