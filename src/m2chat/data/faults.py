@@ -20,7 +20,7 @@ from m2chat.data.peek import is_picture, peek
 from m2chat.data.prints import identity
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import local_shards
-from m2chat.data.sources import PICTURES, BadSample, json_of
+from m2chat.data.sources import PICTURES, BadSample, is_utf8, json_of
 from m2chat.errors import UserError
 
 _BLOCK = 512
@@ -217,7 +217,7 @@ class _Checker:
                     load_image(data)
                 except BadImage as error:
                     self._add(key, suffix, error.reason)
-            elif not _is_utf8(data):
+            elif not is_utf8(data):
                 self._add(key, suffix, "not UTF-8")
         record = self._structure(key, members)
         if record is None:
@@ -266,11 +266,3 @@ def _pictures(record: Mapping[str, Any]) -> dict[str, str]:
     entries = record.get("images") if _is_m2c(record) else ()
     rows = [row for row in entries if isinstance(row, dict)] if isinstance(entries, list) else []
     return {str(row["member"]): str(row.get("sha256") or "") for row in rows if "member" in row}
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -63,6 +63,23 @@ def _flatten(image: PILImage) -> PILImage:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def pixels_of(image: PILImage) -> NDArray[np.uint8]:
+    """The pixels of an open picture as every viewer shows it: the only way from Pillow to RGB.
+
+    Upright by its EXIF orientation, transparency on white, 16 bits scaled, the frame that it stands at.
+
+    Args:
+        image: Picture of any mode.
+
+    Returns:
+        RGB, (H, W, 3), 0-255.
+    """
+    from PIL import ImageOps
+
+    upright = image.getexif().get(_ORIENTATION, 1) == 1
+    return np.array(_flatten(image if upright else ImageOps.exif_transpose(image)), dtype=np.uint8)
+
+
 def _in_bands(image: PILImage, factor: int) -> NDArray[np.uint8]:
     """The upright RGB of a large picture, some rows at a time: in one piece, its copies would take 20 bytes a pixel.
 
@@ -146,8 +163,6 @@ def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]
     Raises:
         BadImage: If the format is another, the picture is empty, broken or larger than `MAX_PIXELS`.
     """
-    from PIL import ImageOps
-
     if halve_above is None and data.startswith(b"\xff\xd8\xff") and not any(word in data for word in _EXIF_MARKS):
         pixels = decode_jpeg(data)  # Before Pillow opens it, which takes a third of the time of a small one.
         if pixels is not None:
@@ -160,8 +175,18 @@ def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]
         if halve_above is None and upright and image.format == "JPEG" and (pixels := decode_jpeg(data)) is not None:
             return pixels
         if image.format in ("JPEG", "MPO") or width * height <= _BAND:
-            return np.array(_flatten(image if upright else ImageOps.exif_transpose(image)), dtype=np.uint8)
+            return pixels_of(image)
         return _in_bands(image, 2 if halve_above is not None and width * height > halve_above else 1)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The picture of a file, as `load_image` decodes it.
+
+    Raises:
+        OSError: If the file cannot be read.
+        BadImage: If it is no picture that `load_image` takes.
+    """
+    return load_image(path.read_bytes())
 
 
 def save_png(pixels: NDArray[np.uint8]) -> bytes:

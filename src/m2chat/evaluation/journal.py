@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from m2chat.errors import UserError
 from m2chat.evaluation.results import PREDICTIONS, RESULTS, line_of, read_reply
 from m2chat.schema import Reply
+from m2chat.textfiles import lines_of
 
 Known: TypeAlias = Mapping[str, tuple[Reply, Mapping[str, Any]]]
 """Prediction id to the generated reply and the prediction's ``meta``."""
@@ -68,12 +69,12 @@ def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mappi
                 f"evaluation.resume={str(folder)!r} was generated with other settings or weights (hash {recorded}, "
                 f"and {generation} here): evaluate the same checkpoint with the same settings, or leave resume out"
             )
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in lines_of(path):
             try:
                 row = json.loads(line)
                 if "id" in row:
                     replies[row["id"]] = read_reply(folder, row["generated"]), row["meta"]
-            except (json.JSONDecodeError, OSError):  # the process was killed while it wrote the line or the picture
+            except (ValueError, OSError):  # the process was killed while it wrote the line or the picture
                 continue
     return replies
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from m2chat.data.images import read_image
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import write_whole
 from m2chat.metrics.text_overlap import bleu
 from m2chat.schema import Prediction, Reply, Segment
+from m2chat.textfiles import read_json_lines
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
@@ -209,12 +211,16 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """The rows that `write_predictions` wrote.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are none, or the file is broken.
     """
     path = folder / PREDICTIONS
     if not path.is_file():
         raise UserError(f"no {PREDICTIONS} in {folder}: name the folder of a `lightning test` run")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        rows: list[dict[str, Any]] = read_json_lines(path)
+    except ValueError as error:
+        raise UserError(f"{path} is broken ({error}): evaluate again") from error
+    return rows
 
 
 def read_reply(folder: Path, segments: Iterable[Mapping[str, str | None]]) -> Reply:
@@ -225,15 +231,14 @@ def read_reply(folder: Path, segments: Iterable[Mapping[str, str | None]]) -> Re
         segments: ``answer``, ``caption`` and ``image`` of each segment.
 
     Raises:
-        OSError: If a picture is missing or cannot be decoded.
+        OSError: If a picture is missing.
+        BadImage: If it cannot be decoded.
     """
-    from PIL import Image
-
     texts, pictures = [], []
     for segment in segments:
         name = segment["image"]
         texts.append(Segment(segment["answer"] or "", segment["caption"]))
-        pictures.append(None if name is None else np.asarray(Image.open(folder / name).convert("RGB")))
+        pictures.append(None if name is None else read_image(folder / name))
     return Reply(tuple(texts), tuple(pictures))
 
 

@@ -167,7 +167,8 @@ def run_moments(options: argparse.Namespace) -> None:
     from m2chat.commands.evaluation.folder import moments_of_folder
 
     count = moments_of_folder(options.pictures, options.out, options.inception, options.crop)
-    print(f"{options.out}: {count} pictures")
+    out = options.out if options.out.suffix == ".npz" else options.out.with_name(f"{options.out.name}.npz")
+    print(f"{out}: {count} pictures")
 
 
 def run_rows(options: argparse.Namespace) -> None:
