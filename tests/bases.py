@@ -116,7 +116,7 @@ def _gguf_tensors(config: Any, state: dict[str, Tensor]) -> Iterator[tuple[str, 
             yield f"blk.{layer}.{new}.weight", permute(value, heads[old], inverse=True) if old in heads else value
 
 
-def fast_tokenizer(words: int = 400) -> Tokenizer:
+def fast_tokenizer(words: int = 310) -> Tokenizer:
     """Byte-level BPE with the special tokens of ChatML, as SmolLM2 has."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(

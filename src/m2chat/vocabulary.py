@@ -158,23 +158,22 @@ class FastVocabulary:
 
         try:
             data = {"added_tokens": [], **json.loads(path.read_text(encoding="utf-8"))}
+            words = data["model"]["vocab"]  # numbers by spelling, or a list of spellings with their scores
+            everything = dict(words) if isinstance(words, dict) else {name: i for i, (name, _) in enumerate(words)}
             added = {str(token["content"]): token for token in data["added_tokens"]}
+            everything |= {name: int(token["id"]) for name, token in added.items()}
             special = {name for name, token in added.items() if token.get("special") or _MARKUP.fullmatch(name)}
             special |= {*settings.added, *settings.names.values()}
-            numbers = {name: int(token["id"]) for name, token in added.items()}
-            original = Tokenizer.from_str(json.dumps(data))
-            # Whatever the library raises for a damaged file is a plain Exception.
+            # A description that nobody adapted may have the numbers of another tokenizer: those of plain words.
+            special |= {
+                name for name, n in everything.items() if n in settings.ids.values() and _MARKUP.fullmatch(name)
+            }
+            self.specials = {**settings.added, **{name: int(everything[name]) for name in special & everything.keys()}}
+            self.size = 1 + max(*everything.values(), *self.specials.values())
+            self._tokenizer: Any = Tokenizer.from_str(json.dumps(_without(data, self.specials)))
+            # What the library raises for a damaged file is a plain Exception.
         except Exception as error:
             raise UserError(f"{path} is not a tokenizer: {error}. Copy or download it again") from None
-        everything = {**original.get_vocab(with_added_tokens=True), **numbers}
-        self.specials = {name: int(everything[name]) for name in special if name in everything}
-        self.specials = {**settings.added, **self.specials}
-        by_number = {number: name for name, number in everything.items()}
-        for number in settings.ids.values():  # some folders name no spelling
-            if number in by_number:
-                self.specials[by_number[number]] = number
-        self.size = 1 + max(*everything.values(), *self.specials.values())
-        self._tokenizer: Any = Tokenizer.from_str(json.dumps(_without(data, self.specials)))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         unknown = data["model"].get("unk_token")

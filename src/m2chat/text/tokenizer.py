@@ -62,7 +62,7 @@ class M2ChatTokenizer:
         rows = settings.rows or vocabulary.size
         named = {role: self._specials[name] for role, name in settings.names.items() if name in self._specials}
         known = {**settings.ids, **vocabulary.roles, **named}
-        roles = {role: number for role, number in known.items() if 0 <= number < rows}
+        roles = {role: number for role, number in known.items() if number < rows and number in self._special_ids}
         if "eos" not in roles:
             raise UserError(
                 f"{folder}: nothing says which token ends a text: add eos_token to tokenizer_config.json, as the "

@@ -56,7 +56,7 @@ def untied_shards(root: Path) -> LlamaForCausalLM:
 
 
 def tied_with_groups(root: Path) -> LlamaForCausalLM:
-    made = network(400, kv_heads=2, head_dim=20, tie_word_embeddings=True)
+    made = network(310, kv_heads=2, head_dim=20, tie_word_embeddings=True)
     made.save_pretrained(root)
     assert "lm_head.weight" not in load_file(root / "model.safetensors")
     write_fast(root)
