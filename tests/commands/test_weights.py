@@ -100,7 +100,7 @@ def test_meta_s_own_list_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run("check", tmp_path) == 0
     out = capsys.readouterr().out
     assert "consolidated.00.pth: as in checklist.chk" in out
-    assert "note: tokenizer.model has 640 words and the network 50" in out
+    assert "640 words in tokenizer.model" in out and "note:" not in out
     (folder / "checklist.chk").write_text(f"{'0' * 32}  consolidated.00.pth\n")
     assert run("check", folder) == 1
     assert "differs from checklist.chk" in capsys.readouterr().out
@@ -211,7 +211,9 @@ def test_a_checkpoint_becomes_a_folder_that_training_starts_from(
     assert old["state_dict"].keys() == new["state_dict"].keys()
     assert all(torch.equal(value, new["state_dict"][name]) for name, value in old["state_dict"].items())
     model, manifest = load_model(tmp_path / "out")
-    assert manifest.layout == {"max_tokens": {"align": 192, "m3ft": 320}[stage], "num_image_tokens": 8}
+    expected = {"max_tokens": {"align": 192, "m3ft": 320}[stage], "num_image_tokens": 8}
+    assert {name: value for name, value in manifest.layout.items() if name != "prompt"} == expected
+    assert manifest.layout.get("prompt", "alpaca") == "alpaca"
     assert manifest.stage == stage and manifest.step == old["global_step"]
     fresh = torch.nn.ModuleDict({"model": build_m2chat(manifest.backbone, manifest.m3adapter)})
     load_trained(fresh, tmp_path / "out", old["state_dict"], stage=stage, fingerprint=manifest.fingerprint)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
 from m2chat.pipeline import M2ChatPipeline, OutputImage, weights
 from m2chat.pipeline.weights import micro_root
+from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
@@ -160,6 +162,20 @@ def test_shown_pictures_are_described_by_the_released_model(pipe: M2ChatPipeline
         ({"prompt": "a", "size": 33}, "must be a multiple of 4"),
         ({"prompt": "a", "image_mode": "maybe"}, "choose one of auto, force, never"),
         ({"prompt": ["a", "b", "c"], "generator": [seeded(), seeded()]}, "2 generators for 3 prompts"),
+        ({"prompt": ["a", "b"], "image": Pillow.new("RGB", (8, 8))}, "one picture for 2 prompts: give a list"),
+        ({"prompt": ["a", "b"], "image": np.zeros((2, 8, 3), np.uint8)}, "one picture for 2 prompts: give a list"),
+        ({"prompt": "a", "num_inference_steps": 0}, "num_inference_steps=0: choose a whole number from 1"),
+        ({"prompt": "a", "num_inference_steps": 2.5}, "num_inference_steps=2.5: choose a whole number"),
+        ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale=nan: choose from 0"),
+        ({"prompt": "a", "guidance_scale": "5"}, "guidance_scale='5': choose from 0"),
+        ({"prompt": "a", "temperature": -1.0}, "temperature=-1.0: choose from 0 to 100; 0 takes the likeliest"),
+        ({"prompt": "a", "top_p": 1.5}, "top_p=1.5: choose above 0 to 1"),
+        ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens=0: choose a whole number from 1"),
+        ({"prompt": "a", "max_images": 17}, "max_images=17: choose a whole number from 1 to 16"),
+        (
+            {"prompt": "a", "generator": Mock(spec=torch.Generator, device=torch.device("cuda:0"))},
+            "of device cuda:0: g",
+        ),
     ],
 )
 def test_bad_calls(call: dict[str, Any], message: str, pipe: M2ChatPipeline) -> None:
@@ -200,11 +216,11 @@ def test_a_language_model_in_fewer_bits_still_replies(mode: Any) -> None:
 
 @pytest.mark.parametrize(
     ("recorded", "configured", "expected"),
-    [({"max_tokens": 200}, 192, 200), (None, 192, 192), (None, None, 512)],
+    [({"max_tokens": 200, "prompt": "chat"}, 192, 200), (None, 192, 192), (None, None, 512)],
     ids=["in the checkpoint", "in the run's config.yaml", "nowhere"],
 )
 def test_the_longest_sequence_is_that_of_the_training(
-    recorded: dict[str, int] | None, configured: int | None, expected: int, tmp_path: Path
+    recorded: dict[str, Any] | None, configured: int | None, expected: int, tmp_path: Path, monkeypatch: Any
 ) -> None:
     shipped = micro_root() / "data/micro/m2chat"
     payload = torch.load(shipped / "align.ckpt", weights_only=True)
@@ -215,10 +231,22 @@ def test_the_longest_sequence_is_that_of_the_training(
     config = yaml.safe_load((shipped / "config.yaml").read_text())
     config["data"] = {} if configured is None else {"max_tokens": configured}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    if recorded is not None:  # the format of the prompts as well, which needs the model's template
+        with pytest.raises(UserError, match=r"data\.prompt=chat, and .* has no chat template"):
+            M2ChatPipeline.from_pretrained(tmp_path / "checkpoints" / "align.ckpt")
+        settings = M2ChatTokenizer.__init__
+
+        def with_template(self: M2ChatTokenizer, folder: Path) -> None:
+            settings(self, folder)
+            self.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+
+        monkeypatch.setattr(M2ChatTokenizer, "__init__", with_template)
     pipe = M2ChatPipeline.from_pretrained(tmp_path / "checkpoints" / "align.ckpt")
     assert pipe.layout.max_tokens == expected
+    assert pipe.layout.prompts.name == ("alpaca" if recorded is None else "chat")
     pipe.save_pretrained(tmp_path / "saved")
-    assert M2ChatPipeline.from_pretrained(tmp_path / "saved").layout.max_tokens == expected
+    loaded = M2ChatPipeline.from_pretrained(tmp_path / "saved")
+    assert loaded.layout.max_tokens == expected and loaded.layout.prompts.name == pipe.layout.prompts.name
     assert M2ChatPipeline.from_pretrained(tmp_path / "saved", max_tokens=100).layout.max_tokens == 100
 
 

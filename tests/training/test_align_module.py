@@ -28,11 +28,19 @@ def batch(micro: Any) -> Batch:
 
 def test_the_layout_is_that_of_the_data_unless_evaluation_names_another(micro: Any, tmp_path: Path) -> None:
     module = micro.module("align")
-    assert module.model_config()["layout"] == {"max_tokens": Layout.max_tokens, "num_image_tokens": 8}
+    assert module.model_config()["layout"] == {
+        "max_tokens": Layout.max_tokens, "num_image_tokens": 8, "prompt": "alpaca"
+    }  # fmt: skip
     module.trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False)
     module.trainer.datamodule = micro.data("align")  # type: ignore[attr-defined]
     assert module.model_config()["layout"]["max_tokens"] == module.evaluation_settings()["max_tokens"] == 256
     assert module.text_settings()[0].max_tokens == 256
+    assert "prompt" not in module.evaluation_settings(), "results of before remain comparable"
+    module.trainer.datamodule.prompt = "chat"  # type: ignore[attr-defined]
+    assert module.model_config()["layout"]["prompt"] == module.evaluation_settings()["prompt"] == "chat"
+    with pytest.raises(UserError, match=r"trained on prompts in the format 'alpaca', .* set data\.prompt to alpaca"):
+        module.on_load_checkpoint({"config": {"layout": {"max_tokens": 256}}})
+    module.trainer.datamodule.prompt = "alpaca"  # type: ignore[attr-defined]
     module.evaluation.max_tokens = 320
     assert module.text_settings()[0].max_tokens == module.evaluation_settings()["max_tokens"] == 320
 

@@ -170,6 +170,7 @@ class ChatHandlers:
             size=None,
             preview_every=5,
             top_p=0.75,
+            max_caption_tokens=64,
         )
         return session
 

@@ -76,26 +76,14 @@ class EvaluationCallback(Callback):
         self.begin(trainer, pl_module, "test")
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **named: Any
     ) -> None:
         """Passes the predictions on."""
         if predictions := predictions_of(outputs):
             self.see(trainer, predictions, "val")
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **named: Any
     ) -> None:
         """Passes the predictions on."""
         if predictions := predictions_of(outputs):

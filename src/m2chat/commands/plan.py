@@ -27,9 +27,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a setting has no valid value, or not even one sample fits.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.lightning_cli import read_config
     from m2chat.models.blank import blank_m2chat, blank_reading
     from m2chat.planning.gpus import gpu_named

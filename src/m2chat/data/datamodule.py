@@ -8,24 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from lightning import LightningDataModule
 
-from m2chat._compat import ensure_torchvision
-
-ensure_torchvision()
-from lightning import LightningDataModule  # noqa: E402
-
-from m2chat.data.augment import Augmentation  # noqa: E402
-from m2chat.data.collate import Collator  # noqa: E402
-from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
-from m2chat.data.images import VisionInput  # noqa: E402
-from m2chat.data.leak import refuse_leaks  # noqa: E402
-from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
-from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount  # noqa: E402
-from m2chat.data.remote import CACHE  # noqa: E402
-from m2chat.data.shards import find_shards  # noqa: E402
-from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
-from m2chat.errors import UserError  # noqa: E402
-from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
+from m2chat.data.augment import Augmentation
+from m2chat.data.collate import Collator
+from m2chat.data.dataset import Source, SourceConfig
+from m2chat.data.images import VisionInput
+from m2chat.data.leak import refuse_leaks
+from m2chat.data.loader import Skips, StreamLoader
+from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount
+from m2chat.data.remote import CACHE
+from m2chat.data.shards import find_shards
+from m2chat.data.stream import EvalStream, ShardStream
+from m2chat.errors import UserError
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
+from m2chat.text.prompts import PromptFormat
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +37,7 @@ class M2ChatDataModule(LightningDataModule):
         val: Sources to validate on.
         test: Sources to test on.
         leave_out: Names of sources in `train` to leave out.
-        language_model: Folder with LLaMA's ``tokenizer.model``.
+        language_model: Folder of the language model, for its tokenizer.
         vision_encoder: open_clip folder, or name of an open_clip model.
         image_decoder: diffusers folder, or SDXL in one file.
         batch_size: Conversations per training batch, on each rank.
@@ -49,6 +46,8 @@ class M2ChatDataModule(LightningDataModule):
         num_workers: Reading processes of each rank; 0 reads in the training process.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
         max_tokens: Maximum length of a sequence, prompt and reply together; evaluation and checkpoints take it over.
+        prompt: Format of the prompts: ``alpaca``, LLaMA-Adapter's; ``chat``, the language model's own chat template;
+            ``auto`` for the template where its folder has one. Evaluation and checkpoints take it over.
         image_size: Side of the pictures to draw, in pixels.
         seed: Seed of the order, and of the choice of the reply that is learned.
         val_samples: Number of replies to validate on, spread evenly over the sources; all by default.
@@ -92,6 +91,7 @@ class M2ChatDataModule(LightningDataModule):
         prefetch_factor: int = 2,
         max_bad_share: float = 0.05,
         cache_dir: str = CACHE,
+        prompt: PromptFormat = "auto",
     ) -> None:
         super().__init__()
         for name, value in (("flip", flip), ("max_bad_share", max_bad_share)):
@@ -105,6 +105,7 @@ class M2ChatDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.samples_per_epoch, self.num_workers, self.seed = samples_per_epoch, num_workers, seed
         self.num_image_tokens, self.max_tokens, self.image_size = num_image_tokens, max_tokens, image_size
+        self.prompt: PromptFormat = prompt
         self.limits = {"val": val_samples, "test": test_samples}
         self.test_draw = test_draw
         self.check_leaks = check_leaks
@@ -150,7 +151,8 @@ class M2ChatDataModule(LightningDataModule):
     def collator(self) -> Collator:
         """The collator of this run."""
         if self._collator is None:
-            layout = Layout(M2ChatTokenizer(self.language_model), self.num_image_tokens, self.max_tokens)
+            tokenizer = M2ChatTokenizer(self.language_model)
+            layout = Layout(tokenizer, self.num_image_tokens, self.max_tokens, self.prompt)
             vision = VisionInput.of(self.vision_encoder)
             captions = CaptionTokens(self.image_decoder)
             self._collator = Collator(layout, captions, vision, self.image_size, self.augmentation)

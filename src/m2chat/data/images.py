@@ -236,9 +236,6 @@ class VisionInput:
             preprocess = config.get("preprocess_cfg", {})
             mean, std = preprocess.get("mean", _OPENAI_MEAN), preprocess.get("std", _OPENAI_STD)
             return cls(int(config["model_cfg"]["vision_cfg"]["image_size"]), tuple(mean), tuple(std))
-        from m2chat._compat import ensure_torchvision
-
-        ensure_torchvision()
         import open_clip
 
         architecture = vision_encoder.partition(":")[0]

@@ -15,7 +15,7 @@ from torch import nn
 from m2chat.models import published
 from m2chat.models.adapter_file import AdapterShape
 from m2chat.models.build import composed
-from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
+from m2chat.models.config import NEW, BackboneConfig, DecoderConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.reading import ReadingModel
@@ -44,7 +44,7 @@ def blank_m2chat(
     with torch.device(device):
         clip = _clip(backbone, assumed)
         llama, visual_query = _language(backbone, clip.width, assumed)
-        decoder = BlankDecoder(backbone.image_decoder)
+        decoder = BlankDecoder(backbone.image_decoder, backbone.decoder)
         if not Path(backbone.image_decoder).exists():
             assumed.append(f"backbone.image_decoder={backbone.image_decoder!r} is not there: taken to be SDXL base 1.0")
         return composed(m3adapter, llama, visual_query, clip, decoder), assumed
@@ -131,13 +131,15 @@ class BlankDecoder(ImageDecoder):
 
     Args:
         folder: The diffusers folder, read for its descriptions; SDXL base 1.0 if there is none.
+        config: The way it draws; parts in place of those of the folder are taken to have the same sizes.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, config: DecoderConfig | None = None) -> None:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, schedulers
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         nn.Module.__init__(self)
+        self.config, self.preview_vae = config or DecoderConfig(), None
         root = Path(folder)
         known: dict[str, Any] = {
             "text_encoder": published.SDXL_TEXT_ENCODER,

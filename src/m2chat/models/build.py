@@ -42,7 +42,7 @@ def build_m2chat(
             remedy.
     """
     llama, visual_query, clip = load_reader(backbone, frozen_dtype)
-    decoder = ImageDecoder(backbone.image_decoder, frozen_dtype)
+    decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder)
     return composed(m3adapter, llama, visual_query, clip, decoder)
 
 

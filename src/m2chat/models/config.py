@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from m2chat.errors import UserError
+from m2chat.models.schedulers import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_STEPS,
+    OWN_SPACING,
+    PRESETS,
+    SCHEDULERS,
+    SPACINGS,
+    Preset,
+    Spacing,
+    one_of,
+)
 
 GateMode = Literal["paper", "learnable", "constant", "off"]
 GATE_MODES: tuple[GateMode, ...] = ("paper", "learnable", "constant", "off")
@@ -52,11 +63,91 @@ class NewAdapterConfig:
 
 
 @dataclass
+class LoraConfig:
+    """A LoRA of the image decoder.
+
+    Args:
+        path: ``.safetensors`` file in the form of diffusers, PEFT or kohya.
+        weight: Factor of its change; 1 applies it as it was trained.
+    """
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclass
+class DecoderConfig:
+    """What replaces parts of the image decoder, and how it draws; by default nothing, as its own folder states.
+
+    Args:
+        unet: UNet in place of that of `image_decoder`: a folder of diffusers, or one ``.safetensors`` file such as
+            SDXL-Lightning's.
+        lora: LoRAs, added to the weights while they are loaded.
+        vae: Folder of a VAE in place of that of `image_decoder`: `AutoencoderKL`, or `AutoencoderTiny` (TAESDXL).
+        preview_vae: The same for previews of unfinished pictures; None takes the VAE that also decodes pictures.
+        scheduler: Name of the scheduler, one of `SCHEDULERS`; None takes that of the preset, else of `image_decoder`.
+        spacing: Spacing of the timesteps, ``leading`` or ``trailing``; None as for `scheduler`.
+        preset: ``turbo``, ``lightning-4``, ``lcm-4`` or ``fast``: scheduler, spacing, and defaults of steps and of
+            guidance.
+
+    Raises:
+        UserError: If a name does not exist, or the scheduler has no use for a spacing.
+    """
+
+    unet: str | None = None
+    lora: list[LoraConfig] = field(default_factory=list)
+    vae: str | None = None
+    preview_vae: str | None = None
+    scheduler: str | None = None
+    spacing: Spacing | None = None
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        self.lora = [LoraConfig(**item) if isinstance(item, Mapping) else item for item in self.lora or []]
+        for name, choices in (("scheduler", SCHEDULERS), ("preset", PRESETS), ("spacing", SPACINGS)):
+            value = getattr(self, name)
+            if value is not None:
+                one_of(value, choices, f"backbone.decoder.{name}")
+        if self.spacing is not None and self.effective_scheduler in OWN_SPACING:
+            raise UserError(
+                f"backbone.decoder.spacing={self.spacing!r}: the scheduler {self.effective_scheduler!r} has timesteps "
+                "of its own; leave the spacing out, or choose another scheduler"
+            )
+
+    @property
+    def settings(self) -> Preset | None:
+        """The preset."""
+        return None if self.preset is None else PRESETS[self.preset]
+
+    @property
+    def effective_scheduler(self) -> str | None:
+        """Name of the scheduler; None for that of the image decoder."""
+        return self.scheduler or (self.settings.scheduler if self.settings else None)
+
+    @property
+    def effective_spacing(self) -> Spacing | None:
+        """Spacing of the timesteps; None for that of the image decoder."""
+        if self.spacing is None and self.effective_scheduler in OWN_SPACING:
+            return None
+        return self.spacing or (self.settings.spacing if self.settings else None)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps where no number is given."""
+        return self.settings.steps if self.settings else DEFAULT_STEPS
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale where none is given."""
+        return self.settings.guidance if self.settings else DEFAULT_GUIDANCE
+
+
+@dataclass
 class BackboneConfig:
     """Paths of the pretrained networks; ``configs/backbone/`` has those of both scales.
 
     Args:
-        language_model: Folder of a `LlamaForCausalLM` with LLaMA's ``tokenizer.model``, or Meta's own folder.
+        language_model: Folder of a `LlamaForCausalLM` with its tokenizer, or Meta's own folder.
         adapter: LLaMA-Adapter V2 file of any variant, or a full training checkpoint of its code; or ``new`` for one
             that stage 0 trains, of the sizes in `new_adapter`.
         vision_encoder: Folder of an open_clip model, or an open_clip name and ``:`` and its weights' tag or file.
@@ -69,6 +160,7 @@ class BackboneConfig:
         visual_blocks: Number of the visual blocks that an adapter file must have; None for as many as it has.
         allow_foreign_adapter: Whether an adapter file that was made for another language model of the same sizes is
             used nevertheless.
+        decoder: Parts that replace those of `image_decoder`, and the way it draws.
 
     Raises:
         UserError: If `adapter` is ``new`` and its sizes are missing.
@@ -84,15 +176,31 @@ class BackboneConfig:
     visual_heads: int | None = None
     visual_blocks: int | None = None
     allow_foreign_adapter: bool = False
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.new_adapter, Mapping):  # out of a checkpoint or a manifest
+        # Mappings come out of checkpoints and manifests, which keep JSON or YAML.
+        if isinstance(self.new_adapter, Mapping):
             self.new_adapter = NewAdapterConfig(**self.new_adapter)
+        if not isinstance(self.decoder, DecoderConfig):
+            self.decoder = decoder_config(self.decoder or {})
         if self.adapter == NEW and self.new_adapter is None:
             raise UserError(
                 "backbone.adapter='new' needs the sizes of the adapter: set backbone.new_adapter to its prompts, "
                 "layers, visual_blocks and visual_heads, as configs/stage0.yaml does"
             )
+
+
+def decoder_config(settings: Mapping[str, object]) -> DecoderConfig:
+    """The configuration in a mapping.
+
+    Raises:
+        UserError: If a setting does not exist or has no valid value.
+    """
+    known = {item.name for item in fields(DecoderConfig)}
+    for name in settings:
+        one_of(name, tuple(known), "backbone.decoder: setting")
+    return DecoderConfig(**settings)  # type: ignore[arg-type]
 
 
 @dataclass

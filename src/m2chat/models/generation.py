@@ -43,7 +43,10 @@ class Decoding:
         layout: ``free``: the model decides; ``forced``: text up to ``</s>``, then ``<|IC|>``, a caption up to
             ``</s>``, then one picture, for a model that has not learned the two tokens.
         num_image_tokens: N.
-        max_text_tokens: Maximum length of an answer and of a caption, in tokens.
+        max_text_tokens: Maximum length of an answer, in tokens; the reply ends there.
+        max_caption_tokens: Maximum length of a caption, in tokens; None for that of an answer. The reply ends there,
+            and a caption that was cut is not drawn. In layout ``forced``, where a caption's end is not learned, it
+            ends the caption instead.
         max_pictures: Maximum number of pictures of a reply; 0 for text alone.
         min_pictures: Minimum number of pictures; a model that would end before must begin another picture.
         temperature: 0 takes the likeliest token.
@@ -53,10 +56,16 @@ class Decoding:
     layout: DecodingLayout = "free"
     num_image_tokens: int = 8
     max_text_tokens: int = 64
+    max_caption_tokens: int | None = None
     max_pictures: int = 4
     min_pictures: int = 0
     temperature: float = 0.0
     top_p: float = 0.75
+
+    @property
+    def caption_limit(self) -> int:
+        """Maximum length of a caption, in tokens."""
+        return self.max_text_tokens if self.max_caption_tokens is None else self.max_caption_tokens
 
 
 @dataclass
@@ -66,10 +75,12 @@ class TokenSegment:
     Args:
         answer: Tokens of the text.
         caption: Tokens of the caption; None for text alone.
+        cut: Text that its limit has cut; a caption that was cut is left out.
     """
 
     answer: list[int] = field(default_factory=list)
     caption: list[int] | None = None
+    cut: Literal["", "answer", "caption"] = ""
 
 
 _NO_PICTURE, _MAY_DRAW, _IN_CAPTION = range(3)
@@ -121,9 +132,10 @@ class _Reply:
                     self.segments.append(TokenSegment())
             return self.special.img
         segment, special = self.segments[-1], self.special
-        text = segment.answer if segment.caption is None else segment.caption
-        over = len(text) >= self.decoding.max_text_tokens
         if segment.caption is None:
+            text, over = segment.answer, len(segment.answer) >= self.decoding.max_text_tokens
+            if over and token not in (special.ic, special.eos):
+                segment.cut = "answer"
             forced = self.decoding.layout == "forced" or self.pictures < self.decoding.min_pictures
             if token == special.ic or (forced and (over or token == special.eos)):
                 segment.caption = []
@@ -131,8 +143,13 @@ class _Reply:
             if token == special.eos or over:
                 self.done = True
                 return special.eos
-        elif token in (special.img, special.eos) or over:
-            return self._draw()
+        else:
+            text, over = segment.caption, len(segment.caption) >= self.decoding.caption_limit
+            if token in (special.img, special.eos) or (over and self.decoding.layout == "forced"):
+                return self._draw()
+            if over:
+                segment.caption, segment.cut, self.done = None, "caption", True
+                return special.eos
         text.append(token)
         return token
 

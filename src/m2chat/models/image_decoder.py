@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
+from m2chat.models.config import DecoderConfig
 from m2chat.models.weights.diffusion import load_diffusion
 
 
@@ -47,20 +48,28 @@ class ImageDecoder(nn.Module):
     Args:
         path: A diffusers folder, or SDXL in one ``.safetensors`` file.
         dtype: Precision of the networks; None keeps the files'.
+        config: Parts that replace those of `path`, and the way it draws; None for nothing of that.
 
     Raises:
         UserError: If something is missing, broken or of another kind.
     """
 
-    def __init__(self, path: str | Path, dtype: torch.dtype | None = torch.float32) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: torch.dtype | None = torch.float32,
+        config: DecoderConfig | None = None,
+    ) -> None:
         from diffusers import DDPMScheduler
 
         super().__init__()
-        parts = load_diffusion(Path(path), "backbone.image_decoder", dtype)
+        self.config = config or DecoderConfig()
+        parts = load_diffusion(Path(path), "backbone.image_decoder", dtype, self.config)
         self.text_encoder, self.text_encoder_2 = parts.text_encoder, parts.text_encoder_2
         self.vae, self.unet, self.scheduler = parts.vae, parts.unet, parts.scheduler
+        self.preview_vae: Any = parts.preview_vae
         self.is_xl = parts.text_encoder_2 is not None
-        self.noiser: Any = DDPMScheduler.from_config(self.scheduler.config)
+        self.noiser: Any = DDPMScheduler.from_config(parts.noise_schedule)
         self.requires_grad_(False)
         self.eval()
 

@@ -17,6 +17,7 @@ from m2chat.models.memory import MemoryMode, fit_to_memory
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.events import finish, in_turns
 from m2chat.pipeline.inputs import vision_pixels
+from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import IMAGE_MODES, DrawSettings, ImageMode
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.pipeline.weights import Origin
@@ -42,6 +43,7 @@ class PipelineBase:
             M2ChatTokenizer(origin.backbone.language_model),
             origin.backbone.num_image_tokens,
             max_tokens or origin.max_tokens,
+            origin.prompt,
         )
         self.captions = CaptionTokens(origin.backbone.image_decoder)
         self.vision = VisionInput.of(origin.backbone.vision_encoder)
@@ -93,6 +95,7 @@ class PipelineBase:
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 0.75,
+        max_caption_tokens: int = 64,
     ) -> StreamingReplier:
         """A replier with the given settings.
 
@@ -100,28 +103,38 @@ class PipelineBase:
             image: Whether replies have pictures.
             max_images: Maximum number of pictures in a reply, 1 to 16.
             draw: Settings of drawing; None for the defaults at the model's picture size.
-            max_new_tokens: Maximum length of an answer, and of a caption, in tokens.
+            max_new_tokens: Maximum length of an answer, in tokens.
             temperature: Temperature of text sampling; 0 decodes greedily.
             top_p: Cumulative probability of nucleus sampling, 0-1.
+            max_caption_tokens: Maximum length of a caption, in tokens; a caption that is cut there is not drawn.
 
         Raises:
             UserError: If a setting is out of its range.
         """
         if image not in IMAGE_MODES:
             raise UserError(f"image={image!r}: choose one of {', '.join(IMAGE_MODES)}")
-        if not 1 <= max_images <= 16:
-            raise UserError(f"max_images={max_images}: choose 1 to 16, or image='never'")
+        draw = draw or DrawSettings(size=self.image_size)
+        check_ranges(
+            max_images=max_images,
+            steps=draw.steps,
+            guidance=draw.guidance,
+            preview_every=draw.preview_every,
+            max_new_tokens=max_new_tokens,
+            max_caption_tokens=max_caption_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
         # Stage 1 has learned neither the two special tokens nor the image branch.
         is_first_stage = self.origin.stage == "align"
         decoding = Decoding(
             layout="forced" if is_first_stage else "free",
             max_text_tokens=max_new_tokens,
+            max_caption_tokens=max_caption_tokens,
             max_pictures=0 if image == "never" else max_images,
             min_pictures=1 if image == "force" else 0,
             temperature=temperature,
             top_p=top_p,
         )
-        draw = draw or DrawSettings(size=self.image_size)
         return StreamingReplier(self.model, self.layout, decoding, draw, use_image=not is_first_stage)
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:

@@ -32,7 +32,8 @@ class SessionSettings:
         guidance: Scale of classifier-free guidance.
         size: Side of the pictures in pixels; None for the model's.
         preview_every: Denoising steps between two previews of a picture; 0 for none.
-        max_new_tokens: Maximum length of an answer, and of a caption, in tokens.
+        max_new_tokens: Maximum length of an answer, in tokens.
+        max_caption_tokens: Maximum length of a caption, in tokens; a caption that is cut there is not drawn.
         temperature: Temperature of text sampling; 0 decodes greedily.
         top_p: Cumulative probability of nucleus sampling, 0-1.
     """
@@ -45,6 +46,7 @@ class SessionSettings:
     size: int | None = None
     preview_every: int = 5
     max_new_tokens: int = 64
+    max_caption_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 0.75
 
@@ -56,7 +58,7 @@ class SessionState:
     Args:
         conversation: Turns and pictures, numbered in the order of the turns.
         notes: One per turn: ``seed``, ``image``, ``max_images``, ``gate``, ``cosine``, ``cut_tokens``, ``stopped`` of a
-            reply, empty for a turn of the user.
+            reply, and ``finish_reason`` of one that a limit has cut; empty for a turn of the user.
     """
 
     # The name decides the noise of pictures: it is the same in all sessions, so that a seed gives the same picture.

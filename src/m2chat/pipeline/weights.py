@@ -24,6 +24,7 @@ from m2chat.models.weights.exported import check_backbones, export_model, is_exp
 from m2chat.models.weights.exported import load_weights as load_exported
 from m2chat.pipeline.describer import pretrained_tensors
 from m2chat.text.layout import MAX_TOKENS
+from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 
 _SHIPPED = Path("data", "micro", "m2chat")
 """Folder of the shipped weights and their configuration."""
@@ -49,6 +50,7 @@ class Origin:
         tasks: Kinds of samples that they were trained on.
         max_tokens: Maximum length of a sequence in training.
         pretrained: Tensors of the language model before stage 2, with which pictures are described.
+        prompt: Format of the prompts in training.
     """
 
     path: str
@@ -59,6 +61,7 @@ class Origin:
     tasks: tuple[str, ...] = ()
     max_tokens: int = MAX_TOKENS
     pretrained: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    prompt: PromptFormat = EARLIER
 
 
 def micro_root() -> Path:
@@ -124,7 +127,8 @@ def load_weights(
     load_trained(nn.ModuleDict({"model": model}), path, names, stage=None, fingerprint=fingerprint_)
     model.eval().requires_grad_(False)
     tasks, max_tokens = tuple(payload.get("tasks", ())), layout.get("max_tokens", MAX_TOKENS)
-    return model, Origin(str(path), stage, backbone, m3adapter, fingerprint_, tasks, max_tokens, pretrained)
+    prompt = layout.get("prompt", EARLIER)
+    return model, Origin(str(path), stage, backbone, m3adapter, fingerprint_, tasks, max_tokens, pretrained, prompt)
 
 
 def _load_exported(
@@ -145,8 +149,10 @@ def _load_exported(
     load_exported(model, folder)
     model.eval().requires_grad_(False)
     max_tokens = manifest.layout.get("max_tokens", MAX_TOKENS)
+    prompt = manifest.layout.get("prompt", EARLIER)
+    tasks = tuple(manifest.tasks)
     origin = Origin(
-        str(folder), stage, backbone, m3adapter, manifest.fingerprint, tuple(manifest.tasks), max_tokens, pretrained
+        str(folder), stage, backbone, m3adapter, manifest.fingerprint, tasks, max_tokens, pretrained, prompt
     )
     return model, origin
 
@@ -166,7 +172,11 @@ def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None
     for name, value in backbone.items():
         if isinstance(value, str) and Path(value).exists():
             backbone[name] = str(Path(value).resolve())
-    layout = {"max_tokens": origin.max_tokens, "num_image_tokens": origin.backbone.num_image_tokens}
+    layout = {
+        "max_tokens": origin.max_tokens,
+        "num_image_tokens": origin.backbone.num_image_tokens,
+        "prompt": resolved(origin.prompt, origin.backbone.language_model),
+    }
     export_model(model, origin.stage, BackboneConfig(**backbone), Path(folder), tasks=origin.tasks, layout=layout)
 
 

@@ -24,6 +24,7 @@ from m2chat.models.trainable import set_trainable
 from m2chat.pipeline.replier import DrawSettings, Given, Replier
 from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
+from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
 from m2chat.training.noise import NoiseConfig, draw_noise
@@ -216,17 +217,42 @@ class TrainingModule(PredictingModule):
 
     def model_config(self) -> dict[str, Any]:
         """Settings from which the model is built again, by their names in ``model.init_args``, and its text layout."""
-        layout = {"max_tokens": self.max_tokens(), "num_image_tokens": self.backbone.num_image_tokens}
+        layout = {
+            "max_tokens": self.max_tokens(),
+            "num_image_tokens": self.backbone.num_image_tokens,
+            "prompt": self.prompt_format(),
+        }
         return {"backbone": asdict(self.backbone), "layout": layout}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the trained tasks and their costs."""
+        """Restores the trained tasks and their costs.
+
+        Raises:
+            UserError: If the prompts of its training had another format.
+        """
+        trained = ((checkpoint.get("config") or {}).get("layout") or {}).get("prompt", EARLIER)
+        if trained != self.prompt_format():
+            raise UserError(
+                f"the checkpoint was trained on prompts in the format '{trained}', and this run writes them in "
+                f"'{self.prompt_format()}': set data.prompt to {trained}"
+            )
         super().on_load_checkpoint(checkpoint)
         self.tasks = set(checkpoint.get("tasks", []))
         if costs := checkpoint.get("costs"):
             self.costs_before, self.cost = costs[:-1], Cost(**costs[-1])
 
     # Evaluation
+
+    def prompt_format(self) -> PromptFormat:
+        """Format of the prompts, ``alpaca`` or ``chat``: that of the data."""
+        data = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
+        return resolved(getattr(data, "prompt", "auto"), self.backbone.language_model)
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Settings on which replies depend, for the results file."""
+        # Results from before there was another format do not name theirs, and remain comparable.
+        prompt = {} if self.prompt_format() == EARLIER else {"prompt": self.prompt_format()}
+        return {**super().evaluation_settings(), **prompt}
 
     def protocol(self) -> dict[str, Any]:
         """Settings of the evaluation, for the results file."""
@@ -246,7 +272,7 @@ class TrainingModule(PredictingModule):
         config = self.evaluation
         forced = self.stage == "align" if config.layout == "auto" else config.layout == "forced"
         tokenizer = M2ChatTokenizer(self.backbone.language_model)
-        layout = Layout(tokenizer, self.backbone.num_image_tokens, self.max_tokens())
+        layout = Layout(tokenizer, self.backbone.num_image_tokens, self.max_tokens(), self.prompt_format())
         return layout, Decoding(layout="forced" if forced else "free", max_text_tokens=config.max_text_tokens)
 
     def draw_settings(self) -> DrawSettings:

@@ -21,7 +21,7 @@ Variant = Literal["bias", "lora-bias", "caption"]
 class Sizes:
     """Numbers of the miniature: everything is different, so that nothing can stand for something else."""
 
-    vocab: int = 50
+    vocab: int = 640  # that of the micro tokenizer
     width: int = 64
     heads: int = 4
     layers: int = 3

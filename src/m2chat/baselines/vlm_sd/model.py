@@ -111,4 +111,5 @@ def build_vlm_sd(backbone: BackboneConfig) -> VLMSDModel:
         UserError: As `m2chat.models.build.build_m2chat`.
     """
     llama, visual_query, clip = load_reader(backbone)
-    return VLMSDModel(llama, clip, visual_query, ImageDecoder(backbone.image_decoder), backbone.image_decoder)
+    decoder = ImageDecoder(backbone.image_decoder, config=backbone.decoder)
+    return VLMSDModel(llama, clip, visual_query, decoder, backbone.image_decoder)

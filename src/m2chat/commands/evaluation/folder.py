@@ -172,9 +172,6 @@ def score_folder(jsonl: Path, out: Path, config: Path, reference: Path | None = 
 
 
 def _score(jsonl: Path, out: Path, config: Path, reference: Path | None, name: str) -> Path:
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     metrics, dataset = metrics_of(config)
     store, rows = EvalStore(), []
     predictions = list(read_folder(jsonl, reference))

@@ -27,9 +27,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: If it cannot be read, or is nothing that is known here.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.commands.data.printing import printable
     from m2chat.commands.weights.examine import examine
     from m2chat.commands.weights.inspect import named, show

@@ -22,21 +22,28 @@ _SHARD = "5GB"
 
 
 def llama(source: Path, target: Path) -> None:
-    """Any LLaMA to a transformers folder with safetensors, in the precision that it has."""
+    """Any LLaMA to a transformers folder with safetensors, in the precision that it has; a GGUF file's is fp32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from m2chat.models.weights.gguf import is_gguf, open_gguf, save_tokenizer
     from m2chat.models.weights.llama import open_llama
     from m2chat.models.weights.loading import fill, on_meta
+    from m2chat.vocabulary import DESCRIPTIONS, tokenizer_file
 
-    opened = open_llama(source, "weights")
+    packed = is_gguf(source)
+    opened = open_gguf(source, "weights") if packed else open_llama(source, "weights")
     dtype = next(iter(opened.state.values())).dtype
     network = on_meta(lambda: LlamaForCausalLM(LlamaConfig(**opened.settings, dtype=dtype)))
     fill(network, opened.state, str(source))
+    network.tie_weights()
     with whole_folder(target) as part:
         network.save_pretrained(part, max_shard_size=_SHARD)
-        places = [folder / "tokenizer.model" for folder in (opened.folder, opened.folder.parent)]
-        if tokenizer := next((place for place in places if place.is_file()), None):
-            shutil.copy(tokenizer, part / "tokenizer.model")
+        if packed:
+            save_tokenizer(source, part, "weights")
+        elif tokenizer := tokenizer_file(opened.folder):
+            beside = [tokenizer.parent / name for name in (*DESCRIPTIONS, "tokenizer.json")]
+            for path in (tokenizer, *(path for path in beside if path.is_file() and path.name != "config.json")):
+                shutil.copy(path, part / path.name)
         write_sums(part)
 
 
@@ -170,7 +177,7 @@ def described(source: Path, target: Path) -> None:
 
 def _configuration(
     source: Path, payload: dict[str, Any], config: Path | None
-) -> tuple[BackboneConfig, M3AdapterConfig, dict[str, int]]:
+) -> tuple[BackboneConfig, M3AdapterConfig, dict[str, Any]]:
     """Backbones, connector and text layout of the run that wrote a checkpoint.
 
     They are read from `config`, else from the checkpoint, else from the run's ``config.yaml`` beside it.
@@ -196,9 +203,8 @@ def _configuration(
         if isinstance(model.get(name), str):  # a separate file, beside the first
             model[name] = yaml.safe_load((path.parent / model[name]).read_text(encoding="utf-8"))
     backbone, m3adapter = _parse(model, str(path))
-    max_tokens = (whole.get("data") or {}).get("max_tokens")
-    layout = {"max_tokens": max_tokens, "num_image_tokens": backbone.num_image_tokens} if max_tokens else {}
-    return backbone, m3adapter, layout
+    layout = {name: value for name in ("max_tokens", "prompt") if (value := (whole.get("data") or {}).get(name))}
+    return backbone, m3adapter, {**layout, "num_image_tokens": backbone.num_image_tokens} if layout else {}
 
 
 def _parse(model: dict[str, Any], where: str) -> tuple[BackboneConfig, M3AdapterConfig]:

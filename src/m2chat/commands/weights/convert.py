@@ -10,8 +10,9 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the action."""
     parser = actions.add_parser(
         "convert",
-        help="LLaMA to a transformers folder, an adapter to safetensors, SDXL in one file to a diffusers folder, a "
-        "training checkpoint to a folder of weights with manifest and model card, one of stage 0 to an adapter",
+        help="LLaMA (a GGUF file too) to a transformers folder, an adapter to safetensors, SDXL in one file to a "
+        "diffusers folder, a training checkpoint to a folder of weights with manifest and model card, one of stage 0 "
+        "to an adapter",
     )
     parser.add_argument("source", type=Path, help="a file or folder of weights")
     parser.add_argument("target", type=Path, help="what to write: a new folder; for an adapter a .safetensors file")
@@ -31,9 +32,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If the source cannot be read or has no other form, or the target is there already.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.commands.weights import conversions
     from m2chat.commands.weights.kinds import Kind, kind_of
     from m2chat.errors import UserError
@@ -43,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise UserError(f"{target} is there already: name a new one, or remove it first")
     kind = kind_of(source)
-    if kind is Kind.LLAMA:
+    if kind in (Kind.LLAMA, Kind.GGUF):
         conversions.llama(source, target)
         print(f"{target}: set model.init_args.backbone.language_model to it")
     elif kind is Kind.ADAPTER:

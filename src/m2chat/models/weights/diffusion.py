@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
+from m2chat.models.config import DecoderConfig
+from m2chat.models.schedulers import make_scheduler, scheduler_name
+from m2chat.models.weights.decoder_parts import add_loras, open_unet, open_vae
+from m2chat.models.weights.families import require_family, require_supported
 from m2chat.models.weights.files import load_json, read_folder, read_safetensors, weight_files
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta
 from m2chat.models.weights.sdxl_file import take_apart
@@ -37,13 +41,26 @@ class DiffusionSource:
 
 @dataclass
 class DiffusionParts:
-    """The networks of a diffusion model; the refiner has the second text encoder alone, SD 1.5 the first."""
+    """The networks of a diffusion model; the refiner has the second text encoder alone, SD 1.5 the first.
+
+    Args:
+        unet: UNet.
+        vae: VAE.
+        scheduler: Scheduler that draws.
+        text_encoder: First text encoder, or None.
+        text_encoder_2: Second text encoder, or None.
+        preview_vae: VAE of previews, or None.
+        noise_schedule: Configuration of the scheduler that the model's own folder names: its noise is that of the
+            UNet's training, whichever scheduler draws.
+    """
 
     unet: Any
     vae: Any
     scheduler: Any
     text_encoder: Any
     text_encoder_2: Any
+    preview_vae: Any = None
+    noise_schedule: Any = None
 
 
 def open_diffusion(path: Path, what: str) -> DiffusionSource:
@@ -61,62 +78,84 @@ def open_diffusion(path: Path, what: str) -> DiffusionSource:
         if path.suffix != ".safetensors":
             raise UserError(f"{where}: expected is a diffusers folder, or SDXL in one .safetensors file")
         parts = take_apart(read_safetensors(path, what), where)
+        require_supported(parts.configs, where)
         if parts.report.unexpected:
             _LOG.warning("%s: %d tensors have no place here, such as %s", where, len(parts.report.unexpected),
                          parts.report.unexpected[0])  # fmt: skip
         return DiffusionSource(parts.configs, parts.states, parts.report, where)
     index = load_json(path / "model_index.json", what)
+    require_family(index, where)
     names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None])[0]]
     configs = {"scheduler": load_json(path / "scheduler" / "scheduler_config.json", what)}
     for name in (*names, "vae", "unet"):  # everything is there before gigabytes are read
         configs[name] = load_json(path / name / "config.json", what)
         weight_files(path / name, what)
+    require_supported(configs, where)
     states = {name: read_folder(path / name, what) for name in configs if name != "scheduler"}
     return DiffusionSource(configs, states, KeyReport(), where)
 
 
-def load_diffusion(path: Path, what: str, dtype: torch.dtype | None = None) -> DiffusionParts:
+def load_diffusion(
+    path: Path, what: str, dtype: torch.dtype | None = None, config: DecoderConfig | None = None
+) -> DiffusionParts:
     """Builds the networks of a diffusion model.
 
     Args:
         path: See `open_diffusion`.
         what: The setting that names it, for messages.
         dtype: Precision of the networks; None keeps the files'.
+        config: Parts in place of those of `path`, LoRAs, and the scheduler; None for those of `path` alone.
 
     Raises:
-        UserError: If it cannot be opened, or a tensor is missing, too much or of another shape.
+        UserError: If it cannot be opened, is of an unsupported family, or a tensor is missing, too much or of another
+            shape.
     """
-    import diffusers
-
+    config = config or DecoderConfig()
     source = open_diffusion(path, what)
-    config = source.configs["scheduler"]
-    kind = getattr(diffusers.schedulers, str(config.get("_class_name")), None)
-    if kind is None:
-        raise UserError(
-            f"{source.where}: the scheduler is {config.get('_class_name')!r}, which diffusers does not know"
-        )
-    built = {name: _build(name, source, dtype) for name in source.states}
-    return DiffusionParts(
+    where = {name: f"{source.where}, {name}" for name in source.states}
+    replaced = {"unet": (config.unet, open_unet), "vae": (config.vae, open_vae)}
+    if config.preview_vae is not None:
+        replaced["preview_vae"] = (config.preview_vae, open_vae)
+    for name, (other, opener) in replaced.items():
+        if other is not None:
+            where[name] = f"backbone.decoder.{name}={other!r}"
+            source.configs[name], source.states[name] = opener(Path(other), source.configs, f"backbone.decoder.{name}")
+            require_supported(source.configs, where[name])
+    scheduler = _scheduler(source, config)
+    built = {name: _build(name, source, where[name], dtype) for name in source.states}
+    parts = DiffusionParts(
         built["unet"],
         built["vae"],
-        kind.from_config(config),
+        scheduler,
         built.get("text_encoder"),
         built.get("text_encoder_2"),
+        built.get("preview_vae"),
+        source.configs["scheduler"],
     )
+    add_loras(parts.unet, config.lora)
+    return parts
+
+
+def _scheduler(source: DiffusionSource, config: DecoderConfig) -> Any:
+    """The scheduler that draws, on the noise schedule of the model's own."""
+    own = source.configs["scheduler"]
+    name = config.effective_scheduler or scheduler_name(str(own.get("_class_name")), source.where)
+    return make_scheduler(name, own, config.effective_spacing)
 
 
 def skeleton(name: str, config: dict[str, Any]) -> Any:
     """A part of a diffusion model on the meta device.
 
     Args:
-        name: ``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``.
+        name: ``unet``, ``vae``, ``preview_vae``, ``text_encoder`` or ``text_encoder_2``.
         config: Contents of its ``config.json``.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    if name in ("unet", "vae"):
-        kind: Any = UNet2DConditionModel if name == "unet" else AutoencoderKL
+    if not name.startswith("text"):
+        tiny = config.get("_class_name") == "AutoencoderTiny"
+        kind: Any = UNet2DConditionModel if name == "unet" else AutoencoderTiny if tiny else AutoencoderKL
         return on_meta(lambda: kind.from_config(config))
     encoder: Any = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
     return on_meta(lambda: encoder(CLIPTextConfig.from_dict(config)))
@@ -144,6 +183,6 @@ def part_report(name: str, source: DiffusionSource) -> KeyReport:
     return compare(named_for(module, dict(source.states[name])), module.state_dict())
 
 
-def _build(name: str, source: DiffusionSource, dtype: torch.dtype | None) -> Any:
+def _build(name: str, source: DiffusionSource, where: str, dtype: torch.dtype | None) -> Any:
     module = skeleton(name, source.configs[name])
-    return fill(module, named_for(module, source.states[name]), f"{source.where}, {name}", dtype).eval()
+    return fill(module, named_for(module, source.states[name]), where, dtype).eval()

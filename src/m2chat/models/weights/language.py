@@ -15,6 +15,7 @@ from m2chat.models.weights.adapter import AdapterSource
 from m2chat.models.weights.foreign import refuse_foreign
 from m2chat.models.weights.llama import LlamaSource
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta, require
+from m2chat.vocabulary import first_added
 
 _STARTS = {"bias": 0.0, "adapter_gate": 0.0, "adapter_new_gate": 1.0, "extra": 0.0}
 """What a parameter that no file holds starts as: each of them then changes nothing."""
@@ -24,6 +25,9 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
     """Both networks on the meta device.
 
     The biases exist in every variant: where the file has none they are zero, and stage 2 may train them.
+
+    Raises:
+        UserError: If the tokenizer in LLaMA's folder does not fit its table.
     """
     shape = adapter.shape
     config = AdapterLlamaConfig(
@@ -31,6 +35,7 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
         adapter_layers=shape.layers,
         adapter_bias=True,
         lora_rank=shape.lora_rank,
+        added_from=first_added(source.folder, source.settings["vocab_size"]),
         **source.settings,
     )
     llama = on_meta(lambda: AdapterLlamaForCausalLM(config))
@@ -159,10 +164,15 @@ def assemble(
         elif name in source.state and name.endswith("norm.weight"):
             language.setdefault(name, source.state[name])  # a norm may be trained, whichever file it comes from
     state = {name: value.to(torch.float32, copy=True) for name, value in language.items()}
+    if llama.config.tie_word_embeddings:
+        source.state.pop("lm_head.weight")  # the table itself: it is not to be converted twice
     for name in list(source.state):
         value = source.state.pop(name)
         state.setdefault(name, value.to(frozen_dtype))
+    if llama.config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
     fill(llama, state, where)
+    llama.tie_tables()
     llama.init_extra_tokens()
     fill(visual_query, vision, where, torch.float32, copy=True)
     return llama, visual_query

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from m2chat.worlds.emoji.judge import Judge, JudgeNetwork
 from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision
-from m2chat.worlds.emoji.recipe.vae import to_pixels
 from m2chat.worlds.emoji.scenes import Pictures, core_concepts
+from m2chat.worlds.small_sdxl import to_pixels
 
 PLAN = Plan(steps=6000, lr=2e-3, warmup=200, decay=2000, ema=0.998, weight_decay=0.02)
 

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.worlds.shapes.captions import TOY_OF, caption_of, mood_of, random_caption, themed_text
 from m2chat.worlds.shapes.recipe.attributes import AttributeHeads
-from m2chat.worlds.shapes.recipe.common import Schedule, adamw, draw, scene_pool, seed_everything, to_pixels
+from m2chat.worlds.shapes.recipe.common import Schedule, adamw, draw, scene_pool, seed_everything
 from m2chat.worlds.shapes.recipe.text_encoders import CONTEXT_LENGTH, train_clip_tokenizer
 from m2chat.worlds.shapes.scenes import Scene, scenes_of_split
+from m2chat.worlds.small_sdxl import to_pixels
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _CONFIG = {
@@ -179,3 +180,11 @@ def measure_clip(model: Any, tokenize: Any, split: str = "test") -> dict[str, ob
         "mean_true_cosine": round(float(similarity.diagonal().mean()), 4),
         "mean_cosine": round(float(similarity.mean()), 4),
     }
+
+
+def measure_saved(folder: Path) -> dict[str, object]:
+    """Measures the CLIP of a folder."""
+    import open_clip
+
+    model: Any = open_clip.create_model(f"local-dir:{folder}")
+    return measure_clip(model.float().eval(), open_clip.get_tokenizer(f"local-dir:{folder}"))
