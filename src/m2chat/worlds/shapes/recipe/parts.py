@@ -75,7 +75,9 @@ PARTS: dict[str, Part] = {
         measure=Recipe("clip.measure_saved", "metric_clip"),
     ),
     "unet": Part(_UNET, Recipe("unet.train_unet", "sdxl"), _BEFORE_UNET, Recipe("unet.measure_unet", "sdxl")),
-    "language": Part(("llama", "adapter"), Recipe("llama.train_language"), ("clip", "text_encoders"), Recipe("reader.measure_saved")),
+    "language": Part(
+        ("llama", "adapter"), Recipe("llama.train_language"), ("clip", "text_encoders"), Recipe("reader.measure_saved")
+    ),
     "sd15": Part(
         ("sd15",), Recipe("unet.train_sd15"), _BEFORE_UNET, Recipe("unet.measure_unet", "sd15", {"is_xl": False})
     ),
