@@ -130,9 +130,8 @@ def test_with_pictures_it_follows_the_equations(rank: int, kv_heads: int, attent
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_cached_decoding_equals_a_whole_pass(kv_heads: int) -> None:
-    model, ids, seen = adapter_llama(rank=4, kv_heads=kv_heads), tokens(), picture()
+def test_cached_decoding_equals_a_whole_pass() -> None:
+    model, ids, seen = adapter_llama(rank=4), tokens(), picture()
     with torch.no_grad():
         whole = model(ids, visual_query=seen).logits
         step = model(ids[:, :3], visual_query=seen, use_cache=True)

@@ -106,8 +106,10 @@ class Micro:
         options = {"optim": OptimConfig(lr=1e-3, schedule="step", drop_every_epochs=1), "init_from": "none", **options}
         return kind(backbone=self.backbone(), m3adapter=m3adapter, **options)
 
-    def data(self, stage: str, batch_size: int = 6, workers: int = 0) -> M2ChatDataModule:
-        backbone = self.backbone()
+    def data(
+        self, stage: str, batch_size: int = 6, workers: int = 0, backbone: BackboneConfig | None = None
+    ) -> M2ChatDataModule:
+        backbone = backbone or self.backbone()
         return M2ChatDataModule(
             train=[
                 SourceConfig(kind, str(self.shards / kind), describe=stage == "describe") for kind in SOURCES[stage]
@@ -143,7 +145,12 @@ class Micro:
             enable_progress_bar=False, enable_model_summary=False, callbacks=[*own, *callbacks],
         )  # fmt: skip
         run = Run(module, trainer, recorder.losses)
-        trainer.fit(module, datamodule=self.data(stage, batch_size, workers), ckpt_path=ckpt, weights_only=True)
+        trainer.fit(
+            module,
+            datamodule=self.data(stage, batch_size, workers, options.get("backbone")),
+            ckpt_path=ckpt,
+            weights_only=True,
+        )
         return run
 
 

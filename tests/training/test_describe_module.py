@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from bases import network, write_fast
 from m2chat.commands import main
 from m2chat.errors import UserError
 from m2chat.models.adapter_file import adapter_parameter_names
@@ -53,16 +54,30 @@ def test_it_learns_and_leaves_an_adapter_file(micro: Any, tmp_path: Path) -> Non
         load_weights(kept)
 
 
-def test_without_biases_it_is_the_caption_variant(micro: Any, tmp_path: Path) -> None:
-    new = NewAdapterConfig(prompts=4, layers=2, visual_blocks=1, visual_heads=4, biases=False, lora_rank=2)
-    backbone = replace(micro.backbone(), adapter="new", new_adapter=new)
-    run = micro.fit("describe", tmp_path, 2, backbone=backbone, adapter_file=str(tmp_path / "a.safetensors"))
-    opened = open_adapter(tmp_path / "a.safetensors", "x")
-    assert not any("bias" in name or "norm" in name for name in opened.state if name.startswith("llama."))
-    assert (opened.shape.layers, opened.shape.visual_heads, opened.shape.lora_rank) == (2, 4, 2)
-    llama, _ = load_language(replace(micro.backbone(), adapter=str(tmp_path / "a.safetensors")))
+@pytest.mark.parametrize("variant", ["caption", "lora-bias"])
+@pytest.mark.filterwarnings("ignore")
+def test_every_variant_on_a_base_with_grouped_heads_and_a_tied_table(micro: Any, tmp_path: Path, variant: str) -> None:
+    base = network(400, kv_heads=2, head_dim=20, tie_word_embeddings=True)
+    base.save_pretrained(tmp_path / "base")
+    write_fast(tmp_path / "base")
+    rank = 2 if variant == "lora-bias" else 0
+    new = NewAdapterConfig(prompts=4, layers=2, visual_blocks=1, visual_heads=4, biases=bool(rank), lora_rank=rank)
+    own = replace(micro.backbone(), language_model=str(tmp_path / "base"))
+    path = tmp_path / "a.safetensors"
+    started = replace(own, adapter="new", new_adapter=new)
+    run = micro.fit("describe", tmp_path, 3, backbone=started, adapter_file=str(path))
+    opened = open_adapter(path, "x")
+    assert opened.variant == variant and opened.base is not None and opened.base.kv_heads == 2
+    assert (opened.shape.layers, opened.shape.visual_heads, opened.shape.lora_rank) == (2, 4, rank)
+    if variant == "caption":
+        assert not any("bias" in name or "norm" in name for name in opened.state if name.startswith("llama."))
+    llama, _ = load_language(replace(own, adapter=str(path)))
     state = run.module.model.llama.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in llama.state_dict().items())
+    frozen = base.state_dict()
+    assert all(torch.equal(state[name], frozen[name]) for name in frozen if "norm" not in name or not rank)
+    assert main(["weights", "check", str(path), "--no-hash"]) == 0
+    assert main(["weights", "check", str(path), "--no-hash", "--with", own.language_model]) == 0
 
 
 def test_the_data_show_the_picture_and_ask_for_its_caption(micro: Any) -> None:

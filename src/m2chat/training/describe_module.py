@@ -18,7 +18,7 @@ from m2chat.models.trainable import adapter_names
 from m2chat.models.weights.new_adapter import save_adapter
 from m2chat.pipeline.replier import Given
 from m2chat.schema import Batch, Reply, Segment
-from m2chat.text import Layout, M2ChatTokenizer, view_of
+from m2chat.text import view_of
 from m2chat.training.base_module import TrainingModule
 from m2chat.training.config import EvalConfig, OptimConfig
 from m2chat.training.global_batch import TextMean, global_text_loss
@@ -132,11 +132,11 @@ class DescribeModule(TrainingModule):
 
     def generate(self, batch: Batch, given: Given) -> Replies:
         """Descriptions of the context pictures of a batch; `given` has no meaning here."""
-        config, tokens = self.evaluation, M2ChatTokenizer(self.backbone.language_model)
-        layout = Layout(tokens, self.backbone.num_image_tokens, self.max_tokens())
+        config, (layout, _) = self.evaluation, self.text_settings()
+        tokens = layout.tokenizer
         views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
         prompts = [layout.prompt(view.request, layout.max_tokens - config.max_text_tokens)[0] for view in views]
-        special = SpecialTokens(tokens.ic_id, tokens.img_id, tokens.eos_id, tokens.pad_id)
+        special = SpecialTokens(tokens.ic_id, tokens.img_id, layout.end_id, tokens.pad_id)
         decoding = Decoding(max_text_tokens=config.max_text_tokens, max_pictures=0)
         with torch.no_grad():
             replies = decode_replies(self.model, prompts, batch.context_pixels, special, decoding)

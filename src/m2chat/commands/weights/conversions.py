@@ -66,7 +66,9 @@ def adapter(
     from m2chat.models.weights.adapter import open_adapter, write_adapter
     from m2chat.models.weights.base import BaseMark
     from m2chat.models.weights.foreign import refuse_foreign
+    from m2chat.models.weights.language import reports, skeletons
     from m2chat.models.weights.llama import open_llama
+    from m2chat.models.weights.loading import require
 
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: an adapter becomes one file; let its name end in .safetensors")
@@ -74,10 +76,14 @@ def adapter(
     base = opened.base
     if language_model is not None:
         llama_source = open_llama(language_model, "--with")
+        _, report, _ = reports(*skeletons(llama_source, opened), llama_source, opened, str(source))
+        require(report, f"{source} does not fit {language_model}", "Is it the adapter of this LLaMA?")
         refuse_foreign(llama_source, opened, str(source), allowed=False)
         base = BaseMark.of(llama_source)
-    released = "bgr" if verify_file(source).reason.startswith("is the published LLaMA-Adapter") else None
-    order = channel_order or opened.channel_order or released
+    released: Literal["bgr"] | None = (
+        "bgr" if verify_file(source).reason.startswith("is the published LLaMA-Adapter") else None
+    )
+    order: Literal["rgb", "bgr"] | None = channel_order or opened.channel_order or released
     if order is None:
         raise UserError(
             f"{source} is none of the released files, and says nothing of the pictures it was trained on: add "

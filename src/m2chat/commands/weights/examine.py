@@ -156,7 +156,8 @@ def _adapter(path: Path, language_model: Path | None) -> Inventory:
     findings = Inventory(Kind.ADAPTER, facts, {"adapter": report}, [path])
     if language_model:
         findings.reports["LLaMA"] = plain
-        findings.foreign = why_foreign(source, adapter) or ""
+        if findings.whole:
+            findings.foreign = why_foreign(source, adapter) or ""
     return findings
 
 

@@ -126,7 +126,8 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 
 def _is_7b(adapter: AdapterSource) -> bool:
     gates = sum(name.endswith("attention.gate") for name in adapter.state)
-    return adapter.width == published.LLAMA_7B["hidden_size"] and gates == published.LLAMA_7B["num_hidden_layers"]
+    sizes = (adapter.width, gates)
+    return sizes == (published.LLAMA_7B["hidden_size"], published.LLAMA_7B["num_hidden_layers"])
 
 
 def _not_llama_1(settings: Mapping[str, Any]) -> str | None:

@@ -58,11 +58,17 @@ def own_llama(adapter: AdapterSource) -> LlamaSource:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     gates = [tensor for name, tensor in adapter.state.items() if name.endswith("attention.gate")]
+    heads = gates[0].numel() if gates else 1
     inner = adapter.state.get("llama.layers.0.feed_forward.w1.bias")
+    query = adapter.state.get("llama.layers.0.attention.wq.bias")
+    head_dim = (adapter.width if query is None else len(query)) // heads
+    keys = adapter.state.get("llama.layers.0.attention.lora_wk_l2.weight")
     settings = {
         "vocab_size": 3,  # the least that has its start and its end
         "hidden_size": adapter.width,
-        "num_attention_heads": gates[0].numel() if gates else 1,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if keys is None else len(keys) // head_dim,
+        "head_dim": head_dim,
         "num_hidden_layers": len(gates) or adapter.shape.layers,
         "intermediate_size": 1 if inner is None else len(inner),
     }
