@@ -325,14 +325,25 @@ def test_a_limit_that_cuts_is_told_and_nothing_is_drawn_from_a_cut_caption(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": 0}, {"guidance": float("nan")}, {"temperature": -1}, {"top_p": 0}, {"max_new_tokens": 0}]
+    "settings",
+    [
+        {"size": 33},
+        {"size": 0},
+        {"steps": 0},
+        {"guidance": float("nan")},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"max_new_tokens": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused_before_anything_runs(settings: dict[str, Any], pipe: M2ChatPipeline) -> None:
     (name,) = settings
-    with pytest.raises(UserError, match=f"^{name}=.*choose"):
+    with pytest.raises(UserError, match=f"^{name}=.*(choose|multiple of 4)"):
         pipe.session(**settings).stream("hello")
-    with pytest.raises(UserError, match=f"^{name}=.*choose"):
-        pipe.replier(draw=DrawSettings(**settings)) if name in ("steps", "guidance") else pipe.replier(**settings)
+    with pytest.raises(UserError, match=f"^{name}=.*(choose|multiple of 4)"):
+        pipe.replier(draw=DrawSettings(**settings)) if name in ("size", "steps", "guidance") else pipe.replier(
+            **settings
+        )
 
 
 def test_a_long_conversation_is_tokenised_without_the_lock_until_it_is_stopped(
