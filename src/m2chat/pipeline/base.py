@@ -125,6 +125,9 @@ class PipelineBase:
             temperature=temperature,
             top_p=top_p,
         )
+        factor = self.model.decoder.vae_factor
+        if draw.size < factor or draw.size % factor:
+            raise UserError(f"size={draw.size}: must be a multiple of {factor}")
         # Stage 1 has learned neither the two special tokens nor the image branch.
         is_first_stage = self.origin.stage == "align"
         decoding = Decoding(

@@ -142,10 +142,6 @@ class M2ChatPipeline(PipelineBase):
             raise UserError(f"image: {len(shown)} pictures for {len(prompts)} prompts: give one per prompt, or None")
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        side = size or self.image_size
-        if side % self.model.decoder.vae_factor:
-            raise UserError(f"size={side}: must be a multiple of {self.model.decoder.vae_factor}")
-        conversations = self._conversations(prompts, shown, given)
         generators = [generator] if isinstance(generator, torch.Generator) or generator is None else list(generator)
         for each in generators:
             if each is not None and each.device.type != "cpu":
@@ -162,12 +158,13 @@ class M2ChatPipeline(PipelineBase):
         replier = self.replier(
             image_mode,
             max_images,
-            DrawSettings(num_inference_steps, guidance_scale, size=side),
+            DrawSettings(num_inference_steps, guidance_scale, size=self.image_size if size is None else size),
             max_new_tokens,
             temperature,
             top_p,
             max_caption_tokens,
         )
+        conversations = self._conversations(prompts, shown, given)
         sampling = torch.Generator().manual_seed(seeds[0])
         inputs, bar = waiting(conversations, self.vision, self.device), _ProgressBar(self, callback_on_step_end)
         pieces = replier.pieces(inputs, given, seeds, bar.step, sampling)  # tokenises without the lock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral, Real
 
 from m2chat.errors import UserError
@@ -33,10 +32,12 @@ def check_ranges(names: dict[str, str] | None = None, /, **values: object) -> No
         UserError: If one is no number, or out of its range.
     """
     for name, value in values.items():
-        least, most = _WHOLE.get(name) or _REAL[name]
-        kind = Integral if name in _WHOLE else Real
-        is_number = isinstance(value, kind) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not least <= value <= most or (name == "top_p" and not value):  # type: ignore[arg-type, operator]
-            what = "a whole number from" if name in _WHOLE else "above" if name == "top_p" else "from"
+        if name in _WHOLE:
+            (least, most), kind = _WHOLE[name], "a whole number from"
+            fits = isinstance(value, Integral) and least <= int(value) <= most
+        else:
+            (least, most), kind = _REAL[name], "above" if name == "top_p" else "from"
+            fits = isinstance(value, Real) and least <= float(value) <= most and bool(value or name != "top_p")
+        if not fits or isinstance(value, bool):
             shown = (names or {}).get(name, name)
-            raise UserError(f"{shown}={value!r}: choose {what} {least:g} to {most:g}{_HINTS.get(name, '')}")
+            raise UserError(f"{shown}={value!r}: choose {kind} {least:g} to {most:g}{_HINTS.get(name, '')}")

@@ -281,7 +281,7 @@ class Session:
     def _replier(self, task: _Task) -> StreamingReplier:
         """What generates a reply with the session's settings."""
         settings, pipe = self.settings, self.pipe
-        size = settings.size or pipe.image_size
+        size = pipe.image_size if settings.size is None else settings.size
         return pipe.replier(
             task.image,
             task.max_images,
