@@ -116,7 +116,7 @@ class Micro:
             ],
             language_model=backbone.language_model, vision_encoder=backbone.vision_encoder,
             image_decoder=backbone.image_decoder, batch_size=batch_size, samples_per_epoch=24, max_tokens=256,
-            num_workers=workers,
+            num_image_tokens=8, num_workers=workers,
         )  # fmt: skip
 
     def fit(

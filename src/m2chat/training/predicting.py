@@ -43,7 +43,7 @@ class PredictingModule(TrainedOnlyModule):
     def evaluation_settings(self) -> dict[str, Any]:
         """Settings on which replies depend, for the results file."""
         settings = {**asdict(self.evaluation), "max_tokens": self.max_tokens()}
-        del settings["resume"]
+        del settings["resume"], settings["weights"]  # a results file has the weights themselves under that name
         return settings
 
     @abstractmethod
