@@ -37,7 +37,9 @@ def compare(first: Path, second: Path) -> list[Difference]:
     if len(counted) > 1:
         counts = [np.array([side[id_]["scores"]["bleu_statistics"] for id_ in counted]) for side in (a, b)]
         differences += [
-            difference(f"bleu_{order}", counts[0], counts[1], partial(bleu, order=order)) for order in (1, 2)
+            difference(f"bleu_{order}", counts[0], counts[1], partial(bleu, order=order))
+            for order in (1, 2)
+            if (counts[0][:, -1] >= order).any()  # else it is undefined: no reference has so many words
         ]
     scores = [(sample_scores(a[id_]), sample_scores(b[id_])) for id_ in shared]
     names = dict.fromkeys(name for of_first, _ in scores for name in of_first if not name.startswith("bleu_"))

@@ -133,6 +133,11 @@ def _parsed(path: Path, what: str, place: str, encoding: str, **options: Any) ->
             raise UserError(f"{path} is broken or not JSON ({error}); download it again or mend it") from error
 
 
+def _storable(key: str) -> str:
+    """A key without halves of surrogate pairs, which JSON may hold and SQLite cannot."""
+    return key.encode(errors="replace").decode()
+
+
 class Lookup:
     """A map from text to JSON values in an SQLite file, for joins that would not fit into memory.
 
@@ -154,8 +159,8 @@ class Lookup:
         self._table.execute("PRAGMA journal_mode = OFF")
         self._table.execute("CREATE TABLE t (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
         self.conflicts, self.conflict = 0, ""
-        for key, value in rows:
-            text = json.dumps(value)
+        for raw_key, value in rows:
+            key, text = _storable(raw_key), json.dumps(value)
             if not self._table.execute("INSERT OR IGNORE INTO t VALUES (?, ?)", (key, text)).rowcount:
                 (kept,) = self._table.execute("SELECT value FROM t WHERE key = ?", (key,)).fetchone()
                 if kept != text:
@@ -164,7 +169,7 @@ class Lookup:
 
     def get(self, key: str) -> Any:
         """The value of a key, None if there is none."""
-        row = self._table.execute("SELECT value FROM t WHERE key = ?", (key,)).fetchone()
+        row = self._table.execute("SELECT value FROM t WHERE key = ?", (_storable(key),)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def __enter__(self) -> Self:
@@ -190,7 +195,8 @@ class Groups:
         self._table.execute("PRAGMA journal_mode = OFF")
         self._table.execute("CREATE TABLE keys (place INTEGER PRIMARY KEY, key TEXT UNIQUE)")
         self._table.execute("CREATE TABLE t (place INTEGER, number INTEGER, value TEXT, PRIMARY KEY (place, number))")
-        for number, (key, value) in enumerate(rows):
+        for number, (raw_key, value) in enumerate(rows):
+            key = _storable(raw_key)
             self._table.execute("INSERT OR IGNORE INTO keys (key) VALUES (?)", (key,))
             self._table.execute(
                 "INSERT INTO t SELECT place, ?, ? FROM keys WHERE key = ?", (number, json.dumps(value), key)
