@@ -32,6 +32,8 @@ def check_ranges(names: dict[str, str] | None = None, /, **values: object) -> No
         UserError: If one is no number, or out of its range.
     """
     for name, value in values.items():
+        least: float
+        most: float
         if name in _WHOLE:
             (least, most), kind = _WHOLE[name], "a whole number from"
             fits = isinstance(value, Integral) and least <= int(value) <= most

@@ -43,6 +43,13 @@ class Emoji:
 
         return list(seen_in(pictures))
 
+    def summary(self, seen: Attributes) -> str:
+        """Concept, attributes of a person, and style."""
+        if not seen:
+            return "–"
+        details = " ".join(seen[name] for name in ("tone", "hair", "gender") if seen.get(name))
+        return "\n".join((seen["concept"], details, seen["style"]))
+
     def judge(self, targets: Sequence[Target]) -> Judged:
         """Verdicts on the generated and the reference pictures of a reply."""
         from m2chat.worlds.emoji.judge import judge_targets
