@@ -14,9 +14,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.models.build import fingerprint
 from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkpoint, trained_digest
 from m2chat.models.config import BackboneConfig
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.memory import lower_parameters
@@ -87,14 +87,13 @@ class TrainingModule(PredictingModule):
         self.model: Any = None
         self.tasks: set[str] = set()
         self.cost, self.costs_before = Cost(self.stage), list[dict[str, Any]]()
-        self.source, self._fingerprint = "new", ""
+        self.source, self._backbones = "new", Fingerprints(self.backbone)
 
     # Building
 
-    def fingerprint(self) -> str:
+    def backbones(self) -> Fingerprints:
         """Identifies the backbones."""
-        self._fingerprint = self._fingerprint or fingerprint(self.backbone)
-        return self._fingerprint
+        return self._backbones
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -116,11 +115,24 @@ class TrainingModule(PredictingModule):
         self.model = self.build()
         self.model.read_parts = self.read_parts
         self.source = self._load_start()
+        self._mention_few_steps()
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
+
+    def _mention_few_steps(self) -> None:
+        """States what L_ddpm can teach with a UNet of few steps."""
+        decoder = getattr(self.model, "decoder", None)  # stage 0 has none
+        learned = None if decoder is None else decoder.learned_timesteps
+        if learned is not None and self.lambda_ddpm and not (self._trainer is not None and self.trainer.testing):
+            shown = ", ".join(map(str, learned[:4])) + (", ..." if len(learned) > 4 else "")
+            rank_zero_info(
+                f"backbone.decoder.preset={self.backbone.decoder.preset}: this UNet was distilled on {len(learned)} "
+                f"timesteps, so L_ddpm draws only those ({shown}). The noise is not quite its target: "
+                "lambda_ddpm=0 trains by alignment alone"
+            )
 
     def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
         """Sets the precision and recomputation of a model, once it is decided what is frozen.
@@ -154,16 +166,16 @@ class TrainingModule(PredictingModule):
             return "new"
         path = Path(choice)
         if choice == "auto":
-            newest = find_checkpoint(self.checkpoint_root, wanted, self.fingerprint())
+            newest = find_checkpoint(self.checkpoint_root, wanted, self.backbones())
             path = newest or self.shipped / f"{wanted}.ckpt"
             if not path.is_file():
                 raise UserError(
-                    f"no checkpoint of stage '{wanted}' on these backbones (fingerprint {self.fingerprint()}) under "
+                    f"no checkpoint of stage '{wanted}' on these backbones (fingerprint {self.backbones().name}) under "
                     f"{self.checkpoint_root}/, and none is shipped at {path}: train that stage first, or name a file "
                     f"with {'--ckpt_path' if testing else '--model.init_args.init_from'}"
                 )
         names = self.names_of(wanted)
-        load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, fingerprint=self.fingerprint())
+        load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, backbones=self.backbones())
         payload = read_checkpoint(path)
         self.tasks = set(payload.get("tasks", []))  # what stage 1 has trained, stage 2 has too
         self.costs_before = payload.get("costs", [])
@@ -263,7 +275,8 @@ class TrainingModule(PredictingModule):
             "weights": self.source,
             "weights_digest": trained_digest(self),
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.backbones().name,
+            "fingerprints": self.backbones().components,
             "tasks": {kind: "trained" if kind in self.tasks else "zero-shot" for kind in KINDS},
             "costs": [*self.costs_before, *([self.cost.as_dict()] if self.cost.samples else [])],
             **self.evaluation_settings(),
@@ -279,8 +292,8 @@ class TrainingModule(PredictingModule):
 
     def draw_settings(self) -> DrawSettings:
         """Settings of drawing."""
-        config = self.evaluation
-        return DrawSettings(config.steps, config.guidance, config.seed, self.model.decoder.image_size)
+        steps, guidance = self.evaluation.drawing(self.backbone.decoder)
+        return DrawSettings(steps, guidance, self.evaluation.seed, self.model.decoder.image_size)
 
     @abstractmethod
     def replier(self) -> Replier:

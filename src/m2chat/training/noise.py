@@ -33,6 +33,8 @@ class NoiseConfig:
 def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConfig) -> DiffusionNoise:
     """Draws it: a function of seed, step and sample only.
 
+    Of a UNet of few steps only the timesteps are drawn that it was distilled on: of others it says nothing useful.
+
     So it needs no saved state, and does not depend on how samples are spread over processes.
 
     Args:
@@ -48,10 +50,12 @@ def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConf
         int(decoder.unet.config.in_channels),
         *(side // decoder.vae_factor for side in batch.target_pixels.shape[-2:]),
     )
+    learned = decoder.learned_timesteps
+    timesteps = torch.arange(decoder.noiser.config.num_train_timesteps) if learned is None else torch.tensor(learned)
     steps, noise, drop = [], [], []
     for draw, index in product(range(config.draws), chosen):
         generator = torch.Generator().manual_seed(noise_seed(config.seed, f"{step}/{draw}/{batch.samples[index].id}"))
-        steps.append(torch.randint(int(decoder.noiser.config.num_train_timesteps), (), generator=generator))
+        steps.append(timesteps[torch.randint(len(timesteps), (), generator=generator)])
         drop.append(torch.rand((), generator=generator) < config.drop)
         noise.append(torch.randn(shape, generator=generator))
     device = batch.input_ids.device
