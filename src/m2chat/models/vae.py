@@ -43,14 +43,14 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     Raises:
         UserError: If latents in fp16 are not finite themselves, because the UNet has overflowed.
     """
+    if latents.dtype == torch.float16 and not bool(latents.isfinite().all()):
+        raise UserError(
+            "the UNet's numbers are not finite in fp16, the picture would be black: load the model in bf16 or fp32 "
+            "(torch_dtype=torch.bfloat16)"
+        )
     scaled = latents / vae.config.scaling_factor
     pixels: Tensor = vae.decode(scaled.float() if _upcast(vae, latents) else scaled).sample
     if pixels.dtype == torch.float16 and not bool(pixels.isfinite().all()):
-        if not bool(latents.isfinite().all()):
-            raise UserError(
-                "the UNet's numbers are not finite in fp16, the picture would be black: load the model in bf16 or fp32 "
-                "(torch_dtype=torch.bfloat16)"
-            )
         _LOG.warning("the VAE's numbers are not finite in fp16, and its force_upcast is off: it works in fp32 now")
         pixels = vae.to(torch.float32).decode(scaled.float()).sample
     return pixels.clamp(-1, 1)

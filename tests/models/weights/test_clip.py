@@ -104,7 +104,7 @@ def test_folders_of_transformers_that_do_not_fit(tmp_path: Path) -> None:
         open_clip_tower(str(tmp_path), "x")
     config = json.loads((tmp_path / "config.json").read_text())
     for entry, message in (
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"hidden_act": "relu"}, "the activation 'relu' is neither"),
         ({"model_type": "siglip"}, "a 'siglip'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **entry}))
