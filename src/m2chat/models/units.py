@@ -40,6 +40,7 @@ def components(model: ReadingModel) -> dict[str, nn.Module]:
         "UNet": decoder.unet,
         "VAE": decoder.vae,
         "VAE of previews": decoder.preview_vae,
+        "refiner": decoder.refiner,
         "text encoder 1": decoder.text_encoder,
         "text encoder 2": decoder.text_encoder_2,
     }

@@ -25,6 +25,7 @@ from m2chat.evaluation.statistics import Difference, difference
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, mismatch
 from m2chat.models.swap import with_decoder
+from m2chat.training.config import EvalConfig
 
 MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "right pictures, %"}
 """Metrics of the table: name for single samples, and name shown. Of those, an evaluation need not have all."""
@@ -91,8 +92,9 @@ def swap(
         UserError: If `run` is no evaluation, a decoder has another text space, or an evaluation fails.
     """
     settings = _settings(run)
+    backbone, how = BackboneConfig(**settings["backbone"]), settings["evaluation"]
     before = Drawing(
-        BackboneConfig(**settings["backbone"]), *(settings["evaluation"][n] for n in ("steps", "guidance"))
+        backbone, *EvalConfig(steps=how.get("steps"), guidance=how.get("guidance")).drawing(backbone.decoder)
     )
     drawings = [_drawing(before, name) for name in decoders]
     # Named after its settings too: a file that was edited, or another one of the same name, is evaluated anew.
