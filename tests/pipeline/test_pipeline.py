@@ -201,7 +201,7 @@ def test_shown_pictures_are_described_by_the_released_model(pipe: M2ChatPipeline
         ({"prompt": []}, "0 pictures for 0 prompts"),
         ({"prompt": ["a", "b"], "image": [None]}, "1 pictures for 2 prompts"),
         ({"prompt": "a", "output_type": "jpg"}, "choose one of pil, np, pt"),
-        ({"prompt": "a", "size": 33}, "height=33: VAE and UNet need a multiple of 8; the nearest is 32 or 40"),
+        ({"prompt": "a", "size": 33}, "size=33: VAE and UNet need a multiple of 8; the nearest is 32 or 40"),
         ({"prompt": "a", "image_mode": "maybe"}, "choose one of auto, force, never"),
         ({"prompt": ["a", "b", "c"], "generator": [seeded(), seeded()]}, "2 generators for 3 prompts"),
         ({"prompt": ["a", "b"], "image": Pillow.new("RGB", (8, 8))}, "one picture for 2 prompts: give a list"),

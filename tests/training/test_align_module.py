@@ -13,6 +13,7 @@ from m2chat.models.config import DecoderConfig
 from m2chat.schema import Batch
 from m2chat.text import Layout
 from m2chat.training.align_module import AlignModule
+from m2chat.training.noise import mention_few_steps
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +85,10 @@ def test_a_network_of_few_steps_is_asked_for_those_it_learned(
     noise = module.draw_noise(batch)
     assert set(noise.timesteps.tolist()) == {999, 749, 499, 249} and torch.isfinite(module.losses(batch)["loss"])
     said: list[str] = []
-    monkeypatch.setattr("m2chat.training.base_module.rank_zero_info", said.append)
-    monkeypatch.setattr(module.backbone, "decoder", DecoderConfig(preset="lightning-4"))
-    module._mention_few_steps()
+    monkeypatch.setattr("m2chat.training.noise.rank_zero_info", said.append)
+    mention_few_steps(module.model.decoder, module.lambda_ddpm)
     assert "L_ddpm draws only those (999, 749, 499, 249)" in said[0] and "lambda_ddpm=0" in said[0]
-    monkeypatch.setattr(module, "lambda_ddpm", 0.0)
-    module._mention_few_steps()
+    mention_few_steps(module.model.decoder, 0.0)
     assert len(said) == 1
 
 

@@ -106,6 +106,8 @@ class PipelineBase:
     ) -> DrawSettings:
         """Settings of drawing, with the image decoder's values for what is None.
 
+        Numbers and sides are checked where a reply is set up; see `replier`.
+
         Args:
             steps: Denoising steps.
             guidance: Scale of classifier-free guidance.
@@ -114,8 +116,6 @@ class PipelineBase:
             preview_every: Denoising steps between two previews; 0 for none.
             height: Height in pixels, in place of `size`.
             width: Width in pixels, in place of `size`.
-
-        Numbers and sides are checked where a reply is set up, see `replier`.
         """
         config = self.model.decoder.config
         steps = config.steps if steps is None else steps
@@ -160,8 +160,10 @@ class PipelineBase:
             temperature=temperature,
             top_p=top_p,
         )
-        height, width = (draw.size if side is None else side for side in (draw.height, draw.width))
-        self.model.decoder.checked_size(height, width)
+        sides = {"height": draw.height, "width": draw.width}
+        of_height, of_width = ("size" if side is None else name for name, side in sides.items())
+        height, width = (draw.size if side is None else side for side in sides.values())
+        self.model.decoder.checked_size(height, width, (of_height, of_width))
         # Stage 1 has learned neither the two special tokens nor the image branch.
         is_first_stage = self.origin.stage == "align"
         decoding = Decoding(

@@ -27,7 +27,7 @@ from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
-from m2chat.training.noise import NoiseConfig, draw_noise
+from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.strategy import shard
@@ -115,24 +115,14 @@ class TrainingModule(PredictingModule):
         self.model = self.build()
         self.model.read_parts = self.read_parts
         self.source = self._load_start()
-        self._mention_few_steps()
+        testing = self._trainer is not None and self.trainer.testing
+        if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
+            mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
-
-    def _mention_few_steps(self) -> None:
-        """States what L_ddpm can teach with a UNet of few steps."""
-        decoder = getattr(self.model, "decoder", None)  # stage 0 has none
-        learned = None if decoder is None else decoder.learned_timesteps
-        if learned is not None and self.lambda_ddpm and not (self._trainer is not None and self.trainer.testing):
-            shown = ", ".join(map(str, learned[:4])) + (", ..." if len(learned) > 4 else "")
-            rank_zero_info(
-                f"backbone.decoder.preset={self.backbone.decoder.preset}: this UNet was distilled on {len(learned)} "
-                f"timesteps, so L_ddpm draws only those ({shown}). The noise is not quite its target: "
-                "lambda_ddpm=0 trains by alignment alone"
-            )
 
     def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
         """Sets the precision and recomputation of a model, once it is decided what is frozen.
@@ -281,6 +271,11 @@ class TrainingModule(PredictingModule):
             "costs": [*self.costs_before, *([self.cost.as_dict()] if self.cost.samples else [])],
             **self.evaluation_settings(),
         }
+
+    def protocol_as_before(self) -> dict[str, Any]:
+        """The same with the fingerprint of the backbones' files, by which earlier evaluations can be resumed."""
+        settings = {name: value for name, value in self.protocol().items() if name != "fingerprints"}
+        return {**settings, "fingerprint": self.backbones().legacy}
 
     def text_settings(self) -> tuple[Layout, Decoding]:
         """Layout of sequences, and settings of decoding."""
