@@ -12,15 +12,17 @@ from jsonargparse import ArgumentParser
 
 from m2chat import cli, lightning_cli
 from m2chat.evaluation.rows import read_rows
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, M3AdapterConfig, decoder_config
+from m2chat.models.swap import with_decoder
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
 M3ADAPTERS = sorted(ROOT.glob("configs/m3adapter/*.yaml"))
+DECODERS = sorted(ROOT.glob("configs/decoder/*.yaml"))
 OF_ROWS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
 OF_BASES = sorted(ROOT.glob("configs/paper/llama*.yaml"))
 OVERLAYS = [*OF_ROWS, *OF_BASES, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
-RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *OVERLAYS})
+RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *DECODERS, *OVERLAYS})
 OURS = ROOT / "configs/paper/stage0.yaml"
 PAPER = [path for path in RUNS if path.parent.name == "paper" and path != OURS]
 
@@ -118,6 +120,37 @@ def test_backbones_parse(path: Path) -> None:
     config = parser.parse_object({"backbone": yaml.safe_load(path.read_text(encoding="utf-8"))}).backbone
     assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) >= {"language_model", "adapter", "vision_encoder"}
     assert config.num_image_tokens == (8 if path.name == "micro.yaml" else 32)
+
+
+@pytest.mark.parametrize("path", DECODERS, ids=name_of)
+def test_decoders_go_with_every_command(parsed: Any, path: Path) -> None:
+    config = parsed(ROOT / "configs/eval_mmdialog.yaml", "--model.init_args.backbone.decoder", name_of(path))
+    found = config.model.init_args.backbone
+    expected = with_decoder(BackboneConfig("", "", "", "data/micro/sdxl", 8), path)
+    settings = {name: value for name, value in found.decoder.as_dict().items() if name != "__path__"}
+    assert decoder_config(settings) == expected.decoder
+    assert found.image_decoder == expected.image_decoder and found.num_image_tokens == 8
+
+
+def test_the_image_decoder_is_configured_in_yaml_and_on_the_command_line(parsed: Any, tmp_path: Path) -> None:
+    decoder = {"lora": [{"path": "style.safetensors", "weight": 0.5}], "preset": "fast"}
+    (tmp_path / "decoder.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"backbone": {"decoder": decoder}}}}))
+    setting = "--model.init_args.backbone.decoder"
+    config = parsed(ROOT / "configs/stage1.yaml", f"--config={tmp_path / 'decoder.yaml'}", f"{setting}.scheduler=euler")
+    backbone = ArgumentParser()
+    backbone.add_argument("--backbone", type=BackboneConfig)
+    made = backbone.instantiate(backbone.parse_object({"backbone": config.model.init_args.backbone})).backbone
+    assert made.decoder == DecoderConfig(lora=[LoraConfig("style.safetensors", 0.5)], scheduler="euler", preset="fast")
+    assert made.image_decoder == "data/micro/sdxl"
+
+
+def test_a_scheduler_that_does_not_exist_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    wrong = "--model.init_args.backbone.decoder.scheduler=eular"
+    assert cli.main(["fit", "--config=configs/stage1.yaml", wrong]) == 2
+    assert "decoder.scheduler='eular': choose one of ddim" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", M3ADAPTERS, ids=name_of)

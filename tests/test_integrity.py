@@ -40,6 +40,7 @@ from m2chat.text.clip_tokenizers import clip_tokenizers
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.consolidate import consolidate
 from m2chat.training.shares import write_checksums
+from toys import named_backbones
 
 MICRO = Path(__file__).parents[1] / "data" / "micro"
 NOWHERE = BackboneConfig("", "", "", "", 8)
@@ -231,10 +232,10 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, caplog: pytest.Log
     other = checkpoint(tmp_path / "other.ckpt", "xyz")
     for order, path in enumerate((old, new, other)):
         os.utime(path, ns=(order * 10**9, order * 10**9))
-    assert find_checkpoint(tmp_path, "align", "abc") == new
+    assert find_checkpoint(tmp_path, "align", named_backbones()) == new
     flipped(new, 8 * (new.read_bytes().index(np.arange(300.0, dtype=np.float32).tobytes()) + 50))
     integrity._compared.clear()
-    assert find_checkpoint(tmp_path, "align", "abc") == old
+    assert find_checkpoint(tmp_path, "align", named_backbones()) == old
     assert f"passed over: {new} is damaged" in caplog.text and "other.ckpt" not in caplog.text
 
 
@@ -244,7 +245,7 @@ def test_each_file_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest
     real = checksums._zip_digest
     monkeypatch.setattr(checksums, "_zip_digest", lambda file, size: [reads.append(size), real(file, size)][1])
     for _ in range(3):
-        find_checkpoint(tmp_path, "align", "abc")
+        find_checkpoint(tmp_path, "align", named_backbones())
         read_checkpoint(path)
     assert len(reads) == 1
     path.write_bytes(path.read_bytes())

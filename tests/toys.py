@@ -10,6 +10,8 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
+from m2chat.models.config import BackboneConfig
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.training.trained_only import TrainedOnlyModule
 
 TOY_CONFIG: dict[str, Any] = {
@@ -19,6 +21,14 @@ TOY_CONFIG: dict[str, Any] = {
         "enable_model_summary": False, "callbacks": [{"class_path": "Throughput", "init_args": {"every": 1}}],
     },
 }  # fmt: skip
+
+
+def named_backbones(name: str = "abc") -> Fingerprints:
+    """Fingerprints of networks that are nowhere."""
+    prints = Fingerprints(BackboneConfig("", "", "", "", 1))
+    prints.name = prints.legacy = name
+    prints.components = {"language_model": name}
+    return prints
 
 
 @dataclass
@@ -48,8 +58,8 @@ class ToyStage(TrainedOnlyModule):
         self.save_hyperparameters({"backbone": asdict(backbone), "phi": phi})
         self.trained, self.frozen = nn.Linear(2, 1), nn.Linear(2, 1).requires_grad_(False)
 
-    def fingerprint(self) -> str:
-        return "abc"
+    def backbones(self) -> Fingerprints:
+        return named_backbones()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss: Tensor = (self.trained(batch) + self.frozen(batch)).square().mean() * self.phi

@@ -26,7 +26,7 @@ from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.errors import TrainingDivergedError, UserError
 from m2chat.migration import migrate
-from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
+from m2chat.models.checkpoints import check_header, read_checkpoint
 from m2chat.quiet import quiet
 from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
@@ -181,7 +181,7 @@ class M2ChatCLI(LightningCLI):
             return
         model = self.config[subcommand].model
         stage = getattr(pkgutil.resolve_name(model.class_path), "stage", None)
-        check_header(read_checkpoint(Path(path))[HEADER], f"--ckpt_path {path}", stage, None)
+        check_header(read_checkpoint(Path(path)), f"--ckpt_path {path}", stage, None)
 
 
 class ConfigReader(M2ChatCLI):

@@ -44,9 +44,11 @@ def _bodies() -> list[tuple[bytes, dict[str, str]]]:
     made += [url(value) for value in wrong]
     made += [url({"url": value}) for value in wrong]
     made += [body(model=value) for value in wrong]
-    numbers = ("temperature", "top_p", "max_tokens", "seed", "n", "max_images", "steps", "guidance")
+    numbers = ("temperature", "top_p", "max_tokens", "seed", "n", "max_images", "steps", "guidance", "height",
+               "width")  # fmt: skip
     made += [body(**{name: value}) for name in numbers for value in (-(10**30), "many", [], float("nan"), float("inf"))]
     made += [body(**{name: 0}) for name in ("top_p", "max_tokens", "n", "max_images", "steps")]
+    made += [body(height=33), body(width=1), body(height=4096, width=4096)]
     made += [
         body(stream="perhaps"),
         body(image="often"),

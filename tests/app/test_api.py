@@ -94,6 +94,19 @@ def test_health_and_models(client: Any, http: TestClient) -> None:
         client.models.retrieve("gpt")
 
 
+def test_pictures_of_another_size(http: TestClient) -> None:
+    body = {"model": MODEL, "messages": asked("hello"), "image": "force", **QUICK}
+    done = http.post("/v1/chat/completions", json={**body, "height": 48, "width": 32}).json()
+    (url,) = [part["image_url"]["url"] for part in done["choices"][0]["message"]["content"] if "image_url" in part]
+    assert load_image(base64.b64decode(url.partition(",")[2])).shape == (48, 32, 3)
+    for size, message in (
+        ({"height": 33}, "nearest is 32 or 40"),
+        ({"height": 8000}, "draws at most 4,096 pixels"),
+    ):
+        answer = http.post("/v1/chat/completions", json={**body, **size})
+        assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
 def test_a_reply_holds_texts_and_pictures_in_their_order(client: Any, pipe: M2ChatPipeline) -> None:
     how = {"steps": 2, "image": "force", "max_images": 2}
     done = client.chat.completions.create(model=MODEL, messages=asked("hello", URL), seed=3, extra_body=how)

@@ -49,6 +49,25 @@ def web(pipe: M2ChatPipeline, tmp_path_factory: pytest.TempPathFactory) -> Itera
         page.close()
 
 
+def test_pictures_of_another_size(pipe: M2ChatPipeline) -> None:
+    kept: list[Picture] = []
+
+    def keep(picture: Picture) -> str:
+        kept.append(picture)
+        return "/somewhere/image.png"
+
+    handlers = TaskHandlers(pipe, keep)
+    list(handlers.text_to_image("a ring", 1, 0, 1, 48, 32))
+    list(handlers.story("a story", 1, 0, 1, 32, 40))
+    list(ChatHandlers(pipe, keep).send(None, {"text": "hello"}, *SETTINGS, 24, 32))
+    assert {picture.shape for picture in kept} == {(48, 32, 3), (32, 40, 3), (24, 32, 3)}
+    for wrong, message in (((33, 32), "the nearest is 32 or 40"), ((800, 32), "draws at most 4,096 pixels")):
+        with pytest.raises(gr.Error, match=message):
+            list(handlers.text_to_image("a ring", 1, 0, 1, *wrong))
+        with pytest.raises(gr.Error, match=message):
+            list(ChatHandlers(pipe, keep).send(None, {"text": "hello"}, *SETTINGS, *wrong))
+
+
 def shelf(_: Picture) -> str:
     return "/somewhere/image.png"
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from m2chat.commands import main
 from m2chat.commands.evaluation.folder import read_folder
-from m2chat.commands.evaluation.run import Runner, _clear
+from m2chat.commands.evaluation.run import Runner, clear
 from m2chat.data.images import load_image
 from m2chat.errors import UserError
 from m2chat.evaluation.journal import Journal, known_replies
@@ -229,13 +229,13 @@ def test_rows_are_run_once_and_share_their_stages(runner: Calls, tmp_path: Path)
 
 def test_what_a_stopped_run_has_left_is_cleared_unless_it_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "stage1"
-    _clear(folder)
+    clear(folder)
     folder.mkdir()
     (folder / "config.yaml").touch()
     with locked(folder), pytest.raises(UserError, match="another process writes to"):
-        _clear(folder)
+        clear(folder)
     assert (folder / "config.yaml").exists()
-    _clear(folder)
+    clear(folder)
     assert not folder.exists()
 
 

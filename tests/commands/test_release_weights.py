@@ -11,6 +11,7 @@ from m2chat.commands.release_weights import release_weights
 from m2chat.errors import UserError
 from m2chat.integrity import verify
 from m2chat.models.checkpoints import HEADER, Header, load_trained, trainable_names, trainable_state_dict
+from toys import named_backbones
 
 
 def write(path: Path, module: nn.Module) -> Path:
@@ -37,7 +38,7 @@ def test_small_and_loadable_into_fp32(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "1,240 numbers in fp16" in capsys.readouterr().out
     assert verify(out)
     assert out.stat().st_size < 6000 < full.stat().st_size / 10
-    load_trained(target, out, trainable_names(target), stage="align", fingerprint="abc")
+    load_trained(target, out, trainable_names(target), stage="align", backbones=named_backbones())
     assert target.weight.dtype == torch.float32
     assert torch.equal(target.weight, source.weight.half().float())
     payload = torch.load(out, weights_only=True)

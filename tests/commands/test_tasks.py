@@ -49,6 +49,15 @@ def test_a_task_prints_its_words_and_writes_its_pictures(
         assert (here / "out" / "edit-0.png").read_bytes() == before
 
 
+def test_the_image_decoder_may_be_changed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["draw", "a small red ring at the top on a white background", "--out", "out"]
+    for options in (["--preset", "fast"], ["--scheduler", "lcm"], ["--height", "48", "--width", "32"]):
+        assert main([*ask, "--steps", "2", *options]) == 0
+    drawn = [load_image((here / "out" / f"{name}-0.png").read_bytes()) for name in ("draw", "draw_1", "draw_2")]
+    assert [picture.shape for picture in drawn] == [(32, 32, 3), (32, 32, 3), (48, 32, 3)]
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
 def test_dialogue_lines_may_show_a_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dialogue", "before.png::which colour does it have ?", "--steps", "2"]) == 0
     assert capsys.readouterr().out.strip()
@@ -68,6 +77,11 @@ def test_lens_draws_a_page_and_writes_to_tensorboard(here: Path, capsys: pytest.
         (["edit", "broken.png", "paint it red"], "give a JPEG, PNG, WebP or GIF file"),
         (["draw", "a ring", "--weights", "nowhere.ckpt"], "there is no checkpoint file nowhere.ckpt"),
         (["draw", "a ring", "--backbone", "nowhere.yaml"], "--backbone: there is no nowhere.yaml"),
+        (["draw", "a ring", "--scheduler", "eular"], "decoder.scheduler='eular': choose one of ddim"),
+        (["draw", "a ring", "--lora", "style.safetensors=much"], "--lora style.safetensors=much: write FILE=WEIGHT"),
+        (["draw", "a ring", "--lora", "style.safetensors"], "there is no style.safetensors"),
+        (["draw", "a ring", "--height", "30"], "height=30: VAE and UNet need a multiple of 8; the nearest is 24 or 32"),
+        (["chat", "--width", "30"], "width=30: VAE and UNet need a multiple of 8"),
     ],
 )
 def test_mistakes_are_one_line(

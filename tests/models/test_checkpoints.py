@@ -18,6 +18,7 @@ from m2chat.models.checkpoints import (
     trainable_names,
     trainable_state_dict,
 )
+from toys import named_backbones
 
 
 def toy() -> nn.Sequential:
@@ -44,9 +45,8 @@ def test_only_trained_tensors_and_plain_names() -> None:
 def test_loading_changes_the_trained_tensors_only(tmp_path: Path) -> None:
     source, target = toy(), toy()
     frozen = target[0].weight.clone()
-    header = load_trained(
-        target, write(tmp_path / "a.ckpt", module=source), trainable_names(target), stage="align", fingerprint="abc"
-    )
+    path = write(tmp_path / "a.ckpt", module=source)
+    header = load_trained(target, path, trainable_names(target), stage="align", backbones=named_backbones())
     assert header["stage"] == "align"
     assert torch.equal(target[1].weight, source[1].weight) and torch.equal(target[0].weight, frozen)
 
@@ -59,24 +59,24 @@ def test_newest_matching_checkpoint_is_found(tmp_path: Path) -> None:
     paths[-1].write_bytes(b"PK\x03\x04 not a checkpoint")
     for order, index in enumerate([0, 2, 1, 3, 4, 5]):  # 1 is the newest that fits
         os.utime(paths[index], ns=(order * 10**9, order * 10**9))
-    assert find_checkpoint(tmp_path, "align", "abc") == paths[1]
-    assert find_checkpoint(tmp_path, "align", "nobody") is None
-    assert find_checkpoint(tmp_path / "nowhere", "align", "abc") is None
+    assert find_checkpoint(tmp_path, "align", named_backbones()) == paths[1]
+    assert find_checkpoint(tmp_path, "align", named_backbones("nobody")) is None
+    assert find_checkpoint(tmp_path / "nowhere", "align", named_backbones()) is None
 
 
 def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
     module = toy()
     path, names = write(tmp_path / "a.ckpt", module=module), trainable_names(module)
     with pytest.raises(UserError, match=r"stage 'align', but stage 'm3ft' is wanted.*init_from"):
-        load_trained(module, path, names, stage="m3ft", fingerprint=None)
-    with pytest.raises(UserError, match=r"fingerprint abc.*fingerprint xyz"):
-        load_trained(module, path, names, stage="align", fingerprint="xyz")
+        load_trained(module, path, names, stage="m3ft", backbones=None)
+    with pytest.raises(UserError, match=r"trained on other backbones than those configured: set model"):
+        load_trained(module, path, names, stage="align", backbones=named_backbones("xyz"))
     with pytest.raises(UserError, match=r"1 missing \(0\.bias\); 1 unexpected \(1\.bias\)"):
-        load_trained(module, path, {"0.bias", "1.weight"}, stage=None, fingerprint=None)
+        load_trained(module, path, {"0.bias", "1.weight"}, stage=None, backbones=None)
     other = toy()
     other[1] = nn.Linear(4, 3)
     with pytest.raises(UserError, match=r"1\.weight has shape \(2, 4\), the model wants \(3, 4\)"):
-        load_trained(other, path, names, stage=None, fingerprint=None)
+        load_trained(other, path, names, stage=None, backbones=None)
     with pytest.raises(UserError, match="no checkpoint file"):
         read_checkpoint(tmp_path / "nothing.ckpt")
 

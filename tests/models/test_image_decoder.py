@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,41 +12,19 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig
 from m2chat.models.image_decoder import ImageDecoder
-from m2chat.models.m2chat import M2ChatModel
-from m2chat.text import CaptionTokens
+from m2chat.models.vae import decode, encode
 from m2chat.worlds.shapes.scenes import render, scenes_of_split
-
-CAPTIONS = ["a large red circle on the left on a blue background", "a ring"]
-
-
-@pytest.fixture(scope="module")
-def decoder(micro_model: M2ChatModel) -> ImageDecoder:
-    return micro_model.decoder
-
-
-@pytest.fixture(scope="module")
-def pipeline(backbone: BackboneConfig) -> Any:
-    from diffusers import StableDiffusionXLPipeline
-
-    pipe = StableDiffusionXLPipeline.from_pretrained(backbone.image_decoder).to(torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def encoded(decoder: ImageDecoder, backbone: BackboneConfig) -> tuple[Tensor, Tensor]:
-    e_clip, e_pclip = decoder.encode_text(*CaptionTokens(backbone.image_decoder)(CAPTIONS))
-    assert e_pclip is not None
-    return e_clip, e_pclip
 
 
 def time_ids(rows: int) -> Tensor:
     return torch.tensor([[32.0, 32, 0, 0, 32, 32]]).expand(rows, -1)
 
 
-def test_encode_text_is_encode_prompt(decoder: ImageDecoder, pipeline: Any, encoded: tuple[Tensor, Tensor]) -> None:
+def test_encode_text_is_encode_prompt(
+    decoder: ImageDecoder, pipeline: Any, encoded: tuple[Tensor, Tensor], captions: list[str]
+) -> None:
     with torch.no_grad():
-        embeds, _, pooled, _ = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
     assert encoded[0].shape == (2, decoder.queries, decoder.sequence_width)
     assert encoded[1].shape == (2, decoder.pooled_width)
     torch.testing.assert_close(encoded[0], embeds, atol=1e-6, rtol=1e-6)
@@ -64,6 +43,48 @@ def test_drawing_equals_the_pipeline(decoder: ImageDecoder, pipeline: Any, encod
     ).images  # fmt: skip
     assert ours.shape == (2, 3, 32, 32) and ours.std() > 0.1
     torch.testing.assert_close((ours + 1) / 2, theirs, atol=1e-4, rtol=0)
+
+
+def test_other_sizes_equal_the_pipeline(decoder: ImageDecoder, drawn: Any, encoded: tuple[Tensor, Tensor]) -> None:
+    height, width = decoder.checked_size(48, 32)
+    ids = torch.tensor([[height, width, 0.0, 0.0, height, width]]).expand(2, -1)
+    ours = decoder.sample(*encoded, ids, [11, 12], steps=4, guidance=4.0)
+    assert ours.shape == (2, 3, 48, 32)
+    torch.testing.assert_close((ours + 1) / 2, drawn(height=48, width=32, steps=4), atol=1e-4, rtol=0)
+    # The numbers that the UNet is told of the size count, not the shape of the noise alone.
+    other = drawn(height=48, width=32, steps=4, original_size=(32, 32), target_size=(32, 32))
+    assert (other - (ours + 1) / 2).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((33, 32), r"height=33: VAE and UNet need a multiple of 8; the nearest is 32 or 40"),
+        ((32, 4), r"width=4: VAE and UNet need a multiple of 8; the nearest is 8"),
+        ((-8, 32), r"height=-8"),
+    ],
+)
+def test_sizes_that_cannot_be_drawn(decoder: ImageDecoder, size: tuple[int, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        decoder.checked_size(*size)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_vae_that_overflows_in_fp16_draws_no_black_picture(
+    decoder: ImageDecoder, marked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    vae = copy.deepcopy(decoder.vae)
+    vae.decoder.conv_in.weight.data.mul_(1e5)
+    wanted = decode(vae, latents.half().float())
+    assert not vae.half().decode((latents / vae.config.scaling_factor).half()).sample.isfinite().all()
+    vae.register_to_config(force_upcast=marked)
+    pixels = decode(vae, latents.half())
+    torch.testing.assert_close(pixels.float(), wanted, atol=0.02, rtol=0)
+    assert ("force_upcast is off" in caplog.text) != marked
+    assert encode(vae, pixels.half()).dtype == torch.float16
+    with pytest.raises(UserError, match="the UNet's numbers are not finite in fp16"):
+        decode(vae, torch.full((1, 8, 8, 8), torch.inf, dtype=torch.float16))
 
 
 def test_a_picture_does_not_depend_on_its_batch(decoder: ImageDecoder, encoded: tuple[Tensor, Tensor]) -> None:

@@ -18,7 +18,8 @@ from PIL import Image as Pillow
 import m2chat
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
-from m2chat.pipeline import M2ChatPipeline, OutputImage, weights
+from m2chat.pipeline import M2ChatPipeline, OutputImage, Progress, weights
+from m2chat.pipeline.tasks import edit
 from m2chat.pipeline.weights import micro_root
 from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.captions import parse_caption
@@ -112,6 +113,48 @@ def test_schedulers_can_be_swapped(pipe: M2ChatPipeline) -> None:
     assert np.array_equal(pictures[2], pictures[3]), "noise that is added on the way belongs to the seed too"
 
 
+def test_other_schedulers_than_the_promised_ones_are_refused(pipe: M2ChatPipeline) -> None:
+    from diffusers import TCDScheduler
+
+    before = pipe.scheduler
+    with pytest.raises(UserError, match="scheduler: its scheduler TCDScheduler is not supported"):
+        pipe.scheduler = TCDScheduler.from_config(before.config)
+    assert pipe.scheduler is before
+
+
+def test_height_and_width(pipe: M2ChatPipeline) -> None:
+    output = pipe(ASK, image_mode="force", height=32, width=48, **SHORT)
+    assert output.images[0].size == (48, 32)
+    assert pipe(ASK, image_mode="force", width=48, size=40, **SHORT).images[0].size == (48, 40)
+    told = edit(pipe, output.images[0], ["make it small"], steps=1, height=48)
+    assert told[0].images[0].size == (32, 48), "a context picture of any shape"
+
+
+def test_a_preset_gives_steps_and_guidance(tmp_path: Path) -> None:
+    quick = M2ChatPipeline.from_pretrained(decoder={"preset": "lightning-4"})
+    assert (quick.draw_settings().steps, quick.draw_settings().guidance) == (4, 1.0)
+    assert (quick.draw_settings(9).steps, quick.draw_settings(guidance=2.0).guidance) == (9, 2.0)
+    steps: list[int] = []
+    quick.set_progress_bar_config(disable=True)
+
+    def count(pipe: M2ChatPipeline, step: int, timestep: int, values: dict[str, Any]) -> dict[str, Any]:
+        steps.append(timestep)
+        return values
+
+    picture = quick(ASK, image_mode="force", max_new_tokens=16, generator=seeded(), callback_on_step_end=count).images
+    assert steps == [999, 749, 499, 249]
+    session = quick.session(seed=0, image="force", max_images=1, preview_every=0)
+    assert len([event for event in session.stream("hello") if isinstance(event, Progress)]) == 4
+    quick.save_pretrained(tmp_path / "quick")
+    again = M2ChatPipeline.from_pretrained(tmp_path / "quick")
+    again.set_progress_bar_config(disable=True)
+    assert again.origin.backbone.decoder.preset == "lightning-4"
+    redrawn = again(ASK, image_mode="force", max_new_tokens=16, generator=seeded()).images
+    assert np.array_equal(np.asarray(picture[0]), np.asarray(redrawn[0]))
+    other = M2ChatPipeline.from_pretrained(tmp_path / "quick", decoder={"scheduler": "ddim"}).origin.backbone.decoder
+    assert (other.preset, other.scheduler) == ("lightning-4", "ddim")
+
+
 def test_text_to_image_takes_the_prompt_as_caption(pipe: M2ChatPipeline) -> None:
     output = pipe("a small green ring at the top on a pink background", given="caption", **SHORT)
     (part,) = output.segments
@@ -158,7 +201,7 @@ def test_shown_pictures_are_described_by_the_released_model(pipe: M2ChatPipeline
         ({"prompt": []}, "0 pictures for 0 prompts"),
         ({"prompt": ["a", "b"], "image": [None]}, "1 pictures for 2 prompts"),
         ({"prompt": "a", "output_type": "jpg"}, "choose one of pil, np, pt"),
-        ({"prompt": "a", "size": 33}, "must be a multiple of 4"),
+        ({"prompt": "a", "size": 33}, "size=33: VAE and UNet need a multiple of 8; the nearest is 32 or 40"),
         ({"prompt": "a", "image_mode": "maybe"}, "choose one of auto, force, never"),
         ({"prompt": ["a", "b", "c"], "generator": [seeded(), seeded()]}, "2 generators for 3 prompts"),
         ({"prompt": ["a", "b"], "image": Pillow.new("RGB", (8, 8))}, "one picture for 2 prompts: give a list"),

@@ -338,9 +338,9 @@ def test_a_limit_that_cuts_is_told_and_nothing_is_drawn_from_a_cut_caption(
 )
 def test_settings_out_of_range_are_refused_before_anything_runs(settings: dict[str, Any], pipe: M2ChatPipeline) -> None:
     (name,) = settings
-    with pytest.raises(UserError, match=f"^{name}=.*(choose|multiple of 4)"):
+    with pytest.raises(UserError, match=f"^{name}=.*(choose|multiple of 8)"):
         pipe.session(**settings).stream("hello")
-    with pytest.raises(UserError, match=f"^{name}=.*(choose|multiple of 4)"):
+    with pytest.raises(UserError, match=f"^{name}=.*(choose|multiple of 8)"):
         pipe.replier(draw=DrawSettings(**settings)) if name in ("size", "steps", "guidance") else pipe.replier(
             **settings
         )

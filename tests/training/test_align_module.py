@@ -9,9 +9,11 @@ import torch
 from lightning import Trainer
 
 from m2chat.errors import UserError
+from m2chat.models.config import DecoderConfig
 from m2chat.schema import Batch
 from m2chat.text import Layout
 from m2chat.training.align_module import AlignModule
+from m2chat.training.noise import mention_few_steps
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,23 @@ def test_noise_belongs_to_seed_step_and_sample(
     monkeypatch.undo()
     monkeypatch.setattr(AlignModule, "global_step", 1)
     assert not torch.equal(module.draw_noise(batch).noise, noise.noise)
+
+
+def test_a_network_of_few_steps_is_asked_for_those_it_learned(
+    micro: Any, module: AlignModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = [int(step) for _ in range(4) for step in module.draw_noise(batch).timesteps]
+    assert not set(every) <= {999, 749, 499, 249}
+    monkeypatch.setattr(module.model.decoder, "config", DecoderConfig(preset="lightning-4"))
+    monkeypatch.setattr(module, "ddpm_draws", 12)
+    noise = module.draw_noise(batch)
+    assert set(noise.timesteps.tolist()) == {999, 749, 499, 249} and torch.isfinite(module.losses(batch)["loss"])
+    said: list[str] = []
+    monkeypatch.setattr("m2chat.training.noise.rank_zero_info", said.append)
+    mention_few_steps(module.model.decoder, module.lambda_ddpm)
+    assert "L_ddpm draws only those (999, 749, 499, 249)" in said[0] and "lambda_ddpm=0" in said[0]
+    mention_few_steps(module.model.decoder, 0.0)
+    assert len(said) == 1
 
 
 def test_ddpm_looks_at_the_first_samples_only(

@@ -15,8 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from m2chat.checksums import SUMS, read_sums
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import read_checkpoint
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.training.strategy import M2ChatFSDPStrategy, require_safe_reader
 from m2chat.training.trained_only import TrainedOnlyModule
+from toys import named_backbones
 
 TRAINED = {"net.1.weight", "net.1.bias"}
 
@@ -38,8 +40,8 @@ class Toy(TrainedOnlyModule):
         self.losses: list[float] = []
         self.weights: dict[str, Tensor] = {}
 
-    def fingerprint(self) -> str:
-        return "abc"
+    def backbones(self) -> Fingerprints:
+        return named_backbones()
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -127,7 +129,8 @@ def test_one_file_moves_between_one_and_two_processes(tmp_path: Path, sharded: S
     sharded(False, 3, save=path)
     payload = read_checkpoint(path)
     assert set(payload["state_dict"]) == TRAINED
-    assert payload["m2chat"] == {"stage": "toy", "fingerprint": "abc", "version": 1}
+    prints = {"language_model": "abc"}
+    assert payload["m2chat"] == {"stage": "toy", "fingerprint": "abc", "version": 1, "fingerprints": prints}
     resumed = alone(tmp_path, 6, ckpt_path=path)
     for name, tensor in whole.weights.items():
         assert torch.allclose(resumed.weights[name], tensor, atol=1e-6), name

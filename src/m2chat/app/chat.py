@@ -14,6 +14,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
+from m2chat.app.limits import require_affordable
 from m2chat.app.uploads import pack_session, read_picture, unpack_session
 from m2chat.app.widgets import GrowingReply, Message, PictureCache, figure_of, messages, user_message
 from m2chat.data.images import load_image
@@ -147,9 +148,16 @@ class ChatHandlers:
         return layers, plots, f"“{lens.answer}” was drawn from “{lens.caption}”, {gate}."
 
     def configured(self, session: Session | None, image: str, max_images: int, steps: int, guidance: float,
-                   seed: float | None, temperature: float, max_new_tokens: int) -> Session:  # fmt: skip
-        """The user's session, made at the first message, with the settings of the page."""
+                   seed: float | None, temperature: float, max_new_tokens: int, height: float | None = None,
+                   width: float | None = None) -> Session:  # fmt: skip
+        """The user's session, made at the first message, with the settings of the page.
+
+        Raises:
+            UserError: If the pictures would be too large for a server.
+        """
         session = session or self.pipe.session()
+        sides = [None if side is None else int(side) for side in (height, width)]
+        require_affordable(self.pipe, *sides)
         session.configure(
             image=image,
             max_images=int(max_images),
@@ -160,6 +168,8 @@ class ChatHandlers:
             max_new_tokens=int(max_new_tokens),
             # A loaded session may have other values of what the page does not show.
             size=None,
+            height=sides[0],
+            width=sides[1],
             preview_every=5,
             top_p=0.75,
             max_caption_tokens=64,

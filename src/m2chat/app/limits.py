@@ -1,18 +1,37 @@
-"""Limits of the HTTP server: requests at a time, seconds per request, bytes per body."""
+"""Limits of the servers: requests at a time, seconds per request, bytes per body, pixels per picture."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import HTTPException
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from m2chat.errors import UserError
+
+if TYPE_CHECKING:
+    from m2chat.pipeline import M2ChatPipeline
+
 T = TypeVar("T")
+
+
+def require_affordable(pipe: M2ChatPipeline, height: int | None, width: int | None) -> None:
+    """Refuses pictures of sizes that one visitor of a server could halt all others with.
+
+    Raises:
+        UserError: If they have more than four times the pixels of those that the model was made for.
+    """
+    side = pipe.image_size
+    if (height or side) * (width or side) > 4 * side**2:
+        raise UserError(
+            f"height={height or side}, width={width or side}: a server draws at most {4 * side**2:,} pixels, four "
+            f"times those of {side} x {side}"
+        )
 
 
 class Slots:

@@ -14,7 +14,7 @@ from m2chat.app.api import invalid
 from m2chat.app.chat import ChatHandlers, LensReader, stop
 from m2chat.app.tabs import TaskHandlers, add_tabs
 from m2chat.app.uploads import MAX_BYTES
-from m2chat.app.widgets import AT_ONCE, QUEUED, UNQUEUED, WAITING, as_examples, message_box, picture_cache
+from m2chat.app.widgets import AT_ONCE, QUEUED, UNQUEUED, WAITING, as_examples, message_box, picture_cache, size_sliders
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.world import Example
 
@@ -86,7 +86,7 @@ def _add_chat(handlers: ChatHandlers) -> None:
         new = gr.Button("New", size="sm", elem_id="chat-new", min_width=60)
         save = gr.DownloadButton("Save", size="sm", elem_id="chat-save", min_width=60)
         load = gr.UploadButton("Load", size="sm", file_types=[".zip"], elem_id="chat-load", min_width=60)
-    settings = _settings()
+    settings = _settings(handlers.pipe)
     with gr.Accordion("See inside", open=False, elem_id="inside"):
         gr.Markdown("Pictures drawn from each layer of the language model, and attention maps (paper, Fig. 5).")
         look = gr.Button("Inspect the last picture", elem_id="inside-look")
@@ -111,7 +111,7 @@ def _add_chat(handlers: ChatHandlers) -> None:
 _DOWNLOAD = """() => setTimeout(() => document.querySelector("#chat-save-ready")?.click(), 100)"""
 
 
-def _settings() -> list[Any]:
+def _settings(pipe: M2ChatPipeline) -> list[Any]:
     """Settings of the next replies, collapsed; in the order of `ChatHandlers.configured`."""
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         with gr.Row():
@@ -121,14 +121,17 @@ def _settings() -> list[Any]:
             )  # fmt: skip
             most = gr.Slider(1, 8, 4, step=1, label="Max pictures", elem_id="setting-most")
         with gr.Row():
-            steps = gr.Slider(1, 50, 25, step=1, label="Denoising steps", elem_id="setting-steps")
-            guidance = gr.Slider(1, 15, 5, step=0.5, label="Guidance scale")
+            usual = pipe.draw_settings()
+            steps = gr.Slider(1, 50, usual.steps, step=1, label="Denoising steps", elem_id="setting-steps")
+            guidance = gr.Slider(1, 15, usual.guidance, step=0.5, label="Guidance scale")
+        with gr.Row():
+            height, width = size_sliders(pipe)
         with gr.Row():
             seed = gr.Number(-1, label="Seed (-1: random)", precision=0, minimum=-1, maximum=2**31 - 1,
                              elem_id="setting-seed")  # fmt: skip
             temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature")
             length = gr.Slider(8, 128, 64, step=8, label="Max new tokens")
-    return [image, most, steps, guidance, seed, temperature, length]
+    return [image, most, steps, guidance, seed, temperature, length, height, width]
 
 
 def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, block: bool = True) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from m2chat.app.limits import require_affordable
 from m2chat.data.images import save_png
 from m2chat.errors import UserError
 from m2chat.pipeline import Drawn, M2ChatPipeline, Session, Usage
@@ -18,6 +19,7 @@ from m2chat.schema import Conversation, Image, Picture, Role, Turn
 MAX_CHARACTERS = 1_000_000
 """Maximum length of one text; the layout cuts the conversation to the model's context afterwards."""
 MAX_PICTURES = 32
+MAX_SIDE = 8192
 ReadURL = Callable[[str], Picture]
 
 
@@ -84,8 +86,10 @@ class ChatRequest(BaseModel):
     logprobs: Literal[False] | None = None
     image: Literal["auto", "force", "never"] = "auto"
     max_images: int = Field(default=4, ge=1, le=16)
-    steps: int = Field(default=25, ge=1, le=100)
-    guidance: float = Field(default=5.0, ge=0, le=30)
+    steps: int | None = Field(default=None, ge=1, le=100)
+    guidance: float | None = Field(default=None, ge=0, le=30)
+    height: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+    width: int | None = Field(default=None, ge=1, le=MAX_SIDE)
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> ChatRequest:
@@ -94,7 +98,12 @@ class ChatRequest(BaseModel):
         return self
 
     def session(self, pipe: M2ChatPipeline) -> Session:
-        """An empty session with these settings."""
+        """An empty session with these settings.
+
+        Raises:
+            UserError: If the pictures would have more than four times the pixels of those that the model was made for.
+        """
+        require_affordable(pipe, self.height, self.width)
         max_new_tokens = min(self.max_completion_tokens or self.max_tokens or 64, 512)
         return pipe.session(
             image=self.image if "image" in self.modalities else "never",
@@ -102,6 +111,8 @@ class ChatRequest(BaseModel):
             seed=self.seed,
             steps=self.steps,
             guidance=self.guidance,
+            height=self.height,
+            width=self.width,
             preview_every=0,
             max_new_tokens=max_new_tokens,
             temperature=self.temperature,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any, TypeAlias
 
 import gradio as gr
 
 from m2chat.app.chat import page_errors, uploaded
+from m2chat.app.limits import require_affordable
 from m2chat.app.widgets import (
     QUEUED,
     UNQUEUED,
@@ -45,20 +46,20 @@ class TaskHandlers:
     def __init__(self, pipe: M2ChatPipeline, cache: PictureCache) -> None:
         self.pipe, self.cache = pipe, cache
 
-    def text_to_image(self, text: str, count: int, seed: float | None, steps: int) -> Iterator[tuple[Stop, Figures]]:
+    def text_to_image(self, text: str, count: int, seed: float | None, *draw: float) -> Iterator[tuple[Stop, Figures]]:
         """Pictures of a caption."""
-        yield from self._at_seeds(text_to_image, text, count, seed, steps)
+        yield from self._at_seeds(text_to_image, text, count, seed, draw)
 
-    def wish(self, text: str, count: int, seed: float | None, steps: int) -> Iterator[tuple[Stop, Figures]]:
+    def wish(self, text: str, count: int, seed: float | None, *draw: float) -> Iterator[tuple[Stop, Figures]]:
         """Pictures of a vague wish, with a new caption for each seed."""
-        yield from self._at_seeds(wish, text, count, seed, steps)
+        yield from self._at_seeds(wish, text, count, seed, draw)
 
-    def edit(self, message: Mapping[str, Any], seed: float | None, steps: int) -> Iterator[tuple[Stop, Figures]]:
+    def edit(self, message: Mapping[str, Any], seed: float | None, *draw: float) -> Iterator[tuple[Stop, Figures]]:
         """Edits of a picture, one per line."""
         with page_errors():
             first = self._picture(message)
             lines = changes((message.get("text") or "").splitlines())
-            session = self.pipe.session(seed=int(seed or 0), steps=int(steps))
+            session = self.pipe.session(seed=int(seed or 0), **self._drawing(draw))
             shown = figure_of(self.cache, first, "as shown")
             yield session.stop, shown
             for line, output in zip(lines, edit_rounds(session, first, lines), strict=False):
@@ -66,24 +67,25 @@ class TaskHandlers:
                 yield session.stop, shown
 
     def similar(
-        self, message: Mapping[str, Any], count: int, seed: float | None, steps: int
+        self, message: Mapping[str, Any], count: int, seed: float | None, *draw: float
     ) -> Iterator[tuple[Stop, Figures]]:
         """Pictures similar to one."""
         with page_errors():
             first = self._picture(message)
         shown = figure_of(self.cache, first, "as shown")
-        for stop, figures in self._at_seeds(similar, first, count, seed, steps):
+        for stop, figures in self._at_seeds(similar, first, count, seed, draw):
             yield stop, shown + figures
 
     def story(
-        self, opener: str, frames: int, seed: float | None, steps: int
+        self, opener: str, frames: int, seed: float | None, *draw: float
     ) -> Iterator[tuple[Stop, Figures, Figures]]:
         """A story, part by part, and the image decoder's own pictures of its captions."""
-        session = self.pipe.session(seed=int(seed or 0), steps=int(steps), image="force", max_images=1)
         shown: Figures = ""
         parts: list[PipelineOutput] = []
-        yield session.stop, shown, ""
         with page_errors():
+            how = self._drawing(draw)
+            session = self.pipe.session(seed=int(seed or 0), image="force", max_images=1, **how)
+            yield session.stop, shown, ""
             for part in story_parts(session, opener, int(frames)):
                 parts.append(part)
                 shown += self._figures(part)
@@ -94,7 +96,12 @@ class TaskHandlers:
         yield session.stop, shown, "".join(figure_of(self.cache, *pair) for pair in pairs)
 
     def _at_seeds(
-        self, task: Callable[..., list[PipelineOutput]], subject: Any, count: int, seed: float | None, steps: int
+        self,
+        task: Callable[..., list[PipelineOutput]],
+        subject: Any,
+        count: int,
+        seed: float | None,
+        draw: Sequence[float],
     ) -> Iterator[tuple[Stop, Figures]]:
         """One picture after another, so that the first is shown early; finished ones are kept if it is stopped."""
         shown: Figures = ""
@@ -103,10 +110,21 @@ class TaskHandlers:
         with page_errors():
             if isinstance(subject, str) and not subject.strip():
                 raise UserError("write a prompt first")
+            how = self._drawing(draw)
             for k in range(int(count)):
-                for output in task(self.pipe, subject, (int(seed or 0) + k,), stop, steps=int(steps)):
+                for output in task(self.pipe, subject, (int(seed or 0) + k,), stop, **how):
                     shown += self._figures(output)
                     yield stop.set, shown
+
+    def _drawing(self, draw: Sequence[float]) -> dict[str, int]:
+        """Denoising steps, height and width, in the order of `draw_settings`; the sizes may be left out.
+
+        Raises:
+            UserError: If the pictures would be too large for a server.
+        """
+        how = {name: int(value) for name, value in zip(("steps", "height", "width"), draw, strict=False)}
+        require_affordable(self.pipe, how.get("height"), how.get("width"))
+        return how
 
     def _picture(self, message: Mapping[str, Any]) -> Any:
         pictures = uploaded(message.get("files"))
@@ -154,10 +172,10 @@ def add_tabs(handlers: TaskHandlers, examples: Examples) -> None:
             count = gr.Slider(1, 4, 4 if task == "wish" else 1, step=1, label="Pictures")
             run, halt = run_and_stop(task, "Draw")
             shown = gallery("Pictures", task)
-            seed, steps = draw_settings()
+            settings = draw_settings(handlers.pipe)
             add_examples(examples, task, text)
             stop = gr.State(None)
-            running = gr.on([run.click, text.submit], handler, [text, count, seed, steps], [stop, shown], **QUEUED)
+            running = gr.on([run.click, text.submit], handler, [text, count, *settings], [stop, shown], **QUEUED)
             _on_stop(halt, stop, running)
     with gr.Tab("Edit", elem_id="tab-edit"):
         gr.Markdown("Multi-round editing: add a picture and write one change per line; each edits the picture before.")
@@ -167,11 +185,11 @@ def add_tabs(handlers: TaskHandlers, examples: Examples) -> None:
             alike = gr.Button(f"{SIMILAR_PICTURES} similar pictures", elem_id="edit-similar")
             halt = gr.Button("Stop", variant="stop", elem_id="edit-stop")
         shown = gallery("Pictures", "edit")
-        seed, steps = draw_settings()
+        settings = draw_settings(handlers.pipe)
         add_examples(examples, "edit", box)
         stop, count = gr.State(None), gr.State(SIMILAR_PICTURES)
-        edited = gr.on([run.click, box.submit], handlers.edit, [box, seed, steps], [stop, shown], **QUEUED)
-        compared = alike.click(handlers.similar, [box, count, seed, steps], [stop, shown], **QUEUED)
+        edited = gr.on([run.click, box.submit], handlers.edit, [box, *settings], [stop, shown], **QUEUED)
+        compared = alike.click(handlers.similar, [box, count, *settings], [stop, shown], **QUEUED)
         _on_stop(halt, stop, edited, compared)
     with gr.Tab("Story", elem_id="tab-story"):
         gr.Markdown("Storytelling: the model continues a first line; each part has the picture before as context.")
@@ -180,10 +198,10 @@ def add_tabs(handlers: TaskHandlers, examples: Examples) -> None:
         run, halt = run_and_stop("story", "Generate")
         shown = gallery("Story", "story")
         beside = gallery("Image decoder alone, same captions, one seed", "alone")
-        seed, steps = draw_settings()
+        settings = draw_settings(handlers.pipe)
         add_examples(examples, "story", text)
         stop = gr.State(None)
-        running = gr.on([run.click, text.submit], handlers.story, [text, frames, seed, steps], [stop, shown, beside],
+        running = gr.on([run.click, text.submit], handlers.story, [text, frames, *settings], [stop, shown, beside],
                         **QUEUED)  # fmt: skip
         _on_stop(halt, stop, running)
 

@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_img_array_to_cache
 
-from m2chat.pipeline import Drawn, Event, Notice, Progress, Session, Words
+from m2chat.pipeline import Drawn, Event, M2ChatPipeline, Notice, Progress, Session, Words
 from m2chat.schema import Picture
 from m2chat.world import Example
 
@@ -252,9 +252,19 @@ def gallery(label: str, task: str) -> Any:
     return gr.HTML(elem_id=f"{task}-pictures", elem_classes="pictures", padding=False, min_height=80)
 
 
-def draw_settings() -> tuple[Any, Any]:
-    """The settings of a tab, collapsed: seed and denoising steps."""
+def size_sliders(pipe: M2ChatPipeline) -> tuple[Any, Any]:
+    """Height and width of pictures in pixels: what the image decoder can draw, up to twice its usual side."""
+    unit, side = pipe.model.decoder.size_unit, pipe.image_size
+    low = max(unit, side // 2 // unit * unit)
+    height, width = (gr.Slider(low, 2 * side, side, step=unit, label=label) for label in ("Height", "Width"))
+    return height, width
+
+
+def draw_settings(pipe: M2ChatPipeline) -> list[Any]:
+    """The settings of a tab, collapsed: seed, denoising steps, height and width."""
     with gr.Accordion("Settings", open=False):
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
-        steps = gr.Slider(1, 50, 25, step=1, label="Denoising steps")
-    return seed, steps
+        steps = gr.Slider(1, 50, pipe.draw_settings().steps, step=1, label="Denoising steps")
+        with gr.Row():
+            height, width = size_sliders(pipe)
+    return [seed, steps, height, width]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from m2chat.commands.common import add_model_options, load_pipeline
+from m2chat.commands.common import add_model_options, add_size_options, load_pipeline
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -13,7 +13,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("chat", help="chat in the terminal")
     parser.add_argument("--load", type=Path, metavar="FOLDER", help="load a saved session")
     parser.add_argument("--seed", type=int, help="seed of the replies (default: random)")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: those of --preset, or 25)")
+    add_size_options(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -47,5 +48,6 @@ def run(options: argparse.Namespace) -> None:
     chat = TerminalChat(pipe, console, options.out)
     if options.load is not None:
         chat.session = Session.load(pipe, options.load)
-    chat.session.configure(seed=options.seed, steps=options.steps)
+    chat.session.configure(seed=options.seed, steps=options.steps, height=options.height, width=options.width)
+    chat.session.settings.drawing(pipe, 0)  # a size that cannot be drawn is an error now, not at the first picture
     chat.run(lambda: input("> " if sys.stdin.isatty() else ""))

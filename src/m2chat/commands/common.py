@@ -23,6 +23,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                         "shipped micro weights)")  # fmt: skip
     parser.add_argument("--backbone", type=Path, metavar="YAML", help="backbones, such as "
                         "configs/backbone/paper.yaml (default: those of the training)")  # fmt: skip
+    parser.add_argument("--decoder", metavar="PATH", help="image decoder with the same text encoders: a diffusers "
+                        "folder, SDXL in one file, a UNet, a LoRA, or settings such as configs/decoder/lcm.yaml "
+                        "(default: that of the training)")  # fmt: skip
+    drawing = parser.add_argument_group("image decoder", "in place of what the training or --backbone states")
+    drawing.add_argument("--preset", metavar="NAME", help="scheduler, spacing, steps and guidance that belong "
+                         "together: turbo, lightning-4, lcm-4 or fast")  # fmt: skip
+    drawing.add_argument("--scheduler", metavar="NAME", help="scheduler, such as ddim, euler, dpmpp_2m or lcm "
+                         "(docs/chat.md lists all)")  # fmt: skip
+    drawing.add_argument("--spacing", metavar="NAME", help="spacing of the timesteps: leading or trailing")
+    drawing.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="LoRA, with its factor "
+                         "(default: 1); may be given several times")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="device, such as cuda (default: %(default)s)")
     parser.add_argument("--memory", choices=("high", "balanced", "low"), help="high: bf16 on a GPU; balanced: int8 "
                         "language model; low: int4, parts moved to the GPU in turn, tiled decoding")  # fmt: skip
@@ -30,16 +41,40 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_drawing_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Adds options of drawing and output."""
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: 2 for wish, else 5)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: those of --preset, or 25)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: that of --preset, or 5, for wish 2)")
+    add_size_options(parser)
     parser.add_argument(
         "--out", type=Path, default=Path(out), metavar="FOLDER", help="folder for pictures (default: %(default)s)"
     )
 
 
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """Adds options of the pictures' size."""
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the pictures (default: the model's)")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the pictures (default: the model's)")
+
+
+def decoder_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the image decoder that are given, by their names in `DecoderConfig`.
+
+    Raises:
+        UserError: If the factor of a LoRA is no number.
+    """
+    changes = {name: getattr(options, name) for name in ("preset", "scheduler", "spacing") if getattr(options, name)}
+    loras = []
+    for item in options.lora:
+        path, _, weight = item.partition("=")
+        try:
+            loras.append({"path": path, "weight": float(weight or 1)})
+        except ValueError:
+            raise UserError(f"--lora {item}: write FILE=WEIGHT with a number, such as style.safetensors=0.8") from None
+    return changes | ({"lora": loras} if loras else {})
+
+
 def how_to_draw(options: argparse.Namespace) -> dict[str, Any]:
-    """Steps and guidance, as far as the options give them; the task has defaults for the rest."""
-    given = {"steps": options.steps, "guidance": options.guidance}
+    """Steps, guidance and size, as far as the options give them; the task has defaults for the rest."""
+    given = {name: getattr(options, name) for name in ("steps", "guidance", "height", "width")}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -58,7 +93,10 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
         if not options.backbone.is_file():
             raise UserError(f"--backbone: there is no {options.backbone}")
         backbone = BackboneConfig(**yaml.safe_load(options.backbone.read_text()))
-    pipe = M2ChatPipeline.from_pretrained(options.weights, backbone=backbone)
+    changes = decoder_changes(options)
+    pipe = M2ChatPipeline.from_pretrained(
+        options.weights, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
+    )
     pipe = pipe.fit_to_memory(options.memory, options.device) if options.memory else pipe.to(options.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

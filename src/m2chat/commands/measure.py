@@ -17,7 +17,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--count", type=int, default=200, help="conversations (default: %(default)s)")
     parser.add_argument("--wishes", type=int, default=20, help="vague wishes, four seeds each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of conversations and pictures (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: those of --preset, or 25)")
     parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="replies at once (%(default)s)")
     parser.add_argument(
         "--captions", choices=("model", "data"), default="model",
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         count=options.count,
         wishes=options.wishes,
         seed=options.seed,
-        steps=options.steps,
+        steps=options.steps or pipe.draw_settings().steps,
         batch_size=options.batch_size,
         model_captions=options.captions == "model",
     )

@@ -81,7 +81,7 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
     evaluation = module.evaluation
     tokens = options.tokens or evaluation.max_tokens or settings.data.max_tokens
     plan = plan_inference(model, tokens, model.decoder.image_size)
-    print(inference_report(plan, gpu, evaluation.steps, options.memory * 1e9))
+    print(inference_report(plan, gpu, evaluation.drawing(module.backbone.decoder)[0], options.memory * 1e9))
 
 
 def _devices(settings: Any) -> int:

@@ -39,11 +39,11 @@ def release_weights(stage: str, checkpoint: Path, out: Path) -> int:
         UserError: If the checkpoint is of another stage, or holds numbers that fp16 cannot.
     """
     from m2chat.errors import UserError
-    from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
+    from m2chat.models.checkpoints import check_header, read_checkpoint
     from m2chat.training.atomic_io import AtomicCheckpointIO
 
     payload = read_checkpoint(checkpoint)
-    check_header(payload[HEADER], str(checkpoint), stage, None)
+    check_header(payload, str(checkpoint), stage, None)
     state = {name: tensor.half() for name, tensor in payload["state_dict"].items()}
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise UserError(f"{checkpoint}: {bad[0]} holds numbers that fp16 cannot (above 65504, or not finite)")

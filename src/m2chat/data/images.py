@@ -269,8 +269,9 @@ class VisionInput:
         """The input of an encoder, from its configuration.
 
         Args:
-            vision_encoder: Folder with ``open_clip_config.json``, or name of an open_clip model; ``:`` and the tag
-                of its weights may follow, and are ignored here.
+            vision_encoder: Folder with ``open_clip_config.json``; or folder of transformers' CLIP, whose
+                ``preprocessor_config.json`` has mean and deviation if they are not OpenAI's; or name of an open_clip
+                model, behind which ``:`` and the tag of its weights are ignored here.
 
         Raises:
             UserError: If it is neither, or the folder's file is damaged.
@@ -282,6 +283,8 @@ class VisionInput:
             preprocess = config.get("preprocess_cfg", {})
             mean, std = preprocess.get("mean", _OPENAI_MEAN), preprocess.get("std", _OPENAI_STD)
             return cls(int(config["model_cfg"]["vision_cfg"]["image_size"]), tuple(mean), tuple(std))
+        if (path := Path(vision_encoder) / "config.json").is_file():
+            return cls._of_transformers(path)
         import open_clip
 
         architecture = vision_encoder.partition(":")[0]
@@ -292,3 +295,17 @@ class VisionInput:
                 "architecture, as in 'ViT-L-14-quickgelu:/weights/ViT-L-14.pt', which decides the size of its pictures"
             )
         return cls(int(open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)))
+
+    @classmethod
+    def _of_transformers(cls, path: Path) -> VisionInput:
+        """The input of an encoder in transformers' layout, from its ``config.json``."""
+        verify_listed([path])
+        config = json.loads(path.read_text())
+        size = int(config.get("vision_config", config).get("image_size", 224))
+        how = path.with_name("preprocessor_config.json")
+        if not how.is_file():
+            return cls(size)
+        verify_listed([how])
+        preprocess = json.loads(how.read_text())
+        mean, std = preprocess.get("image_mean", _OPENAI_MEAN), preprocess.get("image_std", _OPENAI_STD)
+        return cls(size, tuple(mean), tuple(std))

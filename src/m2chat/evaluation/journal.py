@@ -47,7 +47,9 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mapping[str, Any]]]:
+def known_replies(
+    folder: Path, generation: str, as_before: str | None = None
+) -> dict[str, tuple[Reply, Mapping[str, Any]]]:
     """The replies that an earlier evaluation has generated, finished or not.
 
     Left out, and so generated again, are a line that was cut off and a reply whose picture cannot be read.
@@ -55,6 +57,7 @@ def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mappi
     Args:
         folder: Folder of the earlier evaluation.
         generation: Hash of the settings of this one.
+        as_before: The same as earlier versions computed it.
 
     Raises:
         UserError: If the folder holds no evaluation, or one with other settings.
@@ -64,7 +67,7 @@ def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mappi
     if not files:
         raise UserError(f"evaluation.resume={str(folder)!r} holds no predictions: name a folder of `lightning test`")
     for path, recorded in files:
-        if recorded != generation:
+        if recorded not in (generation, as_before):
             raise UserError(
                 f"evaluation.resume={str(folder)!r} was generated with other settings or weights (hash {recorded}, "
                 f"and {generation} here): evaluate the same checkpoint with the same settings, or leave resume out"

@@ -21,6 +21,7 @@ from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.reading import ReadingModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.models.weights.adapter import open_adapter
+from m2chat.models.weights.clip import clip_settings
 from m2chat.models.weights.files import load_json
 
 _NOT_SHAPES = ("model_type", "architectures", "dtype", "transformers_version")
@@ -111,7 +112,7 @@ def _clip(backbone: BackboneConfig, assumed: list[str]) -> ClipTokens:
 
     name = backbone.vision_encoder
     if Path(name).is_dir():
-        settings = load_json(Path(name) / "open_clip_config.json", "backbone.vision_encoder")["model_cfg"]
+        settings = clip_settings(Path(name), "backbone.vision_encoder")
     else:
         architecture = name.partition(":")[0]
         if architecture not in open_clip.list_models():
@@ -122,7 +123,7 @@ def _clip(backbone: BackboneConfig, assumed: list[str]) -> ClipTokens:
         key: value for key, value in settings.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
     }
     # Of the text tower, which is thrown away, a layer is enough.
-    settings["text_cfg"] = {**settings["text_cfg"], "layers": 1, "hf_tokenizer_name": None}
+    settings["text_cfg"] = {**settings.get("text_cfg", {}), "layers": 1, "hf_tokenizer_name": None}
     return ClipTokens(open_clip.CLIP(**settings).eval().visual, backbone.channel_order)
 
 
@@ -139,7 +140,7 @@ class BlankDecoder(ImageDecoder):
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         nn.Module.__init__(self)
-        self.config, self.preview_vae = config or DecoderConfig(), None
+        self.config, self.preview_vae, self.refiner = config or DecoderConfig(), None, None
         root = Path(folder)
         known: dict[str, Any] = {
             "text_encoder": published.SDXL_TEXT_ENCODER,

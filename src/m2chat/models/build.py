@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
@@ -20,8 +17,6 @@ from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 
 if TYPE_CHECKING:
     from m2chat.models.llama_adapter import AdapterLlamaForCausalLM
-
-_SAMPLE_BYTES = 1 << 20
 
 
 def build_m2chat(
@@ -135,63 +130,3 @@ def load_clip(backbone: BackboneConfig, dtype: torch.dtype = torch.float32) -> C
     return ClipTokens(
         load_tower(backbone.vision_encoder, "backbone.vision_encoder", dtype), marked or backbone.channel_order
     )
-
-
-def fingerprint(backbone: BackboneConfig) -> str:
-    """A short name of the backbones' contents: trained weights are useless on any others.
-
-    Every file counts with its name, its size and its first and last MiB: a changed network differs there, and a
-    full hash of 30 GB at every start would cost a minute.
-    """
-    digest = hashlib.sha256()
-    for root in _roots(backbone).values():
-        _digest_part(digest, root)
-    digest.update(backbone.channel_order.encode())
-    if backbone.adapter == NEW:
-        digest.update(repr(backbone.new_adapter).encode())
-    return digest.hexdigest()[:16]
-
-
-def part_fingerprints(backbone: BackboneConfig) -> dict[str, str]:
-    """A short name of each backbone's contents, by its setting, to name the one that differs."""
-    names = {}
-    for setting, root in _roots(backbone).items():
-        digest = hashlib.sha256()
-        _digest_part(digest, root)
-        names[setting] = digest.hexdigest()[:16]
-    if backbone.adapter == NEW:
-        names["adapter"] = hashlib.sha256(repr(backbone.new_adapter).encode()).hexdigest()[:16]
-    return names
-
-
-def _roots(backbone: BackboneConfig) -> dict[str, Path]:
-    """Files or folder of each backbone, by its setting; those of an empty setting are left out."""
-    from m2chat.models.weights.clip import local_clip_file
-    from m2chat.models.weights.llama import llama_folder
-
-    roots = {
-        "language_model": llama_folder(Path(backbone.language_model)),
-        "adapter": Path(backbone.adapter),
-        "vision_encoder": local_clip_file(backbone.vision_encoder) or Path(backbone.vision_encoder),
-        "image_decoder": Path(backbone.image_decoder),
-    }
-    return {setting: root for setting, root in roots.items() if getattr(backbone, setting) not in ("", NEW)}
-
-
-def _digest_part(digest: Any, root: Path) -> None:
-    paths = (path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-    # Downloaders leave notes in hidden folders, with the time in them. A list of checksums is no content.
-    files = sorted(
-        path
-        for path in paths
-        if path.name != SUMS and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    for path in files:
-        digest.update((path.relative_to(root).as_posix() if root.is_dir() else path.name).encode())
-        if path.is_file():
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                digest.update(str(size).encode())
-                for start in (0, max(0, size - _SAMPLE_BYTES)):
-                    file.seek(start)
-                    digest.update(file.read(_SAMPLE_BYTES))

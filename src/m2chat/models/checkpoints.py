@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.integrity import has_checksum, not_verified
+from m2chat.models.config import BackboneConfig
+from m2chat.models.fingerprints import Fingerprints, mismatch
 from m2chat.models.weights.exported import is_exported, read_exported
 from m2chat.models.weights.files import read_pickled
 
@@ -33,11 +36,13 @@ class Header(TypedDict):
         stage: `stage` of the module that wrote it.
         fingerprint: Fingerprint of the frozen backbones on which the tensors were trained.
         version: Version of the layout.
+        fingerprints: Fingerprint of each component of them; earlier versions had none.
     """
 
     stage: str
     fingerprint: str
     version: int
+    fingerprints: NotRequired[dict[str, str]]
 
 
 def plain_name(name: str) -> str:
@@ -81,8 +86,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if is_exported(path):
         manifest, tensors = read_exported(path)
         header = Header(stage=manifest.stage, fingerprint=manifest.fingerprint, version=VERSION)
+        if manifest.fingerprints:
+            header["fingerprints"] = manifest.fingerprints
         state = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        return {HEADER: header, "state_dict": state, "tasks": manifest.tasks}
+        config = {"backbone": asdict(manifest.backbone)}
+        return {HEADER: header, "state_dict": state, "tasks": manifest.tasks, "config": config}
     if not path.is_file():
         raise UserError(f"there is no checkpoint file {path}")
     payload = read_pickled(path, "checkpoint")
@@ -94,18 +102,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return payload
 
 
-def check_header(header: Mapping[str, Any], where: str, stage: str | None, fingerprint: str | None) -> None:
+def check_header(
+    payload: Mapping[str, Any],
+    where: str,
+    stage: str | None,
+    backbones: Fingerprints | None,
+    trained_on: BackboneConfig | None = None,
+) -> None:
     """Compares a checkpoint's header with what is wanted.
 
     Args:
-        header: The checkpoint's `Header`.
+        payload: The checkpoint: its header, and the paths of its training's backbones in ``config``.
         where: Name of the checkpoint in messages.
         stage: The stage that must have written it; None accepts any.
-        fingerprint: The backbones on which it must have been trained; None accepts any.
+        backbones: The backbones that it meets; None accepts any.
+        trained_on: Paths of its training's backbones; by default those that it has recorded.
 
     Raises:
         UserError: If one of them differs, or the layout is newer than this version can read.
     """
+    header = payload.get(HEADER) or Header(stage="unknown", fingerprint="unknown", version=0)
     if header["version"] > VERSION:
         raise UserError(
             f"{where} has checkpoint layout {header['version']}, this version reads up to {VERSION}: update m2chat"
@@ -116,11 +132,11 @@ def check_header(header: Mapping[str, Any], where: str, stage: str | None, finge
             "--ckpt_path resumes or evaluates the stage that wrote the file; to start stage 2 from stage 1 use "
             "--model.init_args.init_from instead"
         )
-    if fingerprint is not None and header["fingerprint"] != fingerprint:
-        raise UserError(
-            f"{where} was trained on other backbones (fingerprint {header['fingerprint']}) than those configured "
-            f"(fingerprint {fingerprint}): set model.init_args.backbone as in that run's config.yaml, or train again"
-        )
+    if backbones is not None:
+        if trained_on is None and (recorded := (payload.get("config") or {}).get("backbone")):
+            trained_on = BackboneConfig(**recorded)
+        if differing := backbones.differing(header, trained_on):
+            raise mismatch(differing, where, backbones.backbone, trained_on)
 
 
 def check_names(actual: Iterable[str], expected: Collection[str], where: str) -> None:
@@ -139,7 +155,7 @@ def check_names(actual: Iterable[str], expected: Collection[str], where: str) ->
         raise UserError(f"{where} does not hold the {len(expected)} tensors that are trained here: {'; '.join(faults)}")
 
 
-def find_checkpoint(root: Path, stage: str, fingerprint: str) -> Path | None:
+def find_checkpoint(root: Path, stage: str, backbones: Fingerprints) -> Path | None:
     """The newest checkpoint of a stage on the same backbones.
 
     Damaged and unreadable files, and folders of sharded checkpoints, are passed over, with the reason in the log.
@@ -147,18 +163,18 @@ def find_checkpoint(root: Path, stage: str, fingerprint: str) -> Path | None:
     Args:
         root: Folder to look in, at any depth; it need not exist.
         stage: The stage that must have written it.
-        fingerprint: The backbones on which it must have been trained.
+        backbones: The backbones that it must fit.
     """
     dated = [(path.stat().st_mtime_ns, str(path), path) for path in root.rglob("*.ckpt") if path.is_file()]
     for _, _, path in sorted(dated, reverse=True):
         try:
             with not_verified():  # a checksum costs more than a header that does not fit
-                header = read_checkpoint(path)[HEADER]
+                payload = read_checkpoint(path)
         except UserError as reason:
             _LOG.warning("passed over: %s", reason)
             continue
         try:
-            check_header(header, str(path), stage, fingerprint)
+            check_header(payload, str(path), stage, backbones)
         except UserError as reason:
             _LOG.info("passed over: %s", reason)
             continue
@@ -172,7 +188,13 @@ def find_checkpoint(root: Path, stage: str, fingerprint: str) -> Path | None:
 
 
 def load_trained(
-    module: nn.Module, path: Path, expected_names: Collection[str], *, stage: str | None, fingerprint: str | None
+    module: nn.Module,
+    path: Path,
+    expected_names: Collection[str],
+    *,
+    stage: str | None,
+    backbones: Fingerprints | None,
+    trained_on: BackboneConfig | None = None,
 ) -> Header:
     """Loads trained tensors into a module and leaves everything else as it is.
 
@@ -181,7 +203,8 @@ def load_trained(
         path: Checkpoint file.
         expected_names: Plain names of the tensors that the checkpoint must hold, no more and no fewer.
         stage: The stage that must have written it; None accepts any.
-        fingerprint: The backbones on which it must have been trained; None accepts any.
+        backbones: The backbones that it must fit; None accepts any.
+        trained_on: See `check_header`.
 
     Returns:
         The checkpoint's header.
@@ -192,7 +215,7 @@ def load_trained(
     """
     payload = read_checkpoint(path)
     header: Header = payload[HEADER]
-    check_header(header, str(path), stage, fingerprint)
+    check_header(payload, str(path), stage, backbones, trained_on)
     state: dict[str, Tensor] = payload["state_dict"]
     check_names(state, expected_names, str(path))
     parameters = {plain_name(name): parameter for name, parameter in module.named_parameters()}

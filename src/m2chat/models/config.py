@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from m2chat.errors import UserError
 from m2chat.models.schedulers import (
@@ -25,6 +25,8 @@ GATE_MODES: tuple[GateMode, ...] = ("paper", "learnable", "constant", "off")
 
 NEW = "new"
 """Value of `BackboneConfig.adapter` for an adapter that is yet to be trained."""
+DECODER_PATHS = ("unet", "vae", "preview_vae", "refiner")
+"""Settings of `DecoderConfig` that are paths, beside those of the LoRAs."""
 
 
 @dataclass
@@ -87,6 +89,8 @@ class DecoderConfig:
         preview_vae: The same for previews of unfinished pictures; None takes the VAE that also decodes pictures.
         scheduler: Name of the scheduler, one of `SCHEDULERS`; None takes that of the preset, else of `image_decoder`.
         spacing: Spacing of the timesteps, ``leading`` or ``trailing``; None as for `scheduler`.
+        refiner: Folder of SDXL's refiner, or its single file, which takes over the last steps (Fig. 2); None for none.
+        refiner_start: Share of the noise schedule after which the refiner takes over, 0-1.
         preset: ``turbo``, ``lightning-4``, ``lcm-4`` or ``fast``: scheduler, spacing, and defaults of steps and of
             guidance.
 
@@ -101,8 +105,15 @@ class DecoderConfig:
     scheduler: str | None = None
     spacing: Spacing | None = None
     preset: str | None = None
+    refiner: str | None = None
+    refiner_start: float = 0.8
 
     def __post_init__(self) -> None:
+        if not 0.0 < self.refiner_start < 1.0:
+            raise UserError(
+                f"backbone.decoder.refiner_start={self.refiner_start}: must lie between 0 and 1; 0.8 leaves the last "
+                "fifth of the noise to the refiner"
+            )
         self.lora = [LoraConfig(**item) if isinstance(item, Mapping) else item for item in self.lora or []]
         for name, choices in (("scheduler", SCHEDULERS), ("preset", PRESETS), ("spacing", SPACINGS)):
             value = getattr(self, name)
@@ -201,6 +212,27 @@ def decoder_config(settings: Mapping[str, object]) -> DecoderConfig:
     for name in settings:
         one_of(name, tuple(known), "backbone.decoder: setting")
     return DecoderConfig(**settings)  # type: ignore[arg-type]
+
+
+def with_paths(backbone: BackboneConfig, change: Callable[[str], str]) -> BackboneConfig:
+    """The same backbones with every path changed.
+
+    Args:
+        backbone: Backbones.
+        change: Function from the old path to the new one.
+    """
+    decoder = backbone.decoder
+    parts: dict[str, Any] = {name: getattr(decoder, name) for name in DECODER_PATHS}
+    parts = {name: path and change(path) for name, path in parts.items()}
+    loras = [replace(lora, path=change(lora.path)) for lora in decoder.lora]
+    return replace(
+        backbone,
+        language_model=change(backbone.language_model),
+        adapter=backbone.adapter if backbone.adapter == NEW else change(backbone.adapter),
+        vision_encoder=change(backbone.vision_encoder),
+        image_decoder=change(backbone.image_decoder),
+        decoder=replace(decoder, lora=loras, **parts),
+    )
 
 
 @dataclass

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
+from m2chat.models.refiner import Stage, started, steps_before
+from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from m2chat.models.vae import decode, encode
 from m2chat.models.weights.diffusion import load_diffusion
 
 
@@ -68,6 +71,7 @@ class ImageDecoder(nn.Module):
         self.text_encoder, self.text_encoder_2 = parts.text_encoder, parts.text_encoder_2
         self.vae, self.unet, self.scheduler = parts.vae, parts.unet, parts.scheduler
         self.preview_vae: Any = parts.preview_vae
+        self.refiner = parts.refiner
         self.is_xl = parts.text_encoder_2 is not None
         self.noiser: Any = DDPMScheduler.from_config(parts.noise_schedule)
         self.requires_grad_(False)
@@ -103,6 +107,39 @@ class ImageDecoder(nn.Module):
         """Pixels of a latent."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def size_unit(self) -> int:
+        """Pixels of which the sides of a picture are multiples: a latent of the UNet's coarsest level."""
+        return int(self.vae_factor * 2**self.unet.num_upsamplers)
+
+    @property
+    def learned_timesteps(self) -> tuple[int, ...] | None:
+        """Timesteps that a UNet of few steps was distilled on; None for one that was trained on all of them."""
+        preset, total = self.config.settings, int(self.noiser.config.num_train_timesteps)
+        if preset is None or preset.learned is None:
+            return None
+        return tuple(round(total * (1 - k / preset.learned)) - 1 for k in range(preset.learned))
+
+    def checked_size(self, height: int, width: int, names: tuple[str, str] = ("height", "width")) -> tuple[int, int]:
+        """Height and width of a picture in pixels, if VAE and UNet can draw it.
+
+        Args:
+            height: Height.
+            width: Width.
+            names: Settings that they come from, for the message.
+
+        Raises:
+            UserError: If a side is no multiple of `size_unit`; the message has the nearest ones that are.
+        """
+        for name, side in zip(names, (height, width), strict=True):
+            below = side // self.size_unit * self.size_unit
+            if side < self.size_unit or side != below:
+                nearest = " or ".join(str(n) for n in (below, below + self.size_unit) if n > 0)
+                raise UserError(
+                    f"{name}={side}: VAE and UNet need a multiple of {self.size_unit}; the nearest is {nearest}"
+                )
+        return height, width
+
     @torch.no_grad()
     def encode_text(self, caption_ids: Tensor, caption_ids_2: Tensor) -> tuple[Tensor, Tensor | None]:
         """The alignment targets e_clip and e_pclip of captions.
@@ -125,15 +162,21 @@ class ImageDecoder(nn.Module):
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Latents of pictures in [-1, 1]: the posterior's mean, scaled; (B, 3, H, W) to (B, c, h, w)."""
-        latents: Tensor = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
-        return latents
+        """Latents of pictures in [-1, 1]: (B, 3, H, W) to (B, c, h, w)."""
+        return encode(self.vae, pixels)
 
     @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pictures in [-1, 1]: (B, c, h, w) to (B, 3, H, W)."""
-        pixels: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return pixels.clamp(-1, 1)
+    def decode_latents(self, latents: Tensor, preview: bool = False) -> Tensor:
+        """Pictures in [-1, 1]: (B, c, h, w) to (B, 3, H, W).
+
+        Args:
+            latents: Latents.
+            preview: Whether `preview_vae` decodes, if there is one.
+
+        Raises:
+            UserError: If latents in fp16 are not finite.
+        """
+        return decode(self.preview_vae if preview and self.preview_vae is not None else self.vae, latents)
 
     def diffuse(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents and what the UNet should say of them, by the scheduler's `prediction_type`."""
@@ -146,7 +189,13 @@ class ImageDecoder(nn.Module):
         raise UserError(f"the scheduler's prediction_type is {kind!r}; supported are 'epsilon' and 'v_prediction'")
 
     def predict(
-        self, noisy: Tensor, timesteps: Tensor, h_align: Tensor, h_palign: Tensor | None, time_ids: Tensor
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        h_align: Tensor,
+        h_palign: Tensor | None,
+        time_ids: Tensor,
+        unet: Any = None,
     ) -> Tensor:
         """h_unet of Eq. 4; gradients reach the condition through the frozen UNet.
 
@@ -156,9 +205,11 @@ class ImageDecoder(nn.Module):
             h_align: (B, Q, C).
             h_palign: (B, P); ignored by SD 1.5.
             time_ids: (B, 6); (B, 5) for the refiner, with an aesthetic score in place of the target size.
+            unet: UNet that predicts; the base's by default.
         """
         added = {"text_embeds": h_palign, "time_ids": time_ids} if self.is_xl else None
-        output: Tensor = self.unet(noisy, timesteps, h_align, added_cond_kwargs=added).sample
+        network = self.unet if unet is None else unet
+        output: Tensor = network(noisy, timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
     @torch.inference_mode()
@@ -168,8 +219,8 @@ class ImageDecoder(nn.Module):
         h_palign: Tensor | None,
         time_ids: Tensor,
         seeds: Sequence[int],
-        steps: int = 25,
-        guidance: float = 5.0,
+        steps: int = DEFAULT_STEPS,
+        guidance: float = DEFAULT_GUIDANCE,
     ) -> Iterator[Denoising]:
         """The one denoising loop of the project, a step at a time.
 
@@ -189,8 +240,7 @@ class ImageDecoder(nn.Module):
         shape = (int(self.unet.config.in_channels), height, width)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = [torch.randn(shape, generator=generator) for generator in generators]
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # a new one: schedulers remember their step
-        scheduler.set_timesteps(steps, device=h_align.device)
+        scheduler = started(self.scheduler, steps, h_align.device)
         latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
         guided = guidance > 1
         text, pooled, ids = h_align, h_palign, time_ids.to(h_align)
@@ -198,26 +248,39 @@ class ImageDecoder(nn.Module):
             text = torch.cat([torch.zeros_like(text), text])
             pooled = None if pooled is None else torch.cat([torch.zeros_like(pooled), pooled])
             ids = torch.cat([ids, ids])
-        # Schedulers that add noise on the way draw it from the same generators.
-        random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for number, timestep in enumerate(scheduler.timesteps, 1):
-            scaled = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-            predicted = self.predict(scaled, timestep, text, pooled, ids)
-            if guided:
-                negative, positive = predicted.chunk(2)
-                predicted = negative + guidance * (positive - negative)
-            output = scheduler.step(predicted, timestep, latents, **random)
-            estimate = getattr(output, "pred_original_sample", None)
-            # Some schedulers step more than once for a step that was asked for.
-            state = Denoising(
-                number,
-                len(scheduler.timesteps),
-                int(timestep),
-                output.prev_sample,
-                output.prev_sample if estimate is None else estimate,
-            )
-            yield state
-            latents = state.latents
+        stages = [Stage(self.unet, scheduler, scheduler.timesteps, text, pooled, ids)]
+        if self.refiner is not None and h_palign is not None:
+            second = started(self.refiner.scheduler, steps, h_align.device)
+            before = steps_before(second, self.refiner.start)
+            if hasattr(second, "set_begin_index"):
+                second.set_begin_index(before)
+            stages[0].timesteps = scheduler.timesteps[: steps_before(scheduler, self.refiner.start)]
+            condition = self.refiner.condition(h_align, h_palign, time_ids.to(h_align), guided)
+            stages.append(Stage(self.refiner.unet, second, second.timesteps[before:], *condition))
+        # Some schedulers step more than once for a step that was asked for.
+        number, total = 0, sum(len(stage.timesteps) for stage in stages)
+        for stage in stages:
+            scheduler = stage.scheduler
+            # Schedulers that add noise on the way draw it from the same generators.
+            random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+            for timestep in stage.timesteps:
+                scaled = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+                predicted = self.predict(scaled, timestep, stage.text, stage.pooled, stage.ids, stage.unet)
+                if guided:
+                    negative, positive = predicted.chunk(2)
+                    predicted = negative + guidance * (positive - negative)
+                output = scheduler.step(predicted, timestep, latents, **random)
+                estimate = getattr(output, "pred_original_sample", None)
+                number += 1
+                state = Denoising(
+                    number,
+                    total,
+                    int(timestep),
+                    output.prev_sample,
+                    output.prev_sample if estimate is None else estimate,
+                )
+                yield state
+                latents = state.latents
 
     def sample(
         self,
@@ -225,8 +288,8 @@ class ImageDecoder(nn.Module):
         h_palign: Tensor | None,
         time_ids: Tensor,
         seeds: Sequence[int],
-        steps: int = 25,
-        guidance: float = 5.0,
+        steps: int = DEFAULT_STEPS,
+        guidance: float = DEFAULT_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Draws pictures; arguments as for `denoise`.

@@ -68,7 +68,7 @@ def fit_to_memory(
         quantize_language(model, options.bits, target)
     vae = model.decoder.vae
     vae.enable_slicing()
-    if options.tiling:
+    if options.tiling and hasattr(vae, "quant_conv"):  # AutoencoderTiny needs no tiles
         # diffusers would cut only what is larger than the pictures that the VAE was made for.
         vae.tile_sample_min_size = int(vae.config.sample_size) // 2
         vae.tile_latent_min_size = vae.tile_sample_min_size // model.decoder.vae_factor
@@ -156,6 +156,10 @@ def offload_parts(model: M2ChatModel) -> dict[str, OffloadGroup]:
         "vae": ([decoder.vae], [m for m in decoder.vae.children() if isinstance(m, nn.Module)]),
         "text": ([decoder.text_encoder], [decoder.text_encoder]),
     }
+    if decoder.refiner is not None:
+        parts["refiner"] = ([decoder.refiner.unet], [decoder.refiner.unet])
+    if decoder.preview_vae is not None:
+        parts["preview"] = ([decoder.preview_vae], [decoder.preview_vae.encoder, decoder.preview_vae.decoder])
     if decoder.text_encoder_2 is not None:
         both = [decoder.text_encoder, decoder.text_encoder_2]
         parts["text"] = (both, both)

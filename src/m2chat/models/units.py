@@ -39,6 +39,8 @@ def components(model: ReadingModel) -> dict[str, nn.Module]:
         "M³Adapter": model.m3adapter,
         "UNet": decoder.unet,
         "VAE": decoder.vae,
+        "VAE of previews": decoder.preview_vae,
+        "refiner": decoder.refiner,
         "text encoder 1": decoder.text_encoder,
         "text encoder 2": decoder.text_encoder_2,
     }

@@ -15,6 +15,7 @@ from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.models.memory import MemoryMode, fit_to_memory
+from m2chat.models.schedulers import scheduler_name
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.events import finish, in_turns
 from m2chat.pipeline.inputs import vision_pixels
@@ -81,12 +82,46 @@ class PipelineBase:
 
     @property
     def scheduler(self) -> Any:
-        """The noise scheduler; any of diffusers' may replace it: ``Other.from_config(pipe.scheduler.config)``."""
+        """The scheduler; one of `SCHEDULERS` may replace it: ``Other.from_config(pipe.scheduler.config)``.
+
+        Raises:
+            UserError: On another one.
+        """
         return self.model.decoder.scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
+        scheduler_name(type(scheduler).__name__, "scheduler")  # raises on one that is not supported
         self.model.decoder.scheduler = scheduler
+
+    def draw_settings(
+        self,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        size: int | None = None,
+        preview_every: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> DrawSettings:
+        """Settings of drawing, with the image decoder's values for what is None.
+
+        Numbers and sides are checked where a reply is set up; see `replier`.
+
+        Args:
+            steps: Denoising steps.
+            guidance: Scale of classifier-free guidance.
+            seed: Seed.
+            size: Side of square pictures, in pixels.
+            preview_every: Denoising steps between two previews; 0 for none.
+            height: Height in pixels, in place of `size`.
+            width: Width in pixels, in place of `size`.
+        """
+        config = self.model.decoder.config
+        steps = config.steps if steps is None else steps
+        guidance = config.guidance if guidance is None else guidance
+        side = self.image_size if size is None else size
+        return DrawSettings(steps, guidance, seed, side, preview_every, height, width)
 
     def replier(
         self,
@@ -103,18 +138,18 @@ class PipelineBase:
         Args:
             image: Whether replies have pictures.
             max_images: Maximum number of pictures in a reply, 1 to 16.
-            draw: Settings of drawing; None for the defaults at the model's picture size.
+            draw: Settings of drawing; None for those of the image decoder.
             max_new_tokens: Maximum length of an answer, in tokens.
             temperature: Temperature of text sampling; 0 decodes greedily.
             top_p: Cumulative probability of nucleus sampling, 0-1.
             max_caption_tokens: Maximum length of a caption, in tokens; a caption that is cut there is not drawn.
 
         Raises:
-            UserError: If a setting is out of its range.
+            UserError: If a setting is out of its range, or a side is not one that VAE and UNet can draw.
         """
         if image not in IMAGE_MODES:
             raise UserError(f"image={image!r}: choose one of {', '.join(IMAGE_MODES)}")
-        draw = draw or DrawSettings(size=self.image_size)
+        draw = draw or self.draw_settings()
         check_ranges(
             max_images=max_images,
             steps=draw.steps,
@@ -125,9 +160,10 @@ class PipelineBase:
             temperature=temperature,
             top_p=top_p,
         )
-        factor = self.model.decoder.vae_factor
-        if draw.size < factor or draw.size % factor:
-            raise UserError(f"size={draw.size}: must be a multiple of {factor}")
+        sides = {"height": draw.height, "width": draw.width}
+        of_height, of_width = ("size" if side is None else name for name, side in sides.items())
+        height, width = (draw.size if side is None else side for side in sides.values())
+        self.model.decoder.checked_size(height, width, (of_height, of_width))
         # Stage 1 has learned neither the two special tokens nor the image branch.
         is_first_stage = self.origin.stage == "align"
         decoding = Decoding(

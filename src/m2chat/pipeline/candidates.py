@@ -37,7 +37,10 @@ def denoising_errors(pipe: PipelineBase, pictures: Sequence[Picture], captions: 
     text, pooled = pipe.encode_captions(captions)
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(pipe.device)
     height, width = pixels.shape[-2:]
-    timesteps = torch.full((len(pixels),), int(_NOISE * decoder.noiser.config.num_train_timesteps), device=pipe.device)
+    timestep = int(_NOISE * decoder.noiser.config.num_train_timesteps)
+    if decoder.learned_timesteps is not None:  # a UNet of few steps knows no others
+        timestep = min(decoder.learned_timesteps, key=lambda known: abs(known - timestep))
+    timesteps = torch.full((len(pixels),), timestep, device=pipe.device)
     errors = torch.zeros(len(pixels))
     with pipe.lock:
         time_ids = text.new_tensor([[height, width, 0, 0, height, width]]).expand(len(pixels), -1)

@@ -83,7 +83,7 @@ def look_inside(session: Session, turn: int = -1, picture: int = 0) -> Lens:
     if not 0 <= picture < len(turns[index].pictures):
         raise UserError(f"picture={picture}: that reply has {len(turns[index].pictures)} pictures, numbered from 0")
     settings, seed = session.settings, session.notes[index]["seed"]
-    draw = DrawSettings(settings.steps, settings.guidance, seed, settings.size or session.pipe.image_size)
+    draw = settings.drawing(session.pipe, seed)
     gates = [list(note.get("gate", [])) for note in session.notes if note]
     return inside(session.pipe, session.state.conversation, index, picture, draw, gates)
 

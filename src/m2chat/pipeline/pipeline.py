@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig, M3AdapterConfig
 from m2chat.models.image_decoder import Denoising
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.pipeline.base import PipelineBase
@@ -18,7 +18,7 @@ from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import OUTPUT_TYPES, OutputType, PipelineOutput, output_of
 from m2chat.pipeline.ranges import check_ranges
-from m2chat.pipeline.replier import DrawSettings, Given, ImageMode
+from m2chat.pipeline.replier import Given, ImageMode
 from m2chat.pipeline.session import Session
 from m2chat.pipeline.weights import Origin, load_weights, save_weights
 from m2chat.schema import Conversation, Image, Segment, Turn
@@ -49,6 +49,8 @@ class M2ChatPipeline(PipelineBase):
         *,
         backbone: BackboneConfig | None = None,
         m3adapter: M3AdapterConfig | None = None,
+        image_decoder: str | Path | None = None,
+        decoder: DecoderConfig | Mapping[str, Any] | None = None,
         torch_dtype: torch.dtype = torch.float32,
         max_tokens: int | None = None,
     ) -> M2ChatPipeline:
@@ -58,13 +60,17 @@ class M2ChatPipeline(PipelineBase):
             pretrained: Checkpoint file, folder of `save_pretrained`, or None for the shipped micro weights.
             backbone: Backbones; None takes those of the training.
             m3adapter: Configuration of the M³Adapter; None takes that of the training.
+            image_decoder: Another image decoder with the text encoders of the training's: a diffusers folder, SDXL in
+                one file, a UNet, a LoRA, or a YAML file of settings; None takes that of the backbones.
+            decoder: What replaces parts of the image decoder, and how it draws; some settings by name change those of
+                the training, None takes all of them.
             torch_dtype: Data type of the whole model.
             max_tokens: Maximum length of a sequence; None takes the one of the training.
 
         Raises:
             UserError: If something is missing, broken or does not belong together.
         """
-        model, origin = load_weights(pretrained, backbone, m3adapter)
+        model, origin = load_weights(pretrained, backbone, m3adapter, image_decoder, decoder)
         return cls(model, origin, max_tokens).to(torch_dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -88,8 +94,8 @@ class M2ChatPipeline(PipelineBase):
         prompt: str | Sequence[str],
         image: Any = None,
         *,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: OnStepEnd | None = None,
@@ -101,6 +107,8 @@ class M2ChatPipeline(PipelineBase):
         temperature: float = 0.0,
         top_p: float = 0.75,
         given: Given = "nothing",
+        height: int | None = None,
+        width: int | None = None,
     ) -> PipelineOutput | list[PipelineOutput]:
         """Replies to one prompt, or to several as one batch.
 
@@ -108,8 +116,8 @@ class M2ChatPipeline(PipelineBase):
             prompt: Text of the user.
             image: Picture of the user: a Pillow picture or RGB uint8 (H, W, 3); for several prompts a list, with None
                 where there is none.
-            num_inference_steps: Denoising steps.
-            guidance_scale: Scale of classifier-free guidance.
+            num_inference_steps: Denoising steps; None for those of the image decoder's preset, or 25.
+            guidance_scale: Scale of classifier-free guidance; None for that of the preset, or 5.
             generator: Generator of the pictures' noise; one for all, or one per prompt. None draws a new seed.
             output_type: ``pil``, ``np`` (float, 0-1) or ``pt`` (float, 0-1, (3, H, W)).
             callback_on_step_end: Function that is called after every denoising step; setting ``pipe._interrupt`` in it
@@ -122,6 +130,8 @@ class M2ChatPipeline(PipelineBase):
             temperature: Temperature of text sampling; 0 decodes greedily.
             top_p: Cumulative probability of nucleus sampling, 0-1.
             given: ``caption`` draws the prompt as it is: text-to-image.
+            height: Height of the pictures in pixels, in place of `size`.
+            width: Width of the pictures in pixels, in place of `size`.
 
         Returns:
             One output for a string, a list of them for several prompts.
@@ -130,7 +140,8 @@ class M2ChatPipeline(PipelineBase):
             UserError: If arguments do not fit together, or are out of their ranges.
         """
         names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-        check_ranges(names, steps=num_inference_steps, guidance=guidance_scale)
+        numbers = {"steps": num_inference_steps, "guidance": guidance_scale}
+        check_ranges(names, **{name: value for name, value in numbers.items() if value is not None})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not isinstance(prompt, str) and image is not None and not isinstance(image, list | tuple):
             raise UserError(
@@ -158,7 +169,7 @@ class M2ChatPipeline(PipelineBase):
         replier = self.replier(
             image_mode,
             max_images,
-            DrawSettings(num_inference_steps, guidance_scale, size=self.image_size if size is None else size),
+            self.draw_settings(num_inference_steps, guidance_scale, size=size, height=height, width=width),
             max_new_tokens,
             temperature,
             top_p,

@@ -16,6 +16,7 @@ from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, fini
 from m2chat.models.image_decoder import Denoising, OnStep
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
+from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import ReplyInputs
 from m2chat.schema import Batch, Picture, Reply, Segment
@@ -47,15 +48,24 @@ class DrawSettings:
         steps: Denoising steps.
         guidance: Scale of classifier-free guidance.
         seed: Seed; together with a picture's name it decides its noise.
-        size: Side of the pictures in pixels.
+        size: Side of the pictures in pixels, where `height` or `width` is None.
         preview_every: Denoising steps between two previews while a reply is streamed; 0 for none.
+        height: Height of the pictures in pixels.
+        width: Width of the pictures in pixels.
     """
 
-    steps: int = 25
-    guidance: float = 5.0
+    steps: int = DEFAULT_STEPS
+    guidance: float = DEFAULT_GUIDANCE
     seed: int = 0
     size: int = 32
     preview_every: int = 0
+    height: int | None = None
+    width: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pictures in pixels."""
+        return self.height or self.size, self.width or self.size
 
 
 @dataclass(frozen=True)
@@ -309,9 +319,9 @@ class Replier:
 
     def denoise(self, condition: Condition, seeds: Sequence[int]) -> Iterator[Denoising]:
         """The image decoder's denoising with the settings of drawing; arguments as for `painting`."""
-        size, count = self.draw.size, len(condition.h_align)
+        (height, width), count = self.draw.shape, len(condition.h_align)
         # SDXL's size conditioning: original size, crop and target size, (B, 6).
-        time_ids = condition.h_align.new_tensor([[size, size, 0, 0, size, size]]).expand(count, -1)
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).expand(count, -1)
         states: Iterator[Denoising] = self.model.decoder.denoise(
             condition.h_align, condition.h_palign, time_ids, seeds, self.draw.steps, self.draw.guidance
         )

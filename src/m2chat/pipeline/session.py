@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from m2chat.errors import UserError
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, whole
-from m2chat.pipeline.replier import DrawSettings, ImageMode
+from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.state import SavedSession, SessionSettings, SessionState, read_session, write_session
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.schema import Conversation, Image, Role, Turn
@@ -232,7 +233,7 @@ class Session:
         saved = read_session(Path(folder))
         session = cls(pipe)
         session.state, session.settings = saved.state, saved.settings
-        if saved.weights != session._weights:
+        if not session._held_with(saved.weights):
             _LOG.warning("%s was held with other weights (%s): replies will differ", folder, saved.weights)
         return session
 
@@ -241,6 +242,14 @@ class Session:
     @property
     def _weights(self) -> dict[str, str]:
         return {"stage": self.pipe.origin.stage, "fingerprint": self.pipe.origin.fingerprint}
+
+    def _held_with(self, weights: Mapping[str, str]) -> bool:
+        """Whether a saved session was held with these weights; earlier versions named backbones by their files."""
+        if weights == self._weights:
+            return True
+        prints = Fingerprints(self.pipe.origin.backbone)
+        known = (prints.name, prints.legacy)
+        return weights.get("stage") == self.pipe.origin.stage and weights.get("fingerprint") in known
 
     def _start(
         self, state: SessionState, image: ImageMode | None, max_images: int | None, seed: int | None
@@ -281,11 +290,10 @@ class Session:
     def _replier(self, task: _Task) -> StreamingReplier:
         """What generates a reply with the session's settings."""
         settings, pipe = self.settings, self.pipe
-        size = pipe.image_size if settings.size is None else settings.size
         return pipe.replier(
             task.image,
             task.max_images,
-            DrawSettings(settings.steps, settings.guidance, task.seed, size, settings.preview_every),
+            settings.drawing(pipe, task.seed),
             settings.max_new_tokens,
             settings.temperature,
             settings.top_p,

@@ -6,15 +6,18 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.errors import UserError
 from m2chat.files import whole_file
-from m2chat.pipeline.replier import ImageMode
+from m2chat.pipeline.replier import DrawSettings, ImageMode
 from m2chat.schema import Conversation, Image, Turn
+
+if TYPE_CHECKING:
+    from m2chat.pipeline.base import PipelineBase
 
 FILE = "session.json"
 _NAME = re.compile(r"picture-\d{4,}\.png")
@@ -28,27 +31,41 @@ class SessionSettings:
         image: Whether replies have pictures: ``auto``, ``force``, ``never``.
         max_images: Maximum number of pictures in a reply.
         seed: Seed of every reply; None draws another one for each.
-        steps: Denoising steps.
-        guidance: Scale of classifier-free guidance.
+        steps: Denoising steps; None for the image decoder's, 25 unless a preset has others.
+        guidance: Scale of classifier-free guidance; None as for `steps`, 5.
         size: Side of the pictures in pixels; None for the model's.
         preview_every: Denoising steps between two previews of a picture; 0 for none.
         max_new_tokens: Maximum length of an answer, in tokens.
         max_caption_tokens: Maximum length of a caption, in tokens; a caption that is cut there is not drawn.
         temperature: Temperature of text sampling; 0 decodes greedily.
         top_p: Cumulative probability of nucleus sampling, 0-1.
+        height: Height of the pictures in pixels, in place of `size`.
+        width: Width of the pictures in pixels, in place of `size`.
     """
 
     image: ImageMode = "auto"
     max_images: int = 4
     seed: int | None = None
-    steps: int = 25
-    guidance: float = 5.0
+    steps: int | None = None
+    guidance: float | None = None
     size: int | None = None
     preview_every: int = 5
     max_new_tokens: int = 64
     max_caption_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 0.75
+    height: int | None = None
+    width: int | None = None
+
+    def drawing(self, pipe: PipelineBase, seed: int) -> DrawSettings:
+        """Settings of the drawing of a reply.
+
+        Raises:
+            UserError: If the pipeline cannot draw so.
+        """
+        return pipe.draw_settings(
+            self.steps, self.guidance, seed, self.size, self.preview_every, self.height, self.width
+        )
 
 
 @dataclass(frozen=True)

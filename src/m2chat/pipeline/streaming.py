@@ -131,7 +131,7 @@ class StreamingReplier(Replier):
         for state in self.denoise(condition, self._seeds(place, inputs, [seed])):
             latents = state.latents
             due = every and state.step % every == 0 and state.step < state.steps
-            preview = to_pictures(decoder.decode_latents(state.estimate))[0] if due else None
+            preview = to_pictures(decoder.decode_latents(state.estimate, preview=True))[0] if due else None
             yield Progress(index, state.step, state.steps, preview)
         (picture,) = to_pictures(decoder.decode_latents(latents))
         caption = self.layout.tokenizer.decode(segment.caption)

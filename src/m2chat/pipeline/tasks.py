@@ -13,7 +13,7 @@ from m2chat.pipeline.candidates import best_of
 from m2chat.pipeline.events import finish, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of, whole
-from m2chat.pipeline.replier import DrawSettings, Given, Replier, noise_seed
+from m2chat.pipeline.replier import Given, Replier, noise_seed
 from m2chat.pipeline.session import Session
 from m2chat.schema import Conversation, Image, Picture, Segment, Turn
 
@@ -49,13 +49,13 @@ def text_to_image(
         prompt: Caption of the pictures.
         seeds: Seed of each picture.
         stop: Event that ends the work before its next token or denoising step; may be set from any thread.
-        draw: ``steps``, ``guidance``, ``size`` of `DrawSettings`.
+        draw: ``steps``, ``guidance``, ``size``, ``height``, ``width`` of `PipelineBase.draw_settings`.
 
     Returns:
         One output per seed; none if it was stopped.
     """
     conversation = Conversation("draw", (Turn("user", (prompt,)),), to_draw=(Segment("", prompt),))
-    return _at_seeds(pipe, pipe.replier(draw=_settings(pipe, draw)), conversation, seeds, "caption", stop)
+    return _at_seeds(pipe, pipe.replier(draw=pipe.draw_settings(**draw)), conversation, seeds, "caption", stop)
 
 
 def wish(
@@ -75,7 +75,8 @@ def wish(
         stop: Event that ends the work, as for `text_to_image`.
         candidates: Pictures drawn for each seed, of which the one with the lowest denoising error is kept: with little
             guidance a picture is broken now and then.
-        draw: ``steps``, ``guidance``, ``size`` of `DrawSettings`; ``guidance`` is `WISH_GUIDANCE` by default.
+        draw: ``steps``, ``guidance``, ``size``, ``height``, ``width`` of `PipelineBase.draw_settings`; ``guidance`` is
+            `WISH_GUIDANCE` by default, or that of a preset of few steps.
 
     Returns:
         One output per seed; none if it was stopped before each seed had a candidate.
@@ -86,7 +87,8 @@ def wish(
     if candidates < 1:
         raise UserError(f"candidates={candidates}: draw at least one picture for each seed")
     conversation = Conversation("wish", (Turn("user", (text,)),))
-    replier = pipe.replier("force", 1, _settings(pipe, {"guidance": WISH_GUIDANCE, **draw}))
+    guidance = min(WISH_GUIDANCE, pipe.model.decoder.config.guidance)
+    replier = pipe.replier("force", 1, pipe.draw_settings(**{"guidance": guidance, **draw}))
     rounds = []
     for number in range(candidates):  # one round after another, so that a batch has no more pictures than seeds
         round_seeds = [noise_seed(seed, f"candidate {number}") if number else seed for seed in seeds]
@@ -155,7 +157,7 @@ def similar(
         picture: A Pillow picture, or RGB uint8 (H, W, 3).
         seeds: Seed of each picture.
         stop: Event that ends the work, as for `text_to_image`.
-        draw: ``steps``, ``guidance``, ``size`` of `DrawSettings`.
+        draw: ``steps``, ``guidance``, ``size``, ``height``, ``width`` of `PipelineBase.draw_settings`.
 
     Returns:
         One output per seed; none if it was stopped.
@@ -164,7 +166,7 @@ def similar(
     (caption,) = pipe.caption([pixels])
     asked = Turn("user", (0, SIMILAR))
     conversation = Conversation("similar", (asked,), (Image(pixels, caption),), (Segment(SIMILAR, caption),))
-    return _at_seeds(pipe, pipe.replier(draw=_settings(pipe, draw)), conversation, seeds, "reply", stop)
+    return _at_seeds(pipe, pipe.replier(draw=pipe.draw_settings(**draw)), conversation, seeds, "reply", stop)
 
 
 def story(pipe: PipelineBase, opener: str, frames: int = 4, seed: int = 0, **settings: Any) -> Story:
@@ -219,7 +221,7 @@ def decoder_alone(session: Session, parts: Sequence[PipelineOutput], seed: int =
     if not captions:
         return []
     settings, pipe = session.settings, session.pipe
-    draw = DrawSettings(settings.steps, settings.guidance, seed, settings.size or pipe.image_size)
+    draw = settings.drawing(pipe, seed)
     return pipe.draw_captions(captions, [noise_seed(seed, "story")] * len(captions), draw, session.stopping)
 
 
@@ -240,10 +242,6 @@ def dialogue(
         text, picture = line if isinstance(line, tuple) else (line, None)
         replies.append(session.reply(text, () if picture is None else (picture,)))
     return replies
-
-
-def _settings(pipe: PipelineBase, draw: dict[str, Any]) -> DrawSettings:
-    return DrawSettings(**{"size": pipe.image_size, **draw})
 
 
 def _at_seeds(

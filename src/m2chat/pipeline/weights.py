@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.integrity import verify_listed
-from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
+from m2chat.models.build import build_m2chat
 from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
-from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig, GateConfig, M3AdapterConfig, decoder_config, with_paths
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.swap import with_decoder
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.exported import check_backbones, export_model, is_exported, read_manifest
 from m2chat.models.weights.exported import load_weights as load_exported
@@ -46,7 +49,7 @@ class Origin:
         stage: Stage that trained them.
         backbone: Backbones.
         m3adapter: Configuration of the M³Adapter.
-        fingerprint: Fingerprint of the backbones.
+        fingerprint: Fingerprint of the backbones of the training.
         tasks: Kinds of samples that they were trained on.
         max_tokens: Maximum length of a sequence in training.
         pretrained: Tensors of the language model before stage 2, with which pictures are described.
@@ -64,6 +67,7 @@ class Origin:
     prompt: PromptFormat = EARLIER
 
 
+_Change: TypeAlias = Callable[[BackboneConfig], BackboneConfig]
 _Opened: TypeAlias = tuple[Origin, Callable[[M2ChatModel], object]]
 
 
@@ -84,15 +88,20 @@ def micro_root() -> Path:
 
 def _anchored(config: BackboneConfig) -> BackboneConfig:
     """The same backbones with paths of the shipped ones that hold in any folder; other paths are left as they are."""
-    paths = asdict(config)
-    for name, value in paths.items():
-        if str(value).startswith("data/micro/") and not Path(value).exists():
-            paths[name] = str(micro_root() / value)
-    return BackboneConfig(**paths)
+
+    def anchored(value: str) -> str:
+        missing = value.startswith("data/micro/") and not Path(value).exists()
+        return str(micro_root() / value) if missing else value
+
+    return with_paths(config, anchored)
 
 
 def load_weights(
-    source: str | Path | None = None, backbone: BackboneConfig | None = None, m3adapter: M3AdapterConfig | None = None
+    source: str | Path | None = None,
+    backbone: BackboneConfig | None = None,
+    m3adapter: M3AdapterConfig | None = None,
+    image_decoder: str | Path | None = None,
+    decoder: DecoderConfig | Mapping[str, Any] | None = None,
 ) -> tuple[M2ChatModel, Origin]:
     """Builds the model and fills in trained weights.
 
@@ -101,6 +110,9 @@ def load_weights(
             beside or above it); a folder that `save_weights` wrote; or None for the shipped micro weights of stage 2.
         backbone: Backbones; None takes those of the source.
         m3adapter: Configuration of the M³Adapter; None takes that of the source.
+        image_decoder: Another image decoder in place of that of the backbones; see `with_decoder`.
+        decoder: What replaces parts of the image decoder, and how it draws; some settings by name change those of the
+            source, None takes all of them.
 
     Returns:
         The model in fp32 and evaluation mode, and the source of its weights.
@@ -109,7 +121,8 @@ def load_weights(
         UserError: If the source is missing, broken, or was trained on other backbones.
     """
     path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
-    origin, fill = (_exported if path.is_dir() else _checkpoint)(path, backbone, m3adapter)
+    opened = _exported if path.is_dir() else _checkpoint
+    origin, fill = opened(path, backbone, m3adapter, lambda given: _drawn_by(given, image_decoder, decoder))
     model = build_m2chat(origin.backbone, origin.m3adapter)
     if origin.stage == "m3ft":
         origin = replace(origin, pretrained=pretrained_tensors(model))
@@ -118,7 +131,9 @@ def load_weights(
     return model, origin
 
 
-def _checkpoint(path: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None) -> _Opened:
+def _checkpoint(
+    path: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None, drawn_by: _Change
+) -> _Opened:
     """What a checkpoint holds, and the function that fills it in."""
     payload = read_checkpoint(path)
     if payload[HEADER]["stage"] == "describe":
@@ -132,7 +147,8 @@ def _checkpoint(path: Path, backbone: BackboneConfig | None, m3adapter: M3Adapte
     if settings is None:
         shipped = (root / _SHIPPED / "config.yaml" for root in _ROOTS)
         settings = next((read_settings(file) for file in shipped if file.is_file()), {})
-    backbone = _anchored(backbone or BackboneConfig(**_complete(settings, "backbone")))
+    trained_on = _recorded(settings)
+    backbone = _anchored(drawn_by(backbone or BackboneConfig(**_complete(settings, "backbone"))))
     m3adapter = m3adapter or m3adapter_of(_complete(settings, "m3adapter"))
     layout = settings.get("layout") or {}
     origin = Origin(
@@ -140,7 +156,7 @@ def _checkpoint(path: Path, backbone: BackboneConfig | None, m3adapter: M3Adapte
         stage,
         backbone,
         m3adapter,
-        fingerprint(backbone),
+        payload[HEADER]["fingerprint"],
         tuple(payload.get("tasks", ())),
         layout.get("max_tokens", MAX_TOKENS),
         prompt=layout.get("prompt", EARLIER),
@@ -149,12 +165,38 @@ def _checkpoint(path: Path, backbone: BackboneConfig | None, m3adapter: M3Adapte
     def fill(model: M2ChatModel) -> None:
         names = {f"model.{name}" for name in trainable_names(model, stage)}
         module = nn.ModuleDict({"model": model})
-        load_trained(module, path, names, stage=None, fingerprint=origin.fingerprint)
+        load_trained(module, path, names, stage=None, backbones=Fingerprints(backbone), trained_on=trained_on)
 
     return origin, fill
 
 
-def _exported(folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None) -> _Opened:
+def _recorded(settings: Mapping[str, Any]) -> BackboneConfig | None:
+    """The backbones of a training in its settings; None if they are not complete."""
+    given = settings.get("backbone") or {}
+    if not _REQUIRED["backbone"] <= given.keys():
+        return None
+    backbone = BackboneConfig(**given)
+    with suppress(UserError):  # the shipped ones may not be here
+        backbone = _anchored(backbone)
+    return backbone
+
+
+def _drawn_by(
+    backbone: BackboneConfig, image_decoder: str | Path | None, decoder: DecoderConfig | Mapping[str, Any] | None
+) -> BackboneConfig:
+    """The backbones with another image decoder, and with other settings of it: all, or those that a mapping names."""
+    if image_decoder is not None:
+        backbone = with_decoder(backbone, image_decoder)
+    if decoder is None:
+        return backbone
+    if isinstance(decoder, Mapping):
+        decoder = decoder_config({**asdict(backbone.decoder), **decoder})
+    return replace(backbone, decoder=decoder)
+
+
+def _exported(
+    folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None, drawn_by: _Change
+) -> _Opened:
     """The same of exported weights."""
     if not is_exported(folder):
         raise UserError(
@@ -162,8 +204,9 @@ def _exported(folder: Path, backbone: BackboneConfig | None, m3adapter: M3Adapte
             "`m2chat weights convert` write them; of a training run name the .ckpt file itself"
         )
     manifest = read_manifest(folder)
-    backbone, m3adapter = _anchored(backbone or manifest.backbone), m3adapter or manifest.m3adapter
-    check_backbones(manifest, part_fingerprints(backbone), folder)  # before gigabytes are read
+    backbone = _anchored(drawn_by(backbone or manifest.backbone))
+    m3adapter = m3adapter or manifest.m3adapter
+    check_backbones(manifest, Fingerprints(backbone), folder)  # before gigabytes are read
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
     max_tokens = manifest.layout.get("max_tokens", MAX_TOKENS)
     prompt, tasks = manifest.layout.get("prompt", EARLIER), tuple(manifest.tasks)
@@ -182,16 +225,13 @@ def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None
     Raises:
         UserError: If the folder has other contents.
     """
-    backbone = asdict(origin.backbone)
-    for name, value in backbone.items():
-        if isinstance(value, str) and Path(value).exists():
-            backbone[name] = str(Path(value).resolve())
+    backbone = with_paths(origin.backbone, lambda path: str(Path(path).resolve()) if Path(path).exists() else path)
     layout = {
         "max_tokens": origin.max_tokens,
         "num_image_tokens": origin.backbone.num_image_tokens,
         "prompt": resolved(origin.prompt, origin.backbone.language_model),
     }
-    export_model(model, origin.stage, BackboneConfig(**backbone), Path(folder), tasks=origin.tasks, layout=layout)
+    export_model(model, origin.stage, backbone, Path(folder), tasks=origin.tasks, layout=layout)
 
 
 def m3adapter_of(settings: Mapping[str, Any]) -> M3AdapterConfig:

@@ -14,9 +14,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.models.build import fingerprint
 from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkpoint, trained_digest
 from m2chat.models.config import BackboneConfig
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.memory import lower_parameters
@@ -27,7 +27,7 @@ from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
-from m2chat.training.noise import NoiseConfig, draw_noise
+from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.strategy import shard
@@ -87,14 +87,13 @@ class TrainingModule(PredictingModule):
         self.model: Any = None
         self.tasks: set[str] = set()
         self.cost, self.costs_before = Cost(self.stage), list[dict[str, Any]]()
-        self.source, self._fingerprint = "new", ""
+        self.source, self._backbones = "new", Fingerprints(self.backbone)
 
     # Building
 
-    def fingerprint(self) -> str:
+    def backbones(self) -> Fingerprints:
         """Identifies the backbones."""
-        self._fingerprint = self._fingerprint or fingerprint(self.backbone)
-        return self._fingerprint
+        return self._backbones
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -116,6 +115,9 @@ class TrainingModule(PredictingModule):
         self.model = self.build()
         self.model.read_parts = self.read_parts
         self.source = self._load_start()
+        testing = self._trainer is not None and self.trainer.testing
+        if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
+            mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         mesh: Any = getattr(self, "device_mesh", None)
@@ -154,16 +156,16 @@ class TrainingModule(PredictingModule):
             return "new"
         path = Path(choice)
         if choice == "auto":
-            newest = find_checkpoint(self.checkpoint_root, wanted, self.fingerprint())
+            newest = find_checkpoint(self.checkpoint_root, wanted, self.backbones())
             path = newest or self.shipped / f"{wanted}.ckpt"
             if not path.is_file():
                 raise UserError(
-                    f"no checkpoint of stage '{wanted}' on these backbones (fingerprint {self.fingerprint()}) under "
+                    f"no checkpoint of stage '{wanted}' on these backbones (fingerprint {self.backbones().name}) under "
                     f"{self.checkpoint_root}/, and none is shipped at {path}: train that stage first, or name a file "
                     f"with {'--ckpt_path' if testing else '--model.init_args.init_from'}"
                 )
         names = self.names_of(wanted)
-        load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, fingerprint=self.fingerprint())
+        load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, backbones=self.backbones())
         payload = read_checkpoint(path)
         self.tasks = set(payload.get("tasks", []))  # what stage 1 has trained, stage 2 has too
         self.costs_before = payload.get("costs", [])
@@ -263,11 +265,17 @@ class TrainingModule(PredictingModule):
             "weights": self.source,
             "weights_digest": trained_digest(self),
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.backbones().name,
+            "fingerprints": self.backbones().components,
             "tasks": {kind: "trained" if kind in self.tasks else "zero-shot" for kind in KINDS},
             "costs": [*self.costs_before, *([self.cost.as_dict()] if self.cost.samples else [])],
             **self.evaluation_settings(),
         }
+
+    def protocol_as_before(self) -> dict[str, Any]:
+        """The same with the fingerprint of the backbones' files, by which earlier evaluations can be resumed."""
+        settings = {name: value for name, value in self.protocol().items() if name != "fingerprints"}
+        return {**settings, "fingerprint": self.backbones().legacy}
 
     def text_settings(self) -> tuple[Layout, Decoding]:
         """Layout of sequences, and settings of decoding."""
@@ -279,8 +287,8 @@ class TrainingModule(PredictingModule):
 
     def draw_settings(self) -> DrawSettings:
         """Settings of drawing."""
-        config = self.evaluation
-        return DrawSettings(config.steps, config.guidance, config.seed, self.model.decoder.image_size)
+        steps, guidance = self.evaluation.drawing(self.backbone.decoder)
+        return DrawSettings(steps, guidance, self.evaluation.seed, self.model.decoder.image_size)
 
     @abstractmethod
     def replier(self) -> Replier:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from m2chat.errors import UserError
+from m2chat.models.config import DecoderConfig
 from m2chat.pipeline.replier import Conditioner, Given
 
 _Config = TypeVar("_Config")
@@ -62,8 +63,8 @@ class EvalConfig:
     Args:
         given: Part of the reference reply that the model is given. Caption pairs are always text-to-image.
         layout: ``auto`` forces the layout in stage 1, which never learned the two tokens, and frees it in stage 2.
-        steps: Denoising steps.
-        guidance: Scale of classifier-free guidance.
+        steps: Denoising steps; None for those of `backbone.decoder.preset`, or 25.
+        guidance: Scale of classifier-free guidance; None for that of `backbone.decoder.preset`, or 5.
         seed: Seed of the pictures' noise.
         max_text_tokens: Maximum length of an answer and of a caption, in tokens.
         max_tokens: Maximum length of a sequence, if it is to differ from `data.max_tokens`, which has the default.
@@ -77,8 +78,8 @@ class EvalConfig:
 
     given: Given = "nothing"
     layout: Literal["auto", "free", "forced"] = "auto"
-    steps: int = 25
-    guidance: float = 5.0
+    steps: int | None = None
+    guidance: float | None = None
     seed: int = 0
     max_text_tokens: int = 64
     max_tokens: int | None = None
@@ -86,3 +87,10 @@ class EvalConfig:
     conditioner: Conditioner = "m3adapter"
     weights: Literal["auto", "none"] = "auto"
     resume: str | None = None
+
+    def drawing(self, decoder: DecoderConfig) -> tuple[int, float]:
+        """Steps and guidance, those of the image decoder where none are set."""
+        return (
+            decoder.steps if self.steps is None else self.steps,
+            decoder.guidance if self.guidance is None else self.guidance,
+        )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.build import build_reading
 from m2chat.models.config import NEW, BackboneConfig
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding, SpecialTokens, decode_replies
 from m2chat.models.reading import ReadingModel
 from m2chat.models.trainable import adapter_names
@@ -77,6 +78,7 @@ class DescribeModule(TrainingModule):
         if adapter_file is not None and Path(adapter_file).suffix not in (".pth", ".safetensors"):
             raise UserError(f"adapter_file={adapter_file!r}: let the name end in .pth or .safetensors")
         self.text_mean, self.adapter_file = text_mean, adapter_file
+        self._backbones = Fingerprints(self.backbone, draws=False)
 
     def build(self) -> ReadingModel:
         """The pretrained networks, without the image decoder."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import DiffusionNoise
@@ -33,6 +34,8 @@ class NoiseConfig:
 def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConfig) -> DiffusionNoise:
     """Draws it: a function of seed, step and sample only.
 
+    Of a UNet of few steps only the timesteps are drawn that it was distilled on: of others it says nothing useful.
+
     So it needs no saved state, and does not depend on how samples are spread over processes.
 
     Args:
@@ -48,10 +51,12 @@ def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConf
         int(decoder.unet.config.in_channels),
         *(side // decoder.vae_factor for side in batch.target_pixels.shape[-2:]),
     )
+    learned = decoder.learned_timesteps
+    timesteps = torch.arange(decoder.noiser.config.num_train_timesteps) if learned is None else torch.tensor(learned)
     steps, noise, drop = [], [], []
     for draw, index in product(range(config.draws), chosen):
         generator = torch.Generator().manual_seed(noise_seed(config.seed, f"{step}/{draw}/{batch.samples[index].id}"))
-        steps.append(torch.randint(int(decoder.noiser.config.num_train_timesteps), (), generator=generator))
+        steps.append(timesteps[torch.randint(len(timesteps), (), generator=generator)])
         drop.append(torch.rand((), generator=generator) < config.drop)
         noise.append(torch.randn(shape, generator=generator))
     device = batch.input_ids.device
@@ -62,3 +67,15 @@ def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConf
         torch.stack(drop).to(device),
         config.draws,
     )
+
+
+def mention_few_steps(decoder: ImageDecoder, lambda_ddpm: float) -> None:
+    """Prints what L_ddpm, by its weight, can teach with a UNet of few steps."""
+    learned = decoder.learned_timesteps
+    if learned is not None and lambda_ddpm:
+        shown = ", ".join(map(str, learned[:4])) + (", ..." if len(learned) > 4 else "")
+        rank_zero_info(
+            f"backbone.decoder.preset={decoder.config.preset}: this UNet was distilled on {len(learned)} timesteps, so "
+            f"L_ddpm draws only those ({shown}). The noise is not quite its target: lambda_ddpm=0 trains by alignment "
+            "alone"
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from m2chat.models.config import BackboneConfig, DecoderConfig
 from m2chat.pipeline.replier import Given
 from m2chat.schema import Batch, Prediction, Reply, Sample
 from m2chat.text import Layout, view_of
@@ -29,6 +30,8 @@ class PredictingModule(TrainedOnlyModule):
 
     evaluation: EvalConfig
     """Settings of the generation of replies."""
+    backbone: BackboneConfig
+    """Paths of the pretrained networks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,9 +45,15 @@ class PredictingModule(TrainedOnlyModule):
 
     def evaluation_settings(self) -> dict[str, Any]:
         """Settings on which replies depend, for the results file."""
-        settings = {**asdict(self.evaluation), "max_tokens": self.max_tokens()}
+        steps, guidance = self.evaluation.drawing(self.backbone.decoder)
+        settings = {**asdict(self.evaluation), "steps": steps, "guidance": guidance, "max_tokens": self.max_tokens()}
         del settings["resume"], settings["weights"]  # a results file has the weights themselves under that name
-        return settings
+        # Named only where there is something to name: results of earlier versions stay comparable.
+        return settings if self.backbone.decoder == DecoderConfig() else settings | {"decoder": self._decoder()}
+
+    def _decoder(self) -> dict[str, Any]:
+        """What of the image decoder is replaced, and how it draws."""
+        return {name: value for name, value in asdict(self.backbone.decoder).items() if value}
 
     @abstractmethod
     def generate(self, batch: Batch, given: Given) -> Replies:

@@ -15,6 +15,7 @@ from m2chat.models.checkpoints import (
     plain_name,
     trainable_names,
 )
+from m2chat.models.fingerprints import Fingerprints
 
 
 class TrainedOnlyModule(LightningModule):
@@ -27,7 +28,7 @@ class TrainedOnlyModule(LightningModule):
     stage: ClassVar[str]
     """Name of the training stage, which its checkpoints carry."""
 
-    def fingerprint(self) -> str:
+    def backbones(self) -> Fingerprints:
         """Identifies the frozen backbones; equal fingerprints mean equal weights."""
         raise NotImplementedError
 
@@ -40,7 +41,10 @@ class TrainedOnlyModule(LightningModule):
         names = trainable_names(self)
         state = {plain_name(name): tensor for name, tensor in checkpoint["state_dict"].items()}
         checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name in names}
-        checkpoint[HEADER] = Header(stage=self.stage, fingerprint=self.fingerprint(), version=VERSION)
+        backbones = self.backbones()
+        checkpoint[HEADER] = Header(
+            stage=self.stage, fingerprint=backbones.name, version=VERSION, fingerprints=backbones.components
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another stage, of other backbones, or with other tensors than are trained here.
@@ -48,8 +52,7 @@ class TrainedOnlyModule(LightningModule):
         Raises:
             UserError: In those cases.
         """
-        header = checkpoint.get(HEADER, Header(stage="unknown", fingerprint="unknown", version=0))
-        check_header(header, "the checkpoint", self.stage, self.fingerprint())
+        check_header(checkpoint, "the checkpoint", self.stage, self.backbones())
         if "state_dict" in checkpoint:  # `M2ChatFSDPStrategy` has checked and loaded it already
             check_names(checkpoint["state_dict"], trainable_names(self), "the checkpoint")
             actual = {plain_name(name): name for name in self.state_dict()}

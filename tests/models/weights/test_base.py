@@ -12,8 +12,9 @@ import torch
 
 from m2chat.errors import UserError
 from m2chat.models import published
-from m2chat.models.build import fingerprint, load_language
+from m2chat.models.build import load_language
 from m2chat.models.config import BackboneConfig, NewAdapterConfig
+from m2chat.models.fingerprints import fingerprint
 from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_adapter
 from m2chat.models.weights.base import BaseMark, tensor_fingerprint
 from m2chat.models.weights.foreign import why_foreign

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from m2chat.commands.weights.kinds import Kind, kind_of
+from m2chat.data.images import VisionInput
 from m2chat.errors import UserError
 from m2chat.models.visual_encoder import ClipTokens
 from m2chat.models.weights.clip import load_tower, local_clip_file, open_clip_tower
@@ -55,6 +57,59 @@ def test_every_form_is_the_same_tower(official: Any, tmp_path: Path) -> None:
     assert seen[0].shape == (2, 17, official.sizes.clip_width) and seen[0].std() > 0.1
     assert all(torch.equal(one, seen[0]) for one in seen[1:])
     assert load_tower(str(forms[0]), "x", torch.bfloat16).proj.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModelWithProjection"])
+def test_a_folder_of_transformers_is_the_same_network(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    vision = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "image_size": 24, "patch_size": 8, "projection_dim": 20, "layer_norm_eps": 1e-3}  # fmt: skip
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 9,
+    }
+    torch.manual_seed(0)
+    if kind == "CLIPModel":
+        config: Any = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=20)
+    else:
+        config = transformers.CLIPVisionConfig(**vision)
+    theirs = getattr(transformers, kind)(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    alone = transformers.CLIPVisionModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        states = alone(pixels).last_hidden_state
+        tower = getattr(theirs, "vision_model", theirs)
+        wanted = theirs.visual_projection(tower.post_layernorm(states))
+        ours = ClipTokens(load_tower(str(tmp_path), "x"))(pixels)
+    assert ours.shape == (2, 10, 20) and ours.std() > 0.1
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
+    assert VisionInput.of(str(tmp_path)) == VisionInput(24, (0.5,) * 3, (0.25,) * 3)
+    assert kind_of(tmp_path) is Kind.CLIP
+
+
+def test_folders_of_transformers_that_do_not_fit(tmp_path: Path) -> None:
+    import transformers
+
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no visual_projection: M²Chat reads CLIP's projected tokens"):
+        open_clip_tower(str(tmp_path), "x")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for entry, message in (
+        ({"hidden_act": "relu"}, "the activation 'relu' is neither"),
+        ({"model_type": "siglip"}, "a 'siglip'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **entry}))
+        with pytest.raises(UserError, match=message):
+            open_clip_tower(str(tmp_path), "x")
 
 
 def test_a_file_behind_its_architecture(tmp_path: Path) -> None:

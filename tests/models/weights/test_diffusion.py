@@ -13,6 +13,7 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.weights.diffusion import open_diffusion, part_report, skeleton
+from m2chat.models.weights.sampled import tensor_fingerprint
 from m2chat.models.weights.sdxl_file import SCHEDULER
 
 FILE: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("single_file.py")))
@@ -74,7 +75,8 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         save_file(named, folder / name / f"{stem}.safetensors")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    index = {name: ["library", "class"] for name in (*configs, "scheduler")}
+    index = {name: ["transformers", config["architectures"][0]] for name, config in configs.items() if "text" in name}
+    index |= {name: ["diffusers", configs[name]["_class_name"]] for name in ("unet", "vae")}
     empty = {"text_encoder": [None, None], "tokenizer": [None, None]} if request.param else {}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", **index, **empty}))
     save_file(FILE["single_file"](states, LAYERS, ATTENTION, LEVELS), root / "sdxl.safetensors")
@@ -91,6 +93,11 @@ def test_both_forms_are_used_up(files: tuple[bool, Path, Path]) -> None:
         for name in parts.states:
             report = part_report(name, parts)
             assert report.used and not report.missing and not report.unexpected, (path, name)
+    prints = [
+        {name: tensor_fingerprint(state) for name, state in open_diffusion(path, "x").states.items()}
+        for path in (folder, single)
+    ]
+    assert prints[0] == prints[1] and len(set(prints[0].values())) == len(prints[0])
 
 
 def test_both_forms_are_the_same_network(files: tuple[bool, Path, Path]) -> None:

@@ -44,6 +44,7 @@ from m2chat.schema import Image, Sample, Turn
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.consolidate import consolidate
 from m2chat.training.shares import read_metadata
+from toys import named_backbones
 
 MICRO = Path(__file__).parents[3] / "data" / "micro"
 CANARY = "executed"
@@ -255,7 +256,7 @@ def test_hidden_code_is_an_error(reader: str) -> None:
 
 def test_a_hidden_checkpoint_is_passed_over(here: Path, caplog: pytest.LogCaptureFixture) -> None:
     archive(here / "runs" / "a.ckpt", WAYS["reduce"])
-    assert find_checkpoint(here / "runs", "align", "abc") is None
+    assert find_checkpoint(here / "runs", "align", named_backbones()) is None
     assert "passed over" in caplog.text and "could run code" in caplog.text
 
 

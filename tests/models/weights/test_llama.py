@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from m2chat.errors import UserError
-from m2chat.models.build import fingerprint, load_language
+from m2chat.models.build import load_language
 from m2chat.models.config import BackboneConfig
+from m2chat.models.fingerprints import fingerprint
 from m2chat.models.weights.adapter import open_adapter
 from m2chat.models.weights.language import own_llama, reports, skeletons
 from m2chat.models.weights.llama import open_llama

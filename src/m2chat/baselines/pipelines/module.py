@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.integrity import verify_folder
-from m2chat.models.build import fingerprint
-from m2chat.models.config import BackboneConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig
+from m2chat.models.fingerprints import drawing_fingerprint
 from m2chat.models.weights.files import load_json, require_no_code
 from m2chat.models.weights.script import PICKLE_ERRORS
 from m2chat.pipeline.replier import Given, noise_seed, to_pictures
@@ -48,12 +47,16 @@ class DiffusersModule(PredictingModule):
         super().__init__()
         self.backbone = required(backbone, "backbone", "configs/backbone/micro.yaml")
         self.evaluation = evaluation or EvalConfig()
+        if self.backbone.decoder != DecoderConfig():
+            raise UserError(
+                "backbone.decoder has no effect here: DiffusersModule draws as the pipeline's folder states"
+            )
         self.negative, self.seed = negative, seed
         self._pipeline: Any = None
 
     def fingerprint(self) -> str:
         """Identifies the networks: those of the pipeline alone."""
-        return fingerprint(replace(self.backbone, language_model="", adapter="", vision_encoder=""))
+        return drawing_fingerprint(self.backbone)
 
     def configure_model(self) -> None:
         """Loads the pipeline.
@@ -133,14 +136,15 @@ class DiffusersModule(PredictingModule):
         config = pipe.unet.config
         shape = (int(config.in_channels), int(config.sample_size), int(config.sample_size))
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        steps, guidance = self.evaluation.drawing(self.backbone.decoder)
         options: dict[str, Any] = {}
         if self.negative == "zeros" and not hasattr(pipe, "text_encoder_2"):
             length, width = pipe.tokenizer.model_max_length, int(config.cross_attention_dim)
             options["negative_prompt_embeds"] = torch.zeros(len(prompts), length, width, device=self.device)
         pixels: Tensor = pipe(
             prompt=prompts,
-            num_inference_steps=self.evaluation.steps,
-            guidance_scale=self.evaluation.guidance,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
             latents=noise.to(self.device),
             output_type="pt",
             **options,

@@ -45,6 +45,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     folder.add_argument("--name", default="", help="name of the system")
     folder.set_defaults(run=run_folder)
 
+    swap = ways.add_parser("swap", help="evaluate again with other image decoders: is the meaning kept? paired table")
+    swap.add_argument("run_folder", metavar="RUN", type=Path, help="folder of an evaluation")
+    swap.add_argument("--decoder", action="append", required=True, metavar="PATH", help="what to draw with: folder, "
+                      "single file, UNet, LoRA, or settings such as configs/decoder/lcm.yaml; may be given several "
+                      "times")  # fmt: skip
+    swap.add_argument("--out", type=Path, help="folder of the new evaluations; swap/ in RUN by default")
+    swap.add_argument("--tolerance", type=float, default=5.0, help="points by which the share of right pictures may "
+                      "differ for the meaning to be kept (default: %(default)s)")  # fmt: skip
+    swap.add_argument("--lightning", default="lightning", help="command that evaluates")
+    swap.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="arguments for every run; comes last")
+    swap.set_defaults(run=run_swap)
+
     page = ways.add_parser("page", help="write report.html again, other evaluations' pictures beside (Fig. 4)")
     page.add_argument("run_folder", metavar="RUN", type=Path, help="folder of an evaluation")
     page.add_argument("--beside", action="append", default=[], metavar="NAME=RUN", help="may be given several times")
@@ -139,6 +151,35 @@ def run_compare(options: argparse.Namespace) -> None:
         for name, share in compare_pictures(options.a, options.b, options.world).items():
             cells.append((name, f"{share.value:.2f}", f"[{share.low:.2f}, {share.high:.2f}]", str(share.n)))
         print(f"\n{aligned(cells)}")
+
+
+def run_swap(options: argparse.Namespace) -> None:
+    """Prints the table and, for each decoder, whether the meaning is kept."""
+    from m2chat.commands.evaluation.swap import MEANING, swap
+    from m2chat.evaluation.markup import Cells, aligned
+
+    extra = [item for item in options.extra if item != "--"]
+    out = options.out or options.run_folder / "swap"
+    rows = swap(options.run_folder, options.decoder, out, options.lightning, options.tolerance, extra)
+    cells: Cells = [("decoder", "metric", "of RUN", "swapped", "swapped - RUN, 95 % interval", "n")]
+    titles = {**MEANING, "gate": "gate", "seconds": "seconds a picture"}
+    for row in rows:
+        for number, item in enumerate(row.differences):
+            digits = 4 if item.metric in ("seconds", "gate") else 2
+            interval = f"{item.first - item.second:+.{digits}f} [{item.low:+.{digits}f}, {item.high:+.{digits}f}]"
+            values = (f"{item.second:.{digits}f}", f"{item.first:.{digits}f}", interval, str(item.n))
+            cells.append((row.name if number == 0 else "", titles[item.metric], *values))
+    print(aligned(cells))
+    print("Paired bootstrap over samples, from the same noise; seconds are of steps and VAE, without words.")
+    for row in rows:
+        times = next(item for item in row.differences if item.metric == "seconds")
+        verdict = {None: "no picture was judged", True: "the meaning is kept", False: "THE MEANING IS NOT KEPT"}[
+            row.kept
+        ]
+        print(
+            f"{row.name}: {row.steps} steps, guidance {row.guidance:g}; {verdict} (right pictures within "
+            f"{options.tolerance:g} points); {times.second / times.first:.1f} x as fast; {row.folder}"
+        )
 
 
 def run_folder(options: argparse.Namespace) -> None:

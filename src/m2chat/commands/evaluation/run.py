@@ -109,12 +109,12 @@ class Runner:
         ]  # fmt: skip
         print(shlex.join(command), flush=True)
         if not self.dry and "--ckpt_path" not in arguments:
-            _clear(folder)
+            clear(folder)
         if not self.dry and (code := subprocess.run(command).returncode):
             raise UserError(f"{folder} failed with exit code {code}; run the same command again to continue from here")
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Removes what a run has left that was stopped before there was anything to go on from.
 
     Raises:

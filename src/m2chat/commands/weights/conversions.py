@@ -10,8 +10,8 @@ from typing import Any, Literal
 from m2chat.checksums import write_sums
 from m2chat.errors import UserError
 from m2chat.files import whole_folder
-from m2chat.models.build import fingerprint, part_fingerprints
 from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.weights.exported import Manifest, export_weights
 from m2chat.models.weights.known import verify_file
 from m2chat.pipeline.weights import m3adapter_of, run_settings
@@ -138,11 +138,12 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
 
     payload = read_checkpoint(source)
     backbone, m3adapter, layout = _configuration(source, payload, config)
-    parts: dict[str, str] = {}
+    parts = dict(payload[HEADER].get("fingerprints") or {})
     files = ("language_model", *(() if backbone.adapter == NEW else ("adapter",)), "image_decoder")
     if all(Path(getattr(backbone, name)).exists() for name in files):
-        check_header(payload[HEADER], str(source), None, fingerprint(backbone))
-        parts = part_fingerprints(backbone)
+        prints = Fingerprints(backbone)
+        check_header(payload, str(source), None, prints)
+        parts = prints.components
     manifest = Manifest(
         stage=payload[HEADER]["stage"],
         step=payload.get("global_step"),
@@ -163,12 +164,12 @@ def described(source: Path, target: Path) -> None:
     Raises:
         UserError: If the checkpoint was trained on other backbones than lie there now.
     """
-    from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
+    from m2chat.models.checkpoints import check_header, read_checkpoint
     from m2chat.models.weights.new_adapter import save_adapter
 
     payload = read_checkpoint(source)
     backbone = BackboneConfig(**payload["config"]["backbone"])
-    check_header(payload[HEADER], str(source), None, fingerprint(backbone))
+    check_header(payload, str(source), None, Fingerprints(backbone, draws=False))
     tensors = {name.removeprefix("model."): tensor for name, tensor in payload["state_dict"].items()}
     save_adapter(target, tensors, backbone)
 

@@ -39,8 +39,8 @@ def kind_of(path: Path) -> Kind:
     if kind is None:
         raise UserError(
             f"{path} is nothing that is known here: expected are LLaMA (Meta's or a transformers folder, or a "
-            "GGUF file), a LLaMA-Adapter V2 file, CLIP (an open_clip folder or a file), SDXL (a diffusers folder or "
-            "one .safetensors file), a checkpoint (.ckpt) or exported weights of M²Chat"
+            "GGUF file), a LLaMA-Adapter V2 file, CLIP (an open_clip or transformers folder, or a file), SDXL (a "
+            "diffusers folder or one .safetensors file), a checkpoint (.ckpt) or exported weights of M²Chat"
         )
     return kind
 
@@ -57,7 +57,8 @@ def _of_folder(path: Path) -> Kind | None:
         if (path / name).is_file():
             return kind
     config = path / "config.json"
-    return Kind.LLAMA if config.is_file() and load_json(config, str(path)).get("model_type") == "llama" else None
+    models = {"llama": Kind.LLAMA, "clip": Kind.CLIP, "clip_vision_model": Kind.CLIP}
+    return models.get(load_json(config, str(path)).get("model_type", "")) if config.is_file() else None
 
 
 def _of_file(path: Path) -> Kind | None:

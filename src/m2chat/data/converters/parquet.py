@@ -5,7 +5,8 @@ Each column has a role: ``image`` and ``caption``; or ``source``, ``target`` and
 they are found.
 
 Only texts are read here. A sample refers to its pictures by file, row group and row, and the process that writes its
-shard reads them one behind the other, so that neither memory nor disk holds more than some pictures at a time.
+shard reads them one behind the other. Disk holds no copy, and memory one page of each column of pictures: at most a
+row group, since a page cannot be read in part.
 """
 
 from __future__ import annotations

@@ -20,9 +20,12 @@ def model_card(manifest: Mapping[str, Any], size: int) -> str:
     """
     step = "not recorded" if manifest["step"] is None else f"{manifest['step']:,}"
     backbone, fingerprints = manifest["backbone"], manifest["fingerprints"]
+    settings = ("language_model", "adapter", "vision_encoder", "image_decoder")
+    named = [name for name in fingerprints if name != "channel_order"] or settings
     backbones = "\n".join(
-        f"| `{name}` | `{backbone[name]}` | `{fingerprints.get(name, 'not recorded')}` |"
-        for name in ("language_model", "adapter", "vision_encoder", "image_decoder")
+        f"| `{name}` | `{backbone[name if name in settings else 'image_decoder']}` | "
+        f"`{fingerprints.get(name, 'not recorded')}` |"
+        for name in named
     )
     return f"""\
 ---
@@ -37,7 +40,8 @@ license: other
 Weights of {_STAGES.get(manifest["stage"], manifest["stage"])}.
 
 `model.safetensors` holds {manifest["numbers"]:,} numbers in {size:,} bytes. The networks that were frozen are not in
-here: they are loaded from their own files, and must be the ones that these weights were trained on.
+here: they are loaded from their own files, and must be the ones that these weights were trained on. Of the image
+decoder that means the text encoders; UNet, VAE and scheduler may be others.
 
 | | |
 |---|---|

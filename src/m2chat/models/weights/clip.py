@@ -1,7 +1,8 @@
-"""CLIP's vision tower from an open_clip name, an open_clip folder or a local file; the text tower is never built."""
+"""CLIP's vision tower: an open_clip name or folder, a folder of transformers, a file; the text tower is never built."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,9 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
     """Opens CLIP; its tensors stay on disk until they are used.
 
     Args:
-        name: An open_clip folder; a file such as OpenAI's ``ViT-L-14.pt``, whose numbers are read off its tensors;
-            ``ARCHITECTURE:FILE``; or ``ARCHITECTURE:TAG`` as open_clip lists them, which it downloads.
+        name: An open_clip folder; a folder of transformers' `CLIPModel` or `CLIPVisionModelWithProjection`; a file such
+            as OpenAI's ``ViT-L-14.pt``, whose numbers are read off its tensors; ``ARCHITECTURE:FILE``; or
+            ``ARCHITECTURE:TAG`` as open_clip lists them, which it downloads.
         what: The setting, for messages.
 
     Raises:
@@ -56,8 +58,9 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
 
     architecture, _, tag = name.partition(":")
     if Path(name).is_dir():
-        settings = load_json(Path(name) / "open_clip_config.json", what)["model_cfg"]
-        return _source(settings, read_folder(Path(name), what), name)
+        settings = clip_settings(Path(name), what)
+        state = read_folder(Path(name), what)
+        return _source(settings, state if is_open_clip(Path(name)) else named_for_open_clip(state, name), name)
     if Path(name).is_file():
         state = read_tensors(Path(name), what)
         return _source(_settings_of(state, name, what), state, name)
@@ -88,6 +91,101 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
             f"{what}={architecture}:/path/to/it"
         ) from error
     return _source(settings, read_tensors(path, what), name)
+
+
+def is_open_clip(folder: Path) -> bool:
+    """Whether a folder of CLIP is open_clip's; the other layout is transformers'."""
+    return (folder / "open_clip_config.json").is_file() or not (folder / "config.json").is_file()
+
+
+def clip_settings(folder: Path, what: str) -> dict[str, Any]:
+    """Settings of a folder of CLIP, in open_clip's form.
+
+    Args:
+        folder: Folder with open_clip's ``open_clip_config.json`` or transformers' ``config.json``.
+        what: The setting, for messages.
+
+    Raises:
+        UserError: If it has neither, or one of another network.
+    """
+    if is_open_clip(folder):
+        settings: dict[str, Any] = load_json(folder / "open_clip_config.json", what)["model_cfg"]
+        return settings
+    config = load_json(folder / "config.json", what)
+    if config.get("model_type") not in ("clip", "clip_vision_model"):
+        raise UserError(
+            f"{what}={str(folder)!r} is a {config.get('model_type')!r} model: expected is CLIP, as an open_clip folder "
+            "or a folder of transformers' CLIPModel or CLIPVisionModelWithProjection"
+        )
+    from transformers import CLIPVisionConfig
+
+    # A whole CLIP keeps the vision tower's numbers in a part of its own; what is not written there is a default.
+    vision = CLIPVisionConfig.from_dict(config.get("vision_config", {}) if config["model_type"] == "clip" else config)
+    if vision.hidden_act not in ("quick_gelu", "gelu"):
+        raise UserError(
+            f"{what}={str(folder)!r}: the activation {vision.hidden_act!r} is neither 'quick_gelu' nor 'gelu'"
+        )
+    return {
+        "embed_dim": config.get("projection_dim", vision.projection_dim),
+        "quick_gelu": vision.hidden_act == "quick_gelu",
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "layers": vision.num_hidden_layers,
+            "width": vision.hidden_size,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "patch_size": vision.patch_size,
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+            "norm_kwargs": {"eps": vision.layer_norm_eps},
+        },
+    }
+
+
+_RENAMED = (
+    (r"^embeddings\.class_embedding$", "class_embedding"),
+    (r"^embeddings\.patch_embedding\.weight$", "conv1.weight"),
+    (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^pre_layrnorm\.", "ln_pre."),  # the misspelling is transformers'
+    (r"^post_layernorm\.", "ln_post."),
+    (r"^encoder\.layers\.(\d+)\.layer_norm([12])\.", r"transformer.resblocks.\1.ln_\2."),
+    (r"^encoder\.layers\.(\d+)\.mlp\.fc1\.", r"transformer.resblocks.\1.mlp.c_fc."),
+    (r"^encoder\.layers\.(\d+)\.mlp\.fc2\.", r"transformer.resblocks.\1.mlp.c_proj."),
+    (r"^encoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"transformer.resblocks.\1.attn.out_proj."),
+)
+"""Names of transformers behind ``vision_model.``, and of open_clip behind ``visual.``."""
+
+
+def named_for_open_clip(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Tensors of transformers' CLIP by open_clip's names; those of the text tower keep theirs.
+
+    Args:
+        state: Tensors by transformers' names.
+        where: Name of their source in messages.
+
+    Raises:
+        UserError: If the projection is missing: LLaMA-Adapter reads projected tokens.
+    """
+    if "visual_projection.weight" not in state:
+        raise UserError(
+            f"{where} has no visual_projection: M²Chat reads CLIP's projected tokens, and a CLIPVisionModel alone has "
+            "none. Save a CLIPModel or a CLIPVisionModelWithProjection"
+        )
+    renamed = {"visual.proj": state["visual_projection.weight"].T.contiguous()}
+    joined: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        plain = name.removeprefix("vision_model.")
+        if name == "visual_projection.weight" or plain.endswith("position_ids"):
+            continue
+        part = re.match(r"^encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)$", plain)
+        if name.startswith(("text_model.", "text_projection", "logit_scale")):
+            renamed[name] = tensor
+        elif part:
+            joined.setdefault(f"visual.transformer.resblocks.{part[1]}.attn.in_proj_{part[3]}", {})[part[2]] = tensor
+        else:
+            new = next((re.sub(old, by, plain) for old, by in _RENAMED if re.match(old, plain)), plain)
+            renamed[f"visual.{new}"] = tensor
+    for name, parts in joined.items():
+        renamed[name] = torch.cat([parts[letter] for letter in "qkv" if letter in parts])
+    return renamed
 
 
 def tower_skeleton(source: ClipSource) -> Any:

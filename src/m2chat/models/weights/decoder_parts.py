@@ -151,7 +151,7 @@ def _read_lora(unet: Any, path: Path, what: str) -> tuple[dict[str, Tensor], Any
         layers = layers if any("lora_A" in name for name in layers) else convert_unet_state_dict_to_peft(layers)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where} is no LoRA of an SDXL UNet that diffusers can read: {reason}") from error
+        raise UserError(f"{where} is no LoRA of a UNet that diffusers can read: {reason}") from error
     faults = [fault for name, value in layers.items() if (fault := _misfit(unet, name, value))]
     if faults or not layers:
         reason = (

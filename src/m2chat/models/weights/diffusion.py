@@ -12,11 +12,13 @@ from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
+from m2chat.models.refiner import Refiner
 from m2chat.models.schedulers import make_scheduler, scheduler_name
 from m2chat.models.weights.decoder_parts import add_loras, open_unet, open_vae
 from m2chat.models.weights.families import require_family, require_supported
 from m2chat.models.weights.files import load_json, read_folder, read_safetensors, weight_files
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta
+from m2chat.models.weights.sampled import tensor_fingerprint
 from m2chat.models.weights.sdxl_file import take_apart
 
 _LOG = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class DiffusionParts:
         text_encoder: First text encoder, or None.
         text_encoder_2: Second text encoder, or None.
         preview_vae: VAE of previews, or None.
+        refiner: SDXL's refiner, or None.
         noise_schedule: Configuration of the scheduler that the model's own folder names: its noise is that of the
             UNet's training, whichever scheduler draws.
     """
@@ -61,6 +64,7 @@ class DiffusionParts:
     text_encoder_2: Any
     preview_vae: Any = None
     noise_schedule: Any = None
+    refiner: Refiner | None = None
 
 
 def open_diffusion(path: Path, what: str) -> DiffusionSource:
@@ -111,16 +115,7 @@ def load_diffusion(
             shape.
     """
     config = config or DecoderConfig()
-    source = open_diffusion(path, what)
-    where = {name: f"{source.where}, {name}" for name in source.states}
-    replaced = {"unet": (config.unet, open_unet), "vae": (config.vae, open_vae)}
-    if config.preview_vae is not None:
-        replaced["preview_vae"] = (config.preview_vae, open_vae)
-    for name, (other, opener) in replaced.items():
-        if other is not None:
-            where[name] = f"backbone.decoder.{name}={other!r}"
-            source.configs[name], source.states[name] = opener(Path(other), source.configs, f"backbone.decoder.{name}")
-            require_supported(source.configs, where[name])
+    source, where = open_with_parts(path, what, config)
     scheduler = _scheduler(source, config)
     built = {name: _build(name, source, where[name], dtype) for name in source.states}
     parts = DiffusionParts(
@@ -131,9 +126,76 @@ def load_diffusion(
         built.get("text_encoder_2"),
         built.get("preview_vae"),
         source.configs["scheduler"],
+        None if config.refiner is None else _load_refiner(source, config, dtype),
     )
     add_loras(parts.unet, config.lora)
     return parts
+
+
+def open_with_parts(path: Path, what: str, config: DecoderConfig) -> tuple[DiffusionSource, dict[str, str]]:
+    """Opens a diffusion model and puts others in the places of its parts.
+
+    Args:
+        path: See `open_diffusion`.
+        what: The setting that names it, for messages.
+        config: Parts in place of those of `path`.
+
+    Returns:
+        The model, and the name of each part in messages.
+
+    Raises:
+        UserError: If something cannot be opened, or does not fit.
+    """
+    source = open_diffusion(path, what)
+    where = {name: f"{source.where}, {name}" for name in source.states}
+    replaced = {"unet": (config.unet, open_unet), "vae": (config.vae, open_vae)}
+    if config.preview_vae is not None:
+        replaced["preview_vae"] = (config.preview_vae, open_vae)
+    for name, (other, opener) in replaced.items():
+        if other is not None:
+            where[name] = f"backbone.decoder.{name}={other!r}"
+            source.configs[name], source.states[name] = opener(Path(other), source.configs, f"backbone.decoder.{name}")
+            require_supported(source.configs, where[name])
+    return source, where
+
+
+def _load_refiner(base: DiffusionSource, config: DecoderConfig, dtype: torch.dtype | None) -> Refiner:
+    """The refiner's UNet and scheduler.
+
+    Raises:
+        UserError: If it cannot be opened, is no refiner of the base, or reads another text encoder.
+    """
+    what = "backbone.decoder.refiner"
+    source = open_diffusion(Path(str(config.refiner)), what)
+    remedy = (
+        "Name the refiner that was made for this image decoder (for SDXL stabilityai/stable-diffusion-xl-refiner-1.0), "
+        "or leave the setting out"
+    )
+    second, unet = base.configs.get("text_encoder_2"), source.configs["unet"]
+    if second is None:
+        raise UserError(
+            f"{source.where}: the image decoder {base.where} is no SDXL, which alone has a refiner. {remedy}"
+        )
+    numbers = 5 * int(unet.get("addition_time_embed_dim") or 0)
+    wanted = {
+        "in_channels": base.configs["unet"].get("in_channels"),
+        "cross_attention_dim": second["hidden_size"],
+        "projection_class_embeddings_input_dim": second["projection_dim"] + numbers,
+    }
+    for name, value in wanted.items():
+        if unet.get(name) != value:
+            raise UserError(
+                f"{source.where} is no refiner: {name} of its UNet is {unet.get(name)} and should be {value}. {remedy}"
+            )
+    of_base, of_refiner = (tensor_fingerprint(item.states.get("text_encoder_2", {})) for item in (base, source))
+    if of_base != of_refiner:
+        raise UserError(
+            f"{source.where} has another text space than the image decoder {base.where}: their text_encoder_2 differ. "
+            f"{remedy}"
+        )
+    return Refiner(
+        _build("unet", source, f"{source.where}, unet", dtype), _scheduler(source, config), config.refiner_start
+    )
 
 
 def _scheduler(source: DiffusionSource, config: DecoderConfig) -> Any:

@@ -21,8 +21,9 @@ from m2chat.checksums import sha256, write_sums
 from m2chat.errors import UserError
 from m2chat.files import whole_folder
 from m2chat.integrity import not_verified
-from m2chat.models.build import build_m2chat, fingerprint, part_fingerprints
+from m2chat.models.build import build_m2chat
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.fingerprints import Fingerprints, mismatch
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.card import model_card
@@ -42,7 +43,7 @@ class Manifest:
         stage: ``align`` or ``m3ft``.
         step: Optimiser steps behind the weights; None if it is not known.
         fingerprint: Fingerprint of all backbones together, as in checkpoints.
-        fingerprints: Fingerprint of each backbone, by its setting.
+        fingerprints: Fingerprint of each component of the backbones; in older exports, of each setting's files.
         backbone: Paths of the backbones at export; a reader replaces those that differ.
         m3adapter: Sizes and gate of the connector.
         tasks: Kinds of samples that were trained on.
@@ -137,14 +138,14 @@ def read_exported(folder: Path, verify: bool = True) -> tuple[Manifest, dict[str
 
 
 def load_weights(
-    model: nn.Module, folder: Path, fingerprints: Mapping[str, str] | None = None, verify: bool = True
+    model: nn.Module, folder: Path, backbones: Fingerprints | None = None, verify: bool = True
 ) -> Manifest:
     """Puts exported weights into a model and leaves everything else as it is.
 
     Args:
         model: An `M2ChatModel` built with the manifest's numbers (`read_manifest`).
         folder: Written by `export_weights`.
-        fingerprints: Fingerprints of the model's backbones, as `part_fingerprints` returns them; None accepts any.
+        backbones: Fingerprints of the model's backbones; None accepts any.
         verify: Whether the tensors' checksum is compared.
 
     Returns:
@@ -154,8 +155,8 @@ def load_weights(
         UserError: If the folder is broken, the model has no place for a tensor, or its backbones are others.
     """
     manifest, state = read_exported(folder, verify)
-    if fingerprints is not None:
-        check_backbones(manifest, fingerprints, folder)
+    if backbones is not None:
+        check_backbones(manifest, backbones, folder)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     wanted = {name: parameters[name] for name in state if name in parameters}
     require(compare(state, wanted), str(folder), "Build the model with the numbers in manifest.json")
@@ -165,20 +166,14 @@ def load_weights(
     return manifest
 
 
-def check_backbones(manifest: Manifest, fingerprints: Mapping[str, str], folder: Path) -> None:
+def check_backbones(manifest: Manifest, backbones: Fingerprints, folder: Path) -> None:
     """Makes sure that weights meet the backbones that they were trained on.
 
     Raises:
         UserError: That names the setting whose files differ.
     """
-    differ = [name for name, value in fingerprints.items() if manifest.fingerprints.get(name, value) != value]
-    if differ:
-        settings: dict[str, Any] = asdict(manifest.backbone)
-        raise UserError(
-            f"{folder} was trained on another backbone.{differ[0]} than the one given"
-            + (f" (and {', '.join(differ[1:])})" if differ[1:] else "")
-            + f": it was {settings[differ[0]]!r} there. Name the same files; converted or renamed ones count as others"
-        )
+    if manifest.fingerprints and (differing := backbones.differing(asdict(manifest), manifest.backbone)):
+        raise mismatch(differing, str(folder), backbones.backbone, manifest.backbone)
 
 
 def export_model(
@@ -207,13 +202,13 @@ def export_model(
     Raises:
         UserError: As `export_weights`.
     """
-    names = trainable_names(model, stage)
+    names, prints = trainable_names(model, stage), Fingerprints(backbone)
     state = {name: parameter for name, parameter in model.named_parameters() if name in names}
     manifest = Manifest(
         stage=stage,
         step=step,
-        fingerprint=fingerprint(backbone),
-        fingerprints=part_fingerprints(backbone),
+        fingerprint=prints.name,
+        fingerprints=prints.components,
         backbone=backbone,
         m3adapter=model.m3adapter.config,
         tasks=sorted(tasks),
@@ -244,7 +239,7 @@ def load_model(
     """
     manifest = read_manifest(folder)
     backbone = backbone or manifest.backbone
-    check_backbones(manifest, part_fingerprints(backbone), folder)  # before gigabytes are read
+    check_backbones(manifest, Fingerprints(backbone), folder)  # before gigabytes are read
     model = build_m2chat(backbone, manifest.m3adapter, frozen_dtype)
     load_weights(model, folder, verify=verify)
     return model.eval(), manifest

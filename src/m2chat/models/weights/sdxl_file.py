@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from m2chat.errors import UserError
+from m2chat.models.weights.families import SUPPORTED, family_of_names
 from m2chat.models.weights.loading import KeyReport
 
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
@@ -77,6 +78,8 @@ def take_apart(state: Mapping[str, Tensor], where: str) -> SdxlParts:
         convert_open_clip_checkpoint,
     )
 
+    if family := family_of_names(state):
+        raise UserError(f"{where} is {family}: {SUPPORTED}")
     if not is_single_file(state):
         raise UserError(
             f"{where} is not SDXL in one file: expected are names such as '{_UNET}label_emb.0.0.weight' and "

@@ -146,7 +146,7 @@ class Talks:
 
     def draw_settings(self) -> DrawSettings:
         """How all pictures but those of wishes are drawn."""
-        return DrawSettings(self.steps, size=self.pipe.image_size)
+        return self.pipe.draw_settings(self.steps)
 
 
 def _with_user_turn(talk: Sample, sample: Sample, turn: Turn) -> Sample:

@@ -81,5 +81,12 @@ PARTS: dict[str, Part] = {
     "sd15": Part(
         ("sd15",), Recipe("unet.train_sd15"), _BEFORE_UNET, Recipe("unet.measure_unet", "sd15", {"is_xl": False})
     ),
+    # Decoders that replace the first one without training of the connector.
+    "unet_small": Part(
+        ("decoders/unet_small",), Recipe("unet.train_small"), (*_BEFORE_UNET, "unet"), Recipe("unet.measure_small")
+    ),
+    "lcm_lora": Part(
+        ("decoders/lcm_lora",), Recipe("consistency.train_lora"), ("unet",), Recipe("consistency.measure_lora")
+    ),
     "fid": Part(("fid",), Recipe("fid_net.train_fid_net", "fid"), (), Recipe("fid_net.measure_saved", "fid")),
 }

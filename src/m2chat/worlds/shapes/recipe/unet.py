@@ -32,14 +32,37 @@ from m2chat.worlds.small_sdxl import (
     write_model_index,
 )
 
+_WIDTHS = {True: (64, 96), False: (48, 64)}
+"""Channels of the blocks, of SDXL and of SD 1.5."""
+SMALL_WIDTHS = (32, 48)
+"""Of the UNet that replaces the first without training of the connector: a quarter of the numbers."""
+_SMALL = Path("decoders", "unet_small")
+
 
 def train_unet(
-    root: Path, steps: int = 5500, is_xl: bool = True, batch: int = 32, seed: int = 0, lr: float = 1.5e-3
+    root: Path,
+    steps: int = 5500,
+    is_xl: bool = True,
+    batch: int = 32,
+    seed: int = 0,
+    lr: float = 1.5e-3,
+    widths: tuple[int, int] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, object]:
     """Trains the UNet of a diffusers folder that already has its VAE and text encoders, and completes the folder.
 
     Captions come in every style of the world, partial ones too, so that what a caption leaves out is free. One
     tenth of the conditions are zeros, as SDXL was trained. The saved weights are an exponential moving average.
+
+    Args:
+        root: The diffusers folder.
+        steps: Optimiser steps.
+        is_xl: Whether it is SDXL; if not, SD 1.5.
+        batch: Pictures a step.
+        seed: Seed of the initial values, the scenes and the noise.
+        lr: Peak learning rate.
+        widths: Channels of the two blocks; by default those of the shipped UNet of this kind.
+        folder: Folder of another UNet for the same text encoders and VAE; the diffusers folder stays as it is.
 
     Returns:
         Seed, steps and the all-right rates on held-out captions.
@@ -50,9 +73,10 @@ def train_unet(
     vae: Any = AutoencoderKL.from_pretrained(root / "vae", low_cpu_mem_usage=False).float().eval()
     condition = Conditioner(root, is_xl)
     scheduler = DDIMScheduler(**SCHEDULER)
-    scheduler.save_pretrained(root / "scheduler")
+    if folder is None:
+        scheduler.save_pretrained(root / "scheduler")
     noiser = DDPMScheduler.from_config(scheduler.config)
-    widths = (64, 96) if is_xl else (48, 64)
+    widths = widths or _WIDTHS[is_xl]
     unet = build_unet(widths, 8, heads=4, sequence=160 if is_xl else 64, pooled=96 if is_xl else None)
     ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
     averaged: Any = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=ema)
@@ -82,9 +106,20 @@ def train_unet(
         averaged.update_parameters(unet)
     unet.load_state_dict(averaged.module.state_dict())
     unet.eval()
-    save_half(unet, root / "unet")
-    write_model_index(root, is_xl)
-    return {"seed": seed, "steps": steps, **measure_unet(root, is_xl)}
+    save_half(unet, folder or root / "unet")
+    if folder is None:
+        write_model_index(root, is_xl)
+    return {"seed": seed, "steps": steps, **measure_unet(root, is_xl, folder=folder)}
+
+
+def train_small(root: Path) -> dict[str, object]:
+    """Trains another UNet for the text encoders and the VAE of ``<root>/sdxl``, a quarter as large as the first."""
+    return train_unet(root / "sdxl", steps=4500, seed=1, lr=2e-3, widths=SMALL_WIDTHS, folder=root / _SMALL)
+
+
+def measure_small(root: Path) -> dict[str, object]:
+    """The rates of `measure_unet` with that UNet."""
+    return measure_unet(root / "sdxl", folder=root / _SMALL)
 
 
 def train_sd15(root: Path) -> dict[str, object]:
@@ -105,14 +140,23 @@ def _choose(scenes: list[Scene], batch: int, objects: int | None, rng: random.Ra
 
 @torch.no_grad()
 def measure_unet(
-    root: Path, is_xl: bool = True, count: int = 200, steps: int = 20, split: str = "test"
+    root: Path, is_xl: bool = True, count: int = 200, steps: int = 20, split: str = "test", folder: Path | None = None
 ) -> dict[str, object]:
-    """All-right rates of pictures drawn for exact held-out captions, of one and of two objects."""
+    """All-right rates of pictures drawn for exact held-out captions, of one and of two objects.
+
+    Args:
+        root: The diffusers folder.
+        is_xl: Whether it is SDXL; if not, SD 1.5.
+        count: Pictures of each kind.
+        steps: Denoising steps.
+        split: Split of the scenes.
+        folder: The UNet's folder if it is another than the diffusers folder's.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(1)
     vae: Any = AutoencoderKL.from_pretrained(root / "vae", low_cpu_mem_usage=False).float().eval()
-    unet: Any = UNet2DConditionModel.from_pretrained(root / "unet", low_cpu_mem_usage=False).float().eval()
+    unet: Any = UNet2DConditionModel.from_pretrained(folder or root / "unet", low_cpu_mem_usage=False).float().eval()
     condition = Conditioner(root, is_xl)
     rates: dict[str, object] = {"sampling_steps": steps, "guidance": 5.0}
     for name, objects in (("one_object", 1), ("two_objects", 2)):

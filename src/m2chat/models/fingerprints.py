@@ -1,0 +1,277 @@
+"""Short names of the backbones' contents: trained weights are useless on any others.
+
+A component is one network: the language model, its adapter, the vision encoder, each text encoder, UNet, VAE; and the
+scheduler's settings. Its fingerprint is of names, shapes and values of tensors, so that notes beside them, the place of
+a folder and the form of a file (shards, one file, SDXL's single file) change nothing. Values are samples: see
+`m2chat.models.weights.sampled`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from m2chat.checksums import SUMS
+from m2chat.errors import UserError
+from m2chat.integrity import not_verified
+from m2chat.models.config import NEW, BackboneConfig
+from m2chat.models.weights.sampled import tensor_fingerprint
+
+READER = ("language_model", "adapter", "vision_encoder", "channel_order")
+"""Components whose outputs a trained connector reads."""
+TEXT_SPACE = ("text_encoder", "text_encoder_2")
+"""Components in whose output space a trained connector writes (Eq. 2). UNets and VAEs may be swapped."""
+_LEGACY_BYTES = 1 << 20
+
+
+class Fingerprints:
+    """Fingerprints of the backbones of a model, each computed when it is first asked for.
+
+    Args:
+        backbone: Paths of the backbones; empty ones are left out.
+        draws: Whether the image decoder takes part; where it does not, as in stage 0, it need not be there.
+    """
+
+    def __init__(self, backbone: BackboneConfig, draws: bool = True) -> None:
+        self.backbone, self.draws = backbone, draws
+
+    @cached_property
+    def components(self) -> dict[str, str]:
+        """Fingerprint of each component.
+
+        Raises:
+            UserError: If a backbone is missing or broken.
+        """
+        with not_verified():  # a comparison of checksums reads every byte; loading does it
+            return {**_reader(self.backbone), **(decoder_fingerprints(self.backbone) if self.draws else {})}
+
+    @cached_property
+    def name(self) -> str:
+        """One short name of what a connector depends on: all but UNet, VAE and scheduler."""
+        return _joined({name: self.components[name] for name in (*READER, *TEXT_SPACE) if name in self.components})
+
+    @cached_property
+    def legacy(self) -> str:
+        """Name by the first and last MiB of every file, as versions before components computed it."""
+        digest = hashlib.sha256()
+        for root in _roots(self.backbone).values():
+            _digest_files(digest, root)
+        digest.update(self.backbone.channel_order.encode())
+        if self.backbone.adapter == NEW:
+            digest.update(repr(self.backbone.new_adapter).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def legacy_parts(self) -> dict[str, str]:
+        """The same of each setting."""
+        names = {}
+        for setting, root in _roots(self.backbone).items():
+            digest = hashlib.sha256()
+            _digest_files(digest, root)
+            names[setting] = digest.hexdigest()[:16]
+        if self.backbone.adapter == NEW:
+            names["adapter"] = _short(repr(self.backbone.new_adapter))
+        return names
+
+    def differing(self, recorded: Mapping[str, Any], trained_on: BackboneConfig | None = None) -> list[str]:
+        """Components on which weights depend and that are others than those of their training.
+
+        Args:
+            recorded: ``fingerprint`` and ``fingerprints`` as a checkpoint's header or a manifest has them. Weights of
+                earlier versions have fingerprints of files: of all together, or by setting.
+            trained_on: Paths of the backbones of the training. Files and components cannot be compared, so where the
+                files are others now (another decoder with the same text encoders), those of the training must still
+                be there.
+
+        Returns:
+            Names of components, or of settings where only files can be compared; empty if everything fits.
+        """
+        theirs: Mapping[str, str] = recorded.get("fingerprints") or {}
+        if theirs and "image_decoder" not in theirs:
+            return _different(theirs, self.components)
+        if theirs:
+            changed = [name for name, value in self.legacy_parts.items() if theirs.get(name, value) != value]
+        else:
+            changed = [] if recorded["fingerprint"] == self.legacy else ["backbone"]
+        if not changed or trained_on is None or trained_on == self.backbone:
+            return changed
+        return self._since(recorded, theirs, trained_on, changed)
+
+    def _since(
+        self, recorded: Mapping[str, Any], theirs: Mapping[str, str], trained_on: BackboneConfig, changed: list[str]
+    ) -> list[str]:
+        """What differs from the backbones of the training, if these are still what they were."""
+        before = Fingerprints(trained_on, self.draws)
+        try:
+            if theirs:
+                same = all(before.legacy_parts.get(name) == theirs.get(name) for name in changed)
+            else:
+                same = before.legacy == recorded["fingerprint"]
+            return _different(before.components, self.components) if same else changed
+        except UserError:  # they are no longer there
+            return changed
+
+
+def fingerprint(backbone: BackboneConfig) -> str:
+    """A short name of what a connector depends on; see `Fingerprints.name`."""
+    return Fingerprints(backbone).name
+
+
+def drawing_fingerprint(backbone: BackboneConfig) -> str:
+    """A short name of everything in the decoder, for what only draws."""
+    with not_verified():
+        return _joined(decoder_fingerprints(backbone))
+
+
+def decoder_fingerprints(backbone: BackboneConfig) -> dict[str, str]:
+    """Fingerprints of the decoder's components."""
+    from m2chat.models.weights.diffusion import open_diffusion, open_with_parts
+    from m2chat.models.weights.files import read_safetensors
+
+    if not backbone.image_decoder:
+        return {}
+    config, what = backbone.decoder, "backbone.decoder"
+    source, _ = open_with_parts(Path(backbone.image_decoder), "backbone.image_decoder", config)
+    prints = {name: tensor_fingerprint(state) for name, state in source.states.items()}
+    for number, lora in enumerate(config.lora):
+        state = read_safetensors(Path(lora.path), f"{what}.lora[{number}].path")
+        prints["unet"] = _short(f"{prints['unet']} {lora.weight} {tensor_fingerprint(state)}")
+    if config.refiner is not None:
+        prints["refiner"] = tensor_fingerprint(open_diffusion(Path(config.refiner), f"{what}.refiner").states["unet"])
+    settings: Any = {key: value for key, value in source.configs["scheduler"].items() if key != "_diffusers_version"}
+    if (changed := (config.effective_scheduler, config.effective_spacing)) != (None, None):
+        settings = [settings, *changed]
+    return {**prints, "scheduler": _short(json.dumps(settings, sort_keys=True))}
+
+
+def _reader(backbone: BackboneConfig) -> dict[str, str]:
+    from m2chat.models.weights.adapter import open_adapter
+    from m2chat.models.weights.clip import local_clip_file, open_clip_tower
+
+    prints = {}
+    if backbone.language_model:
+        prints["language_model"] = tensor_fingerprint(_language_state(Path(backbone.language_model)))
+    if backbone.adapter == NEW:
+        prints["adapter"] = _short(repr(backbone.new_adapter))
+    elif backbone.adapter:
+        sizes = backbone.visual_heads, backbone.visual_blocks
+        prints["adapter"] = tensor_fingerprint(open_adapter(Path(backbone.adapter), "backbone.adapter", *sizes).state)
+    if name := backbone.vision_encoder:
+        local = Path(name).is_dir() or local_clip_file(name) is not None
+        # open_clip downloads what is known by a tag, and a tag is a name already.
+        prints["vision_encoder"] = (
+            tensor_fingerprint(open_clip_tower(name, "backbone.vision_encoder").state) if local else _short(name)
+        )
+    if prints:
+        prints["channel_order"] = backbone.channel_order
+    return prints
+
+
+def _language_state(path: Path) -> dict[str, Tensor]:
+    """LLaMA's tensors by the names of its files: to rename Meta's means to re-order gigabytes of rows."""
+    from m2chat.models.weights.files import read_tensors
+    from m2chat.models.weights.llama import llama_folder, open_llama
+
+    folder, what = llama_folder(path), "backbone.language_model"
+    if not (folder / "params.json").is_file():
+        return open_llama(folder, what).state
+    parts = sorted(folder.glob("consolidated.*.pth")) or [folder / "consolidated.00.pth"]
+    return {f"{path.stem}.{name}": tensor for path in parts for name, tensor in read_tensors(path, what).items()}
+
+
+def _different(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name for name in (*READER, *TEXT_SPACE) if before.get(name) != now.get(name)]
+
+
+def _joined(prints: Mapping[str, str]) -> str:
+    return _short("\n".join(f"{name} {value}" for name, value in prints.items()))
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# Messages
+
+
+def mismatch(
+    differing: Collection[str], where: str, backbone: BackboneConfig, trained_on: BackboneConfig | None = None
+) -> UserError:
+    """The error for weights that meet other backbones than those of their training.
+
+    Args:
+        differing: What `Fingerprints.differing` has returned; not empty.
+        where: Name of the weights.
+        backbone: The backbones that were given.
+        trained_on: Paths of the backbones of the training, if they are known.
+    """
+    if set(differing) <= {*TEXT_SPACE}:
+        trained = repr(trained_on.image_decoder) if trained_on else "the decoder of its training"
+        return UserError(
+            f"backbone.image_decoder={backbone.image_decoder!r} (or --decoder) has another text space than {where} was "
+            f"trained for: {' and '.join(sorted(differing))} {'differ' if len(differing) > 1 else 'differs'} from "
+            f"those of {trained}. What is trained writes into the output space of the text encoders, so choose a "
+            "decoder with the same ones: that of the training, one of its fine-tunes or distillations that left the "
+            "text encoders as they are, or the same folder with another UNet or a LoRA; for this one, train stage 1 "
+            "again"
+        )
+    settings = list(dict.fromkeys("image_decoder" if name in TEXT_SPACE else name for name in differing))
+    named = [name for name in settings if hasattr(backbone, name)]
+    if not named:
+        return UserError(
+            f"{where} was trained on other backbones than those configured: set model.init_args.backbone as in that "
+            "run's config.yaml, or train again"
+        )
+    given = getattr(backbone, named[0])
+    there = f": it was {getattr(trained_on, named[0])!r} there, not {given!r}" if trained_on else f", {given!r}"
+    return UserError(
+        f"{where} was trained on another backbone.{named[0]} than the one given"
+        + (f" (and {', '.join(named[1:])})" if named[1:] else "")
+        + f"{there}. Set model.init_args.backbone as in that run's config.yaml, or train again"
+    )
+
+
+# As versions before components did it
+
+
+def _roots(backbone: BackboneConfig) -> dict[str, Path]:
+    """Files or folder of each backbone, by its setting; those of an empty setting are left out."""
+    from m2chat.models.weights.clip import local_clip_file
+    from m2chat.models.weights.llama import llama_folder
+
+    roots = {
+        "language_model": llama_folder(Path(backbone.language_model)),
+        "adapter": Path(backbone.adapter),
+        "vision_encoder": local_clip_file(backbone.vision_encoder) or Path(backbone.vision_encoder),
+        "image_decoder": Path(backbone.image_decoder),
+    }
+    return {setting: root for setting, root in roots.items() if getattr(backbone, setting) not in ("", NEW)}
+
+
+def _digest_files(digest: Any, root: Path) -> None:
+    for path in _files(root):
+        digest.update((path.relative_to(root).as_posix() if root.is_dir() else path.name).encode())
+        if path.is_file():
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(str(size).encode())
+                for start in (0, max(0, size - _LEGACY_BYTES)):
+                    file.seek(start)
+                    digest.update(file.read(_LEGACY_BYTES))
+
+
+def _files(root: Path) -> Iterable[Path]:
+    """Downloaders leave notes in hidden folders, with the time in them. A list of checksums is no content."""
+    paths = (path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+    return sorted(
+        path
+        for path in paths
+        if path.name != SUMS and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )

@@ -1,0 +1,102 @@
+"""SDXL's refiner (Fig. 2): a second UNet that takes over the last steps of a drawing.
+
+It was trained on low noise alone and on the second text encoder alone, with an aesthetic score among its numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SCORE, NEGATIVE_SCORE = 6.0, 2.5
+"""Aesthetic scores of the positive and of the negative condition, as in diffusers."""
+
+
+@dataclass
+class Stage:
+    """A part of a drawing: the base's steps, or the refiner's.
+
+    Args:
+        unet: UNet that predicts.
+        scheduler: Scheduler with its timesteps set.
+        timesteps: Those of this stage.
+        text: Sequence condition, behind the negative one under guidance.
+        pooled: Pooled condition.
+        ids: Numbers of the picture.
+    """
+
+    unet: Any
+    scheduler: Any
+    timesteps: Tensor
+    text: Tensor
+    pooled: Tensor | None
+    ids: Tensor
+
+
+class Refiner(nn.Module):
+    """UNet and scheduler of the refiner, and the form in which it takes a condition.
+
+    Args:
+        unet: UNet.
+        scheduler: Scheduler that draws.
+        start: Share of the noise schedule, 0-1, after which it takes over; the base ends there.
+    """
+
+    def __init__(self, unet: Any, scheduler: Any, start: float) -> None:
+        super().__init__()
+        self.unet, self.scheduler, self.start = unet, scheduler, start
+
+    def condition(
+        self, h_align: Tensor, h_palign: Tensor, time_ids: Tensor, guided: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What its UNet takes, behind the negative condition under guidance.
+
+        Args:
+            h_align: (B, Q, C) of the base: of both text encoders, the second one's behind.
+            h_palign: (B, P).
+            time_ids: (B, 6) of the base.
+            guided: Whether a negative condition of zeros comes first.
+
+        Returns:
+            (B, Q, width of the second text encoder), (B, P) and (B, 5); 2B rows under guidance.
+        """
+        text = h_align[..., -int(self.unet.config.cross_attention_dim) :]
+        positive, negative = (
+            torch.cat([time_ids[:, :4], time_ids.new_full((len(time_ids), 1), score)], 1)
+            for score in (SCORE, NEGATIVE_SCORE)
+        )
+        if not guided:
+            return text, h_palign, positive
+        return (
+            torch.cat([torch.zeros_like(text), text]),
+            torch.cat([torch.zeros_like(h_palign), h_palign]),
+            torch.cat([negative, positive]),
+        )
+
+
+def started(scheduler: Any, steps: int, device: torch.device) -> Any:
+    """A new scheduler of the same kind, since schedulers remember their step, with its timesteps set."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(steps, device=device)
+    return fresh
+
+
+def steps_before(scheduler: Any, start: float) -> int:
+    """Count of a scheduler's timesteps that lie before the split: the base's, while the rest is the refiner's.
+
+    As in diffusers' `denoising_end` and `denoising_start`: the split is a timestep of the training's schedule. A method
+    of second order has each timestep but the first one twice and is never cut between the two.
+
+    Args:
+        scheduler: Scheduler whose timesteps are set.
+        start: Share of the noise schedule, 0-1, after which the refiner takes over.
+    """
+    total = int(scheduler.config.num_train_timesteps)
+    cutoff = round(total - start * total)
+    behind = int((scheduler.timesteps < cutoff).sum())
+    if scheduler.order == 2 and behind % 2 == 0:
+        behind += 1
+    return len(scheduler.timesteps) - behind
