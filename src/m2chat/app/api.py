@@ -82,10 +82,11 @@ def build_api(
         slot = AsyncExitStack()
         slot.callback(session.stop)  # the reply ends with the request, also if the client disconnects
         await deadline.within(slot.enter_async_context(slots.enter()), 503)
+        # A streamed response notices it only when it sends something, which may be long after.
+        slot.callback(asyncio.create_task(_stop_without_client(request, session)).cancel)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             return SlotResponse(slot, _stream(events, head, usage), media_type="text/event-stream")
-        slot.callback(asyncio.create_task(_stop_without_client(request, session)).cancel)
         async with slot:
             received = [event async for event in events]
         return whole(received, head)
