@@ -208,7 +208,7 @@ def _without(data: Mapping[str, Any], specials: Iterable[str]) -> dict[str, Any]
 
 
 class RankedVocabulary:
-    """Llama 3's own file: byte sequences with their ranks, and 256 special tokens behind them.
+    """Llama 3's tokenizer file: byte sequences with their ranks, and 256 special tokens behind them.
 
     Args:
         path: ``tokenizer.model``.
@@ -256,14 +256,14 @@ def folder_settings(folder: Path) -> FolderSettings:
     Raises:
         UserError: If one is damaged.
     """
-    own, network = _json(folder / "tokenizer_config.json"), _json(folder / "config.json")
+    settings, network = _json(folder / "tokenizer_config.json"), _json(folder / "config.json")
     network = {**network, **{k: v for k, v in _json(folder / "generation_config.json").items() if k not in network}}
     roles = ("bos", "eos", "pad", "unk")
-    spelled = {**_json(folder / "special_tokens_map.json"), **own}
+    spelled = {**_json(folder / "special_tokens_map.json"), **settings}
     names = {role: _spelling(spelled.get(f"{role}_token")) for role in roles}
     ids = {role: _first(network.get(f"{role}_token_id")) for role in roles}
     added = {str(name): int(number) for name, number in _json(folder / "added_tokens.json").items()}
-    for number, token in (own.get("added_tokens_decoder") or {}).items():
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
         if token.get("special") or _MARKUP.fullmatch(token["content"]):
             added[token["content"]] = int(number)
     meta = next((place for place in (folder, folder / "7B") if (place / "params.json").is_file()), folder)
@@ -272,8 +272,8 @@ def folder_settings(folder: Path) -> FolderSettings:
         {role: name for role, name in names.items() if name},
         {role: number for role, number in ids.items() if number is not None},
         added,
-        _chat_template(folder, own),
-        own.get("add_bos_token"),
+        _chat_template(folder, settings),
+        settings.get("add_bos_token"),
         rows if rows and rows > 0 else None,
     )
 

@@ -72,9 +72,9 @@ class CLIPScore(MetricCallback):
         bad, lacking = int((~np.isfinite(score)).sum()), len(targets) - len(drawn)
         refuse_not_finite(self.strict, bad, "a CLIP embedding", prediction)
         zeros = [0.0] * lacking if self.missing == "zero" else []
-        found: dict[str, Any] = {"clip": [*score[np.isfinite(score)].tolist(), *zeros]}
+        values: dict[str, Any] = {"clip": [*score[np.isfinite(score)].tolist(), *zeros]}
         if self.name == "clip_score":
-            found |= {
+            values |= {
                 "clip_i": alike[np.isfinite(alike)].tolist(),
                 "clip_oracle": cosines(images(known, "truth"), texts(known)).tolist(),
                 "pictures_missing": lacking,
@@ -82,8 +82,8 @@ class CLIPScore(MetricCallback):
                 "text_embeddings": wanted,
                 "image_embeddings": given,
             }
-            return found
-        return {self.name: found["clip"]}
+            return values
+        return {self.name: values["clip"]}
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the cosines to the metrics."""

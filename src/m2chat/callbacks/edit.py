@@ -45,11 +45,11 @@ class EditScores(MetricCallback):
 
     def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
         """The three cosines of each picture, generated and true."""
-        found: dict[str, Any] = {f"{name}{end}": [] for name in _NAMES for end in ("", "_oracle")}
-        said = prediction.meta.get("context_caption")
-        if prediction.context is not None and said:
+        row: dict[str, Any] = {f"{name}{end}": [] for name in _NAMES for end in ("", "_oracle")}
+        caption = prediction.meta.get("context_caption")
+        if prediction.context is not None and caption:
             source = store.embed_images(self.encoder, [prediction.context])
-            before = store.embed_texts(self.encoder, [said])
+            before = store.embed_texts(self.encoder, [caption])
             for target in targets_of(prediction):
                 after = store.embed_texts(self.encoder, [target.caption])
                 for end, picture in (("", target.generated), ("_oracle", target.truth)):
@@ -61,8 +61,8 @@ class EditScores(MetricCallback):
                             cosines(image, after),
                         )
                         for name, value in zip(_NAMES, values, strict=True):
-                            found[name + end] += value[np.isfinite(value)].tolist()
-        return found
+                            row[name + end] += value[np.isfinite(value)].tolist()
+        return row
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the cosines to the metrics."""

@@ -191,15 +191,15 @@ def _messages(request: Request, skip: int) -> list[_Message]:
     """A request as messages of user and assistant in turns, the user's first and last."""
     kept = request.lines[skip:]
     beside = _text([part for line in kept if line.place == "beside" for part in line.parts])
-    said: list[_Message] = [(line.role, _text(line.parts)) for line in kept if line.place == "before"]
-    while skip and said and said[0][0] == "assistant":
-        del said[0]
-    said.append(("user", _text([beside, request.instruction])))
-    said += [(line.role, _text(line.parts)) for line in kept if line.place == "behind"]
+    turns: list[_Message] = [(line.role, _text(line.parts)) for line in kept if line.place == "before"]
+    while skip and turns and turns[0][0] == "assistant":
+        del turns[0]
+    turns.append(("user", _text([beside, request.instruction])))
+    turns += [(line.role, _text(line.parts)) for line in kept if line.place == "behind"]
     messages: list[_Message] = []
-    if said[-1][0] == "assistant":
-        said.append(("user", GO_ON))
-    for role, text in said:
+    if turns[-1][0] == "assistant":
+        turns.append(("user", GO_ON))
+    for role, text in turns:
         if role == "user" and messages and messages[-1][0] == "user":
             messages[-1] = ("user", _text([messages[-1][1], text]))
             continue

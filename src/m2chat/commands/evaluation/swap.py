@@ -109,12 +109,12 @@ def swap(
     seconds = drawing_seconds([before, *drawings])
     rows = []
     for index, (name, drawing, folder) in enumerate(zip(decoders, drawings, folders, strict=True), 1):
-        found = [item for item in compare(folder, run) if item.metric in MEANING]
-        found.sort(key=lambda item: list(MEANING).index(item.metric))
-        found += [*_gates(folder, run), difference("seconds", seconds[index], seconds[0])]
-        right = next((item for item in found if item.metric == "all_right"), None)
+        differences = [item for item in compare(folder, run) if item.metric in MEANING]
+        differences.sort(key=lambda item: list(MEANING).index(item.metric))
+        differences += [*_gates(folder, run), difference("seconds", seconds[index], seconds[0])]
+        right = next((item for item in differences if item.metric == "all_right"), None)
         kept = None if right is None else abs(right.first - right.second) <= tolerance
-        rows.append(Swap(name, folder, drawing.steps, drawing.guidance, found, kept))
+        rows.append(Swap(name, folder, drawing.steps, drawing.guidance, differences, kept))
     return rows
 
 

@@ -173,12 +173,12 @@ def _roles(job: Job, path: Path) -> dict[str, str]:
     with opened_table(path) as file:
         schema = file.schema_arrow
     wished = _wished(job.columns, schema.names, path)
-    found = {role: [name] for role, name in wished.items()}
+    matches = {role: [name] for role, name in wished.items()}
     for role, aliases in ROLES.items():
         there = [name for name in schema.names if name.lower() in aliases and name not in wished.values()]
-        if role not in found and there:
-            found[role] = there
-    forms = [form for form in (_EDIT, _PAIR) if all(role in found for role in form)]
+        if role not in matches and there:
+            matches[role] = there
+    forms = [form for form in (_EDIT, _PAIR) if all(role in matches for role in form)]
     # With the columns of both, the edit is meant, unless the pair's are named.
     form = next((form for form in forms if all(role in wished for role in form)), forms[0] if forms else None)
     if form is None:
@@ -187,13 +187,13 @@ def _roles(job: Job, path: Path) -> dict[str, str]:
             "of pairs, --columns image=...,caption=..., or of edits, --columns source=...,target=...,instruction=..."
         )
     for role in form:
-        if len(found[role]) > 1:
+        if len(matches[role]) > 1:
             raise UserError(
-                f"SRC: {path}: the columns {' and '.join(found[role])} could each be the {role}: choose by "
-                f"--columns {role}={found[role][0]}"
+                f"SRC: {path}: the columns {' and '.join(matches[role])} could each be the {role}: choose by "
+                f"--columns {role}={matches[role][0]}"
             )
     more = ("source_caption", "target_caption", "session", "turn", "id") if form is _EDIT else ("id",)
-    return {role: names[0] for role, names in found.items() if role in (*form, *more)}
+    return {role: names[0] for role, names in matches.items() if role in (*form, *more)}
 
 
 def _wished(text: str, names: Sequence[str], path: Path) -> dict[str, str]:
@@ -300,7 +300,7 @@ def _session(job: Job, name: str, rows: Sequence[Mapping[str, Any]]) -> RawSampl
         if not all(isinstance(number, int) for number in numbers) or len(set(numbers)) < len(numbers):
             return Reject(name, "session of turns without a number, or with one twice")
         rows = sorted(rows, key=lambda row: int(row["turn"]))
-    # Paths tell which pictures are the same only where every new one has its own.
+    # Paths tell which pictures are the same only where every new one has another.
     paths = [rows[0]["source"][4], *(row["target"][4] for row in rows)]
     certain = all(paths) and len(set(paths)) == len(paths)
     turns: list[Turn] = []

@@ -189,13 +189,13 @@ def _require_kept(job: Job, kept: int, reasons: Counter[str]) -> None:
         (job.dst / REJECTS).unlink()
         raise UserError(f"SRC: {job.src} has no record of {job.format}: is it empty, or data of another kind?")
     reason, count = (faults or reasons).most_common(1)[0]
-    told = f"the commonest reason, {count} times: {reason}; {job.dst / REJECTS} lists them all"
+    commonest = f"the commonest reason, {count} times: {reason}; {job.dst / REJECTS} lists them all"
     if not kept:  # Another call may have other settings.
         for path in job.work.glob("[0-9]*.json"):
             path.unlink()
-        raise UserError(f"{job.src}: none of {all_of_them} records became a sample; {told}")
+        raise UserError(f"{job.src}: none of {all_of_them} records became a sample; {commonest}")
     raise UserError(
-        f"{job.src}: {faults.total()} of {kept + faults.total()} records became no sample; {told}. Mend the data and "
+        f"{job.src}: {faults.total()} of {kept + faults.total()} records became no sample; {commonest}. Mend the data and "
         f"convert into a new folder, or take the {kept} with --max-rejects 1"
     )
 

@@ -187,10 +187,10 @@ def draw_caption(scene: Scene, rng: random.Random, style: bool | None = None) ->
 def captions_of(scene: Scene, count: int = 5) -> list[str]:
     """Several captions of a picture, always the same ones, the exact one first."""
     rng = random.Random(f"{scene.style}/{scene.hexcode}")
-    found = dict.fromkeys([caption_of(scene), caption_of(scene, style=False)])
-    while len(found) < count:
-        found[draw_caption(scene, rng).text] = None
-    return list(found)
+    captions = dict.fromkeys([caption_of(scene), caption_of(scene, style=False)])
+    while len(captions) < count:
+        captions[draw_caption(scene, rng).text] = None
+    return list(captions)
 
 
 class CaptionReader:

@@ -219,10 +219,10 @@ def _of_style(style: str, scenes: list[Scene], path: Path) -> Iterator[tuple[Sce
     seen: set[bytes] = set()
     # Plain ones first: of a neutral and a gendered emoji that are drawn alike, the neutral one stays.
     for scene in sorted(scenes, key=lambda scene: not scene.is_plain):
-        found = read(scene.hexcode)
-        if found is None:
+        picture = read(scene.hexcode)
+        if picture is None:
             continue
-        name, pixels = found
+        name, pixels = picture
         if pixels.tobytes() in seen:
             continue
         seen.add(pixels.tobytes())
@@ -245,7 +245,7 @@ def build_pictures(cache: Path) -> Pictures:
             "emoji-datasource-twitter@16.0.0 @iconify-json/fluent-emoji-flat@1.2.6 emojibase-data@17.0.0`"
         )
     scenes = scenes_of(read_entries(cache))
-    found: list[tuple[Scene, NDArray[np.uint8]]] = []
+    pairs: list[tuple[Scene, NDArray[np.uint8]]] = []
     for style, name in PACKAGES.items():
-        found += _of_style(style, scenes, cache / name)
-    return Pictures(tuple(scene for scene, _ in found), np.stack([pixels for _, pixels in found]))
+        pairs += _of_style(style, scenes, cache / name)
+    return Pictures(tuple(scene for scene, _ in pairs), np.stack([pixels for _, pixels in pairs]))
