@@ -195,8 +195,8 @@ def _require_kept(job: Job, kept: int, reasons: Counter[str]) -> None:
             path.unlink()
         raise UserError(f"{job.src}: none of {all_of_them} records became a sample; {commonest}")
     raise UserError(
-        f"{job.src}: {faults.total()} of {kept + faults.total()} records became no sample; {commonest}. Mend the data and "
-        f"convert into a new folder, or take the {kept} with --max-rejects 1"
+        f"{job.src}: {faults.total()} of {kept + faults.total()} records became no sample; {commonest}. Mend the data "
+        f"and convert into a new folder, or take the {kept} with --max-rejects 1"
     )
 
 

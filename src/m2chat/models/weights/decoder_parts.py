@@ -48,7 +48,8 @@ def open_unet(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], 
         if differ:
             raise UserError(
                 f"{what}={str(path)!r}: {differ[0]} is {described.get(differ[0])} there and "
-                f"{base.get(differ[0])} in the UNet that it replaces: it was made for other inputs. Name a UNet of the same family"
+                f"{base.get(differ[0])} in the UNet that it replaces: it was made for other inputs. "
+                "Name a UNet of the same family"
             )
         return described, read_folder(path, what)
     if path.suffix != ".safetensors":
