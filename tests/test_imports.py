@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "m2chat"
 FILES = sorted(ROOT.rglob("*.py"))
-EVERYWHERE = {"schema", "errors", "files", "checksums", "integrity", "_compat", "vocabulary", "world", "textfiles"}
+EVERYWHERE = {
+    "schema",
+    "errors",
+    "files",
+    "checksums",
+    "integrity",
+    "_compat",
+    "vocabulary",
+    "tokenizer_settings",
+    "world",
+    "textfiles",
+}
 
 # What of ours each part may import, besides itself and EVERYWHERE. The parts that are not named may import anything.
 OURS: dict[str, set[str]] = {
@@ -26,13 +37,18 @@ OURS: dict[str, set[str]] = {
     "losses": set(),
     "planning": {"models", "losses"},
     "metrics": {"models.weights"},  # networks that measure are read as those that are measured
-    "evaluation": {"metrics", "data.images"},  # pictures on disk are decoded as everywhere
+    "evaluation": {"metrics", "data.images", "data.network_inputs"},  # pictures on disk are decoded as everywhere
     "data": {"text"},
     "training": {"models", "losses", "text", "pipeline"},  # validation generates replies, and replies are words
     "baselines": {"models", "losses", "text", "pipeline", "training"},
     "callbacks": {"metrics", "evaluation"},
-    "pipeline": {"text", "models", "data.images"},  # pictures are resized and normalised as in training
-    "app": {"pipeline", "data.images"},
+    "pipeline": {
+        "text",
+        "models",
+        "data.images",
+        "data.network_inputs",
+    },  # pictures are resized and normalised as in training
+    "app": {"pipeline", "data.images", "data.network_inputs"},
     # Generated worlds are found by name, through `world`: nothing but commands may import one.
     "worlds": {"text", "models", "losses", "metrics", "evaluation", "data", "pipeline"},
 }

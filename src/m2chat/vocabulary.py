@@ -13,16 +13,14 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from m2chat.errors import UserError
 from m2chat.integrity import verify_listed
+from m2chat.tokenizer_settings import DESCRIPTIONS, MARKUP, FolderSettings, Role, folder_settings
 
-_MARKUP = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]", re.DOTALL)
-"""How special tokens are spelled; an added token without this form and without a mark is text, such as two spaces."""
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n?")
 """A line of Meta's file: a byte sequence and its rank."""
 _LLAMA3_SPLIT = (
@@ -36,36 +34,6 @@ _LLAMA3_SPECIAL = {
 }  # fmt: skip
 """Places behind the ranks of the special tokens that Llama 3.1 names."""
 _LLAMA3_RESERVED = 256
-
-DESCRIPTIONS = (
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json", "generation_config.json",
-    "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-"""Files beside a tokenizer that say which of its tokens are special, and how a conversation is written."""
-
-Role = str
-"""``bos``, ``eos``, ``pad`` or ``unk``."""
-
-
-@dataclass(frozen=True)
-class FolderSettings:
-    """What the descriptions beside a tokenizer say.
-
-    Args:
-        names: Spelling of special tokens by role.
-        ids: Number of special tokens by role, from the network's description.
-        added: Numbers of tokens that were added behind the vocabulary, by spelling, if they are special.
-        chat_template: The model's template of a conversation (Jinja), if it has one.
-        add_bos: Whether a plain text begins with the start token; None if the folder does not say.
-        rows: Rows of the network's table as described; None if the description leaves it to the tokenizer.
-    """
-
-    names: Mapping[Role, str] = field(default_factory=dict)
-    ids: Mapping[Role, int] = field(default_factory=dict)
-    added: Mapping[str, int] = field(default_factory=dict)
-    chat_template: str | None = None
-    add_bos: bool | None = None
-    rows: int | None = None
 
 
 class Vocabulary(Protocol):
@@ -108,7 +76,7 @@ class SentencePieceVocabulary:
         unusable = {i for i in range(count) if processor.is_control(i) or processor.is_unknown(i)}
         specials = {str(processor.id_to_piece(i)): i for i in unusable}
         markup = {str(processor.id_to_piece(i)): i for i in range(count) if not processor.is_byte(i)}
-        names = {*settings.names.values(), *(name for name in markup if _MARKUP.fullmatch(name))}
+        names = {*settings.names.values(), *(name for name in markup if MARKUP.fullmatch(name))}
         # Symbols that the trainer was given are matched in any text, unlike control pieces.
         matched = {name for name in names & markup.keys() - specials.keys() if markup[name] in processor.encode(name)}
         if matched:
@@ -162,12 +130,10 @@ class FastVocabulary:
             everything = dict(words) if isinstance(words, dict) else {name: i for i, (name, _) in enumerate(words)}
             added = {str(token["content"]): token for token in data["added_tokens"]}
             everything |= {name: int(token["id"]) for name, token in added.items()}
-            special = {name for name, token in added.items() if token.get("special") or _MARKUP.fullmatch(name)}
+            special = {name for name, token in added.items() if token.get("special") or MARKUP.fullmatch(name)}
             special |= {*settings.added, *settings.names.values()}
             # A description that nobody adapted may have the numbers of another tokenizer: those of plain words.
-            special |= {
-                name for name, n in everything.items() if n in settings.ids.values() and _MARKUP.fullmatch(name)
-            }
+            special |= {name for name, n in everything.items() if n in settings.ids.values() and MARKUP.fullmatch(name)}
             self.specials = {**settings.added, **{name: int(everything[name]) for name in special & everything.keys()}}
             self.size = 1 + max(*everything.values(), *self.specials.values())
             self._tokenizer: Any = Tokenizer.from_str(json.dumps(_without(data, self.specials)))
@@ -248,64 +214,6 @@ def tokenizer_file(folder: Path) -> Path | None:
     if (folder / "params.json").is_file():
         places.append(folder.parent / "tokenizer.model")
     return next((place for place in places if place.is_file()), None)
-
-
-def folder_settings(folder: Path) -> FolderSettings:
-    """Reads the descriptions in a language model's folder; each of them may be missing.
-
-    Raises:
-        UserError: If one is damaged.
-    """
-    settings, network = _json(folder / "tokenizer_config.json"), _json(folder / "config.json")
-    network = {**network, **{k: v for k, v in _json(folder / "generation_config.json").items() if k not in network}}
-    roles = ("bos", "eos", "pad", "unk")
-    spelled = {**_json(folder / "special_tokens_map.json"), **settings}
-    names = {role: _spelling(spelled.get(f"{role}_token")) for role in roles}
-    ids = {role: _first(network.get(f"{role}_token_id")) for role in roles}
-    added = {str(name): int(number) for name, number in _json(folder / "added_tokens.json").items()}
-    for number, token in (settings.get("added_tokens_decoder") or {}).items():
-        if token.get("special") or _MARKUP.fullmatch(token["content"]):
-            added[token["content"]] = int(number)
-    meta = next((place for place in (folder, folder / "7B") if (place / "params.json").is_file()), folder)
-    rows = network.get("vocab_size") or _json(meta / "params.json").get("vocab_size")
-    return FolderSettings(
-        {role: name for role, name in names.items() if name},
-        {role: number for role, number in ids.items() if number is not None},
-        added,
-        _chat_template(folder, settings),
-        settings.get("add_bos_token"),
-        rows if rows and rows > 0 else None,
-    )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    verify_listed([path])
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy it again") from None
-    return data if isinstance(data, dict) else {}
-
-
-def _spelling(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _first(number: Any) -> int | None:
-    return (number[0] if number else None) if isinstance(number, list) else number
-
-
-def _chat_template(folder: Path, description: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        verify_listed([path])
-        return path.read_text(encoding="utf-8")
-    template = description.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
-    return template or None
 
 
 def open_vocabulary(folder: Path) -> Vocabulary | None:

@@ -13,9 +13,9 @@ from lightning import LightningDataModule
 from m2chat.data.augment import Augmentation
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source, SourceConfig
-from m2chat.data.images import VisionInput, drawn_size
 from m2chat.data.leak import refuse_leaks
 from m2chat.data.loader import Skips, StreamLoader
+from m2chat.data.network_inputs import VisionInput, drawn_size
 from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount
 from m2chat.data.remote import CACHE
 from m2chat.data.shards import find_shards

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from m2chat.data.images import VisionInput
+from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import M2ChatModel

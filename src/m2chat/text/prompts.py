@@ -17,7 +17,7 @@ from m2chat.schema import Role
 from m2chat.text.chat_template import ChatTemplate
 from m2chat.text.tokenizer import IC_TOKEN, M2ChatTokenizer
 from m2chat.text.view import Line, Request
-from m2chat.vocabulary import folder_settings
+from m2chat.tokenizer_settings import folder_settings
 
 PromptFormat = Literal["auto", "alpaca", "chat"]
 """Format of prompts; ``auto`` is ``chat`` where the language model's folder has a chat template."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from m2chat.errors import UserError
-from m2chat.vocabulary import first_added, folder_settings, open_vocabulary
+from m2chat.tokenizer_settings import folder_settings
+from m2chat.vocabulary import first_added, open_vocabulary
 
 IC_TOKEN = "<|IC|>"
 """Stands between answer and caption (paper, §3.2)."""

@@ -47,7 +47,7 @@ class LlamaCaptioner:
         self._llama: Any = None
 
     def _load(self) -> None:
-        from m2chat.data.images import VisionInput
+        from m2chat.data.network_inputs import VisionInput
         from m2chat.models.build import load_clip, load_language
         from m2chat.text import DESCRIBE, Layout, M2ChatTokenizer, Request
 

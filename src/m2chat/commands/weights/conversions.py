@@ -26,7 +26,8 @@ def llama(source: Path, target: Path) -> None:
     from m2chat.models.weights.gguf import is_gguf, open_gguf, save_tokenizer
     from m2chat.models.weights.llama import open_llama
     from m2chat.models.weights.loading import fill, on_meta
-    from m2chat.vocabulary import DESCRIPTIONS, tokenizer_file
+    from m2chat.tokenizer_settings import DESCRIPTIONS
+    from m2chat.vocabulary import tokenizer_file
 
     packed = is_gguf(source)
     opened = open_gguf(source, "weights") if packed else open_llama(source, "weights")
