@@ -43,7 +43,7 @@ def run(backbone: BackboneConfig, tmp_path: Path) -> Path:
         "m3adapter": {"width": 192, "heads": 6}, "evaluation": {"steps": 2, "guidance": None},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
-    (folder / "results.json").write_text(json.dumps({"metrics": {}, "protocol": {"weights": "checkpoint some.ckpt"}}))
+    (folder / "results.json").write_text(json.dumps({"metrics": {}, "protocol": {"checkpoint": "some.ckpt"}}))
     rows = [
         {"id": f"s{n}", "meta": {"gate": [0.5 + n / 100]}, "scores": {"clip": 0.7, "inter_rel": 50.0, "all_right": 100}}
         for n in range(20)

@@ -106,8 +106,6 @@ class PipelineBase:
     ) -> DrawSettings:
         """Settings of drawing, with the image decoder's values for what is None.
 
-        Numbers and sides are checked where a reply is set up; see `replier`.
-
         Args:
             steps: Denoising steps.
             guidance: Scale of classifier-free guidance.
@@ -116,12 +114,24 @@ class PipelineBase:
             preview_every: Denoising steps between two previews; 0 for none.
             height: Height in pixels, in place of `size`.
             width: Width in pixels, in place of `size`.
+
+        Raises:
+            UserError: If a number is out of its range, or a side is not one that VAE and UNet can draw.
         """
         config = self.model.decoder.config
         steps = config.steps if steps is None else steps
         guidance = config.guidance if guidance is None else guidance
         side = self.image_size if size is None else size
-        return DrawSettings(steps, guidance, seed, side, preview_every, height, width)
+        return self._checked(DrawSettings(steps, guidance, seed, side, preview_every, height, width))
+
+    def _checked(self, draw: DrawSettings) -> DrawSettings:
+        """The settings, if their numbers are in range and VAE and UNet can draw the sides."""
+        check_ranges(steps=draw.steps, guidance=draw.guidance, preview_every=draw.preview_every)
+        sides = {"height": draw.height, "width": draw.width}
+        of_height, of_width = ("size" if side is None else name for name, side in sides.items())
+        height, width = (draw.size if side is None else side for side in sides.values())
+        self.model.decoder.checked_size(height, width, (of_height, of_width))
+        return draw
 
     def replier(
         self,
@@ -149,21 +159,14 @@ class PipelineBase:
         """
         if image not in IMAGE_MODES:
             raise UserError(f"image={image!r}: choose one of {', '.join(IMAGE_MODES)}")
-        draw = draw or self.draw_settings()
+        draw = self._checked(draw) if draw else self.draw_settings()
         check_ranges(
             max_images=max_images,
-            steps=draw.steps,
-            guidance=draw.guidance,
-            preview_every=draw.preview_every,
             max_new_tokens=max_new_tokens,
             max_caption_tokens=max_caption_tokens,
             temperature=temperature,
             top_p=top_p,
         )
-        sides = {"height": draw.height, "width": draw.width}
-        of_height, of_width = ("size" if side is None else name for name, side in sides.items())
-        height, width = (draw.size if side is None else side for side in sides.values())
-        self.model.decoder.checked_size(height, width, (of_height, of_width))
         # Stage 1 has learned neither the two special tokens nor the image branch.
         is_first_stage = self.origin.stage == "align"
         decoding = Decoding(

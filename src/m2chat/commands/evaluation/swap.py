@@ -193,20 +193,27 @@ def _evaluate(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear(folder)
-    weights = str(protocol["weights"]).removeprefix("checkpoint ")  # which is how a run of `--ckpt_path` names it
+    checkpoint = protocol.get("checkpoint")
     evaluation = {"steps": drawing.steps, "guidance": drawing.guidance}
     changes = {"backbone": asdict(drawing.backbone), "evaluation": evaluation}
     overlay = folder.parent / f"{folder.name}.yaml"
     overlay.write_text(yaml.safe_dump({"model": {"init_args": changes}}), encoding="utf-8")
     logger = "--trainer.logger"
     command = [
-        *shlex.split(lightning), "test", "--config", str(run / "config.yaml"), "--config", str(overlay), "--ckpt_path",
-        weights, logger, "TensorBoardLogger", f"{logger}.save_dir", ".", f"{logger}.name", str(folder.parent),
-        f"{logger}.version", folder.name, *extra,
+        *shlex.split(lightning), "test", "--config", str(run / "config.yaml"), "--config", str(overlay),
+        *(["--ckpt_path", str(checkpoint)] if checkpoint else []), logger, "TensorBoardLogger", f"{logger}.save_dir",
+        ".", f"{logger}.name", str(folder.parent), f"{logger}.version", folder.name, *extra,
     ]  # fmt: skip
     print(shlex.join(command), flush=True)
     if code := subprocess.run(command).returncode:
         raise UserError(f"the evaluation in {folder} failed with exit code {code}; see above")
+    digest = read_results(folder / RESULTS)[1].get("weights_digest")
+    if digest != protocol.get("weights_digest"):  # `weights: auto` takes the newest, which may be another by now
+        clear(folder)
+        raise UserError(
+            f"{folder} evaluated other weights ({digest}) than {run} ({protocol.get('weights_digest')}): name those of "
+            f"{run} with --extra --ckpt_path FILE"
+        )
 
 
 def _gates(first: Path, second: Path) -> list[Difference]:

@@ -141,31 +141,42 @@ def train_consistency_lora(
 
 
 @torch.no_grad()
-def measure_consistency_lora(root: Path, target: Path, count: int = 200, split: str = "test") -> dict[str, object]:
-    """All-right rates of pictures drawn in a few steps without guidance, with the LoRA and, to compare, without.
+def measure_consistency_lora(root: Path, target: Path, count: int = 100, split: str = "test") -> dict[str, object]:
+    """How pictures of four steps and of one turn out without guidance, with the LoRA and, to compare, without it.
+
+    The judge alone cannot tell the two apart: on exact captions the micro UNet is right in one step by itself.
 
     Args:
         root: The diffusers folder.
         target: Folder of the LoRA.
         count: Pictures of each kind and number of steps.
         split: Split of the scenes.
+
+    Returns:
+        All-right rates, and ``off``: mean absolute difference, on a scale of 0-255, from what the UNet draws of the
+        same caption in 25 steps at guidance 5 from the same noise.
     """
     from m2chat.models.config import DecoderConfig, LoraConfig
     from m2chat.models.image_decoder import ImageDecoder
 
     condition = Conditioner(root, is_xl=True)
+    teacher = ImageDecoder(root)
+    of_lora = DecoderConfig(lora=[LoraConfig(str(target / LORA))], preset="lcm-4")
+    plain = DecoderConfig(preset="lcm-4")
+    students = {"": ImageDecoder(root, config=of_lora), "plain_": ImageDecoder(root, config=plain)}
     rates: dict[str, object] = {"guidance": 1.0, "scheduler": "lcm"}
-    for prefix, loras in (("", [LoraConfig(str(target / LORA))]), ("plain_unet_", [])):
-        decoder = ImageDecoder(root, config=DecoderConfig(lora=loras, preset="lcm-4"))
-        for name, objects in (("one_object", 1), ("two_objects", 2)):
-            scenes = scenes_of_split(split, objects)[:count]  # type: ignore[arg-type]
-            text, pooled = condition([caption_of(scene) for scene in scenes])
-            ids = torch.tensor([_TIME_IDS]).expand(len(scenes), -1)
-            for steps in (4, 2, 1):
+    for name, objects in (("one_object", 1), ("two_objects", 2)):
+        scenes = scenes_of_split(split, objects)[:count]  # type: ignore[arg-type]
+        text, pooled = condition([caption_of(scene) for scene in scenes])
+        ids = torch.tensor([_TIME_IDS]).expand(len(scenes), -1)
+        wanted = teacher.sample(text, pooled, ids, range(len(scenes)), 25, 5.0)
+        for prefix, decoder in students.items():
+            for steps in (4, 1):
                 pixels = decoder.sample(text, pooled, ids, range(len(scenes)), steps, 1.0)
                 verdicts = judge(stacked_pictures(pixels))
                 right = [verdict.all_right(scene.attributes) for verdict, scene in zip(verdicts, scenes, strict=True)]
                 rates[f"{prefix}all_right_{name}_{steps}_steps"] = round(sum(right) / len(right), 4)
+                rates[f"{prefix}off_{name}_{steps}_steps"] = round(float((pixels - wanted).abs().mean()) * 127.5, 2)
     return rates
 
 
