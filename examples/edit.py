@@ -17,7 +17,7 @@ parser.add_argument("--out", type=Path, default=Path("m2chat_pictures"), help="f
 options = parser.parse_args()
 
 pipe = M2ChatPipeline.from_pretrained()
-# It starts from a picture of its own; any other would do: PIL.Image.open("picture.png").convert("RGB").
+# It starts from a picture of its own; any other would do: as_pixels(PIL.Image.open("picture.png")).
 (drawn,) = text_to_image(pipe, "a large orange circle on the left on a blue background", steps=options.steps)
 first = as_pixels(drawn.images[0])
 rounds = edit(pipe, first, ["turn it into a ring", "make it small"], seed=0, steps=options.steps)

@@ -20,9 +20,11 @@ BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
 M3ADAPTERS = sorted(ROOT.glob("configs/m3adapter/*.yaml"))
 DECODERS = sorted(ROOT.glob("configs/decoder/*.yaml"))
 OF_ROWS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
-OVERLAYS = [*OF_ROWS, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
+OF_BASES = sorted(ROOT.glob("configs/paper/llama*.yaml"))
+OVERLAYS = [*OF_ROWS, *OF_BASES, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
 RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *DECODERS, *OVERLAYS})
-PAPER = [path for path in RUNS if path.parent.name == "paper"]
+OURS = ROOT / "configs/paper/stage0.yaml"
+PAPER = [path for path in RUNS if path.parent.name == "paper" and path != OURS]
 
 
 def name_of(path: Path) -> str:
@@ -71,6 +73,8 @@ def test_an_overlay_goes_with_the_commands_that_it_names(
         assert bool(config.data.train) == (subcommand == "fit")
         changed = yaml.safe_load(path.read_text(encoding="utf-8"))
         for name, value in changed.get("model", {}).get("init_args", {}).items():
+            if str(value).endswith(".yaml"):  # a separate file, beside the first
+                value = yaml.safe_load((path.parent / value).read_text(encoding="utf-8"))
             found = config.model.init_args[name]
             for key, wanted in value.items() if isinstance(value, dict) else ():
                 inner = found[key] if not isinstance(wanted, dict) else {k: found[key][k] for k in wanted}
@@ -86,6 +90,17 @@ def test_every_row_names_configurations_that_exist() -> None:
     for row in rows:
         for name in (*row.evaluations(), *row.shares, *row.trains):
             assert (ROOT / f"configs/{name}.yaml").is_file()
+
+
+def test_stage_0_makes_the_adapter_that_its_twin_of_the_paper_names(parsed: Any) -> None:
+    config = parsed(OURS)
+    settings = config.model.init_args
+    twin = parsed(ROOT / "configs/paper/stage1.yaml", "--config", "configs/paper/llama2.yaml").model.init_args.backbone
+    assert settings.adapter_file == twin.adapter and settings.backbone.adapter == "new"
+    assert settings.backbone.channel_order == twin.channel_order == "rgb"
+    names = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
+    assert [settings.backbone[name] for name in names] == [twin[name] for name in names]
+    assert all(source.describe for source in config.data.train) and config.data.language_model == twin.language_model
 
 
 @pytest.mark.parametrize("name", ["rows/stage1", "ablations/phi_10"])
@@ -104,7 +119,7 @@ def test_backbones_parse(path: Path) -> None:
     parser.add_class_arguments(BackboneConfig, "backbone")
     config = parser.parse_object({"backbone": yaml.safe_load(path.read_text(encoding="utf-8"))}).backbone
     assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) >= {"language_model", "adapter", "vision_encoder"}
-    assert config.num_image_tokens == {"micro.yaml": 8, "paper.yaml": 32}[path.name]
+    assert config.num_image_tokens == (8 if path.name == "micro.yaml" else 32)
 
 
 @pytest.mark.parametrize("path", DECODERS, ids=name_of)

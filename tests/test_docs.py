@@ -13,6 +13,7 @@ from m2chat.schema import KINDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*DOCS, *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("data/*.md")), *sorted(ROOT.glob("data/*/README.md"))]
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
@@ -27,6 +28,25 @@ def test_files_of_the_architecture_exist() -> None:
     named = re.findall(r"`(\w+/\w+\.py)`", text)
     assert len(named) > 10
     assert [name for name in named if not (ROOT / "src" / "m2chat" / name).is_file()] == []
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ +(.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_pages_lead_somewhere(path: Path) -> None:
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        if "://" not in link and not (
+            target.exists() and (not anchor or anchor in anchors(target.read_text(encoding="utf-8")))
+        ):
+            lost.append(link)
+    assert lost == []
 
 
 def test_samples_of_the_formats_are_samples() -> None:

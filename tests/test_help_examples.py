@@ -19,7 +19,7 @@ CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 SOURCES = sorted(ROOT.glob("src/**/*.py"))
 COMMAND = re.compile(r"^(?:[#$]\s*)?((?:lightning|m2chat) +[a-z].*)$")
 KEY = re.compile(r"--((?:model|data|trainer)\.[\w.]*\w)")
-RUNS = ("stage1", "stage2", "eval_coco", "paper/stage1")
+RUNS = ("stage0", "stage1", "stage2", "eval_coco", "paper/stage1")
 """Configurations whose settings together are those that examples may name."""
 
 

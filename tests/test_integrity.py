@@ -34,7 +34,7 @@ from m2chat.models.weights.diffusion import open_diffusion
 from m2chat.models.weights.exported import Manifest, export_weights, read_exported
 from m2chat.models.weights.files import read_safetensors
 from m2chat.models.weights.llama import open_llama
-from m2chat.pipeline.weights import read_config
+from m2chat.pipeline.weights import read_settings
 from m2chat.text import M2ChatTokenizer
 from m2chat.text.clip_tokenizers import clip_tokenizers
 from m2chat.training.atomic_io import AtomicCheckpointIO
@@ -107,7 +107,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
         "metric_clip": lambda: OpenClipEncoder(str(root / "metric_clip"))._load(),
         "fid": lambda: FeatureNet.load(root / "fid"),
         "m2chat/align.ckpt": lambda: read_checkpoint(root / "m2chat" / "align.ckpt"),
-        "m2chat/config.yaml": lambda: read_config(root / "m2chat" / "config.yaml"),
+        "m2chat/config.yaml": lambda: read_settings(root / "m2chat" / "config.yaml"),
         "m2chat/m3ft.ckpt": lambda: read_checkpoint(root / "m2chat" / "m3ft.ckpt"),
     }
     for name in ("sdxl", "sd15"):

@@ -20,10 +20,12 @@ def test_every_command_runs(
     for name in ("configs", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    commands = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)).splitlines()
+    commands = "".join(re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)).splitlines()
     assert len(commands) >= 7
     for command in commands:
         program, *arguments = shlex.split(command)
+        if program == "lightning":  # test_help_examples.py parses those
+            continue
         assert program == "m2chat" and main(arguments) == 0, capsys.readouterr().err
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from m2chat._compat import ensure_torchvision
+
 if TYPE_CHECKING:
     from m2chat.pipeline import M2ChatPipeline, Session
 
 __version__ = "0.1.0"
 __all__ = ["M2ChatPipeline", "Session", "__version__"]
+
+ensure_torchvision()
 
 
 def __getattr__(name: str) -> Any:

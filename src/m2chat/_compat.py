@@ -7,29 +7,57 @@ lets the import pass.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
 _LIBRARIES: list[object] = []  # a torch.library.Library undeclares its operators when it is garbage collected
 
 
+class _TolerantLoader(Loader):
+    """Runs torchvision's import, and once more with the operators declared if they are missing."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        try:
+            self.loader.exec_module(module)
+        except RuntimeError as error:
+            if "torchvision::nms" not in str(error):
+                raise
+            import torch
+
+            for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+                del sys.modules[name]
+            library = torch.library.Library("torchvision", "DEF")
+            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _LIBRARIES.append(library)
+            self.loader.exec_module(module)
+
+
+class _Finder(MetaPathFinder):
+    """Finds torchvision as Python does, and lets `_TolerantLoader` load it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path) if fullname == "torchvision" else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = _TolerantLoader(spec.loader)
+        return spec
+
+
 def ensure_torchvision() -> None:
-    """Declares the operators that torchvision's import looks for, only where they are missing.
+    """Lets torchvision be imported from now on, by whom and when ever; imports nothing itself.
 
-    Call it before the first import of torchvision, open_clip, lightning or torchmetrics. Calling it again does
-    nothing.
+    `m2chat` calls it when it is imported. Calling it again does nothing.
     """
-    import sys
-
-    if "torchvision" in sys.modules or _LIBRARIES:
-        return
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())

@@ -50,9 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(", ".join(f"{name} {version(name)}" for name in ("m2chat", "torch", "lightning")))
         return 0
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.lightning_cli import run
 
     before = sys.argv

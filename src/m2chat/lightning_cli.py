@@ -34,6 +34,8 @@ from m2chat.training.strategy import require_safe_reader
 
 LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
 """Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""
+_CHOSEN_BY_LIGHTNING = ("best", "last", "hpc", "registry")
+"""Values of ``--ckpt_path`` that name no file."""
 
 
 class ShortErrorParser(LightningArgumentParser):
@@ -152,6 +154,16 @@ class M2ChatCLI(LightningCLI):
         with run_folder(self.trainer, self._continues(subcommand)):
             super()._run_subcommand(subcommand)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Gives the path of the checkpoint to the trainer, so that the module knows it when it builds its model.
+
+        Else it looks for weights to start from, in vain perhaps, and records them as those that are evaluated.
+        """
+        settings: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if settings.get("ckpt_path") not in (None, *_CHOSEN_BY_LIGHTNING):
+            self.trainer.ckpt_path = settings.pop("ckpt_path")
+        return settings
+
     def _continues(self, subcommand: str) -> list[Path]:
         """What the run goes on with: a training with its checkpoint, an evaluation with its replies."""
         earlier = getattr(getattr(self.model, "evaluation", None), "resume", None)
@@ -165,10 +177,10 @@ class M2ChatCLI(LightningCLI):
         """
         subcommand = self.config.get("subcommand")
         path = subcommand and self.config[subcommand].get("ckpt_path")
-        if not path or path in ("best", "last", "hpc", "registry") or Path(path).is_dir():
+        if not path or path in _CHOSEN_BY_LIGHTNING or Path(path).is_dir():
             return
         model = self.config[subcommand].model
-        stage = getattr(_class_at(model.class_path), "stage", None)
+        stage = getattr(pkgutil.resolve_name(model.class_path), "stage", None)
         check_header(read_checkpoint(Path(path)), f"--ckpt_path {path}", stage, None)
 
 
@@ -240,13 +252,6 @@ def seed_number(seed_everything: bool | int) -> int:
     if isinstance(seed_everything, bool):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed_everything else 0
     return seed_everything
-
-
-def _class_at(path: str) -> type:
-    """The class of a full dotted path, as jsonargparse resolves class names."""
-    module, _, name = path.rpartition(".")
-    resolved: type = getattr(importlib.import_module(module), name)
-    return resolved
 
 
 def _mistake(error: BaseException | None) -> UserError | None:

@@ -95,6 +95,9 @@ class World(Protocol):
     def seen_in(self, pictures: Sequence[Picture | None]) -> list[Attributes]:
         """Attributes that the judge reads from pixels; empty where a picture is missing or shows nothing known."""
 
+    def summary(self, seen: Attributes) -> str:
+        """Attributes of a picture in three short lines, for a figure."""
+
     def judge(self, targets: Sequence[Target]) -> Judged:
         """Verdicts on the generated pictures of a reply and, as a check of the judge, on the reference ones."""
 

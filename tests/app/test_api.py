@@ -21,6 +21,7 @@ pytest.importorskip("fastapi", reason="needs m2chat[serve]")
 pytest.importorskip("uvicorn", reason="needs m2chat[serve]")
 openai = pytest.importorskip("openai", reason="needs the client of OpenAI")
 
+import httpx
 import uvicorn
 from fastapi.testclient import TestClient
 
@@ -28,6 +29,7 @@ from m2chat.app.api import MODEL, build_api
 from m2chat.data.images import load_image, save_png
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import M2ChatPipeline
+from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 BAD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("bad_bodies.py")))
@@ -162,6 +164,41 @@ def test_usage_counts_what_was_read_and_what_was_said(client: Any, pipe: M2ChatP
     assert drawn.completion_tokens > pipe.layout.num_image_tokens + 3 and drawn.prompt_tokens == words.prompt_tokens
     for usage in (words, longer, drawn):
         assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_a_limit_that_cuts_is_the_reason_of_the_end(client: Any) -> None:
+    how: dict[str, Any] = {"model": MODEL, "messages": asked("hello"), "seed": 1}
+    whole = client.chat.completions.create(**how, max_tokens=2, extra_body={**QUICK, "image": "force"})
+    (choice,) = whole.choices
+    assert choice.finish_reason == "length" and any("answer was cut at 2 tokens" in text for text in whole.notices)
+    assert len(choice.message.content[-1]["caption"].split()) > 4, "captions have a limit of their own"
+    *_, last = client.chat.completions.create(**how, max_tokens=2, modalities=["text"], stream=True)
+    assert last.choices[0].finish_reason == "length"
+
+
+def test_who_hangs_up_while_a_long_history_is_read_has_stopped_it(
+    pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, read = M2ChatTokenizer.encode, []
+
+    def slow(self: M2ChatTokenizer, text: str) -> list[int]:
+        read.append(text)
+        time.sleep(0.02)
+        return encode(self, text)
+
+    monkeypatch.setattr(M2ChatTokenizer, "encode", slow)
+    talk = [{"role": role, "content": "so many words " * 9} for _ in range(490) for role in ("user", "assistant")]
+    with served(build_api(pipe)) as client:
+        for stream in (False, True):
+            before = len(read)
+            with pytest.raises((openai.APITimeoutError, httpx.ReadTimeout)):
+                list(
+                    client.with_options(timeout=0.6).chat.completions.create(
+                        model=MODEL, messages=[*talk, *asked("hello")], stream=stream
+                    )
+                )
+            wait_until_idle(client)
+            assert before < len(read) < before + 400
 
 
 def test_who_waits_too_long_is_told_so(pipe: M2ChatPipeline) -> None:

@@ -9,12 +9,23 @@ import torch
 from PIL import Image
 
 from m2chat.commands import main
+from m2chat.commands.evaluation.folder import read_folder
 from m2chat.commands.evaluation.run import Runner, clear
+from m2chat.data.images import load_image
 from m2chat.errors import UserError
-from m2chat.evaluation.results import read_results, write_results
+from m2chat.evaluation.journal import Journal, known_replies
+from m2chat.evaluation.results import (
+    prediction_row,
+    read_predictions,
+    read_results,
+    write_images,
+    write_predictions,
+    write_results,
+)
 from m2chat.evaluation.rows import RunFolders, read_rows
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import locked
+from m2chat.pipeline.inputs import as_pixels
 from m2chat.worlds.shapes.captions import caption_of
 from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
@@ -82,6 +93,51 @@ def test_bad_lines_are_named(
     arguments = ["eval", "folder", str(tmp_path / "theirs.jsonl"), str(tmp_path / "out")]
     assert main([*arguments, "--config", "configs/eval_coco.yaml"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x85", "\x0b", "\u2029\ufeff"])
+def test_letters_that_some_take_for_line_ends(letter: str, tmp_path: Path) -> None:
+    rows = [{"id": f"s{i}", "prompt": f"a red{letter}circle"} for i in range(2)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "theirs.jsonl").write_text("\ufeff" + text, encoding="utf-8", newline="")
+    predictions = list(read_folder(tmp_path / "theirs.jsonl", None))
+    assert [item.request for item in predictions] == [f"a red{letter}circle"] * 2
+    # What is written from them is read again, and by the journal of an interrupted run.
+    lines = [prediction_row(item, write_images(tmp_path, item)) for item in predictions]
+    write_predictions(tmp_path, lines)
+    assert [row["request"] for row in read_predictions(tmp_path)] == [f"a red{letter}circle"] * 2
+    journal = Journal(tmp_path / "journal", 0, "hash")
+    for line in lines:
+        journal.add(line)
+    assert sorted(known_replies(tmp_path / "journal", "hash")) == ["s0", "s1"]
+    (tmp_path / "theirs.jsonl").write_bytes('{"id": "s0", "prompt": "café"}\n'.encode("cp1252"))
+    with pytest.raises(UserError, match=r"is not UTF-8: save it as UTF-8 \(b'"):
+        list(read_folder(tmp_path / "theirs.jsonl", None))
+
+
+def test_pictures_are_seen_as_every_viewer_shows_them(tmp_path: Path) -> None:
+    half = np.zeros((32, 32, 4), np.uint8)
+    half[:, :16] = (255, 220, 0, 255)
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    deep = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
+    for name, pixels, options in (("t", half, {"exif": turned}), ("d", deep, {}), ("p", half, {})):
+        picture = Image.fromarray(pixels)
+        (picture.convert("P") if name == "p" else picture).save(tmp_path / f"{name}.png", **options)
+    rows = [{"id": name, "prompt": "x", "image": f"{name}.png", "reference_image": f"{name}.png"} for name in "tdp"]
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for row, prediction in zip(rows, read_folder(tmp_path / "theirs.jsonl", None), strict=True):
+        shown = load_image((tmp_path / row["image"]).read_bytes())
+        for picture in (*prediction.generated.images, *prediction.reference.images):
+            np.testing.assert_array_equal(picture, shown)
+        with Image.open(tmp_path / row["image"]) as image:
+            np.testing.assert_array_equal(as_pixels(image), shown)
+    assert (load_image((tmp_path / "t.png").read_bytes())[0, 0] == 255).all()  # white, and turned by half
+    with pytest.raises(UserError, match="mode F"):
+        as_pixels(Image.new("F", (2, 2)))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "d.png").read_bytes()[:-40])
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(UserError, match="cannot be decoded"):
+        as_pixels(image)
 
 
 def test_moments_of_true_pictures(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

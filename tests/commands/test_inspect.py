@@ -171,6 +171,4 @@ def test_the_defaults_are_those_of_the_data_module() -> None:
     options = argparse.ArgumentParser()
     add_layout(options)
     layout = layout_of(options.parse_args(["--tokenizer", TOKENIZER]))
-    for name in ("num_image_tokens", "max_tokens"):
-        assert parameters[name].default == getattr(layout, name)
-    assert parameters["language_model"].default == "data/micro/llama"
+    assert parameters["max_tokens"].default == layout.max_tokens and parameters["prompt"].default == layout.format

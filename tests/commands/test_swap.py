@@ -40,7 +40,7 @@ def run(backbone: BackboneConfig, tmp_path: Path) -> Path:
     settings = {
         "backbone": {name: getattr(backbone, name) for name in ("language_model", "adapter", "vision_encoder",
                                                                 "image_decoder", "num_image_tokens")},
-        "m3adapter": {"width": 192, "heads": 6}, "evaluation": {"steps": 2, "guidance": 5.0},
+        "m3adapter": {"width": 192, "heads": 6}, "evaluation": {"steps": 2, "guidance": None},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
     (folder / "results.json").write_text(json.dumps({"metrics": {}, "protocol": {"checkpoint": "some.ckpt"}}))

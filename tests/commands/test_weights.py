@@ -101,7 +101,7 @@ def test_meta_s_own_list_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run("check", tmp_path) == 0
     out = capsys.readouterr().out
     assert "consolidated.00.pth: as in checklist.chk" in out
-    assert "note: tokenizer.model has 640 words and the network 50" in out
+    assert "640 words in tokenizer.model" in out and "note:" not in out
     (folder / "checklist.chk").write_text(f"{'0' * 32}  consolidated.00.pth\n")
     assert run("check", folder) == 1
     assert "differs from checklist.chk" in capsys.readouterr().out
@@ -143,6 +143,17 @@ def test_an_adapter_becomes_marked_safetensors(tmp_path: Path, capsys: pytest.Ca
     old, new = open_adapter(source, "x"), open_adapter(tmp_path / "b.safetensors", "x")
     assert old.channel_order is None and new.channel_order == "bgr" and new.variant == "lora-bias"
     assert old.state.keys() == new.state.keys() and all(torch.equal(v, new.state[n]) for n, v in old.state.items())
+    assert new.base is None and new.shape == old.shape
+    capsys.readouterr()
+    llama, other = OFFICIAL["write_meta"](tmp_path / "llama"), tmp_path / "other"
+    OFFICIAL["write_meta"](other, {name: tensor.flip(-1) for name, tensor in OFFICIAL["llama_tensors"]().items()})
+    marking = ("convert", source, tmp_path / "c.safetensors", "--channel-order", "bgr", "--with")
+    assert run(*marking, other) == 2
+    assert "was not made for the language model" in capsys.readouterr().err
+    assert run(*marking, llama) == 0
+    for language_model, code, words in ((llama, 0, "whole"), (other, 1, "not made for this language model: its mark")):
+        assert run("check", tmp_path / "c.safetensors", "--with", language_model, "--no-hash") == code
+        assert words in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("refiner", [False, True])
@@ -201,7 +212,9 @@ def test_a_checkpoint_becomes_a_folder_that_training_starts_from(
     assert old["state_dict"].keys() == new["state_dict"].keys()
     assert all(torch.equal(value, new["state_dict"][name]) for name, value in old["state_dict"].items())
     model, manifest = load_model(tmp_path / "out")
-    assert manifest.layout == {"max_tokens": {"align": 192, "m3ft": 320}[stage], "num_image_tokens": 8}
+    expected = {"max_tokens": {"align": 192, "m3ft": 320}[stage], "num_image_tokens": 8}
+    assert {name: value for name, value in manifest.layout.items() if name != "prompt"} == expected
+    assert manifest.layout.get("prompt", "alpaca") == "alpaca"
     assert manifest.stage == stage and manifest.step == old["global_step"]
     fresh = torch.nn.ModuleDict({"model": build_m2chat(manifest.backbone, manifest.m3adapter)})
     load_trained(fresh, tmp_path / "out", old["state_dict"], stage=stage, backbones=Fingerprints(manifest.backbone))

@@ -119,8 +119,7 @@ def consolidated() -> list[Any]:
 
 def losses(config: str, checkpoint: str) -> list[float]:
     """Losses of the steps behind a checkpoint, by the configuration that its run has written."""
-    # The run's start is looked for even where a checkpoint follows, and is gone by now.
-    ends = ("--trainer.max_epochs=2", "--trainer.max_steps=4", "--model.init_args.init_from=none")
+    ends = ("--trainer.max_epochs=2", "--trainer.max_steps=4", "--model.init_args.init_from=gone.ckpt")
     return fitted(config, f"--config={HERE}/configs/{config}.yaml", f"--ckpt_path={checkpoint}", *ends)
 
 
@@ -150,12 +149,16 @@ def evaluated(name: str, *arguments: str) -> dict[str, float]:
 
 def evaluated_checkpoint() -> dict[str, float]:
     """The small stage-2 checkpoint, with stored moments for FID."""
-    return evaluated(
-        "checkpoint", "--config=configs/eval_context.yaml", *SMALL, f"--ckpt_path={HERE}/checkpoints/m3ft.ckpt",
+    checkpoint = f"{HERE}/checkpoints/m3ft.ckpt"
+    metrics = evaluated(
+        "checkpoint", "--config=configs/eval_context.yaml", *SMALL, f"--ckpt_path={checkpoint}",
         f"--data.test=[{{name: talk, path: {HERE}/shards/mmdialog-test}}]", "--data.test_samples=3",
-        "--model.init_args.evaluation.steps=2", "--model.init_args.evaluation.weights=none", "--trainer.callbacks="
+        "--model.init_args.evaluation.steps=2", "--trainer.callbacks="
         f"[{{class_path: FID, init_args: {{reference: {HERE}/caches/moments.npz}}}}, CLIPScore, Predictions]",
     )  # fmt: skip
+    protocol = json.loads(Path("out/checkpoint/results.json").read_text(encoding="utf-8"))["protocol"]
+    assert protocol["weights"] == f"checkpoint {checkpoint}"
+    return metrics
 
 
 def drawn(name: str) -> list[Any]:
@@ -341,7 +344,9 @@ def test_a_conversation(name: str, pipe: Any, expected: Any) -> None:
 
 
 def test_settings_of_a_conversation(pipe: Any, expected: Any) -> None:
-    assert sorted(map(str, leaves(vars(load(pipe, "settings").settings)))) == expected["settings"]
+    kept = json.loads(Path(HERE, "sessions", "settings", "session.json").read_text("utf-8"))["settings"]
+    settings = load(pipe, "settings").settings
+    assert sorted(map(str, leaves({name: getattr(settings, name) for name in kept}))) == expected["settings"]
 
 
 @pytest.mark.parametrize("name", ["words", "drawn"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from m2chat.data.collate import Collator
-from m2chat.data.images import VisionInput
+from m2chat.data.network_inputs import VisionInput
 from m2chat.data.sources import caption_sample
 from m2chat.errors import UserError
 from m2chat.schema import Image, Sample

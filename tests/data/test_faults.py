@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m2chat.checksums import sha256
 from m2chat.data.faults import check
 from m2chat.data.images import save_png
-from m2chat.data.manifest import Listed, sha256_of, write_manifest
+from m2chat.data.manifest import Listed, write_manifest
 from m2chat.data.shards import write_shards
 from m2chat.data.sources import to_members
 from m2chat.schema import Sample
@@ -173,7 +174,7 @@ def test_an_id_may_occur_once_in_the_set(tmp_path: Path, make_dialogue: Callable
 
 def test_the_set_is_compared_with_its_index(tmp_path: Path, make_dialogue: Callable[[int], Sample]) -> None:
     paths = write_shards([make_dialogue(i) for i in range(4)], tmp_path, "talk", 1)
-    listed = [Listed(path.name, 1, path.stat().st_size, sha256_of(path)) for path in paths]
+    listed = [Listed(path.name, 1, path.stat().st_size, sha256(path)) for path in paths]
     write_manifest(tmp_path, listed, {"dialogue": 4})
     assert check(tmp_path).faults == []
 
@@ -197,7 +198,7 @@ def test_the_set_is_compared_with_its_index(tmp_path: Path, make_dialogue: Calla
 
 def test_the_number_of_samples_is_compared_too(tmp_path: Path, make_dialogue: Callable[[int], Sample]) -> None:
     (path,) = write_shards([make_dialogue(0)], tmp_path)
-    write_manifest(tmp_path, [Listed(path.name, 2, path.stat().st_size, sha256_of(path))], {"dialogue": 2})
+    write_manifest(tmp_path, [Listed(path.name, 2, path.stat().st_size, sha256(path))], {"dialogue": 2})
     (fault,) = check(tmp_path).faults
     assert fault.reason == "number of samples differs from index.json" and fault.detail == "1, listed 2"
 

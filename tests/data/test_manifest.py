@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from m2chat.data.manifest import Listed, read_manifest, sha256_of, write_manifest
+from m2chat.checksums import sha256
+from m2chat.data.manifest import Listed, read_manifest, write_manifest
 from m2chat.errors import UserError
 
 
@@ -29,4 +30,4 @@ def test_anything_else_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_the_checksum(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"words")
-    assert sha256_of(tmp_path / "x") == hashlib.sha256(b"words").hexdigest()
+    assert sha256(tmp_path / "x") == hashlib.sha256(b"words").hexdigest()

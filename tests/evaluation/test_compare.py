@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare, compare_pictures
 from m2chat.evaluation.results import prediction_row, write_images, write_predictions, write_results
-from m2chat.evaluation.statistics import difference
+from m2chat.evaluation.statistics import difference, estimate
+from m2chat.metrics.text_overlap import bleu, bleu_statistics
 from m2chat.schema import Prediction, Reply, Segment
 from m2chat.worlds.shapes.captions import caption_of
 from m2chat.worlds.shapes.scenes import render, scenes_of_split
@@ -84,3 +86,16 @@ def test_the_judge_is_that_of_the_recorded_world(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'nowhere' is no generated world"):
         compare_pictures(a, a)
     assert compare_pictures(a, a, "shapes")["all_right_a"].value == 100.0
+
+
+def test_what_no_reference_can_have_is_not_compared(tmp_path: Path) -> None:
+    one, two = bleu_statistics("yes", "yes"), bleu_statistics("a b", "a b")
+    short = [put(tmp_path / name, [{"bleu_statistics": one}] * 3) for name in "ab"]
+    assert [item.metric for item in compare(*short)] == ["bleu_1"]
+    mixed = [put(tmp_path / name, [{"bleu_statistics": one}, {"bleu_statistics": two}]) for name in "cd"]
+    _, pairs = compare(*mixed)  # half of the draws have no sample of two words
+    assert (pairs.metric, pairs.low, pairs.high, pairs.significant) == ("bleu_2", 0.0, 0.0, False)
+    assert pairs.first == pytest.approx(100.0)
+    interval = estimate([one, two], partial(bleu, order=2))
+    assert interval.value == pytest.approx(100.0) and (interval.low, interval.high) == pytest.approx((100.0, 100.0))
+    assert np.isnan(estimate([one, one], partial(bleu, order=2)).low)

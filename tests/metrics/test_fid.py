@@ -169,3 +169,19 @@ def test_no_pictures_have_no_features(extractor: MicroExtractor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert extractor.extract([]).shape == (0, 6)
+
+
+def test_statistics_of_other_tools_are_refused_by_name(tmp_path: Path) -> None:
+    files = {"mu.npz": {"mu": np.zeros(4), "sigma": np.eye(4)}, "other.npz": {"arr_0": np.zeros(4)}}
+    for name, arrays in files.items():
+        np.savez(tmp_path / name, **arrays)
+    np.save(tmp_path / "stats.npy", np.zeros(4))
+    for name, message in (
+        ("mu.npz", r"holds mu and sigma, as pytorch-fid .* `m2chat eval moments"),
+        ("other.npz", "holds arr_0, and no moments"),
+        ("stats.npy", r"single array \(\.npy\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Moments.load(tmp_path / name, "micro")
+    Moments.of(np.random.default_rng(0).normal(size=(5, 3))).save(tmp_path / "no.suffix", "micro")
+    assert Moments.load(tmp_path / "no.suffix", "micro").n == 5

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from m2chat.errors import UserError
 from m2chat.metrics.inter_rel import Elements, InterRelOptions, Modality, Relevance, inter_rel, mm_relevance
 
 X, Y, Z = np.eye(3)
@@ -11,6 +12,15 @@ X, Y, Z = np.eye(3)
 def elements(*parts: tuple[Modality, np.ndarray]) -> Elements:
     rows = np.stack([row for _, row in parts]) if parts else np.zeros((0, 0))
     return Elements([modality for modality, _ in parts], rows)
+
+
+def test_vectors_that_give_no_cosines_are_refused() -> None:
+    with pytest.raises(UserError, match=r"1 of 2 vectors are not of unit length, the first has 2"):
+        elements(("T", X), ("V", 2 * Y))
+    with pytest.raises(UserError, match="1 modalities and 2 embeddings"):
+        Elements(["T"], np.stack([X, Y]))
+    half = (np.ones(3) / np.sqrt(3)).astype(np.float16)
+    assert mm_relevance(elements(("T", half)), elements(("T", half))).f1 == pytest.approx(100, abs=0.1)
 
 
 def test_one_text_and_one_picture_is_the_mean_of_both_directions() -> None:

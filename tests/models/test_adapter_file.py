@@ -19,16 +19,17 @@ from m2chat.models.adapter_file import (
 from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 from m2chat.models.visual_encoder import VisualQueryEncoder
 
-HEADS, LAYERS, WIDTH, CLIP, PROMPTS = 2, 3, 16, 48, 4
+HEADS, LAYERS, WIDTH, CLIP, PROMPTS = 4, 3, 32, 48, 4
 
 
-def modules(rank: int = 0) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder]:
+def modules(rank: int = 0, kv_heads: int = HEADS) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder]:
     torch.manual_seed(0)
     config = AdapterLlamaConfig(
         vocab_size=20, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, adapter_len=PROMPTS, adapter_layers=2, lora_rank=rank,
+        num_key_value_heads=kv_heads, adapter_len=PROMPTS, adapter_layers=2, lora_rank=rank,
     )  # fmt: skip
-    return AdapterLlamaForCausalLM(config), VisualQueryEncoder(CLIP, WIDTH, PROMPTS, depth=2, heads=1)
+    encoder = VisualQueryEncoder(CLIP, WIDTH, PROMPTS, depth=2, heads=3, visual_width=12, visual_hidden=20)
+    return AdapterLlamaForCausalLM(config), encoder
 
 
 def parameters_of(llama: nn.Module, visual_query: nn.Module) -> dict[str, Tensor]:
@@ -36,8 +37,8 @@ def parameters_of(llama: nn.Module, visual_query: nn.Module) -> dict[str, Tensor
     return own | {f"visual_query.{name}": p for name, p in visual_query.named_parameters()}
 
 
-def adapter_state(rank: int = 0) -> dict[str, Tensor]:
-    llama, visual_query = modules(rank)
+def adapter_state(rank: int = 0, kv_heads: int = HEADS) -> dict[str, Tensor]:
+    llama, visual_query = modules(rank, kv_heads)
     everything = parameters_of(llama, visual_query)
     names = adapter_parameter_names(llama, visual_query)
     return {name: torch.randn_like(everything[name]) for name in names}
@@ -72,6 +73,28 @@ def test_there_and_back() -> None:
     assert set(twice) == set(official) and all(torch.equal(twice[name], official[name]) for name in official)
 
 
+@pytest.mark.parametrize("kv_heads", [HEADS, 2])
+@pytest.mark.parametrize("variant", ["bias", "lora-bias", "caption"])
+def test_every_variant_goes_there_and_back_bit_for_bit(variant: str, kv_heads: int) -> None:
+    ours = adapter_state(rank=3 if variant == "lora-bias" else 0, kv_heads=kv_heads)
+    if variant == "caption":
+        ours = {
+            name: tensor for name, tensor in ours.items()
+            if name.startswith("visual_query.") or not name.endswith(("_proj.bias", "norm.weight"))
+        }  # fmt: skip
+    official = to_official(ours, HEADS, kv_heads)
+    again = from_official(official, HEADS, LAYERS, kv_heads)
+    assert again.keys() == ours.keys() and all(torch.equal(again[name], ours[name]) for name in ours)
+    if variant == "lora-bias":
+        kinds = {name.split(".", 3)[3] for name in official if name.startswith("llama.layers.1.")}
+        lora = {f"attention.lora_w{k}_l{n}.weight" for k in "qkvo" for n in (1, 2)}
+        assert lora | {f"feed_forward.lora_w{k}_l{n}.weight" for k in (1, 2, 3) for n in (1, 2)} <= kinds
+        assert official["llama.layers.1.attention.new_gate"].shape == (1, 1, 1, 1)
+        key = "attention.lora_wk_l2.weight"
+        rows = WIDTH // HEADS * kv_heads
+        assert official[f"llama.layers.1.{key}"].shape == (rows, 3), "as many as the keys have"
+
+
 def test_prompts_belong_to_the_last_layers() -> None:
     ours = from_official(to_official(adapter_state(), HEADS), HEADS, LAYERS)
     layers = {int(match.group(1)) for name in ours if (match := re.search(r"layers\.(\d+).*adapter_query", name))}
@@ -79,13 +102,27 @@ def test_prompts_belong_to_the_last_layers() -> None:
 
 
 def test_shape_is_read_from_the_tensors() -> None:
-    official = to_official(adapter_state(), HEADS)
-    shape = read_shape(official)
-    assert shape == AdapterShape(PROMPTS, 2, 2, CLIP, bias=True, lora_rank=0) and shape.visual_heads == 1
-    official = {name: tensor for name, tensor in official.items() if not name.endswith(".wq.bias")}
-    official["llama.layers.0.attention.lora_wq_l1.weight"] = torch.zeros(5, WIDTH)
-    assert read_shape(official) == AdapterShape(PROMPTS, 2, 2, CLIP, bias=False, lora_rank=5)
-    assert AdapterShape(10, 31, 8, 768, True, 0).visual_heads == 16
+    official = to_official(adapter_state(rank=5), HEADS)
+    shape = read_shape(official, visual_heads=3)
+    assert shape == AdapterShape(
+        prompts=PROMPTS, layers=2, visual_depth=2, visual_width=12, visual_hidden=20, visual_heads=3, clip_width=CLIP,
+        bias=True, lora_rank=5,
+    )  # fmt: skip
+    plain = {name: tensor for name, tensor in official.items() if "lora" not in name and not name.endswith(".bias")}
+    assert (read_shape(plain, 3).bias, read_shape(plain, 3).lora_rank) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "heads", "message"),
+    [
+        ({}, 5, "12 wide, which 5 heads do not divide"),
+        ({"adapter_query.weight": torch.zeros(7, WIDTH)}, 3, "7 rows, which are no multiple of the 4"),
+        ({"visual_blocks.3.norm1.bias": torch.zeros(12)}, 3, "end at number 3, and number 2 is missing"),
+    ],
+)
+def test_tensors_that_contradict_each_other_are_refused(change: dict[str, Tensor], heads: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_shape({**to_official(adapter_state(), HEADS), **change}, heads)
 
 
 def test_low_rank_names() -> None:

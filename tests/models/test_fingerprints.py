@@ -12,8 +12,8 @@ from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import HEADER, check_header, read_checkpoint
-from m2chat.models.config import BackboneConfig
-from m2chat.models.fingerprints import TEXT_SPACE, Fingerprints, drawing_fingerprint, fingerprint
+from m2chat.models.config import BackboneConfig, NewAdapterConfig
+from m2chat.models.fingerprints import READER, TEXT_SPACE, Fingerprints, drawing_fingerprint, fingerprint
 from m2chat.models.weights.sampled import tensor_fingerprint
 
 SHIPPED = Path("data", "micro", "m2chat", "m3ft.ckpt")
@@ -117,3 +117,16 @@ def test_another_text_space_is_refused(backbone: BackboneConfig, tmp_path: Path)
         check_header(now, "it", None, Fingerprints(replace(backbone, image_decoder="data/micro/sd15")))
     with pytest.raises(UserError, match=r"another backbone\.vision_encoder than the one given"):
         check_header(now, "it", None, Fingerprints(replace(backbone, vision_encoder="data/micro/metric_clip")))
+
+
+def test_stage_0_depends_on_the_sizes_of_its_adapter_and_on_no_image_decoder(backbone: BackboneConfig) -> None:
+    new = replace(backbone, adapter="new", new_adapter=NewAdapterConfig(2, 2, 1, 2))
+    prints = Fingerprints(replace(new, image_decoder="nowhere"), draws=False)
+    assert set(prints.components) == {*READER}
+    written = {"fingerprint": prints.name, "fingerprints": prints.components}
+    assert Fingerprints(new, draws=False).differing(written) == []
+    other = replace(new, new_adapter=NewAdapterConfig(3, 2, 1, 2))
+    assert Fingerprints(other, draws=False).differing(written) == ["adapter"]
+    earlier = {"fingerprint": Fingerprints(new).legacy}
+    assert Fingerprints(new, draws=False).differing(earlier) == []
+    assert Fingerprints(other, draws=False).differing(earlier) == ["backbone"]

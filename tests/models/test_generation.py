@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, decode_replies
+from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, decode_replies, finished, stream_replies
 from m2chat.models.m2chat import M2ChatModel
 
 WORDS, IC, IMG, EOS, PAD = 8, 8, 9, 2, 0
@@ -96,12 +96,15 @@ def _check(reply: list[TokenSegment], fed: list[int], decoding: Decoding) -> Non
             assert len(text) <= decoding.max_text_tokens and not {IC, IMG, EOS, PAD} & set(text)
     # What the model was fed is the reply's layout; what nothing follows need not be: the last slots, `</s>`.
     whole = [*laid_out(reply, decoding.num_image_tokens), EOS]
+    if len(fed) > len(whole):  # the reply ended in a caption that was too long, and is left out
+        assert fed[len(whole) - 1] == IC and len(fed) - len(whole) - decoding.caption_limit in (0, 1)
+        fed = fed[: len(whole) - 1]
     assert fed == whole[: len(fed)] and len(whole) - len(fed) <= 1 + decoding.num_image_tokens
 
 
 def test_the_fewest_and_the_most_pictures_are_kept() -> None:
     for seed in range(30):
-        replies, _ = babble(seed, replace(DECODING, min_pictures=2))
+        replies, _ = babble(seed, replace(DECODING, min_pictures=2, max_caption_tokens=1000))
         assert all(sum(segment.caption is not None for segment in reply) == 2 for reply in replies)
         replies, _ = babble(seed, replace(DECODING, max_pictures=0))
         assert all(segment.caption is None for reply in replies for segment in reply)
@@ -124,9 +127,9 @@ def test_the_slots_of_a_picture_go_in_together() -> None:
     assert [part.tolist() for part in model.heard] == [[[1, 3]], [[5]], [[IC]], [[6]], [[IMG] * 3]]
 
 
-def test_a_caption_begun_must_become_a_picture() -> None:
+def test_a_caption_that_is_cut_is_not_drawn() -> None:
     class Hasty(Babbler):
-        """Always wants to end at once, else to begin a caption."""
+        """Always wants to end at once, else to begin a caption, of which it finds no end."""
 
         def llama(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
             logits = torch.zeros(len(input_ids), 1, WORDS + 2)
@@ -134,8 +137,32 @@ def test_a_caption_begun_must_become_a_picture() -> None:
             return SimpleNamespace(logits=logits, cache=None)
 
     model = cast(M2ChatModel, Hasty(0))
-    (reply,) = decode_replies(model, [[1, 3]], torch.zeros(1, 1), SPECIAL, DECODING)
-    assert reply == [TokenSegment([], [5] * 5), TokenSegment([], [5] * 5)]
+    for limit in (7, None):
+        decoding = replace(DECODING, max_caption_tokens=limit)
+        *steps, (reply,) = stream_replies(model, [[1, 3]], torch.zeros(1, 1), SPECIAL, decoding)
+        assert finished(reply) == [TokenSegment([], None, "caption")] and len(steps) == (limit or 5) + 1
+
+
+@pytest.mark.parametrize(("pictures", "segment"), [(0, TokenSegment([5] * 5, None, "answer")), (2, None)])
+def test_an_answer_ends_at_its_limit(pictures: int, segment: TokenSegment | None) -> None:
+    class Talker(Babbler):
+        """Says one word for ever; of the special tokens it prefers that which begins a caption."""
+
+        def llama(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
+            logits = torch.zeros(len(input_ids), 1, WORDS + 2)
+            logits[..., [5, IC]] = torch.tensor([3.0, 2.0])
+            return SimpleNamespace(logits=logits, cache=None)
+
+    model = cast(M2ChatModel, Talker(0))
+    decoding = replace(DECODING, max_pictures=pictures, min_pictures=pictures, max_caption_tokens=3)
+    (reply,) = decode_replies(model, [[1, 3]], torch.zeros(1, 1), SPECIAL, decoding)
+    # Where a picture is demanded, a caption follows; it finds no end either.
+    assert reply == [segment or TokenSegment([5] * 5, None, "caption")]
+    # Where no end of captions was learned, the limit is their end.
+    forced = replace(decoding, layout="forced")
+    assert decode_replies(model, [[1, 3]], torch.zeros(1, 1), SPECIAL, forced) == [
+        [TokenSegment([5] * 5, [5] * 3, "answer")]
+    ]
 
 
 def test_sampling_follows_temperature_and_top_p() -> None:

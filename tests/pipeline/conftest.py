@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from m2chat.data.collate import Collator
-from m2chat.data.images import VisionInput
+from m2chat.data.network_inputs import VisionInput
 from m2chat.data.sources import caption_sample
 from m2chat.models.config import BackboneConfig
 from m2chat.models.generation import Decoding

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from m2chat.models.weights.exported import read_manifest
 from m2chat.pipeline import M2ChatPipeline, OutputImage, Progress, weights
 from m2chat.pipeline.tasks import edit
 from m2chat.pipeline.weights import micro_root
+from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
@@ -200,9 +201,23 @@ def test_shown_pictures_are_described_by_the_released_model(pipe: M2ChatPipeline
         ({"prompt": []}, "0 pictures for 0 prompts"),
         ({"prompt": ["a", "b"], "image": [None]}, "1 pictures for 2 prompts"),
         ({"prompt": "a", "output_type": "jpg"}, "choose one of pil, np, pt"),
-        ({"prompt": "a", "size": 33}, "height=33: VAE and UNet need a multiple of 8; the nearest is 32 or 40"),
+        ({"prompt": "a", "size": 33}, "size=33: VAE and UNet need a multiple of 8; the nearest is 32 or 40"),
         ({"prompt": "a", "image_mode": "maybe"}, "choose one of auto, force, never"),
         ({"prompt": ["a", "b", "c"], "generator": [seeded(), seeded()]}, "2 generators for 3 prompts"),
+        ({"prompt": ["a", "b"], "image": Pillow.new("RGB", (8, 8))}, "one picture for 2 prompts: give a list"),
+        ({"prompt": ["a", "b"], "image": np.zeros((2, 8, 3), np.uint8)}, "one picture for 2 prompts: give a list"),
+        ({"prompt": "a", "num_inference_steps": 0}, "num_inference_steps=0: choose a whole number from 1"),
+        ({"prompt": "a", "num_inference_steps": 2.5}, "num_inference_steps=2.5: choose a whole number"),
+        ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale=nan: choose from 0"),
+        ({"prompt": "a", "guidance_scale": "5"}, "guidance_scale='5': choose from 0"),
+        ({"prompt": "a", "temperature": -1.0}, "temperature=-1.0: choose from 0 to 100; 0 takes the likeliest"),
+        ({"prompt": "a", "top_p": 1.5}, "top_p=1.5: choose above 0 to 1"),
+        ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens=0: choose a whole number from 1"),
+        ({"prompt": "a", "max_images": 17}, "max_images=17: choose a whole number from 1 to 16"),
+        (
+            {"prompt": "a", "generator": Mock(spec=torch.Generator, device=torch.device("cuda:0"))},
+            "of device cuda:0: g",
+        ),
     ],
 )
 def test_bad_calls(call: dict[str, Any], message: str, pipe: M2ChatPipeline) -> None:
@@ -243,11 +258,11 @@ def test_a_language_model_in_fewer_bits_still_replies(mode: Any) -> None:
 
 @pytest.mark.parametrize(
     ("recorded", "configured", "expected"),
-    [({"max_tokens": 200}, 192, 200), (None, 192, 192), (None, None, 512)],
+    [({"max_tokens": 200, "prompt": "chat"}, 192, 200), (None, 192, 192), (None, None, 512)],
     ids=["in the checkpoint", "in the run's config.yaml", "nowhere"],
 )
 def test_the_longest_sequence_is_that_of_the_training(
-    recorded: dict[str, int] | None, configured: int | None, expected: int, tmp_path: Path
+    recorded: dict[str, Any] | None, configured: int | None, expected: int, tmp_path: Path, monkeypatch: Any
 ) -> None:
     shipped = micro_root() / "data/micro/m2chat"
     payload = torch.load(shipped / "align.ckpt", weights_only=True)
@@ -258,10 +273,22 @@ def test_the_longest_sequence_is_that_of_the_training(
     config = yaml.safe_load((shipped / "config.yaml").read_text())
     config["data"] = {} if configured is None else {"max_tokens": configured}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    if recorded is not None:  # the format of the prompts as well, which needs the model's template
+        with pytest.raises(UserError, match=r"data\.prompt=chat, and .* has no chat template"):
+            M2ChatPipeline.from_pretrained(tmp_path / "checkpoints" / "align.ckpt")
+        settings = M2ChatTokenizer.__init__
+
+        def with_template(self: M2ChatTokenizer, folder: Path) -> None:
+            settings(self, folder)
+            self.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+
+        monkeypatch.setattr(M2ChatTokenizer, "__init__", with_template)
     pipe = M2ChatPipeline.from_pretrained(tmp_path / "checkpoints" / "align.ckpt")
     assert pipe.layout.max_tokens == expected
+    assert pipe.layout.prompts.name == ("alpaca" if recorded is None else "chat")
     pipe.save_pretrained(tmp_path / "saved")
-    assert M2ChatPipeline.from_pretrained(tmp_path / "saved").layout.max_tokens == expected
+    loaded = M2ChatPipeline.from_pretrained(tmp_path / "saved")
+    assert loaded.layout.max_tokens == expected and loaded.layout.prompts.name == pipe.layout.prompts.name
     assert M2ChatPipeline.from_pretrained(tmp_path / "saved", max_tokens=100).layout.max_tokens == 100
 
 
@@ -280,17 +307,27 @@ def test_the_package_offers_the_pipeline_and_imports_it_when_it_is_used() -> Non
         m2chat.Pipeline  # noqa: B018
 
 
-def test_a_run_of_larger_networks_needs_no_micro_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_loaded_alone_and_an_earlier_one_with_its_config_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shipped = micro_root().resolve() / "data/micro"
+    payload = torch.load(shipped / "m2chat/align.ckpt", weights_only=True)
     config = yaml.safe_load((shipped / "m2chat/config.yaml").read_text())
     settings = config["model"]["init_args"]
     for name in ("language_model", "adapter", "vision_encoder", "image_decoder"):
         settings["backbone"][name] = str(shipped.parents[1] / settings["backbone"][name])
-    shutil.copy(shipped / "m2chat/align.ckpt", tmp_path / "align.ckpt")
+    payload["config"] |= {"backbone": settings["backbone"], "layout": {"max_tokens": 150, "num_image_tokens": 8}}
+    path = tmp_path / "align.ckpt"
     monkeypatch.setattr(weights, "_ROOTS", ())
+    torch.save(payload, path)
+    (tmp_path / "config.yaml").write_text("model: {init_args: {}}")  # of another run: what the checkpoint holds counts
+    pipe = M2ChatPipeline.from_pretrained(path)
+    assert pipe.origin.m3adapter.width == 192 and pipe.layout.max_tokens == 150
+    del payload["config"]
+    torch.save(payload, path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert M2ChatPipeline.from_pretrained(tmp_path / "align.ckpt").origin.m3adapter.width == 192
+    assert M2ChatPipeline.from_pretrained(path).origin.m3adapter.width == 192
     del settings["m3adapter"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="the shipped micro weights are not here"):
-        M2ChatPipeline.from_pretrained(tmp_path / "align.ckpt")
+        M2ChatPipeline.from_pretrained(path)

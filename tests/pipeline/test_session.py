@@ -24,6 +24,10 @@ from m2chat.pipeline import (
     Session,
     Words,
 )
+from m2chat.pipeline.replier import DrawSettings
+from m2chat.pipeline.state import SessionState
+from m2chat.schema import Conversation, Turn
+from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 ASK = "please paint a large red circle on the left on a blue background"
@@ -275,7 +279,8 @@ def test_sessions_take_turns_and_do_not_mix(pipe: M2ChatPipeline) -> None:
 def test_what_does_not_fit_is_told(session: Session) -> None:
     for _ in range(4):
         session.reply("so many words about nothing at all " * 4, image="never")
-    (notice,) = (event for event in session.stream("hello", image="never") if isinstance(event, Notice))
+    events = session.stream("hello", image="never")
+    (notice,) = (event for event in events if isinstance(event, Notice) and event.cut_tokens)
     assert notice.cut_tokens > 0 and str(notice.cut_tokens) in notice.text
     assert session.notes[-1]["cut_tokens"] == notice.cut_tokens
 
@@ -287,12 +292,79 @@ def test_what_does_not_fit_is_told(session: Session) -> None:
         ({"text": "x", "images": [3]}, "no picture"),
         ({"text": "x", "images": [np.zeros((4, 4), np.uint8)]}, "no picture"),
         ({"text": "x", "image": "maybe"}, "choose one of auto, force, never"),
-        ({"text": "x", "max_images": 99}, "choose 1 to 16"),
+        ({"text": "x", "max_images": 99}, "max_images=99: choose a whole number from 1 to 16, or image='never'"),
+        ({"text": "x", "max_images": 0}, "max_images=0: choose"),
     ],
 )
 def test_bad_calls(call: dict[str, Any], message: str, session: Session) -> None:
     with pytest.raises(UserError, match=message):
         session.stream(**call)
+
+
+@pytest.mark.parametrize(
+    ("settings", "limited", "pictures"),
+    [
+        ({"max_new_tokens": 2}, ["answer"], 1),  # the caption has a limit of its own
+        ({"max_caption_tokens": 2}, ["caption"], 0),
+        ({}, [], 1),
+    ],
+)
+def test_a_limit_that_cuts_is_told_and_nothing_is_drawn_from_a_cut_caption(
+    settings: dict[str, Any], limited: list[str], pictures: int, pipe: M2ChatPipeline
+) -> None:
+    session = pipe.session(steps=2, seed=3, image="force", max_images=1, **settings)
+    *events, last = session.stream("hello")
+    assert [event.limited for event in events if isinstance(event, Notice)] == limited
+    assert isinstance(last, Finished) and last.finish_reason == ("length" if limited else "stop")
+    assert len(session.images) == pictures and session.notes[-1].get("finish_reason") == ("length" if limited else None)
+    assert all(len(image.caption.split()) > 3 for image in session.images), "a whole caption"
+    steps = {"num_inference_steps": 2, "image_mode": "force", "max_images": 1}
+    output = pipe("hello", **steps, **settings)
+    assert (len(output.images), output.finish_reason) == (pictures, last.finish_reason)
+    assert output.text == session.turns[-1].text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": 33},
+        {"size": 0},
+        {"steps": 0},
+        {"guidance": float("nan")},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"max_new_tokens": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_runs(settings: dict[str, Any], pipe: M2ChatPipeline) -> None:
+    (name,) = settings
+    with pytest.raises(UserError, match=f"^{name}=.*(choose|multiple of 8)"):
+        pipe.session(**settings).stream("hello")
+    with pytest.raises(UserError, match=f"^{name}=.*(choose|multiple of 8)"):
+        pipe.replier(draw=DrawSettings(**settings)) if name in ("size", "steps", "guidance") else pipe.replier(
+            **settings
+        )
+
+
+def test_a_long_conversation_is_tokenised_without_the_lock_until_it_is_stopped(
+    pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = tuple(Turn(role, (f"{'many words ' * 30}",)) for _ in range(500) for role in ("user", "assistant"))
+    encode, locked = M2ChatTokenizer.encode, []
+    long = pipe.session(steps=2, image="never", max_new_tokens=4)
+
+    def watched(self: M2ChatTokenizer, text: str) -> list[int]:
+        locked.append(pipe.lock.locked())
+        if len(locked) == 200:
+            assert pipe.session(image="never", max_new_tokens=4, seed=1).reply("hello").text, "others are served"
+            long.stop()
+        return encode(self, text)
+
+    monkeypatch.setattr(M2ChatTokenizer, "encode", watched)
+    long.state = SessionState(Conversation("session", turns), ({},) * len(turns))
+    (last,) = long.stream("hello")
+    assert isinstance(last, Finished) and last.stopped and not any(locked)
+    assert 200 < len(locked) < 230 and len(long.turns) == 1000
 
 
 def test_typed_special_tokens_stay_words(session: Session) -> None:

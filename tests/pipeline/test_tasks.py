@@ -14,7 +14,7 @@ from m2chat.errors import UserError
 from m2chat.models.image_decoder import Denoising, ImageDecoder
 from m2chat.models.m3adapter import attention_maps
 from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
-from m2chat.pipeline.lens import charts, figure, look_inside, strip
+from m2chat.pipeline.lens import Reading, charts, figure, look_inside, strip
 from m2chat.pipeline.tasks import (
     decoder_alone,
     dialogue,
@@ -164,7 +164,7 @@ def test_the_lens_ends_where_the_reply_was_drawn(pipe: M2ChatPipeline) -> None:
     assert lens.token_attention.shape == (pipe.model.decoder.queries, len(lens.tokens))
     assert np.allclose(lens.token_attention.sum(1), 1, atol=1e-4) and lens.picture_attention.shape == (8, 8)
     assert "".join(lens.tokens[:-1]).replace(" ", "").startswith(lens.caption.replace(" ", "")[:4])
-    readings = [{}, *[{"shape": "ring"}] * (layers + 1)]
+    readings = [Reading({}, "–"), *[Reading({"shape": "ring"}, "ring")] * (layers + 1)]
     assert figure(lens).axes and figure(lens, readings).axes
     assert all(plot.axes for plot in charts(lens, readings).values()) and len(charts(lens)) == 4
     assert [title.partition(",")[0] for _, title, _ in strip(lens)] == [

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2chat.models.blank import blank_m2chat
+from m2chat.models.blank import blank_m2chat, blank_reading
 from m2chat.models.build import build_m2chat
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, M3AdapterConfig, NewAdapterConfig
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.memory import lower_parameters
-from m2chat.models.trainable import set_trainable, trainable_names
+from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
 from m2chat.models.units import components, shard_units
 from m2chat.planning.gpus import GPUS, gpu_named
 from m2chat.planning.meter import LiveBytes
@@ -148,3 +148,18 @@ def test_times_follow_the_narrowest_place(backbone: BackboneConfig) -> None:
     assert plan.gpu_hours(slow, plan.whole, 7200) == pytest.approx(plan.step_seconds(slow, plan.whole))
     assert len(list(shard_units(model))) > 10 and gpu_named("h200") == GPUS["h200"]
     assert Path(backbone.language_model).is_dir()
+
+
+def test_stage_0_is_planned_without_image_decoder() -> None:
+    new = NewAdapterConfig(prompts=10, layers=31, visual_blocks=8, visual_heads=16)
+    model, assumed = blank_reading(replace(NOWHERE, adapter="new", new_adapter=new))
+    assert len(assumed) == 1 and "LLaMA 7B" in assumed[0]
+    set_trainable(model, adapter_names(model))
+    lower_parameters((p for p in model.parameters() if not p.requires_grad), torch.bfloat16)
+    plan = plan_training(model, "describe", BatchShape(2, 96, 256, 32), 96, 8, torch.bfloat16)
+    assert set(plan.parameters) == {"language model", "vision encoder", "visual query"}
+    assert sum(trained for trained, _ in plan.parameters.values()) == 63_095_552
+    # The gradient passes through every layer and its frozen weights get none: twice the forward pass at most.
+    language = plan.forward["language model"]
+    assert 0.9 < plan.backward["language model"] / language < 1.2 and language > 2 * 6.6e9 * 96
+    assert plan.sharded.memory.total < plan.whole.memory.total

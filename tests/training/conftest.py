@@ -7,7 +7,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import SourceConfig
 from m2chat.data.shards import write_shards
 from m2chat.data.sources import caption_sample
-from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig, NewAdapterConfig
 from m2chat.schema import Image, Sample
 from m2chat.training.align_module import AlignModule
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.config import OptimConfig
+from m2chat.training.describe_module import DescribeModule
 from m2chat.training.m2chat_module import M2ChatModule
 from m2chat.training.m3ft_module import M3FTModule
 from m2chat.worlds.shapes.captions import caption_of
@@ -34,7 +35,7 @@ from m2chat.worlds.shapes.scenes import render
 
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' loading threads do not survive a fork
 MICRO = Path(__file__).parents[2] / "data" / "micro"
-SOURCES = {"align": ("caption",), "m3ft": ("dialogue", "edit", "story")}
+SOURCES = {"describe": ("caption",), "align": ("caption",), "m3ft": ("dialogue", "edit", "story")}
 
 
 class Recorder(Callback):
@@ -81,7 +82,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Micro:
-    """Makes modules and data of a stage, ``align`` or ``m3ft``, and trains them.
+    """Makes modules and data of a stage, ``describe``, ``align`` or ``m3ft``, and trains them.
 
     Args:
         shards: A folder of shards for each kind of sample.
@@ -95,18 +96,27 @@ class Micro:
         )
 
     def module(self, stage: str, **options: Any) -> M2ChatModule:
+        if stage == "describe":
+            new: Any = NewAdapterConfig(prompts=10, layers=3, visual_blocks=2, visual_heads=2)
+            optim = OptimConfig(lr=3e-3, schedule="step", drop_every_epochs=1)
+            backbone = replace(self.backbone(), adapter="new", new_adapter=new)
+            return DescribeModule(**{"backbone": backbone, "optim": optim, **options})  # type: ignore[return-value]
         kind = {"align": AlignModule, "m3ft": M3FTModule}[stage]
         m3adapter = M3AdapterConfig(width=48, heads=2, gate=GateConfig(options.pop("gate", "learnable")))
         options = {"optim": OptimConfig(lr=1e-3, schedule="step", drop_every_epochs=1), "init_from": "none", **options}
         return kind(backbone=self.backbone(), m3adapter=m3adapter, **options)
 
-    def data(self, stage: str, batch_size: int = 6, workers: int = 0) -> M2ChatDataModule:
-        backbone = self.backbone()
+    def data(
+        self, stage: str, batch_size: int = 6, workers: int = 0, backbone: BackboneConfig | None = None
+    ) -> M2ChatDataModule:
+        backbone = backbone or self.backbone()
         return M2ChatDataModule(
-            train=[SourceConfig(kind, str(self.shards / kind)) for kind in SOURCES[stage]],
+            train=[
+                SourceConfig(kind, str(self.shards / kind), describe=stage == "describe") for kind in SOURCES[stage]
+            ],
             language_model=backbone.language_model, vision_encoder=backbone.vision_encoder,
             image_decoder=backbone.image_decoder, batch_size=batch_size, samples_per_epoch=24, max_tokens=256,
-            num_workers=workers,
+            num_image_tokens=8, num_workers=workers,
         )  # fmt: skip
 
     def fit(
@@ -135,7 +145,12 @@ class Micro:
             enable_progress_bar=False, enable_model_summary=False, callbacks=[*own, *callbacks],
         )  # fmt: skip
         run = Run(module, trainer, recorder.losses)
-        trainer.fit(module, datamodule=self.data(stage, batch_size, workers), ckpt_path=ckpt, weights_only=True)
+        trainer.fit(
+            module,
+            datamodule=self.data(stage, batch_size, workers, options.get("backbone")),
+            ckpt_path=ckpt,
+            weights_only=True,
+        )
         return run
 
 

@@ -13,6 +13,7 @@ from m2chat.models.config import DecoderConfig
 from m2chat.schema import Batch
 from m2chat.text import Layout
 from m2chat.training.align_module import AlignModule
+from m2chat.training.noise import mention_few_steps
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,19 @@ def batch(micro: Any) -> Batch:
 
 def test_the_layout_is_that_of_the_data_unless_evaluation_names_another(micro: Any, tmp_path: Path) -> None:
     module = micro.module("align")
-    assert module.model_config()["layout"] == {"max_tokens": Layout.max_tokens, "num_image_tokens": 8}
+    assert module.model_config()["layout"] == {
+        "max_tokens": Layout.max_tokens, "num_image_tokens": 8, "prompt": "alpaca"
+    }  # fmt: skip
     module.trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False)
     module.trainer.datamodule = micro.data("align")  # type: ignore[attr-defined]
     assert module.model_config()["layout"]["max_tokens"] == module.evaluation_settings()["max_tokens"] == 256
     assert module.text_settings()[0].max_tokens == 256
+    assert "prompt" not in module.evaluation_settings(), "results of before remain comparable"
+    module.trainer.datamodule.prompt = "chat"  # type: ignore[attr-defined]
+    assert module.model_config()["layout"]["prompt"] == module.evaluation_settings()["prompt"] == "chat"
+    with pytest.raises(UserError, match=r"trained on prompts in the format 'alpaca', .* set data\.prompt to alpaca"):
+        module.on_load_checkpoint({"config": {"layout": {"max_tokens": 256}}})
+    module.trainer.datamodule.prompt = "alpaca"  # type: ignore[attr-defined]
     module.evaluation.max_tokens = 320
     assert module.text_settings()[0].max_tokens == module.evaluation_settings()["max_tokens"] == 320
 
@@ -76,12 +85,10 @@ def test_a_network_of_few_steps_is_asked_for_those_it_learned(
     noise = module.draw_noise(batch)
     assert set(noise.timesteps.tolist()) == {999, 749, 499, 249} and torch.isfinite(module.losses(batch)["loss"])
     said: list[str] = []
-    monkeypatch.setattr("m2chat.training.base_module.rank_zero_info", said.append)
-    monkeypatch.setattr(module.backbone, "decoder", DecoderConfig(preset="lightning-4"))
-    module._mention_few_steps()
+    monkeypatch.setattr("m2chat.training.noise.rank_zero_info", said.append)
+    mention_few_steps(module.model.decoder, module.lambda_ddpm)
     assert "L_ddpm draws only those (999, 749, 499, 249)" in said[0] and "lambda_ddpm=0" in said[0]
-    monkeypatch.setattr(module, "lambda_ddpm", 0.0)
-    module._mention_few_steps()
+    mention_few_steps(module.model.decoder, 0.0)
     assert len(said) == 1
 
 

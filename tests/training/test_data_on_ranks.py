@@ -59,7 +59,8 @@ def fit(sources: list[SourceConfig], folder: Path, batch: int, ckpt: Path | None
     callbacks, logger = options.pop("callbacks", []), options.pop("logger", False)
     data = M2ChatDataModule(
         train=sources, language_model=str(MICRO / "llama"), vision_encoder=str(MICRO / "clip"),
-        image_decoder=str(MICRO / "sdxl"), batch_size=batch, max_tokens=256, **options,
+        image_decoder=str(MICRO / "sdxl"), batch_size=batch, max_tokens=256,
+        num_image_tokens=8, **options,
     )  # fmt: skip
     module, world = Watcher(), int(os.environ.get("WORLD_SIZE", "1"))
     trainer = Trainer(

@@ -16,7 +16,9 @@ SAVED = 3
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("stage", "shard_frozen"), [("align", True), ("m3ft", True), ("m3ft", False)])
+@pytest.mark.parametrize(
+    ("stage", "shard_frozen"), [("describe", True), ("align", True), ("m3ft", True), ("m3ft", False)]
+)
 def test_two_ranks_train_like_one_process(
     micro: Any, on_two_ranks: Callable[..., Any], tmp_path: Path, stage: str, shard_frozen: bool
 ) -> None:

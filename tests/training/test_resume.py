@@ -35,7 +35,7 @@ class Terminates(Callback):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stage", ["align", "m3ft"])
+@pytest.mark.parametrize("stage", ["describe", "align", "m3ft"])
 @pytest.mark.parametrize("stop", [2, 5])
 def test_losses_are_those_of_an_uninterrupted_run(micro: Any, tmp_path: Path, stage: str, stop: int) -> None:
     whole = micro.fit(stage, tmp_path, STEPS)
@@ -48,6 +48,7 @@ def test_losses_are_those_of_an_uninterrupted_run(micro: Any, tmp_path: Path, st
     assert isinstance(rest.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     assert len(whole.losses) == STEPS and len({tuple(losses.values()) for losses in whole.losses}) == STEPS
     assert rest.losses == whole.losses[stop:]
+    assert rest.module.source == f"checkpoint {path}" and whole.module.source == "new"
     expected = trainable_state_dict(whole.module.model)
     found = trainable_state_dict(rest.module.model)
     assert expected.keys() == found.keys()

@@ -180,6 +180,7 @@ class Plan:
             val_samples=4, eval_batch_size=2, check_leaks=False, language_model=str(MICRO / "llama"),
             vision_encoder=str(MICRO / "clip"), image_decoder=str(MICRO / "sdxl"), batch_size=self.batch_size,
             samples_per_epoch=self.size, num_workers=self.workers, max_tokens=256, length_bucketing=self.bucketing,
+            num_image_tokens=8,
         )  # fmt: skip
         memory = Memory()
         alone = RestoresLate("cpu") if self.late else SingleDeviceStrategy("cpu")

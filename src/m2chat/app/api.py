@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -21,12 +22,14 @@ from m2chat.app.limits import BodyLimit, Deadline, SlotResponse, Slots
 from m2chat.app.protocol import ChatRequest, conversation, encodable, image_part, usage_of
 from m2chat.app.uploads import read_url
 from m2chat.errors import UserError
-from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Usage, Words
+from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Session, Usage, Words
 
 MODEL = "m2chat"
 MAX_BODY = 64 * 2**20
 TIME_LIMIT = 300.0
 """Default time limit of a request, in seconds."""
+_LOOK = 0.2
+"""Seconds between two looks whether the client of a reply that is not streamed is still there."""
 
 
 def build_api(
@@ -79,18 +82,23 @@ def build_api(
         slot = AsyncExitStack()
         slot.callback(session.stop)  # the reply ends with the request, also if the client disconnects
         await deadline.within(slot.enter_async_context(slots.enter()), 503)
+        # A streamed response notices it only when it sends something, which may be long after.
+        slot.callback(asyncio.create_task(_stop_without_client(request, session)).cancel)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             return SlotResponse(slot, _stream(events, head, usage), media_type="text/event-stream")
-        received: list[Event] = []
         async with slot:
-            async for event in events:
-                received.append(event)
-                if await request.is_disconnected():
-                    break
+            received = [event async for event in events]
         return whole(received, head)
 
     return api
+
+
+async def _stop_without_client(request: Request, session: Session) -> None:
+    """Stops the reply when the client is gone, also before its first event."""
+    while not await request.is_disconnected():
+        await asyncio.sleep(_LOOK)
+    session.stop()
 
 
 def whole(events: list[Event], head: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +116,8 @@ def whole(events: list[Event], head: Mapping[str, Any]) -> dict[str, Any]:
             parts.append(image_part(drawn[segment]))
     content: Any = parts if drawn else "".join(part["text"] for part in parts)
     message = {"role": "assistant", "content": content}
-    choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+    reason = next((event.finish_reason for event in events if isinstance(event, Finished)), "stop")
+    choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
     notices = [event.text for event in events if isinstance(event, Notice)]
     usage = next((usage_of(event) for event in events if isinstance(event, Usage)), None)
     return {**head, "object": "chat.completion", "choices": [choice], "usage": usage, "notices": notices}
@@ -135,7 +144,7 @@ async def _stream(events: AsyncIterator[Event], head: Mapping[str, Any], usage: 
             elif isinstance(event, Usage):
                 used = usage_of(event)
             elif isinstance(event, Finished):
-                yield chunk({}, finish="stop")
+                yield chunk({}, finish=event.finish_reason)
         if usage:
             yield _data({**common, "choices": [], "usage": used})
         yield "data: [DONE]\n\n"

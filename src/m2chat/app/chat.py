@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,23 +20,27 @@ from m2chat.app.widgets import GrowingReply, Message, PictureCache, figure_of, m
 from m2chat.data.images import load_image
 from m2chat.errors import UserError
 from m2chat.pipeline import Event, M2ChatPipeline, Session, Words
-from m2chat.pipeline.lens import Lens, charts, look_inside, strip
+from m2chat.pipeline.lens import Lens, Readings, charts, look_inside, strip
 from m2chat.schema import Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Readings: TypeAlias = Callable[[Lens], Sequence[Mapping[str, str]] | None]
-"""Attributes that a judge reads from the pictures of a lens."""
+LensReader: TypeAlias = Callable[[Lens], Readings]
+"""What a judge reads from the pictures of a lens."""
 Shown: TypeAlias = tuple[Session, list[Message], Any]
 """The session, its messages, and an update of the message box."""
 _INTERVAL = 0.1
 """Seconds between two updates of growing text: a page that is updated at every token becomes slow."""
 
 
-def as_page_error(error: UserError) -> gr.Error:
-    """An error for the page; its text may quote the user, so it is escaped."""
-    return gr.Error(escape(str(error)), title="That does not work", print_exception=False)
+@contextmanager
+def page_errors() -> Iterator[None]:
+    """Shows mistakes of the user on the page; their text may quote the user, so it is escaped."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(escape(str(error)), title="That does not work", print_exception=False) from error
 
 
 def uploaded(files: Sequence[str] | None) -> list[Picture]:
@@ -57,14 +62,14 @@ class ChatHandlers:
         self,
         pipe: M2ChatPipeline,
         cache: PictureCache,
-        readings: Readings | None = None,
+        readings: LensReader | None = None,
         examples: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.pipe, self.cache, self.readings, self.examples = pipe, cache, readings, examples
 
     def send(self, session: Session | None, message: Mapping[str, Any], *settings: Any) -> Iterator[Shown]:
         """Sends the message of the box, and shows the reply while it grows."""
-        try:
+        with page_errors():
             session = self.configured(session, *settings)
             text, pictures = message.get("text") or "", uploaded(message.get("files"))
             before = messages(session, self.cache)
@@ -72,43 +77,36 @@ class ChatHandlers:
             events = session.stream(text, pictures)
             asked = user_message(text, pictures, count + 1, self.cache)
             yield from self._follow(session, [*before, asked], events, count + len(pictures), message)
-        except UserError as error:
-            raise as_page_error(error) from error
 
     def send_example(self, chosen: gr.SelectData, session: Session | None, *settings: Any) -> Iterator[Shown]:
         """Sends an example: the server's of that number, not what the browser claims to be its content."""
-        if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(self.examples):
-            raise as_page_error(UserError("there is no such example"))
+        with page_errors():
+            if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(self.examples):
+                raise UserError("there is no such example")
         yield from self.send(session, self.examples[chosen.index], *settings)
 
     def regenerate(self, session: Session | None, *settings: Any) -> Iterator[Shown]:
         """Replaces the last reply."""
-        try:
+        with page_errors():
             session = self.configured(session, *settings)
             events = session.regenerate(seed=session.settings.seed)
             kept = len(session.turns) - 1
             count = len(session.state.until(kept).conversation.images)
             yield from self._follow(session, messages(session, self.cache, kept), events, count)
-        except UserError as error:
-            raise as_page_error(error) from error
 
     def go_on(self, session: Session | None, *settings: Any) -> Iterator[Shown]:
         """Generates another reply behind the last one."""
-        try:
+        with page_errors():
             session = self.configured(session, *settings)
             events = session.go_on()
             yield from self._follow(session, messages(session, self.cache), events, len(session.images))
-        except UserError as error:
-            raise as_page_error(error) from error
 
     def undo(self, session: Session | None) -> Shown:
         """Removes the last message and its reply; its text returns into the box."""
-        try:
+        with page_errors():
             session = session or self.pipe.session()
             session.stop()
             text = session.undo()
-        except UserError as error:
-            raise as_page_error(error) from error
         return session, messages(session, self.cache), gr.update(value={"text": text, "files": []})
 
     def new(self, session: Session | None) -> Shown:
@@ -118,33 +116,27 @@ class ChatHandlers:
 
     def save(self, session: Session | None) -> str:
         """Path of a zip file of the session."""
-        try:
+        with page_errors():
             if session is None or not session.turns:
                 raise UserError("there is nothing to save yet: say something first")
             name = f"m2chat-{time.strftime('%Y%m%d-%H%M%S')}.zip"
             return str(save_bytes_to_cache(pack_session(session), name, get_upload_folder()))
-        except UserError as error:
-            raise as_page_error(error) from error
 
     def load(self, session: Session | None, path: str) -> Shown:
         """Replaces the session by a saved one."""
-        try:
+        with page_errors():
             loaded = unpack_session(self.pipe, Path(path).read_bytes())
-        except UserError as error:
-            raise as_page_error(error) from error
         stop(session)
         return loaded, messages(loaded, self.cache), gr.update(value=None)
 
     def look(self, session: Session | None) -> tuple[str, str, str]:
         """The lens of the newest reply with a picture: HTML of layers and plots, and a sentence about the reply."""
-        try:
+        with page_errors():
             turns = session.turns if session is not None else ()
             drawn = [k for k, turn in enumerate(turns) if turn.role == "assistant" and turn.pictures]
             if session is None or not drawn:
                 raise UserError("there is no generated picture yet: ask for one first")
             lens = look_inside(session, drawn[-1])
-        except UserError as error:
-            raise as_page_error(error) from error
         readings = self.readings(lens) if self.readings else None
         layers = "".join(
             figure_of(self.cache, pixels, f"{title}\n{lines}".strip())
@@ -180,6 +172,7 @@ class ChatHandlers:
             width=sides[1],
             preview_every=5,
             top_p=0.75,
+            max_caption_tokens=64,
         )
         return session
 

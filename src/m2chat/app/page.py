@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 
 from m2chat import __version__
 from m2chat.app.api import invalid
-from m2chat.app.chat import ChatHandlers, Readings, stop
+from m2chat.app.chat import ChatHandlers, LensReader, stop
 from m2chat.app.tabs import TaskHandlers, add_tabs
 from m2chat.app.uploads import MAX_BYTES
 from m2chat.app.widgets import AT_ONCE, QUEUED, UNQUEUED, WAITING, as_examples, message_box, picture_cache, size_sliders
@@ -31,7 +31,7 @@ _DAY = 24 * 3600
 def build_page(
     pipe: M2ChatPipeline,
     examples: Mapping[str, Sequence[Example]] | None = None,
-    readings: Readings | None = None,
+    readings: LensReader | None = None,
 ) -> gr.Blocks:
     """Builds the page.
 

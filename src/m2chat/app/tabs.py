@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
-from m2chat.app.chat import as_page_error, uploaded
+from m2chat.app.chat import page_errors, uploaded
 from m2chat.app.limits import require_affordable
 from m2chat.app.widgets import (
     QUEUED,
@@ -56,7 +56,7 @@ class TaskHandlers:
 
     def edit(self, message: Mapping[str, Any], seed: float | None, *draw: float) -> Iterator[tuple[Stop, Figures]]:
         """Edits of a picture, one per line."""
-        try:
+        with page_errors():
             first = self._picture(message)
             lines = changes((message.get("text") or "").splitlines())
             session = self.pipe.session(seed=int(seed or 0), **self._drawing(draw))
@@ -65,17 +65,13 @@ class TaskHandlers:
             for line, output in zip(lines, edit_rounds(session, first, lines), strict=False):
                 shown += self._figures(output, f"{line} → ")
                 yield session.stop, shown
-        except UserError as error:
-            raise as_page_error(error) from error
 
     def similar(
         self, message: Mapping[str, Any], count: int, seed: float | None, *draw: float
     ) -> Iterator[tuple[Stop, Figures]]:
         """Pictures similar to one."""
-        try:
+        with page_errors():
             first = self._picture(message)
-        except UserError as error:
-            raise as_page_error(error) from error
         shown = figure_of(self.cache, first, "as shown")
         for stop, figures in self._at_seeds(similar, first, count, seed, draw):
             yield stop, shown + figures
@@ -86,7 +82,7 @@ class TaskHandlers:
         """A story, part by part, and the image decoder's own pictures of its captions."""
         shown: Figures = ""
         parts: list[PipelineOutput] = []
-        try:
+        with page_errors():
             how = self._drawing(draw)
             session = self.pipe.session(seed=int(seed or 0), image="force", max_images=1, **how)
             yield session.stop, shown, ""
@@ -94,8 +90,6 @@ class TaskHandlers:
                 parts.append(part)
                 shown += self._figures(part)
                 yield session.stop, shown, ""
-        except UserError as error:
-            raise as_page_error(error) from error
         captions = [picture.caption for part in parts for picture in part.pictures]
         compared = decoder_alone(session, parts, int(seed or 0))  # none of a stopped story
         pairs = zip(compared, captions, strict=False)
@@ -113,7 +107,7 @@ class TaskHandlers:
         shown: Figures = ""
         stop = Event()
         yield stop.set, shown
-        try:
+        with page_errors():
             if isinstance(subject, str) and not subject.strip():
                 raise UserError("write a prompt first")
             how = self._drawing(draw)
@@ -121,8 +115,6 @@ class TaskHandlers:
                 for output in task(self.pipe, subject, (int(seed or 0) + k,), stop, **how):
                     shown += self._figures(output)
                     yield stop.set, shown
-        except UserError as error:
-            raise as_page_error(error) from error
 
     def _drawing(self, draw: Sequence[float]) -> dict[str, int]:
         """Denoising steps, height and width, in the order of `draw_settings`; the sizes may be left out.

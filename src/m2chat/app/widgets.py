@@ -113,6 +113,8 @@ def messages(session: Session, cache: PictureCache, turns: int | None = None) ->
             content.append(_picture(cache, image.pixels, _with_gate(line, next(gates, None))))
         if note.get("cut_tokens"):
             content.append(_remark(f"{note['cut_tokens']} tokens did not fit: the oldest turns were left out."))
+        if note.get("finish_reason") == "length":
+            content.append(_remark("cut at the maximum length of an answer or a caption"))
         if note.get("stopped"):
             content.append(_remark("stopped"))
         shown.append({"role": turn.role, "content": content or ["…"]})

@@ -76,26 +76,14 @@ class EvaluationCallback(Callback):
         self.begin(trainer, pl_module, "test")
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **named: Any
     ) -> None:
         """Passes the predictions on."""
         if predictions := predictions_of(outputs):
             self.see(trainer, predictions, "val")
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **named: Any
     ) -> None:
         """Passes the predictions on."""
         if predictions := predictions_of(outputs):
@@ -136,8 +124,8 @@ class MetricCallback(EvaluationCallback, ABC):
         return self.metrics[name]
 
     @abstractmethod
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Values of each prediction by name, as ``predictions.jsonl`` keeps them; arrays are not kept."""
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """Values of a prediction by name, as ``predictions.jsonl`` keeps them; arrays are not kept."""
 
     @abstractmethod
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
@@ -166,7 +154,8 @@ class MetricCallback(EvaluationCallback, ABC):
 
     def update(self, store: EvalStore, predictions: Sequence[Prediction]) -> None:
         """Measures predictions, and adds their values to the store and to the metrics."""
-        for prediction, values in zip(predictions, self.measure(store, predictions), strict=True):
+        for prediction in predictions:
+            values = self.measure(store, prediction)
             store.put(self.key, prediction, values)
             self.add(prediction, values)
         self.seen.update([prediction.kind for prediction in predictions])

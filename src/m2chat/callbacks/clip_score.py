@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -54,11 +54,8 @@ class CLIPScore(MetricCallback):
         """Which encoder."""
         return {f"{self.name}_encoder": self.encoder.name, f"{self.name}_missing": self.missing}
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Cosines of each prediction's pictures."""
-        return [self._measure(store, prediction) for prediction in predictions]
-
-    def _measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """Cosines of a prediction's pictures."""
         targets = targets_of(prediction)
         drawn = [item for item in targets if item.generated is not None]
         known = [item for item in targets if item.truth is not None]
@@ -75,9 +72,9 @@ class CLIPScore(MetricCallback):
         bad, lacking = int((~np.isfinite(score)).sum()), len(targets) - len(drawn)
         refuse_not_finite(self.strict, bad, "a CLIP embedding", prediction)
         zeros = [0.0] * lacking if self.missing == "zero" else []
-        found: dict[str, Any] = {"clip": [*score[np.isfinite(score)].tolist(), *zeros]}
+        values: dict[str, Any] = {"clip": [*score[np.isfinite(score)].tolist(), *zeros]}
         if self.name == "clip_score":
-            found |= {
+            values |= {
                 "clip_i": alike[np.isfinite(alike)].tolist(),
                 "clip_oracle": cosines(images(known, "truth"), texts(known)).tolist(),
                 "pictures_missing": lacking,
@@ -85,8 +82,8 @@ class CLIPScore(MetricCallback):
                 "text_embeddings": wanted,
                 "image_embeddings": given,
             }
-            return found
-        return {self.name: found["clip"]}
+            return values
+        return {self.name: values["clip"]}
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the cosines to the metrics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,29 +43,26 @@ class EditScores(MetricCallback):
         """Which encoder."""
         return {"edit_encoder": self.encoder.name}
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
         """The three cosines of each picture, generated and true."""
-        rows = []
-        for prediction in predictions:
-            found: dict[str, Any] = {f"{name}{end}": [] for name in _NAMES for end in ("", "_oracle")}
-            said = prediction.meta.get("context_caption")
-            if prediction.context is not None and said:
-                source = store.embed_images(self.encoder, [prediction.context])
-                before = store.embed_texts(self.encoder, [said])
-                for target in targets_of(prediction):
-                    after = store.embed_texts(self.encoder, [target.caption])
-                    for end, picture in (("", target.generated), ("_oracle", target.truth)):
-                        if picture is not None:
-                            image = store.embed_images(self.encoder, [picture])
-                            values = (
-                                direction_similarity(source, image, before, after),
-                                cosines(image, source),
-                                cosines(image, after),
-                            )
-                            for name, value in zip(_NAMES, values, strict=True):
-                                found[name + end] += value[np.isfinite(value)].tolist()
-            rows.append(found)
-        return rows
+        row: dict[str, Any] = {f"{name}{end}": [] for name in _NAMES for end in ("", "_oracle")}
+        caption = prediction.meta.get("context_caption")
+        if prediction.context is not None and caption:
+            source = store.embed_images(self.encoder, [prediction.context])
+            before = store.embed_texts(self.encoder, [caption])
+            for target in targets_of(prediction):
+                after = store.embed_texts(self.encoder, [target.caption])
+                for end, picture in (("", target.generated), ("_oracle", target.truth)):
+                    if picture is not None:
+                        image = store.embed_images(self.encoder, [picture])
+                        values = (
+                            direction_similarity(source, image, before, after),
+                            cosines(image, source),
+                            cosines(image, after),
+                        )
+                        for name, value in zip(_NAMES, values, strict=True):
+                            row[name + end] += value[np.isfinite(value)].tolist()
+        return row
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the cosines to the metrics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,17 @@ class FID(MetricCallback):
         """Which extractor, and which true pictures."""
         return {"fid_extractor": self.extractor.name, "fid_reference": self.reference or "the samples' own pictures"}
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
         """Features of true and generated pictures."""
-        rows = []
-        for prediction in predictions:
-            targets = targets_of(prediction)
-            real = [item.truth for item in targets if item.truth is not None]
-            drawn = [item.generated for item in targets if item.generated is not None]
-            features = self.extractor.extract([*real, *drawn])
-            finite = np.isfinite(features).all(1)
-            refuse_not_finite(self.strict, int((~finite).sum()), "a feature vector", prediction)
-            sides = features[: len(real)], features[len(real) :]
-            kept = [side[np.isfinite(side).all(1)] for side in sides]
-            rows.append({"real": kept[0], "generated": kept[1], "fid_not_finite": int((~finite).sum())})
-        return rows
+        targets = targets_of(prediction)
+        real = [item.truth for item in targets if item.truth is not None]
+        drawn = [item.generated for item in targets if item.generated is not None]
+        features = self.extractor.extract([*real, *drawn])
+        finite = np.isfinite(features).all(1)
+        refuse_not_finite(self.strict, int((~finite).sum()), "a feature vector", prediction)
+        sides = features[: len(real)], features[len(real) :]
+        kept = [side[np.isfinite(side).all(1)] for side in sides]
+        return {"real": kept[0], "generated": kept[1], "fid_not_finite": int((~finite).sum())}
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the features to the metric."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -77,26 +77,23 @@ class InterRel(MetricCallback):
         rows = [next(words) if modality == "T" else next(images) for modality in order]
         return Elements(order, np.stack(rows) if rows else np.zeros((0, 0), np.float32))
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Each reply's values; None where one is not defined."""
-        return [self._measure(store, prediction) for prediction in predictions]
-
-    def _measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """Values of a reply; None where one is not defined."""
         reference = self.elements(store, prediction.reference)
         generated = self.elements(store, prediction.generated)
         finite = reference.finite and generated.finite
         refuse_not_finite(self.strict, not finite, "a CLIP embedding", prediction)
-        found: dict[str, Any] = {**dict.fromkeys(_MEANS), "inter_rel_not_finite": not finite}
+        values: dict[str, Any] = {**dict.fromkeys(_MEANS), "inter_rel_not_finite": not finite}
         if finite:
             way = self.options.reduction
-            found["inter_rel"] = inter_rel(reference, generated, self.options).reduced(way)
-            found["inter_rel_sum"] = inter_rel(reference, generated, LITERAL).reduced("sum")
-            found["inter_rel_oracle"] = inter_rel(reference, reference, self.options).reduced(way)
+            values["inter_rel"] = inter_rel(reference, generated, self.options).reduced(way)
+            values["inter_rel_sum"] = inter_rel(reference, generated, LITERAL).reduced("sum")
+            values["inter_rel_oracle"] = inter_rel(reference, reference, self.options).reduced(way)
             if relevance := mm_relevance(reference, generated):
-                found["mm_relevance"] = relevance.f1
-                found["mm_relevance_precision"] = relevance.precision
-                found["mm_relevance_recall"] = relevance.recall
-        return found
+                values["mm_relevance"] = relevance.f1
+                values["mm_relevance_precision"] = relevance.precision
+                values["mm_relevance_recall"] = relevance.recall
+        return values
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the values that are defined to the metrics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -41,9 +41,9 @@ class Judge(MetricCallback):
         """The world, and the largest error at which a picture counts as one of it."""
         return {"world": self.world.name, "judge_max_error": self.world.max_error}
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Verdicts on each prediction's pictures."""
-        return [asdict(self.world.judge(targets_of(prediction))) for prediction in predictions]
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """Verdicts on a prediction's pictures."""
+        return asdict(self.world.judge(targets_of(prediction)))
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the verdicts, as 0 or 100, to the metrics."""

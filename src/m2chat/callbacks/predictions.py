@@ -57,7 +57,7 @@ class Predictions(EvaluationCallback):
         self._rows = {}
         self._generation = settings_hash(_described(module))
         if earlier := getattr(getattr(module, "evaluation", None), "resume", None):
-            known = known_replies(Path(earlier), self._generation)
+            known = known_replies(Path(earlier), self._generation, _hash_as_before(module))
             module.recall(known)  # type: ignore[operator]
             rank_zero_info(f"Resuming: {len(known)} replies are known from {earlier}")
         self._journal = Journal(self._folder, ranks.world()[0], self._generation)
@@ -116,3 +116,9 @@ class Predictions(EvaluationCallback):
 def _described(module: LightningModule) -> dict[str, Any]:
     describe = getattr(module, "protocol", None)
     return dict(describe()) if describe is not None else {}
+
+
+def _hash_as_before(module: LightningModule) -> str | None:
+    """Hash of the settings with the fingerprint that earlier versions computed; None if there was none."""
+    describe = getattr(module, "protocol_as_before", None)
+    return None if describe is None else settings_hash(describe())

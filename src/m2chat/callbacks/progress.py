@@ -95,51 +95,33 @@ class ProgressLines(ProgressBar):
         self._done = 0
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **named: Any
     ) -> None:
         """Prints a line if it is time."""
         if not trainer.sanity_checking:
-            self._batch_line(trainer, "validation batch", batch_idx + 1, trainer.num_val_batches[dataloader_idx])
+            self._batch_line(trainer, "validation batch", sum(trainer.num_val_batches))
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **named: Any
     ) -> None:
         """Prints a line if it is time."""
-        self._batch_line(trainer, "test batch", batch_idx + 1, trainer.num_test_batches[dataloader_idx])
+        self._batch_line(trainer, "test batch", sum(trainer.num_test_batches))
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **named: Any
     ) -> None:
         """Prints a line if it is time."""
-        self._batch_line(trainer, "batch", batch_idx + 1, trainer.num_predict_batches[dataloader_idx])
+        self._batch_line(trainer, "batch", sum(trainer.num_predict_batches))
 
-    def _batch_line(self, trainer: Trainer, name: str, number: int, total: int | float) -> None:
+    def _batch_line(self, trainer: Trainer, name: str, total: int | float) -> None:
         now = time.monotonic()
         self._done += 1
-        if now - self._last_batch < self.every and number != total:
+        if now - self._last_batch < self.every and self._done != total:
             return
         self._last_batch = now
-        left = (now - self._pause_from) / self._done * (total - number)
-        rest = f", {duration(left)} left" if number < total < math.inf else ""
-        self._print(trainer, f"{name} {number}{_of(total)}{rest}")
+        left = (now - self._pause_from) / self._done * (total - self._done)
+        rest = f", {duration(left)} left" if self._done < total < math.inf else ""
+        self._print(trainer, f"{name} {self._done}{_of(total)}{rest}")
 
     def _print(self, trainer: Trainer, text: str) -> None:
         if self._is_enabled and trainer.is_global_zero:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,28 +43,23 @@ class StoryConsistency(MetricCallback):
         """Which encoder, and what comes before a frame."""
         return {"story_encoder": self.encoder.name, "story_history": "true"}
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Embeddings of each reply's pictures, and the cosine of each with its caption, None for a missing one."""
-        rows: list[dict[str, Any]] = []
-        for prediction in predictions:
-            targets = targets_of(prediction)
-            drawn = [item for item in targets if item.generated is not None]
-            known = [item.truth for item in targets if item.truth is not None]
-            pictures = [item.generated for item in drawn if item.generated is not None]
-            given = store.embed_images(self.encoder, pictures)
-            fits = iter(cosines(given, store.embed_texts(self.encoder, [item.caption for item in drawn])))
-            values = [next(fits) if item.generated is not None else np.nan for item in targets]
-            rows.append(
-                {
-                    "place": int(prediction.meta.get("reply", prediction.id.rpartition("#")[2])),
-                    "frames": given,
-                    "frames_there": np.array([item.generated is not None for item in targets], bool),
-                    "true_frames": store.embed_images(self.encoder, known),
-                    "true_frames_there": np.array([item.truth is not None for item in targets], bool),
-                    "frame_clip": [float(value) if np.isfinite(value) else None for value in values],
-                }
-            )
-        return rows
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """Embeddings of a reply's pictures, and the cosine of each with its caption, None for a missing one."""
+        targets = targets_of(prediction)
+        drawn = [item for item in targets if item.generated is not None]
+        known = [item.truth for item in targets if item.truth is not None]
+        pictures = [item.generated for item in drawn if item.generated is not None]
+        given = store.embed_images(self.encoder, pictures)
+        fits = iter(cosines(given, store.embed_texts(self.encoder, [item.caption for item in drawn])))
+        values = [next(fits) if item.generated is not None else np.nan for item in targets]
+        return {
+            "place": int(prediction.meta.get("reply", prediction.id.rpartition("#")[2])),
+            "frames": given,
+            "frames_there": np.array([item.generated is not None for item in targets], bool),
+            "true_frames": store.embed_images(self.encoder, known),
+            "true_frames_there": np.array([item.truth is not None for item in targets], bool),
+            "frame_clip": [float(value) if np.isfinite(value) else None for value in values],
+        }
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the embeddings, and the cosines by the place of their frame, to the metrics."""

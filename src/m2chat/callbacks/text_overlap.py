@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from m2chat.callbacks.base import MetricCallback
 from m2chat.evaluation.store import EvalStore
-from m2chat.metrics.text_overlap import BLEUMetric, ROUGELMetric, bleu_signature, bleu_statistics, rouge_l
+from m2chat.metrics.text_overlap import (
+    BLEUMetric,
+    ROUGELMetric,
+    bleu_signature,
+    bleu_statistics,
+    rouge_l,
+    tokenizer_of,
+)
 from m2chat.schema import Prediction
 
 
 class TextOverlap(MetricCallback):
     """Logs ``bleu_1``, ``bleu_2`` (over the corpus) and ``rouge_l`` (a mean) of answers, without captions.
 
-    A sample whose true reply says nothing is skipped; a generated reply that says nothing is an empty text.
+    A sample whose true reply says nothing is skipped; a generated reply that says nothing is an empty text. Where the
+    true reply is not in Latin letters, ``predictions.jsonl`` states the ``text_tokenizer`` of the pair.
     """
 
     key = "text_overlap"
@@ -28,17 +36,15 @@ class TextOverlap(MetricCallback):
         signatures = {f"bleu_{order}": bleu_signature(order) for order in (1, 2)}
         return {"bleu_signature": signatures, "rouge_l": "rouge-score, F1, no stemmer"}
 
-    def measure(self, store: EvalStore, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Each answer's counts and ROUGE-L."""
-        rows: list[dict[str, Any]] = []
-        for prediction in predictions:
-            reference, generated = (" ".join(reply.texts) for reply in (prediction.reference, prediction.generated))
-            if reference:
-                counts = bleu_statistics(generated, reference)
-                rows.append({"bleu_statistics": counts, "rouge_l": rouge_l(generated, reference)})
-            else:
-                rows.append({"bleu_statistics": None, "rouge_l": None})
-        return rows
+    def measure(self, store: EvalStore, prediction: Prediction) -> dict[str, Any]:
+        """An answer's counts and ROUGE-L."""
+        reference, generated = (" ".join(reply.texts) for reply in (prediction.reference, prediction.generated))
+        if not reference:
+            return {"bleu_statistics": None, "rouge_l": None}
+        tokenizer = tokenizer_of(reference)
+        stated = {} if tokenizer == "latin" else {"text_tokenizer": tokenizer}
+        counts = bleu_statistics(generated, reference)
+        return {"bleu_statistics": counts, "rouge_l": rouge_l(generated, reference), **stated}
 
     def add(self, prediction: Prediction, values: Mapping[str, Any]) -> None:
         """Adds the counts and ROUGE-L of a sample whose reference reply has words."""

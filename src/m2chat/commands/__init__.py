@@ -7,26 +7,18 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = (
+    "chat", "serve", "tasks", "lens", "data", "evaluation", "report", "measure", "plan", "weights", "release_weights",
+    "consolidate", "backbones",
+)  # fmt: skip
+"""Modules of this package in the order of the help."""
 
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets ``run``, the function that carries it out."""
     from m2chat import __version__
-    from m2chat.commands import (
-        backbones,
-        chat,
-        consolidate,
-        data,
-        evaluation,
-        lens,
-        measure,
-        plan,
-        release_weights,
-        report,
-        serve,
-        tasks,
-        weights,
-    )
 
     parser = argparse.ArgumentParser(
         prog="m2chat",
@@ -35,22 +27,8 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"m2chat {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (
-        chat,
-        serve,
-        tasks,
-        lens,
-        data,
-        evaluation,
-        report,
-        measure,
-        plan,
-        weights,
-        release_weights,
-        consolidate,
-        backbones,
-    ):
-        module.add(commands)
+    for name in COMMANDS:
+        import_module(f"m2chat.commands.{name}").add(commands)
     return parser
 
 

@@ -80,9 +80,6 @@ def how_to_draw(options: argparse.Namespace) -> dict[str, Any]:
 
 def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
     """The model of the options, without progress bars."""
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from transformers.utils.logging import disable_progress_bar
 
     from m2chat.models.config import BackboneConfig

@@ -20,9 +20,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If the folder is not such a checkpoint.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.training.consolidate import consolidate
 
     count = consolidate(options.folder, options.out)

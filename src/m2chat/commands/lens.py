@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from m2chat.commands.common import add_drawing_options, add_model_options, how_t
 from m2chat.files import take_file
 
 if TYPE_CHECKING:
-    from m2chat.pipeline.lens import Lens
+    from m2chat.pipeline.lens import Lens, Readings
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,8 +26,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
-def readings(lens: Lens) -> Sequence[Mapping[str, str]] | None:
-    """Attributes that the judge of the shapes world reads from a lens' pictures; None for pictures of other sizes."""
+def readings(lens: Lens) -> Readings:
+    """What the judge of the shapes world reads from a lens' pictures; None for pictures of other sizes."""
+    from m2chat.pipeline.lens import Reading
     from m2chat.world import find_world
 
     world = find_world("shapes")
@@ -36,7 +36,7 @@ def readings(lens: Lens) -> Sequence[Mapping[str, str]] | None:
     if shape != (world.image_size, world.image_size, 3):
         return None
     context = lens.context if lens.context is not None and lens.context.shape == shape else None
-    return world.seen_in([context, *lens.layers])
+    return [Reading(seen, world.summary(seen)) for seen in world.seen_in([context, *lens.layers])]
 
 
 def run(options: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measures, prints a table, writes the file."""
     from m2chat.evaluation.markup import aligned
+    from m2chat.evaluation.results import plain
     from m2chat.world import find_world
 
     world = find_world(options.world, "--world")
@@ -58,4 +59,5 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         settings = {key: str(value) for key, value in vars(options).items() if key != "run"}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.out, [json.dumps({"settings": settings, "rows": rows}, indent=1), "\n"])
+        record = plain({"settings": settings, "rows": rows})
+        write_whole(options.out, [json.dumps(record, indent=1, allow_nan=False), "\n"])

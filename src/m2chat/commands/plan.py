@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-USUAL_TOKENS = {"align": 96, "m3ft": 256}
+USUAL_TOKENS = {"describe": 96, "align": 96, "m3ft": 256}
 """Length at which work is counted without `--tokens`: captions are short, conversations are not."""
 
 
@@ -27,16 +27,16 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a setting has no valid value, or not even one sample fits.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.lightning_cli import read_config
-    from m2chat.models.blank import blank_m2chat
+    from m2chat.models.blank import blank_m2chat, blank_reading
     from m2chat.planning.gpus import gpu_named
 
     gpu = gpu_named(options.gpu)
     settings, module = read_config(options.config, options.overrides)
-    model, assumed = blank_m2chat(module.backbone, module.m3adapter)
+    if module.stage == "describe":
+        model, assumed = blank_reading(module.backbone)
+    else:
+        model, assumed = blank_m2chat(module.backbone, module.m3adapter)
     print(f"# {', '.join(options.config)}: {module.stage}, on {options.gpu.upper()} of {options.memory:g} GB\n")
     for line in assumed:
         print(f"- {line}")
@@ -47,16 +47,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _training(options: argparse.Namespace, settings: Any, module: Any, model: Any, gpu: Any) -> None:
-    from m2chat.models.trainable import set_trainable, trainable_names
+    from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
     from m2chat.planning.report import training_report
     from m2chat.planning.step import BatchShape
     from m2chat.planning.training import largest_batch, plan_training
 
-    set_trainable(model, trainable_names(model, module.stage))
+    set_trainable(model, adapter_names(model) if module.stage == "describe" else trainable_names(model, module.stage))
     autocast = module.prepare_precision(model, str(settings.trainer.precision))
     devices, limit = options.devices or _devices(settings), options.memory * 1e9
     data = settings.data
-    shape = BatchShape(data.batch_size, data.max_tokens, data.image_size, module.backbone.num_image_tokens)
+    size = data.image_size or model.decoder.image_size
+    shape = BatchShape(data.batch_size, data.max_tokens, size, module.backbone.num_image_tokens)
     if options.micro_batch == "auto":
         batch = largest_batch(model, module.stage, shape, devices, autocast, limit, module.shard_frozen)
         shape = BatchShape(batch, shape.tokens, shape.image_size, shape.image_tokens)

@@ -38,9 +38,6 @@ def release_weights(stage: str, checkpoint: Path, out: Path) -> int:
     Raises:
         UserError: If the checkpoint is of another stage, or holds numbers that fp16 cannot.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.errors import UserError
     from m2chat.models.checkpoints import check_header, read_checkpoint
     from m2chat.training.atomic_io import AtomicCheckpointIO

@@ -91,11 +91,11 @@ def _story(options: argparse.Namespace) -> None:
     from m2chat.evaluation.grid import grid
     from m2chat.pipeline.tasks import story
 
-    told = story(load_pipeline(options), options.opener, options.frames, options.seed, **how_to_draw(options))
-    stem = show(told.parts, options.out, "story")
-    ours = [np.asarray(image) for part in told.parts for image in part.images]
+    result = story(load_pipeline(options), options.opener, options.frames, options.seed, **how_to_draw(options))
+    stem = show(result.parts, options.out, "story")
+    ours = [np.asarray(image) for part in result.parts for image in part.images]
     path = options.out / f"{stem}-beside-decoder.png"
-    Image.fromarray(grid([ours, told.decoder_alone])).save(path)
+    Image.fromarray(grid([ours, result.decoder_alone])).save(path)
     print(f"Above ours, below the image decoder alone with the same captions at one seed: {path}")
 
 

@@ -8,24 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from lightning import LightningDataModule
 
-from m2chat._compat import ensure_torchvision
-
-ensure_torchvision()
-from lightning import LightningDataModule  # noqa: E402
-
-from m2chat.data.augment import Augmentation  # noqa: E402
-from m2chat.data.collate import Collator  # noqa: E402
-from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
-from m2chat.data.images import VisionInput  # noqa: E402
-from m2chat.data.leak import refuse_leaks  # noqa: E402
-from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
-from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount  # noqa: E402
-from m2chat.data.remote import CACHE  # noqa: E402
-from m2chat.data.shards import find_shards  # noqa: E402
-from m2chat.data.stream import EvalStream, ShardStream  # noqa: E402
-from m2chat.errors import UserError  # noqa: E402
-from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
+from m2chat.data.augment import Augmentation
+from m2chat.data.collate import Collator
+from m2chat.data.dataset import Source, SourceConfig
+from m2chat.data.leak import refuse_leaks
+from m2chat.data.loader import Skips, StreamLoader
+from m2chat.data.network_inputs import VisionInput, drawn_size
+from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount
+from m2chat.data.remote import CACHE
+from m2chat.data.shards import find_shards
+from m2chat.data.stream import EvalStream, ShardStream
+from m2chat.errors import UserError
+from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
+from m2chat.text.prompts import PromptFormat
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +37,8 @@ class M2ChatDataModule(LightningDataModule):
         val: Sources to validate on.
         test: Sources to test on.
         leave_out: Names of sources in `train` to leave out.
-        language_model: Folder with LLaMA's ``tokenizer.model``.
+        language_model: Folder of the language model, for its tokenizer. This setting, the next two and
+            `num_image_tokens` follow the model's backbone; where there is no model, they must be given.
         vision_encoder: open_clip folder, or name of an open_clip model.
         image_decoder: diffusers folder, or SDXL in one file.
         batch_size: Conversations per training batch, on each rank.
@@ -49,7 +47,9 @@ class M2ChatDataModule(LightningDataModule):
         num_workers: Reading processes of each rank; 0 reads in the training process.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
         max_tokens: Maximum length of a sequence, prompt and reply together; evaluation and checkpoints take it over.
-        image_size: Side of the pictures to draw, in pixels.
+        prompt: Format of the prompts: ``alpaca``, LLaMA-Adapter's; ``chat``, the language model's own chat template;
+            ``auto`` for the template where its folder has one. Evaluation and checkpoints take it over.
+        image_size: Side of the pictures to draw, in pixels; None for the side that the image decoder was trained on.
         seed: Seed of the order, and of the choice of the reply that is learned.
         val_samples: Number of replies to validate on, spread evenly over the sources; all by default.
         test_samples: Number of replies to test on, likewise.
@@ -71,16 +71,16 @@ class M2ChatDataModule(LightningDataModule):
         val: list[SourceConfig] | None = None,
         test: list[SourceConfig] | None = None,
         leave_out: list[str] | None = None,
-        language_model: str = "data/micro/llama",
-        vision_encoder: str = "data/micro/clip",
-        image_decoder: str = "data/micro/sdxl",
+        language_model: str | None = None,
+        vision_encoder: str | None = None,
+        image_decoder: str | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 50,
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
-        num_image_tokens: int = 8,
+        num_image_tokens: int | None = None,
         max_tokens: int = Layout.max_tokens,
-        image_size: int = 32,
+        image_size: int | None = None,
         seed: int = 0,
         val_samples: int | None = None,
         test_samples: int | None = None,
@@ -92,6 +92,7 @@ class M2ChatDataModule(LightningDataModule):
         prefetch_factor: int = 2,
         max_bad_share: float = 0.05,
         cache_dir: str = CACHE,
+        prompt: PromptFormat = "auto",
     ) -> None:
         super().__init__()
         for name, value in (("flip", flip), ("max_bad_share", max_bad_share)):
@@ -105,6 +106,7 @@ class M2ChatDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.samples_per_epoch, self.num_workers, self.seed = samples_per_epoch, num_workers, seed
         self.num_image_tokens, self.max_tokens, self.image_size = num_image_tokens, max_tokens, image_size
+        self.prompt: PromptFormat = prompt
         self.limits = {"val": val_samples, "test": test_samples}
         self.test_draw = test_draw
         self.check_leaks = check_leaks
@@ -150,11 +152,19 @@ class M2ChatDataModule(LightningDataModule):
     def collator(self) -> Collator:
         """The collator of this run."""
         if self._collator is None:
-            layout = Layout(M2ChatTokenizer(self.language_model), self.num_image_tokens, self.max_tokens)
-            vision = VisionInput.of(self.vision_encoder)
-            captions = CaptionTokens(self.image_decoder)
-            self._collator = Collator(layout, captions, vision, self.image_size, self.augmentation)
+            language_model, vision_encoder = self._required("language_model"), self._required("vision_encoder")
+            image_decoder = self._required("image_decoder")
+            tokenizer = M2ChatTokenizer(language_model)
+            layout = Layout(tokenizer, self._required("num_image_tokens"), self.max_tokens, self.prompt)
+            size = self.image_size or drawn_size(Path(image_decoder))
+            captions, vision = CaptionTokens(image_decoder), VisionInput.of(vision_encoder)
+            self._collator = Collator(layout, captions, vision, size, self.augmentation)
         return self._collator
+
+    def _required(self, name: str) -> Any:
+        if (value := getattr(self, name)) is None:
+            raise UserError(f"data.{name} is not set: give the model a backbone, which the data follow, or set it")
+        return value
 
     def train_dataloader(self) -> StreamLoader:
         """Training batches; every iteration is an epoch, or the rest of one after resuming."""

@@ -35,6 +35,8 @@ class SourceConfig:
         allow_pipe: Whether a path ``pipe:COMMAND`` may run its command.
         world: Name of the generated world that the data come from, a folder under ``m2chat/worlds/``. Its path is
             ``ROOT/<data set>/<split>`` then, and all its data sets are generated below ROOT if they are not there.
+        describe: Whether each reply with a picture is turned round: the picture is shown, and its caption is the
+            reply. Stage 0 trains on that; replies without a picture stay as they are.
     """
 
     name: str
@@ -43,6 +45,7 @@ class SourceConfig:
     kinds: list[str] | None = None
     allow_pipe: bool = False
     world: str | None = None
+    describe: bool = False
 
     def generate(self) -> None:
         """Generates the shards of a generated world; does nothing for other data.

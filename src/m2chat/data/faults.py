@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from m2chat.checksums import sha256
 from m2chat.data.images import BadImage, load_image
 from m2chat.data.index import MAX_MEMBER, SUFFIXES
-from m2chat.data.manifest import NAME, Listed, read_manifest, sha256_of
+from m2chat.data.manifest import NAME, Listed, read_manifest
 from m2chat.data.peek import is_picture, peek
 from m2chat.data.prints import identity
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import local_shards
-from m2chat.data.sources import PICTURES, BadSample, json_of
+from m2chat.data.sources import PICTURES, BadSample, is_utf8, json_of
 from m2chat.errors import UserError
 
 _BLOCK = 512
@@ -113,7 +114,7 @@ def _differences(path: Path, listed: Listed | None, samples: int) -> Iterator[Fa
     elif path.stat().st_size != listed.bytes:
         detail = f"{path.stat().st_size} bytes, listed {listed.bytes}"
         yield Fault(str(path), "", "", f"length differs from {NAME}", detail)
-    elif (digest := sha256_of(path)) != listed.sha256:
+    elif (digest := sha256(path)) != listed.sha256:
         yield Fault(str(path), "", "", f"checksum differs from {NAME}", f"SHA-256 {digest}, listed {listed.sha256}")
     elif samples != listed.samples:
         yield Fault(str(path), "", "", f"number of samples differs from {NAME}", f"{samples}, listed {listed.samples}")
@@ -216,14 +217,14 @@ class _Checker:
                     load_image(data)
                 except BadImage as error:
                     self._add(key, suffix, error.reason)
-            elif not _is_utf8(data):
+            elif not is_utf8(data):
                 self._add(key, suffix, "not UTF-8")
         record = self._structure(key, members)
         if record is None:
             return
         pictures = _pictures(record)
         for name, digest in pictures.items():
-            if digest and name in members and sha256(members[name]).hexdigest() != digest:
+            if digest and name in members and hashlib.sha256(members[name]).hexdigest() != digest:
                 self._add(key, name, "checksum differs from the JSON")
         chosen = next((suffix for suffix in PICTURES if suffix in members), "")
         for suffix in sorted(members.keys() - ({"json", *pictures} if _is_m2c(record) else {"json", "txt", chosen})):
@@ -265,11 +266,3 @@ def _pictures(record: Mapping[str, Any]) -> dict[str, str]:
     entries = record.get("images") if _is_m2c(record) else ()
     rows = [row for row in entries if isinstance(row, dict)] if isinstance(entries, list) else []
     return {str(row["member"]): str(row.get("sha256") or "") for row in rows if "member" in row}
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -1,20 +1,15 @@
-"""Pictures from untrusted bytes, and pictures as the networks expect them."""
+"""Pictures from untrusted bytes, and their sizes as the networks expect them."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-from m2chat.errors import UserError
-from m2chat.integrity import verify_listed
 
 try:
     import simplejpeg
@@ -34,8 +29,6 @@ _EXIF_MARKS = (b"Exif", b"rientation")
 """Bytes that occur in every JPEG that states an orientation, as EXIF or as XMP."""
 _ORIENTATION = 0x0112
 _COLOURS = ("Gray", "RGB", "YCbCr")
-_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class BadImage(ValueError):
@@ -61,6 +54,23 @@ def _flatten(image: PILImage) -> PILImage:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def pixels_of(image: PILImage) -> NDArray[np.uint8]:
+    """The pixels of an open picture as every viewer shows it: the only way from Pillow to RGB.
+
+    Upright by its EXIF orientation, transparency on white, 16 bits scaled, the frame that it stands at.
+
+    Args:
+        image: Picture of any mode.
+
+    Returns:
+        RGB, (H, W, 3), 0-255.
+    """
+    from PIL import ImageOps
+
+    upright = image.getexif().get(_ORIENTATION, 1) == 1
+    return np.array(_flatten(image if upright else ImageOps.exif_transpose(image)), dtype=np.uint8)
 
 
 def _in_bands(image: PILImage, factor: int) -> NDArray[np.uint8]:
@@ -146,8 +156,6 @@ def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]
     Raises:
         BadImage: If the format is another, the picture is empty, broken or larger than `MAX_PIXELS`.
     """
-    from PIL import ImageOps
-
     if halve_above is None and data.startswith(b"\xff\xd8\xff") and not any(word in data for word in _EXIF_MARKS):
         pixels = decode_jpeg(data)  # Before Pillow opens it, which takes a third of the time of a small one.
         if pixels is not None:
@@ -160,8 +168,18 @@ def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]
         if halve_above is None and upright and image.format == "JPEG" and (pixels := decode_jpeg(data)) is not None:
             return pixels
         if image.format in ("JPEG", "MPO") or width * height <= _BAND:
-            return np.array(_flatten(image if upright else ImageOps.exif_transpose(image)), dtype=np.uint8)
+            return pixels_of(image)
         return _in_bands(image, 2 if halve_above is not None and width * height > halve_above else 1)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The picture of a file, as `load_image` decodes it.
+
+    Raises:
+        OSError: If the file cannot be read.
+        BadImage: If it is no picture that `load_image` takes.
+    """
+    return load_image(path.read_bytes())
 
 
 def save_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -202,67 +220,3 @@ def resize_crop(
         planes = torch.from_numpy(square).permute(2, 0, 1)[None]  # (1, 3, H, W)
         square = interpolate(planes, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
     return square, (round(top * size / side), round(left * size / side))
-
-
-@dataclass(frozen=True)
-class VisionInput:
-    """The input of a vision encoder.
-
-    Args:
-        size: Side of the square picture, in pixels.
-        mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel, in [0, 1].
-    """
-
-    size: int = 224
-    mean: tuple[float, ...] = _OPENAI_MEAN
-    std: tuple[float, ...] = _OPENAI_STD
-
-    @classmethod
-    def of(cls, vision_encoder: str) -> VisionInput:
-        """The input of an encoder, from its configuration.
-
-        Args:
-            vision_encoder: Folder with ``open_clip_config.json``; or folder of transformers' CLIP, whose
-                ``preprocessor_config.json`` has mean and deviation if they are not OpenAI's; or name of an open_clip
-                model, behind which ``:`` and the tag of its weights are ignored here.
-
-        Raises:
-            UserError: If it is neither, or the folder's file is damaged.
-        """
-        path = Path(vision_encoder) / "open_clip_config.json"
-        if path.is_file():
-            verify_listed([path])
-            config = json.loads(path.read_text())
-            preprocess = config.get("preprocess_cfg", {})
-            mean, std = preprocess.get("mean", _OPENAI_MEAN), preprocess.get("std", _OPENAI_STD)
-            return cls(int(config["model_cfg"]["vision_cfg"]["image_size"]), tuple(mean), tuple(std))
-        if (path := Path(vision_encoder) / "config.json").is_file():
-            return cls._of_transformers(path)
-        from m2chat._compat import ensure_torchvision
-
-        ensure_torchvision()
-        import open_clip
-
-        architecture = vision_encoder.partition(":")[0]
-        if architecture not in open_clip.list_models():
-            raise UserError(
-                f"vision_encoder={vision_encoder!r} is neither a folder with open_clip_config.json nor a model of "
-                "open_clip: give a folder, or a name such as 'ViT-L-14-quickgelu:openai'; a file stands behind its "
-                "architecture, as in 'ViT-L-14-quickgelu:/weights/ViT-L-14.pt', which decides the size of its pictures"
-            )
-        return cls(int(open_clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)))
-
-    @classmethod
-    def _of_transformers(cls, path: Path) -> VisionInput:
-        """The input of an encoder in transformers' layout, from its ``config.json``."""
-        verify_listed([path])
-        config = json.loads(path.read_text())
-        size = int(config.get("vision_config", config).get("image_size", 224))
-        how = path.with_name("preprocessor_config.json")
-        if not how.is_file():
-            return cls(size)
-        verify_listed([how])
-        preprocess = json.loads(how.read_text())
-        mean, std = preprocess.get("image_mean", _OPENAI_MEAN), preprocess.get("image_std", _OPENAI_STD)
-        return cls(size, tuple(mean), tuple(std))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2chat.checksums import sha256
 from m2chat.errors import UserError
 from m2chat.files import write_whole
 
@@ -34,13 +34,7 @@ class Listed:
     @classmethod
     def of(cls, path: Path, samples: int) -> Listed:
         """Describes a finished shard; reads the whole file."""
-        return cls(path.name, samples, path.stat().st_size, sha256_of(path))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(path.name, samples, path.stat().st_size, sha256(path))
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:

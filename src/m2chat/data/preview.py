@@ -156,7 +156,7 @@ def _pieces(encoded: Encoded, view: View, layout: Layout) -> Iterator[Piece]:
     if encoded.cut_tokens:
         uncut = replace(layout, max_tokens=_UNLIMITED).encode(view.request, view.reply)
     special = layout.tokenizer
-    names = {special.bos_id: "<s>", special.eos_id: "</s>", special.ic_id: "<|IC|>"}
+    names = layout.prompts.marks
     before: list[int] = []
     tokens = _tokens(encoded, uncut, layout)
     for (span, scored, slot), group in groupby(tokens, key=lambda token: (*token[1:], token[0] == special.img_id)):
@@ -175,12 +175,11 @@ def _pieces(encoded: Encoded, view: View, layout: Layout) -> Iterator[Piece]:
 
 def _tokens(encoded: Encoded, uncut: Encoded, layout: Layout) -> Iterator[tuple[int, Span, bool]]:
     """Token, span and whether it is scored; tokens that were cut stand at their place."""
-    special = layout.tokenizer
     response = next(at for at, label in enumerate(encoded.labels) if label != IGNORE)
 
     def span_at(at: int) -> Span:
         token = encoded.input_ids[at]
-        if token in (special.bos_id, special.eos_id, special.ic_id):
+        if token in layout.prompts.marks:
             return "mark"
         for name in ("answer", "caption", "image"):
             if getattr(encoded, name)[at]:

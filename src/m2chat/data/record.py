@@ -17,12 +17,12 @@ BY_TURN = "turn"
 """Origin of a caption that is only the text of the picture's turn."""
 
 
-class _Part(BaseModel):
+class _Frozen(BaseModel):
     # Unknown keys are ignored: a later version may add some.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class TextPartRecord(_Part):
+class TextPartRecord(_Frozen):
     """A text within a turn.
 
     Args:
@@ -33,7 +33,7 @@ class TextPartRecord(_Part):
     text: str
 
 
-class ImagePartRecord(_Part):
+class ImagePartRecord(_Frozen):
     """A picture within a turn.
 
     Args:
@@ -44,7 +44,7 @@ class ImagePartRecord(_Part):
     image: StrictInt
 
 
-class TurnRecord(_Part):
+class TurnRecord(_Frozen):
     """A turn.
 
     Args:
@@ -65,7 +65,7 @@ class TurnRecord(_Part):
         return named if self.context is None else [*named, self.context]
 
 
-class ImageRecord(_Part):
+class ImageRecord(_Frozen):
     """A picture.
 
     Args:
@@ -105,7 +105,7 @@ class ImageRecord(_Part):
         return (height, width) if height > 0 and width > 0 else None
 
 
-class Record(_Part):
+class Record(_Frozen):
     """A sample.
 
     Args:

@@ -192,6 +192,15 @@ def pair_facts(members: Mapping[str, bytes], record: Mapping[str, Any]) -> tuple
     return caption, (height, width) if height > 0 and width > 0 else None
 
 
+def is_utf8(data: bytes) -> bool:
+    """Whether bytes are text in UTF-8."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def one_line(text: Any) -> str:
     """`clean_text` with single spaces and no line breaks."""
     return " ".join(clean_text(text).split())

@@ -20,6 +20,7 @@ from m2chat.data.order import Buckets, Mixture, Shuffle, batches_of, positions_u
 from m2chat.data.sources import BadSample
 from m2chat.errors import UserError
 from m2chat.schema import Sample
+from m2chat.text.describing import as_description
 from m2chat.text.view import segments_of
 
 log = logging.getLogger(__name__)
@@ -222,7 +223,8 @@ class ShardStream(_Stream):
             place = self._orders[which](draw + offset)
             sample = self._read(source, *place, missed)
             if sample is not None:
-                return self._choose(sample, [*source.lengths(*place)], position)
+                item = self._choose(sample, [*source.lengths(*place)], position)
+                return _described(item) if source.config.describe else item
         reasons = ", ".join(f"{count} x {why}" for (_, why), count in Counter(missed).most_common())
         raise UserError(
             f"source {source.name!r}: {_TRIES} unreadable samples in a row ({reasons}): check {source.config.path}"
@@ -284,4 +286,13 @@ class EvalStream(_Stream):
         """The reply at a position, None if its sample has become unreadable."""
         number, shard, index, turn = self._views[position]
         sample = self._read(self.sources[number], shard, index, missed)
-        return None if sample is None else Item(sample, turn, None, position)
+        if sample is None:
+            return None
+        item = Item(sample, turn, None, position)
+        return _described(item) if self.sources[number].config.describe else item
+
+
+def _described(item: Item) -> Item:
+    """The item with the picture of its reply to be described."""
+    sample, turn = as_description(item.sample, item.turn, item.target)
+    return item if sample is item.sample else item._replace(sample=sample, turn=turn, target=None)

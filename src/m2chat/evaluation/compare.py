@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m2chat.data.images import read_image
 from m2chat.errors import UserError
 from m2chat.evaluation.results import RESULTS, read_predictions, read_results, sample_scores
 from m2chat.evaluation.statistics import Difference, Estimate, difference, estimate
@@ -36,7 +37,9 @@ def compare(first: Path, second: Path) -> list[Difference]:
     if len(counted) > 1:
         counts = [np.array([side[id_]["scores"]["bleu_statistics"] for id_ in counted]) for side in (a, b)]
         differences += [
-            difference(f"bleu_{order}", counts[0], counts[1], partial(bleu, order=order)) for order in (1, 2)
+            difference(f"bleu_{order}", counts[0], counts[1], partial(bleu, order=order))
+            for order in (1, 2)
+            if (counts[0][:, -1] >= order).any()  # else it is undefined: no reference has so many words
         ]
     scores = [(sample_scores(a[id_]), sample_scores(b[id_])) for id_ in shared]
     names = dict.fromkeys(name for of_first, _ in scores for name in of_first if not name.startswith("bleu_"))
@@ -94,8 +97,6 @@ def _recorded_world(folder: Path) -> str:
 
 def _judged_pictures(folder: Path, world: World) -> dict[str, Judged]:
     """Verdicts on the generated pictures that have a reference in the world, by ``"<prediction id>/<place>"``."""
-    from PIL import Image
-
     verdicts = {}
     for row in read_predictions(folder):
         references = [segment for segment in row["reference"] if segment["caption"] is not None]
@@ -103,7 +104,7 @@ def _judged_pictures(folder: Path, world: World) -> dict[str, Judged]:
         # The k-th generated picture stands for the k-th reference; the rest of the longer list has no counterpart.
         known = known_of(row["meta"], len(references))
         for index, (reference, name) in enumerate(zip(references, generated, strict=False)):
-            picture = np.asarray(Image.open(folder / name).convert("RGB"))
+            picture = read_image(folder / name)
             target = Target(reference["caption"], None, picture, *known[index])
             judged = world.judge([target])
             if judged.all_right:  # empty for a caption from outside the world

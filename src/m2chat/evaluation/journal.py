@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from m2chat.errors import UserError
 from m2chat.evaluation.results import PREDICTIONS, RESULTS, line_of, read_reply
 from m2chat.schema import Reply
+from m2chat.textfiles import lines_of
 
 Known: TypeAlias = Mapping[str, tuple[Reply, Mapping[str, Any]]]
 """Prediction id to the generated reply and the prediction's ``meta``."""
@@ -46,7 +47,9 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mapping[str, Any]]]:
+def known_replies(
+    folder: Path, generation: str, as_before: str | None = None
+) -> dict[str, tuple[Reply, Mapping[str, Any]]]:
     """The replies that an earlier evaluation has generated, finished or not.
 
     Left out, and so generated again, are a line that was cut off and a reply whose picture cannot be read.
@@ -54,6 +57,7 @@ def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mappi
     Args:
         folder: Folder of the earlier evaluation.
         generation: Hash of the settings of this one.
+        as_before: The same as earlier versions computed it.
 
     Raises:
         UserError: If the folder holds no evaluation, or one with other settings.
@@ -63,17 +67,17 @@ def known_replies(folder: Path, generation: str) -> dict[str, tuple[Reply, Mappi
     if not files:
         raise UserError(f"evaluation.resume={str(folder)!r} holds no predictions: name a folder of `lightning test`")
     for path, recorded in files:
-        if recorded != generation:
+        if recorded not in (generation, as_before):
             raise UserError(
                 f"evaluation.resume={str(folder)!r} was generated with other settings or weights (hash {recorded}, "
                 f"and {generation} here): evaluate the same checkpoint with the same settings, or leave resume out"
             )
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in lines_of(path):
             try:
                 row = json.loads(line)
                 if "id" in row:
                     replies[row["id"]] = read_reply(folder, row["generated"]), row["meta"]
-            except (json.JSONDecodeError, OSError):  # the process was killed while it wrote the line or the picture
+            except (ValueError, OSError):  # the process was killed while it wrote the line or the picture
                 continue
     return replies
 

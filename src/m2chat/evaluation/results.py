@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from m2chat.data.images import read_image
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import write_whole
 from m2chat.metrics.text_overlap import bleu
 from m2chat.schema import Prediction, Reply, Segment
+from m2chat.textfiles import read_json_lines
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
@@ -43,7 +45,7 @@ def settings_hash(protocol: Mapping[str, Any]) -> str:
         protocol: Settings, and further entries that do not count, such as names of files.
     """
     settings = {name: value for name, value in protocol.items() if name not in _NOT_SETTINGS}
-    return hashlib.sha256(json.dumps(_plain(settings), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -62,14 +64,14 @@ def versions() -> dict[str, str | None]:
     return installed
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value as JSON can hold it; NaN and infinity, which JSON lacks, become null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)
@@ -93,7 +95,7 @@ def write_results(folder: Path, metrics: Mapping[str, Estimate], protocol: Mappi
     """
     content = {"metrics": {name: asdict(item) for name, item in sorted(metrics.items())}, "protocol": protocol}
     path = folder / RESULTS
-    _write(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -194,7 +196,7 @@ def prediction_row(prediction: Prediction, images: Mapping[str, list[str | None]
 
 def line_of(row: Mapping[str, Any]) -> str:
     """A row as a line of JSON, with its newline."""
-    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -209,12 +211,16 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """The rows that `write_predictions` wrote.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are none, or the file is broken.
     """
     path = folder / PREDICTIONS
     if not path.is_file():
         raise UserError(f"no {PREDICTIONS} in {folder}: name the folder of a `lightning test` run")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        rows: list[dict[str, Any]] = read_json_lines(path)
+    except ValueError as error:
+        raise UserError(f"{path} is broken ({error}): evaluate again") from error
+    return rows
 
 
 def read_reply(folder: Path, segments: Iterable[Mapping[str, str | None]]) -> Reply:
@@ -225,15 +231,14 @@ def read_reply(folder: Path, segments: Iterable[Mapping[str, str | None]]) -> Re
         segments: ``answer``, ``caption`` and ``image`` of each segment.
 
     Raises:
-        OSError: If a picture is missing or cannot be decoded.
+        OSError: If a picture is missing.
+        BadImage: If it cannot be decoded.
     """
-    from PIL import Image
-
     texts, pictures = [], []
     for segment in segments:
         name = segment["image"]
         texts.append(Segment(segment["answer"] or "", segment["caption"]))
-        pictures.append(None if name is None else np.asarray(Image.open(folder / name).convert("RGB")))
+        pictures.append(None if name is None else read_image(folder / name))
     return Reply(tuple(texts), tuple(pictures))
 
 

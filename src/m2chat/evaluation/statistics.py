@@ -82,8 +82,15 @@ def estimate(values: ArrayLike, statistic: Callable[[NDArray[Any]], float] = _me
         return Estimate(value, 1)
     rng = np.random.default_rng(seed)
     draws = [statistic(rows[rng.integers(count, size=count)]) for _ in range(RESAMPLES)]
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Estimate(value, count, float(low), float(high))
+    low, high = _interval(np.array(draws))
+    return Estimate(value, count, low, high)
+
+
+def _interval(draws: NDArray[Any]) -> tuple[float, float]:
+    """The 95 % interval of the draws for which the statistic is defined; NaN if it is for none."""
+    defined = draws[~np.isnan(draws)]
+    low, high = np.quantile(defined, (0.025, 0.975)) if len(defined) else (np.nan, np.nan)
+    return float(low), float(high)
 
 
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -126,7 +133,7 @@ def difference(
     rng = np.random.default_rng(seed)
     chosen = [rng.integers(n, size=n) for _ in range(RESAMPLES)]
     draws = np.array([statistic(first[rows]) - statistic(second[rows]) for rows in chosen])
-    low, high = np.quantile(draws, (0.025, 0.975))
+    low, high = _interval(draws)
     # Both tails with one draw added, so that no finite number of draws gives p = 0.
     p = min(1.0, 2 * (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (RESAMPLES + 1))
-    return Difference(metric, statistic(first), statistic(second), float(low), float(high), float(p), n)
+    return Difference(metric, statistic(first), statistic(second), low, high, float(p), n)

@@ -148,6 +148,8 @@ def _value(item: Estimate | None) -> str:
     """
     if item is None:
         return NOT_RUN
+    if math.isnan(item.value):
+        return "undefined"
     if item.n is not None and item.n > 1:
         return f"{item.value:.2f} ± {(item.high - item.low) / 2:.2f} ({item.n})"
     interval = "" if math.isnan(item.low) else f" [{item.low:.2f}, {item.high:.2f}]"

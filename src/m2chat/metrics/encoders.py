@@ -85,9 +85,6 @@ class OpenClipEncoder:
         """
         if self._parts is not None:
             return self._parts
-        from m2chat._compat import ensure_torchvision
-
-        ensure_torchvision()
         import open_clip
 
         if (Path(self.model) / "open_clip_config.json").is_file():

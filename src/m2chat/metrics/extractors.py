@@ -161,9 +161,6 @@ class InceptionExtractor(_NetworkExtractor):
         return 2048
 
     def _load(self) -> torch.nn.Module:
-        from m2chat._compat import ensure_torchvision
-
-        ensure_torchvision()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         if not Path(self.weights_path).is_file():

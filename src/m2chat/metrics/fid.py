@@ -73,7 +73,7 @@ class Moments:
     def save(self, path: Path, extractor: str) -> None:
         """Writes the sums as ``.npz``, with the name of the extractor that they belong to, and a checksum."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")  # as numpy names it
+        path = _named(path)
         with whole_file(path) as part, part.open("w+b") as file:
             np.savez(file, n=self.n, total=self.total, outer=self.outer, extractor=extractor)
             seal_zip(file)
@@ -82,11 +82,17 @@ class Moments:
     def load(cls, path: Path, extractor: str) -> Moments:
         """Reads what `save` wrote.
 
+        Args:
+            path: The file; ``.npz`` may be left out, as in `save`.
+            extractor: Name of the extractor that it must belong to.
+
         Raises:
-            UserError: If there is no such file, it is damaged, or it belongs to another extractor.
+            UserError: If there is no such file, it is damaged, another tool's, or belongs to another extractor.
         """
+        path = path if path.is_file() else _named(path)
         if not path.is_file():
             raise UserError(f"FID reference={str(path)!r} is no file; `m2chat eval moments` writes one")
+        _refuse_foreign(path)
         verify(path)
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -102,6 +108,35 @@ class Moments:
                 f"{extractor!r}: write them again with `m2chat eval moments`"
             )
         return moments
+
+
+def _named(path: Path) -> Path:
+    """The path with the suffix, as numpy writes it."""
+    return path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Checks that a file was not written by another tool.
+
+    Raises:
+        UserError: If it was.
+    """
+    remedy = "write the moments of the same pictures by `m2chat eval moments PICTURES OUT.npz`"
+    with path.open("rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise UserError(f"FID reference={str(path)!r} is a single array (.npy), and no moments: {remedy}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+    except NPZ_ERRORS:
+        return  # damaged: what reads it says so
+    if {"mu", "sigma"} <= set(names):
+        raise UserError(
+            f"FID reference={str(path)!r} holds mu and sigma, as pytorch-fid and others write them: they state neither "
+            f"the network nor the number of pictures, so they cannot be compared with ours; {remedy}"
+        )
+    if not {"n", "total", "outer", "extractor"} <= set(names):
+        raise UserError(f"FID reference={str(path)!r} holds {', '.join(names) or 'nothing'}, and no moments: {remedy}")
 
 
 def _congruent(root: NDArray[np.floating], symmetric: NDArray[np.floating], block: int = 256) -> NDArray[np.floating]:

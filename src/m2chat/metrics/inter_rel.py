@@ -9,9 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from m2chat.errors import UserError
 from m2chat.metrics.base import SampleMetric
 
 Modality = Literal["T", "V"]
+_TOLERANCE = 0.01
+"""Difference from 1 up to which a length counts as 1."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,27 @@ class Elements:
     Args:
         modalities: Modality of each element, ``T`` or ``V``, K of them.
         embeddings: Unit vectors, (K, D).
+
+    Raises:
+        UserError: If the vectors are not as many, or not of unit length: their products would be no cosines.
     """
 
     modalities: Sequence[Modality]
     embeddings: NDArray[np.floating]
+
+    def __post_init__(self) -> None:
+        if len(self.modalities) != len(self.embeddings):
+            raise UserError(
+                f"{len(self.modalities)} modalities and {len(self.embeddings)} embeddings: give one for each"
+            )
+        lengths = np.linalg.norm(np.asarray(self.embeddings, np.float64), axis=-1)
+        # Half precision keeps a unit vector's length to a thousandth; not finite ones are counted elsewhere.
+        wrong = np.isfinite(lengths) & (np.abs(lengths - 1.0) > _TOLERANCE)
+        if wrong.any():
+            raise UserError(
+                f"embeddings: {int(wrong.sum())} of {len(lengths)} vectors are not of unit length, the first has "
+                f"{float(lengths[wrong][0]):.3g}: divide each by its length, so that their products are cosines"
+            )
 
     def __len__(self) -> int:
         return len(self.modalities)

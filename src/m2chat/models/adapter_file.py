@@ -37,6 +37,9 @@ class AdapterShape:
         prompts: K.
         layers: Layers that have prompts.
         visual_depth: Blocks of the visual query encoder.
+        visual_width: Width of these blocks.
+        visual_hidden: Width inside their feed-forwards.
+        visual_heads: Heads of these blocks, which no tensor shows.
         clip_width: W, width of the CLIP tokens.
         bias: Whether there are biases.
         lora_rank: Rank of the low-rank updates, 0 for none.
@@ -45,25 +48,44 @@ class AdapterShape:
     prompts: int
     layers: int
     visual_depth: int
+    visual_width: int
+    visual_hidden: int
+    visual_heads: int
     clip_width: int
     bias: bool
     lora_rank: int
 
-    @property
-    def visual_heads(self) -> int:
-        """Heads of the visual blocks: 48 channels each, 16 heads at the official width of 768."""
-        return max(1, self.clip_width // 48)
 
+def read_shape(official: Mapping[str, Tensor], visual_heads: int) -> AdapterShape:
+    """Derives the sizes from the tensors, since the config in the file is optional.
 
-def read_shape(official: Mapping[str, Tensor]) -> AdapterShape:
-    """Derives the sizes from the tensors, since the config in the file is optional."""
-    prompts, clip_width = official["visual_query.weight"].shape
+    Args:
+        official: The file's ``model``.
+        visual_heads: Heads of the visual blocks.
+
+    Raises:
+        ValueError: If the tensors contradict each other, or the heads do not divide the blocks' width.
+    """
+    prompts = len(official["visual_query.weight"])
+    visual_width, clip_width = official["clip_proj.weight"].shape
+    rows = len(official["adapter_query.weight"])
+    if rows % prompts:
+        raise ValueError(f"adapter_query has {rows} rows, which are no multiple of the {prompts} of visual_query")
+    if visual_heads < 1 or visual_width % visual_heads:
+        raise ValueError(f"its visual blocks are {visual_width} wide, which {visual_heads} heads do not divide")
     blocks = {int(key.split(".")[1]) for key in official if key.startswith("visual_blocks.")}
+    if blocks != set(range(len(blocks))):
+        lost = min(set(range(max(blocks))) - blocks)
+        raise ValueError(f"its visual blocks end at number {max(blocks)}, and number {lost} is missing")
+    hidden = official.get("visual_blocks.0.mlp.fc1.weight")
     ranks = [value.shape[0] for key, value in official.items() if "lora_w" in key and key.endswith("_l1.weight")]
     return AdapterShape(
         prompts=prompts,
-        layers=official["adapter_query.weight"].shape[0] // prompts,
+        layers=rows // prompts,
         visual_depth=len(blocks),
+        visual_width=visual_width,
+        visual_hidden=4 * visual_width if hidden is None else len(hidden),
+        visual_heads=visual_heads,
         clip_width=clip_width,
         bias=any(key.endswith(".wq.bias") for key in official),
         lora_rank=ranks[0] if ranks else 0,
@@ -83,13 +105,16 @@ def permute(rows: Tensor, heads: int, inverse: bool = False) -> Tensor:
     return shaped.transpose(1, 2).reshape(rows.shape)
 
 
-def from_official(official: Mapping[str, Tensor], heads: int, num_layers: int) -> dict[str, Tensor]:
+def from_official(
+    official: Mapping[str, Tensor], heads: int, num_layers: int, kv_heads: int | None = None
+) -> dict[str, Tensor]:
     """Renames an adapter file's tensors.
 
     Args:
         official: The file's ``model``.
         heads: Attention heads of the language model.
         num_layers: Number of the language model's layers.
+        kv_heads: Its heads of keys and values; None for as many as `heads`.
 
     Returns:
         Names under ``llama.`` (an `AdapterLlamaForCausalLM`) and ``visual_query.`` (a `VisualQueryEncoder`).
@@ -109,14 +134,14 @@ def from_official(official: Mapping[str, Tensor], heads: int, num_layers: int) -
         elif key == "llama.norm.weight":
             ours["llama.model.norm.weight"] = value
         elif match := _LAYER.match(key):
-            name, tensor = _layer_from_official(match.group(2), value, heads)
+            name, tensor = _layer_from_official(match.group(2), value, heads, kv_heads or heads)
             ours[f"llama.model.layers.{match.group(1)}.{name}"] = tensor
         else:
             raise KeyError(f"the adapter file has an unknown tensor {key!r}")
     return {name: tensor.contiguous() for name, tensor in ours.items()}
 
 
-def _layer_from_official(name: str, value: Tensor, heads: int) -> tuple[str, Tensor]:
+def _layer_from_official(name: str, value: Tensor, heads: int, kv_heads: int) -> tuple[str, Tensor]:
     if name == "attention.gate":
         return "self_attn.adapter_gate", value.reshape(-1)
     if name == "attention.new_gate":
@@ -126,7 +151,8 @@ def _layer_from_official(name: str, value: Tensor, heads: int) -> tuple[str, Ten
     if lora := _LORA.match(name):
         official = f"{lora.group(1)}.{lora.group(2)}"
         is_b = lora.group(3) == "2"
-        tensor = permute(value, heads) if is_b and official in PERMUTED else value
+        rows = kv_heads if official == "attention.wk" else heads
+        tensor = permute(value, rows) if is_b and official in PERMUTED else value
         return f"{LINEAR[official]}.lora_{'B' if is_b else 'A'}", tensor
     official, _, kind = name.rpartition(".")
     if official in LINEAR:
@@ -134,8 +160,17 @@ def _layer_from_official(name: str, value: Tensor, heads: int) -> tuple[str, Ten
     raise KeyError(f"the adapter file has an unknown layer tensor {name!r}")
 
 
-def to_official(ours: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
-    """Inverse of `from_official`, for an adapter without low-rank updates."""
+def to_official(ours: Mapping[str, Tensor], heads: int, kv_heads: int | None = None) -> dict[str, Tensor]:
+    """Inverse of `from_official`, for every variant.
+
+    Args:
+        ours: Tensors by the names that `from_official` gives them.
+        heads: Attention heads of the language model.
+        kv_heads: Its heads of keys and values; None for as many as `heads`.
+
+    Raises:
+        KeyError: If a tensor is none of an adapter's.
+    """
     linear = {new: old for old, new in LINEAR.items()}
     norm = {new: old for old, new in NORM.items()}
     official: dict[str, Tensor] = {}
@@ -153,6 +188,13 @@ def to_official(ours: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
                 queries[layer] = value
             elif name == "self_attn.adapter_gate":
                 official[prefix + "attention.gate"] = value.reshape(1, -1, 1, 1)
+            elif name == "self_attn.adapter_new_gate":
+                official[prefix + "attention.new_gate"] = value.reshape(1, 1, 1, 1)
+            elif stem in linear and kind in ("lora_A", "lora_B"):
+                group, _, old = linear[stem].partition(".")
+                if kind == "lora_B" and linear[stem] in PERMUTED:
+                    value = permute(value, (kv_heads or heads) if old == "wk" else heads, inverse=True)
+                official[f"{prefix}{group}.lora_{old}_l{1 if kind == 'lora_A' else 2}.weight"] = value
             elif stem in norm:
                 official[f"{prefix}{norm[stem]}.weight"] = value
             elif stem in linear:
@@ -170,8 +212,8 @@ def to_official(ours: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
 def adapter_parameter_names(llama: torch.nn.Module, visual_query: torch.nn.Module) -> set[str]:
     """Names of exactly the parameters that an adapter file holds, with our prefixes.
 
-    Biases, norms, gates, prompts and the whole visual query encoder: 63,095,552 numbers at 7B. Chosen by module:
-    a search for ``gate`` in names would catch LLaMA's ``gate_proj``.
+    Biases, norms, gates, prompts, low-rank updates where there are any, and the whole visual query encoder:
+    63,095,552 numbers at 7B. Chosen by module: a search for ``gate`` in names would catch LLaMA's ``gate_proj``.
     """
     from m2chat.models.llama_adapter import AdapterLinear, AdapterLlamaAttention
 

@@ -15,9 +15,10 @@ from torch import nn
 from m2chat.models import published
 from m2chat.models.adapter_file import AdapterShape
 from m2chat.models.build import composed
-from m2chat.models.config import BackboneConfig, DecoderConfig, M3AdapterConfig
+from m2chat.models.config import NEW, BackboneConfig, DecoderConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.reading import ReadingModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.models.weights.adapter import open_adapter
 from m2chat.models.weights.clip import clip_settings
@@ -42,15 +43,24 @@ def blank_m2chat(
     """
     assumed: list[str] = []
     with torch.device(device):
-        llama, visual_query = _language(backbone, assumed)
         clip = _clip(backbone, assumed)
+        llama, visual_query = _language(backbone, clip.width, assumed)
         decoder = BlankDecoder(backbone.image_decoder, backbone.decoder)
         if not Path(backbone.image_decoder).exists():
             assumed.append(f"backbone.image_decoder={backbone.image_decoder!r} is not there: taken to be SDXL base 1.0")
         return composed(m3adapter, llama, visual_query, clip, decoder), assumed
 
 
-def _language(backbone: BackboneConfig, assumed: list[str]) -> tuple[Any, VisualQueryEncoder]:
+def blank_reading(backbone: BackboneConfig, device: torch.device | str = "meta") -> tuple[ReadingModel, list[str]]:
+    """The same of what stage 0 trains: without connector and image decoder."""
+    assumed: list[str] = []
+    with torch.device(device):
+        clip = _clip(backbone, assumed)
+        llama, visual_query = _language(backbone, clip.width, assumed)
+        return ReadingModel(llama, clip, visual_query), assumed
+
+
+def _language(backbone: BackboneConfig, clip_width: int, assumed: list[str]) -> tuple[Any, VisualQueryEncoder]:
     from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 
     folder, adapter = Path(backbone.language_model), Path(backbone.adapter)
@@ -60,8 +70,22 @@ def _language(backbone: BackboneConfig, assumed: list[str]) -> tuple[Any, Visual
     else:
         assumed.append(f"backbone.language_model={str(folder)!r} is not there: taken to be LLaMA 7B")
     shape: AdapterShape = published.BIAS_7B
-    if adapter.is_file():
-        shape = open_adapter(adapter, "backbone.adapter").shape
+    if backbone.adapter == NEW:
+        assert backbone.new_adapter is not None  # BackboneConfig refuses that
+        new = backbone.new_adapter
+        shape = AdapterShape(
+            prompts=new.prompts,
+            layers=new.layers,
+            visual_depth=new.visual_blocks,
+            visual_width=clip_width,
+            visual_hidden=4 * clip_width,
+            visual_heads=new.visual_heads,
+            clip_width=clip_width,
+            bias=True,
+            lora_rank=new.lora_rank,
+        )
+    elif adapter.is_file():
+        shape = open_adapter(adapter, "backbone.adapter", backbone.visual_heads, backbone.visual_blocks).shape
     else:
         assumed.append(f"backbone.adapter={str(adapter)!r} is not there: taken to be BIAS-7B")
     config = AdapterLlamaConfig(
@@ -72,7 +96,13 @@ def _language(backbone: BackboneConfig, assumed: list[str]) -> tuple[Any, Visual
         **{key: value for key, value in settings.items() if key not in _NOT_SHAPES},
     )
     visual_query = VisualQueryEncoder(
-        shape.clip_width, config.hidden_size, shape.prompts, shape.visual_depth, shape.visual_heads
+        shape.clip_width,
+        config.hidden_size,
+        shape.prompts,
+        shape.visual_depth,
+        shape.visual_heads,
+        shape.visual_width,
+        shape.visual_hidden,
     )
     return AdapterLlamaForCausalLM(config), visual_query
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import M3Adapter
+from m2chat.models.reading import ReadingModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ def composed(
     return M2ChatModel(llama, clip, visual_query, connector, decoder)
 
 
+def build_reading(backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32) -> ReadingModel:
+    """Loads what reads, for stage 0, and no image decoder; arguments and errors as for `build_m2chat`."""
+    llama, visual_query, clip = load_reader(backbone, frozen_dtype)
+    return ReadingModel(llama, clip, visual_query)
+
+
 def load_reader(
     backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32
 ) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder, ClipTokens]:
@@ -89,14 +96,29 @@ def load_language(
     Args:
         backbone: Paths of the pretrained networks.
         frozen_dtype: Precision of LLaMA itself; the adapter's weights, which may be trained, are fp32.
+
+    Raises:
+        UserError: If a part is missing, or the adapter was made for another language model.
     """
     from m2chat.models.weights.adapter import open_adapter
     from m2chat.models.weights.language import assemble
     from m2chat.models.weights.llama import open_llama
+    from m2chat.models.weights.new_adapter import new_adapter
 
     source = open_llama(Path(backbone.language_model), "backbone.language_model")
-    adapter = open_adapter(Path(backbone.adapter), "backbone.adapter")
-    return assemble(source, adapter, f"backbone.adapter={backbone.adapter!r}", frozen_dtype)
+    where = f"backbone.adapter={backbone.adapter!r}"
+    if backbone.adapter == NEW:
+        assert backbone.new_adapter is not None  # BackboneConfig refuses that
+        return assemble(source, new_adapter(source, backbone.new_adapter, _clip_width(backbone)), where, frozen_dtype)
+    adapter = open_adapter(Path(backbone.adapter), "backbone.adapter", backbone.visual_heads, backbone.visual_blocks)
+    return assemble(source, adapter, where, frozen_dtype, backbone.allow_foreign_adapter)
+
+
+def _clip_width(backbone: BackboneConfig) -> int:
+    """W of the vision encoder, from its description."""
+    from m2chat.models.weights.clip import open_clip_tower
+
+    return int(open_clip_tower(backbone.vision_encoder, "backbone.vision_encoder").settings["embed_dim"])
 
 
 def load_clip(backbone: BackboneConfig, dtype: torch.dtype = torch.float32) -> ClipTokens:
@@ -104,5 +126,7 @@ def load_clip(backbone: BackboneConfig, dtype: torch.dtype = torch.float32) -> C
     from m2chat.models.weights.adapter import marked_channel_order
     from m2chat.models.weights.clip import load_tower
 
-    order = marked_channel_order(Path(backbone.adapter)) or backbone.channel_order
-    return ClipTokens(load_tower(backbone.vision_encoder, "backbone.vision_encoder", dtype), order)
+    marked = None if backbone.adapter == NEW else marked_channel_order(backbone)
+    return ClipTokens(
+        load_tower(backbone.vision_encoder, "backbone.vision_encoder", dtype), marked or backbone.channel_order
+    )

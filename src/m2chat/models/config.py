@@ -23,8 +23,45 @@ GateMode = Literal["paper", "learnable", "constant", "off"]
 GATE_MODES: tuple[GateMode, ...] = ("paper", "learnable", "constant", "off")
 
 
-DECODER_PATHS = ("unet", "vae", "preview_vae")
+NEW = "new"
+"""Value of `BackboneConfig.adapter` for an adapter that is yet to be trained."""
+DECODER_PATHS = ("unet", "vae", "preview_vae", "refiner")
 """Settings of `DecoderConfig` that are paths, beside those of the LoRAs."""
+
+
+@dataclass
+class NewAdapterConfig:
+    """Sizes of an adapter that is yet to be trained; its widths follow from the backbones.
+
+    LLaMA-Adapter V2 for LLaMA 7B has 10 prompts in the last 31 of 32 layers, 8 visual blocks and 16 visual heads.
+
+    Args:
+        prompts: K, prompts of each layer.
+        layers: Layers that attend to prompts: the last so many.
+        visual_blocks: Blocks of the visual query encoder.
+        visual_heads: Heads of each of these blocks; they divide the width of the vision encoder's tokens.
+        biases: Whether biases and norms are trained in stage 0 too, as in BIAS-7B; without them the file is of the
+            variant of CAPTION-7B.
+        lora_rank: Rank of low-rank updates, as in LORA-BIAS-7B; 0 for none.
+        seed: Seed of the initial weights.
+
+    Raises:
+        UserError: If a number is too small.
+    """
+
+    prompts: int
+    layers: int
+    visual_blocks: int
+    visual_heads: int
+    biases: bool = True
+    lora_rank: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"prompts": 1, "layers": 1, "visual_blocks": 1, "visual_heads": 1, "lora_rank": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise UserError(f"backbone.new_adapter.{name}={getattr(self, name)}: give {value} or more")
 
 
 @dataclass
@@ -121,14 +158,23 @@ class BackboneConfig:
     """Paths of the pretrained networks; ``configs/backbone/`` has those of both scales.
 
     Args:
-        language_model: Folder of a `LlamaForCausalLM` with LLaMA's ``tokenizer.model``, or Meta's own folder.
-        adapter: LLaMA-Adapter V2 file of any variant, or a full training checkpoint of its code.
+        language_model: Folder of a `LlamaForCausalLM` with its tokenizer, or Meta's own folder.
+        adapter: LLaMA-Adapter V2 file of any variant, or a full training checkpoint of its code; or ``new`` for one
+            that stage 0 trains, of the sizes in `new_adapter`.
         vision_encoder: Folder of an open_clip model, or an open_clip name and ``:`` and its weights' tag or file.
         image_decoder: Folder of a diffusers SDXL (or SD 1.5) pipeline, or SDXL in one ``.safetensors`` file.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture.
         channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels; a mark in the adapter's
             file takes precedence.
+        new_adapter: Sizes of the adapter if `adapter` is ``new``.
+        visual_heads: Heads of the visual blocks of an adapter file that does not state them.
+        visual_blocks: Number of the visual blocks that an adapter file must have; None for as many as it has.
+        allow_foreign_adapter: Whether an adapter file that was made for another language model of the same sizes is
+            used nevertheless.
         decoder: Parts that replace those of `image_decoder`, and the way it draws.
+
+    Raises:
+        UserError: If `adapter` is ``new`` and its sizes are missing.
     """
 
     language_model: str
@@ -137,12 +183,23 @@ class BackboneConfig:
     image_decoder: str
     num_image_tokens: int
     channel_order: Literal["rgb", "bgr"] = "rgb"
+    new_adapter: NewAdapterConfig | None = None
+    visual_heads: int | None = None
+    visual_blocks: int | None = None
+    allow_foreign_adapter: bool = False
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
-        # From JSON or YAML, as checkpoints and manifests keep it.
+        # Mappings come out of checkpoints and manifests, which keep JSON or YAML.
+        if isinstance(self.new_adapter, Mapping):
+            self.new_adapter = NewAdapterConfig(**self.new_adapter)
         if not isinstance(self.decoder, DecoderConfig):
             self.decoder = decoder_config(self.decoder or {})
+        if self.adapter == NEW and self.new_adapter is None:
+            raise UserError(
+                "backbone.adapter='new' needs the sizes of the adapter: set backbone.new_adapter to its prompts, "
+                "layers, visual_blocks and visual_heads, as configs/stage0.yaml does"
+            )
 
 
 def decoder_config(settings: Mapping[str, object]) -> DecoderConfig:
@@ -171,7 +228,7 @@ def with_paths(backbone: BackboneConfig, change: Callable[[str], str]) -> Backbo
     return replace(
         backbone,
         language_model=change(backbone.language_model),
-        adapter=change(backbone.adapter),
+        adapter=backbone.adapter if backbone.adapter == NEW else change(backbone.adapter),
         vision_encoder=change(backbone.vision_encoder),
         image_decoder=change(backbone.image_decoder),
         decoder=replace(decoder, lora=loras, **parts),

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.integrity import not_verified
-from m2chat.models.config import BackboneConfig
+from m2chat.models.config import NEW, BackboneConfig
 from m2chat.models.weights.sampled import tensor_fingerprint
 
 READER = ("language_model", "adapter", "vision_encoder", "channel_order")
@@ -37,10 +36,11 @@ class Fingerprints:
 
     Args:
         backbone: Paths of the backbones; empty ones are left out.
+        draws: Whether the image decoder takes part; where it does not, as in stage 0, it need not be there.
     """
 
-    def __init__(self, backbone: BackboneConfig) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: BackboneConfig, draws: bool = True) -> None:
+        self.backbone, self.draws = backbone, draws
 
     @cached_property
     def components(self) -> dict[str, str]:
@@ -50,7 +50,7 @@ class Fingerprints:
             UserError: If a backbone is missing or broken.
         """
         with not_verified():  # a comparison of checksums reads every byte; loading does it
-            return {**_reader(self.backbone), **decoder_fingerprints(self.backbone)}
+            return {**_reader(self.backbone), **(decoder_fingerprints(self.backbone) if self.draws else {})}
 
     @cached_property
     def name(self) -> str:
@@ -64,6 +64,8 @@ class Fingerprints:
         for root in _roots(self.backbone).values():
             _digest_files(digest, root)
         digest.update(self.backbone.channel_order.encode())
+        if self.backbone.adapter == NEW:
+            digest.update(repr(self.backbone.new_adapter).encode())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -74,6 +76,8 @@ class Fingerprints:
             digest = hashlib.sha256()
             _digest_files(digest, root)
             names[setting] = digest.hexdigest()[:16]
+        if self.backbone.adapter == NEW:
+            names["adapter"] = _short(repr(self.backbone.new_adapter))
         return names
 
     def differing(self, recorded: Mapping[str, Any], trained_on: BackboneConfig | None = None) -> list[str]:
@@ -104,7 +108,7 @@ class Fingerprints:
         self, recorded: Mapping[str, Any], theirs: Mapping[str, str], trained_on: BackboneConfig, changed: list[str]
     ) -> list[str]:
         """What differs from the backbones of the training, if these are still what they were."""
-        before = Fingerprints(trained_on)
+        before = Fingerprints(trained_on, self.draws)
         try:
             if theirs:
                 same = all(before.legacy_parts.get(name) == theirs.get(name) for name in changed)
@@ -154,8 +158,11 @@ def _reader(backbone: BackboneConfig) -> dict[str, str]:
     prints = {}
     if backbone.language_model:
         prints["language_model"] = tensor_fingerprint(_language_state(Path(backbone.language_model)))
-    if backbone.adapter:
-        prints["adapter"] = tensor_fingerprint(open_adapter(Path(backbone.adapter), "backbone.adapter").state)
+    if backbone.adapter == NEW:
+        prints["adapter"] = _short(repr(backbone.new_adapter))
+    elif backbone.adapter:
+        sizes = backbone.visual_heads, backbone.visual_blocks
+        prints["adapter"] = tensor_fingerprint(open_adapter(Path(backbone.adapter), "backbone.adapter", *sizes).state)
     if name := backbone.vision_encoder:
         local = Path(name).is_dir() or local_clip_file(name) is not None
         # open_clip downloads what is known by a tag, and a tag is a name already.
@@ -169,12 +176,12 @@ def _reader(backbone: BackboneConfig) -> dict[str, str]:
 
 def _language_state(path: Path) -> dict[str, Tensor]:
     """LLaMA's tensors by the names of its files: to rename Meta's means to re-order gigabytes of rows."""
-    from m2chat.models.weights.files import read_folder, read_tensors
-    from m2chat.models.weights.llama import llama_folder
+    from m2chat.models.weights.files import read_tensors
+    from m2chat.models.weights.llama import llama_folder, open_llama
 
     folder, what = llama_folder(path), "backbone.language_model"
     if not (folder / "params.json").is_file():
-        return read_folder(folder, what)
+        return open_llama(folder, what).state
     parts = sorted(folder.glob("consolidated.*.pth")) or [folder / "consolidated.00.pth"]
     return {f"{path.stem}.{name}": tensor for path in parts for name, tensor in read_tensors(path, what).items()}
 
@@ -245,7 +252,7 @@ def _roots(backbone: BackboneConfig) -> dict[str, Path]:
         "vision_encoder": local_clip_file(backbone.vision_encoder) or Path(backbone.vision_encoder),
         "image_decoder": Path(backbone.image_decoder),
     }
-    return {setting: root for setting, root in roots.items() if asdict(backbone)[setting]}
+    return {setting: root for setting, root in roots.items() if getattr(backbone, setting) not in ("", NEW)}
 
 
 def _digest_files(digest: Any, root: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.reading import ReadingModel
 
 DecodingLayout = Literal["free", "forced"]
 
@@ -43,7 +43,10 @@ class Decoding:
         layout: ``free``: the model decides; ``forced``: text up to ``</s>``, then ``<|IC|>``, a caption up to
             ``</s>``, then one picture, for a model that has not learned the two tokens.
         num_image_tokens: N.
-        max_text_tokens: Maximum length of an answer and of a caption, in tokens.
+        max_text_tokens: Maximum length of an answer, in tokens; the reply ends there.
+        max_caption_tokens: Maximum length of a caption, in tokens; None for that of an answer. The reply ends there,
+            and a caption that was cut is not drawn. In layout ``forced``, where a caption's end is not learned, it
+            ends the caption instead.
         max_pictures: Maximum number of pictures of a reply; 0 for text alone.
         min_pictures: Minimum number of pictures; a model that would end before must begin another picture.
         temperature: 0 takes the likeliest token.
@@ -53,10 +56,16 @@ class Decoding:
     layout: DecodingLayout = "free"
     num_image_tokens: int = 8
     max_text_tokens: int = 64
+    max_caption_tokens: int | None = None
     max_pictures: int = 4
     min_pictures: int = 0
     temperature: float = 0.0
     top_p: float = 0.75
+
+    @property
+    def caption_limit(self) -> int:
+        """Maximum length of a caption, in tokens."""
+        return self.max_text_tokens if self.max_caption_tokens is None else self.max_caption_tokens
 
 
 @dataclass
@@ -66,10 +75,12 @@ class TokenSegment:
     Args:
         answer: Tokens of the text.
         caption: Tokens of the caption; None for text alone.
+        cut: Text that its limit has cut; a caption that was cut is left out.
     """
 
     answer: list[int] = field(default_factory=list)
     caption: list[int] | None = None
+    cut: Literal["", "answer", "caption"] = ""
 
 
 _NO_PICTURE, _MAY_DRAW, _IN_CAPTION = range(3)
@@ -84,7 +95,7 @@ def _rules(special: SpecialTokens, vocabulary: int, device: torch.device) -> Ten
     return rules.to(device)
 
 
-class _Reply:
+class _OpenReply:
     """One reply while it is being decoded: what may come next, and what has come."""
 
     def __init__(self, special: SpecialTokens, decoding: Decoding) -> None:
@@ -121,9 +132,10 @@ class _Reply:
                     self.segments.append(TokenSegment())
             return self.special.img
         segment, special = self.segments[-1], self.special
-        text = segment.answer if segment.caption is None else segment.caption
-        over = len(text) >= self.decoding.max_text_tokens
         if segment.caption is None:
+            text, over = segment.answer, len(segment.answer) >= self.decoding.max_text_tokens
+            if over and token not in (special.ic, special.eos):
+                segment.cut = "answer"
             forced = self.decoding.layout == "forced" or self.pictures < self.decoding.min_pictures
             if token == special.ic or (forced and (over or token == special.eos)):
                 segment.caption = []
@@ -131,8 +143,13 @@ class _Reply:
             if token == special.eos or over:
                 self.done = True
                 return special.eos
-        elif token in (special.img, special.eos) or over:
-            return self._draw()
+        else:
+            text, over = segment.caption, len(segment.caption) >= self.decoding.caption_limit
+            if token in (special.img, special.eos) or (over and self.decoding.layout == "forced"):
+                return self._draw()
+            if over:
+                segment.caption, segment.cut, self.done = None, "caption", True
+                return special.eos
         text.append(token)
         return token
 
@@ -146,7 +163,7 @@ class _Reply:
 
 @torch.inference_mode()
 def stream_replies(
-    model: M2ChatModel,
+    model: ReadingModel,
     prompts: Sequence[Sequence[int]],
     context_pixels: Tensor,
     special: SpecialTokens,
@@ -172,7 +189,7 @@ def stream_replies(
     ids = torch.tensor([[special.pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     visual_query = model.visual_query(model.clip(context_pixels))
-    replies = [_Reply(special, decoding) for _ in prompts]
+    replies = [_OpenReply(special, decoding) for _ in prompts]
     cache = rules = None
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     while True:
@@ -211,7 +228,7 @@ def finished(segments: list[TokenSegment]) -> list[TokenSegment]:
 
 
 def decode_replies(
-    model: M2ChatModel,
+    model: ReadingModel,
     prompts: Sequence[Sequence[int]],
     context_pixels: Tensor,
     special: SpecialTokens,

@@ -120,13 +120,18 @@ class ImageDecoder(nn.Module):
             return None
         return tuple(round(total * (1 - k / preset.learned)) - 1 for k in range(preset.learned))
 
-    def checked_size(self, height: int, width: int) -> tuple[int, int]:
+    def checked_size(self, height: int, width: int, names: tuple[str, str] = ("height", "width")) -> tuple[int, int]:
         """Height and width of a picture in pixels, if VAE and UNet can draw it.
+
+        Args:
+            height: Height.
+            width: Width.
+            names: Settings that they come from, for the message.
 
         Raises:
             UserError: If a side is no multiple of `size_unit`; the message has the nearest ones that are.
         """
-        for name, side in (("height", height), ("width", width)):
+        for name, side in zip(names, (height, width), strict=True):
             below = side // self.size_unit * self.size_unit
             if side < self.size_unit or side != below:
                 nearest = " or ".join(str(n) for n in (below, below + self.size_unit) if n > 0)

@@ -33,6 +33,8 @@ class AdapterLlamaConfig(LlamaConfig):
         adapter_bias: Whether the output, query and feed-forward projections have biases.
         lora_rank: Rank of the low-rank updates; 0 for none.
         extra_tokens: Tokens added behind the base vocabulary.
+        added_from: Number of the first of them; None is the table's number of rows. It is larger if the tokenizer
+            has special tokens for which the table has no row.
     """
 
     model_type = "m2chat_adapter_llama"
@@ -44,6 +46,7 @@ class AdapterLlamaConfig(LlamaConfig):
         adapter_bias: bool = True,
         lora_rank: int = 0,
         extra_tokens: int = 2,
+        added_from: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.adapter_len = adapter_len
@@ -51,6 +54,7 @@ class AdapterLlamaConfig(LlamaConfig):
         self.adapter_bias = adapter_bias
         self.lora_rank = lora_rank
         self.extra_tokens = extra_tokens
+        self.added_from = added_from
         super().__init__(**kwargs)
 
 
@@ -186,17 +190,19 @@ class ExtendedEmbedding(nn.Embedding):
     Args:
         base: Table to take over, (V, D).
         extra: Number of added rows.
+        start: Number of the first added token, V or more.
     """
 
-    def __init__(self, base: nn.Embedding, extra: int) -> None:
+    def __init__(self, base: nn.Embedding, extra: int, start: int) -> None:
         super().__init__(base.num_embeddings, base.embedding_dim, _weight=base.weight)
+        self.start = start
         self.extra = nn.Parameter(torch.zeros(extra, base.embedding_dim))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rows of tokens 0 ... V + extra - 1."""
-        added = input >= self.num_embeddings
+        """Rows of the tokens 0 ... V - 1 and start ... start + extra - 1."""
+        added = input >= self.start
         rows = F.embedding(input.masked_fill(added, 0), self.weight)
-        extra = F.embedding((input - self.num_embeddings).clamp(min=0), self.extra)
+        extra = F.embedding((input - self.start).clamp(min=0), self.extra)
         return torch.where(added[..., None], extra.to(rows.dtype), rows)
 
 
@@ -206,16 +212,21 @@ class ExtendedHead(nn.Linear):
     Args:
         base: Layer to take over, without a bias.
         extra: Number of added rows.
+        start: Number of the first added token, V or more.
     """
 
-    def __init__(self, base: nn.Linear, extra: int) -> None:
+    def __init__(self, base: nn.Linear, extra: int, start: int) -> None:
         super().__init__(base.in_features, base.out_features, bias=False)
+        self.start = start
         self.weight = base.weight
         self.extra = nn.Parameter(torch.zeros(extra, base.in_features))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Logits of V + extra tokens."""
-        return torch.cat([F.linear(input, self.weight), F.linear(input, self.extra.to(input.dtype))], -1)
+        """Logits of start + extra tokens; of those that have no row they are the least that there is."""
+        base, extra = F.linear(input, self.weight), F.linear(input, self.extra.to(input.dtype))
+        if gap := self.start - self.out_features:
+            base = F.pad(base, (0, gap), value=torch.finfo(base.dtype).min)
+        return torch.cat([base, extra], -1)
 
 
 class AdapterLlamaForCausalLM(LlamaForCausalLM):
@@ -236,9 +247,16 @@ class AdapterLlamaForCausalLM(LlamaForCausalLM):
             AdapterLlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
         if config.extra_tokens:
-            self.model.embed_tokens = ExtendedEmbedding(self.model.embed_tokens, config.extra_tokens)
-            self.lm_head = ExtendedHead(self.lm_head, config.extra_tokens)
+            start = config.added_from or config.vocab_size
+            self.model.embed_tokens = ExtendedEmbedding(self.model.embed_tokens, config.extra_tokens, start)
+            self.lm_head = ExtendedHead(self.lm_head, config.extra_tokens, start)
         self.post_init()
+        self.tie_tables()
+
+    def tie_tables(self) -> None:
+        """Makes both tables one parameter if the configuration says so; the added rows stay two."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     @torch.no_grad()
     def init_extra_tokens(self) -> None:

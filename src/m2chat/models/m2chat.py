@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m3adapter import Condition, M3Adapter
+from m2chat.models.reading import ReadingModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.schema import Batch
 
@@ -78,7 +78,7 @@ class M2ChatOutput:
     logit_labels: Tensor | None = None
 
 
-class M2ChatModel(nn.Module):
+class M2ChatModel(ReadingModel):
     """The composed model; the builder knows the numbers.
 
     Args:
@@ -87,12 +87,7 @@ class M2ChatModel(nn.Module):
         visual_query: Maker of the adapter's prompts.
         m3adapter: The connector.
         decoder: Image decoder, frozen.
-
-    Attributes:
-        read_parts: Into how many parts of like length `read` divides a batch; more parts compute less padding.
     """
-
-    read_parts: int = 1
 
     def __init__(
         self,
@@ -102,56 +97,14 @@ class M2ChatModel(nn.Module):
         m3adapter: M3Adapter,
         decoder: ImageDecoder,
     ) -> None:
-        super().__init__()
-        self.llama = llama
-        self.clip = clip
-        self.visual_query = visual_query
+        super().__init__(llama, clip, visual_query)
         self.m3adapter = m3adapter
         self.decoder = decoder
 
-    def read(
-        self, input_ids: Tensor, context_pixels: Tensor, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The language model's states of whole sequences.
-
-        Args:
-            input_ids: Right-padded, (B, T).
-            context_pixels: Normalised for CLIP, zeros where there is no picture, (B, 3, S, S); or a single picture
-                that all sequences share, (1, 3, S, S).
-            lengths: Real tokens of each sequence, (B,); given, `read_parts` counts, and states of padding are zero
-                where no part computed them.
-
-        Returns:
-            States that the M³Adapter reads, (B, T, D), or (L, B, T, D) if it reads several layers; f_img
-            (B or 1, I, W); and the states from which the next token is predicted, (B, T, D).
-        """
-        f_img = self.clip(context_pixels)
-        visual_query = self.visual_query(f_img).expand(len(input_ids), -1, -1)
-        if lengths is None or self.read_parts == 1:
-            states, last = self._states(input_ids, visual_query)
-            return states, f_img, last
-        length = input_ids.shape[1]
-        # As many parts in every process: under FSDP all must gather weights equally often.
-        rows = lengths.argsort().tensor_split(min(self.read_parts, len(lengths)))
-        read = [self._states(input_ids[part, : int(lengths[part].max())], visual_query[part]) for part in rows]
-        back = torch.cat(rows).argsort()
-        states, last = (
-            torch.cat([F.pad(part, (0, 0, 0, length - part.shape[-2])) for part in parts], -3).index_select(-3, back)
-            for parts in zip(*read, strict=True)
-        )
-        return states, f_img, last
-
-    def _states(self, input_ids: Tensor, visual_query: Tensor) -> tuple[Tensor, Tensor]:
-        """States that the M³Adapter reads, and those from which the next token is predicted."""
-        # No mask: padding is on the right and attention is causal, so real tokens never see it.
-        layers = self.m3adapter.config.layers
-        only_last = layers == (-1,)
-        output = self.llama.model(input_ids, visual_query=visual_query, output_hidden_states=not only_last)
-        last = output.last_hidden_state
-        if only_last:
-            return last, last
-        chosen = [output.hidden_states[layer] for layer in layers]
-        return torch.stack(chosen) if len(chosen) > 1 else chosen[0], last
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """Layers of the language model that the M³Adapter reads."""
+        return tuple(self.m3adapter.config.layers)
 
     def condition(self, batch: Batch, states: Tensor, f_img: Tensor, use_image: bool = True) -> Condition:
         """The condition of the batch's pictures."""
@@ -171,7 +124,7 @@ class M2ChatModel(nn.Module):
         e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
         return FrozenFeatures(states, e_clip, e_pclip, self.decoder.encode_pixels(batch.target_pixels[samples]))
 
-    def forward(
+    def forward(  # type: ignore[override]  # the stages of M³FT have noise as well
         self,
         batch: Batch,
         noise: DiffusionNoise,
@@ -192,9 +145,7 @@ class M2ChatModel(nn.Module):
         if with_text:
             lengths = batch.attention_mask.sum(1)
             states, f_img, last = self.read(batch.input_ids, batch.context_pixels, lengths)
-            scored = batch.labels[:, 1:] >= 0
-            # Most positions are not scored, and at 7B the vocabulary's logits are the largest tensor of all.
-            logits, labels = self.llama.lm_head(last[:, :-1][scored]), batch.labels[:, 1:][scored]
+            logits, labels = self.scored(batch, last)
             e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
             latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
         else:

@@ -20,7 +20,17 @@ LLAMA_7B: dict[str, Any] = {
 }
 """LLaMA 7B (arXiv:2302.13971, Table 2)."""
 
-BIAS_7B = AdapterShape(prompts=10, layers=31, visual_depth=8, clip_width=768, bias=True, lora_rank=0)
+BIAS_7B = AdapterShape(
+    prompts=10,
+    layers=31,
+    visual_depth=8,
+    visual_width=768,
+    visual_hidden=3072,
+    visual_heads=16,
+    clip_width=768,
+    bias=True,
+    lora_rank=0,
+)
 """The file BIAS-7B of LLaMA-Adapter V2."""
 
 CLIP_VIT_L_14 = "ViT-L-14-quickgelu"

@@ -8,9 +8,12 @@ from torch import nn
 
 from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.reading import ReadingModel
 
 Stage = Literal["align", "m3ft"]
 """Training stages of M³FT."""
+AnyStage = Literal["describe", "align", "m3ft"]
+"""These, and stage 0 before them."""
 
 
 def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:
@@ -34,6 +37,21 @@ def trainable_names(model: M2ChatModel, stage: Stage) -> set[str]:
         names |= adapter_parameter_names(model.llama, model.visual_query)
         names |= {"llama.model.embed_tokens.extra", "llama.lm_head.extra"}
     return names
+
+
+def adapter_names(model: ReadingModel, biases: bool = True) -> set[str]:
+    """Names of the parameters that stage 0 trains: exactly the tensors of a LLaMA-Adapter file.
+
+    Args:
+        model: Model.
+        biases: Whether the file has biases and norms, as BIAS-7B; CAPTION-7B has none.
+    """
+    names = adapter_parameter_names(model.llama, model.visual_query)
+    if biases:
+        return names
+    return {
+        name for name in names if name.startswith("visual_query.") or not name.endswith(("_proj.bias", "norm.weight"))
+    }
 
 
 def set_trainable(model: nn.Module, names: set[str]) -> None:

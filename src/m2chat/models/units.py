@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from torch import nn
 
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.reading import ReadingModel
 
 
-def shard_units(model: M2ChatModel) -> Iterator[nn.Module]:
+def shard_units(model: ReadingModel) -> Iterator[nn.Module]:
     """The modules that are gathered one at a time: layers of the language model, blocks of the networks around it."""
     yield from model.llama.model.layers
     yield from model.clip.visual.transformer.resblocks
+    if not isinstance(model, M2ChatModel):
+        return
     yield from model.m3adapter.text_blocks
     yield from model.m3adapter.image_blocks
     decoder = model.decoder
@@ -26,17 +29,18 @@ def shard_units(model: M2ChatModel) -> Iterator[nn.Module]:
             yield from getattr(encoder, "text_model", encoder).encoder.layers
 
 
-def components(model: M2ChatModel) -> dict[str, nn.Module]:
+def components(model: ReadingModel) -> dict[str, nn.Module]:
     """The model's parts by the names that tables use; together they hold every parameter once."""
+    parts = {"language model": model.llama, "vision encoder": model.clip, "visual query": model.visual_query}
+    if not isinstance(model, M2ChatModel):
+        return parts
     decoder = model.decoder
-    parts = {
-        "language model": model.llama,
-        "vision encoder": model.clip,
-        "visual query": model.visual_query,
+    parts |= {
         "M³Adapter": model.m3adapter,
         "UNet": decoder.unet,
         "VAE": decoder.vae,
         "VAE of previews": decoder.preview_vae,
+        "refiner": decoder.refiner,
         "text encoder 1": decoder.text_encoder,
         "text encoder 2": decoder.text_encoder_2,
     }

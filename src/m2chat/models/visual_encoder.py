@@ -66,12 +66,12 @@ class ClipTokens(nn.Module):
 class _Block(nn.Module):
     """A pre-norm transformer block with the parameter names of timm's, LayerNorm eps 1e-5."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, W) to (B, N, W), every token attending to every other."""
@@ -92,15 +92,27 @@ class VisualQueryEncoder(nn.Module):
         prompts: K.
         depth: Number of blocks.
         heads: Heads of each block.
+        visual_width: Width of the blocks; None for that of the CLIP tokens.
+        visual_hidden: Width inside the blocks' feed-forwards; None for four times theirs.
     """
 
-    def __init__(self, clip_width: int, width: int, prompts: int = 10, depth: int = 8, heads: int = 16) -> None:
+    def __init__(
+        self,
+        clip_width: int,
+        width: int,
+        prompts: int = 10,
+        depth: int = 8,
+        heads: int = 16,
+        visual_width: int | None = None,
+        visual_hidden: int | None = None,
+    ) -> None:
         super().__init__()
-        self.clip_proj = nn.Linear(clip_width, clip_width)
-        self.clip_proj_norm = nn.LayerNorm(clip_width)
-        self.visual_query = nn.Embedding(prompts, clip_width)
-        self.visual_blocks = nn.ModuleList(_Block(clip_width, heads) for _ in range(depth))
-        self.visual_proj = nn.Linear(clip_width, width)
+        inner = visual_width or clip_width
+        self.clip_proj = nn.Linear(clip_width, inner)
+        self.clip_proj_norm = nn.LayerNorm(inner)
+        self.visual_query = nn.Embedding(prompts, inner)
+        self.visual_blocks = nn.ModuleList(_Block(inner, heads, visual_hidden or 4 * inner) for _ in range(depth))
+        self.visual_proj = nn.Linear(inner, width)
         self.visual_proj_norm = nn.LayerNorm(width)
 
     def forward(self, f_img: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from m2chat.data.images import VisionInput
+from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import M2ChatModel
@@ -18,10 +19,11 @@ from m2chat.models.schedulers import scheduler_name
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.events import finish, in_turns
 from m2chat.pipeline.inputs import vision_pixels
+from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import IMAGE_MODES, DrawSettings, ImageMode
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.pipeline.weights import Origin
-from m2chat.schema import Picture
+from m2chat.schema import Conversation, Picture
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class PipelineBase:
             M2ChatTokenizer(origin.backbone.language_model),
             origin.backbone.num_image_tokens,
             max_tokens or origin.max_tokens,
+            origin.prompt,
         )
         self.captions = CaptionTokens(origin.backbone.image_decoder)
         self.vision = VisionInput.of(origin.backbone.vision_encoder)
@@ -113,16 +116,22 @@ class PipelineBase:
             width: Width in pixels, in place of `size`.
 
         Raises:
-            UserError: If a side is not one that VAE and UNet can draw, or a number of steps is below 1.
+            UserError: If a number is out of its range, or a side is not one that VAE and UNet can draw.
         """
-        decoder, side = self.model.decoder, self.image_size if size is None else size
-        steps = decoder.config.steps if steps is None else steps
-        if steps < 1:
-            raise UserError(f"steps={steps}: a picture takes at least one denoising step")
-        guidance = decoder.config.guidance if guidance is None else guidance
-        if any(given is not None for given in (size, height, width)):
-            decoder.checked_size(side if height is None else height, side if width is None else width)
-        return DrawSettings(steps, guidance, seed, side, preview_every, height, width)
+        config = self.model.decoder.config
+        steps = config.steps if steps is None else steps
+        guidance = config.guidance if guidance is None else guidance
+        side = self.image_size if size is None else size
+        return self._checked(DrawSettings(steps, guidance, seed, side, preview_every, height, width))
+
+    def _checked(self, draw: DrawSettings) -> DrawSettings:
+        """The settings, if their numbers are in range and VAE and UNet can draw the sides."""
+        check_ranges(steps=draw.steps, guidance=draw.guidance, preview_every=draw.preview_every)
+        sides = {"height": draw.height, "width": draw.width}
+        of_height, of_width = ("size" if side is None else name for name, side in sides.items())
+        height, width = (draw.size if side is None else side for side in sides.values())
+        self.model.decoder.checked_size(height, width, (of_height, of_width))
+        return draw
 
     def replier(
         self,
@@ -132,35 +141,43 @@ class PipelineBase:
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 0.75,
+        max_caption_tokens: int = 64,
     ) -> StreamingReplier:
         """A replier with the given settings.
 
         Args:
             image: Whether replies have pictures.
             max_images: Maximum number of pictures in a reply, 1 to 16.
-            draw: Settings of drawing; None for the defaults at the model's picture size.
-            max_new_tokens: Maximum length of an answer, and of a caption, in tokens.
+            draw: Settings of drawing; None for those of the image decoder.
+            max_new_tokens: Maximum length of an answer, in tokens.
             temperature: Temperature of text sampling; 0 decodes greedily.
             top_p: Cumulative probability of nucleus sampling, 0-1.
+            max_caption_tokens: Maximum length of a caption, in tokens; a caption that is cut there is not drawn.
 
         Raises:
-            UserError: If a setting is out of its range.
+            UserError: If a setting is out of its range, or a side is not one that VAE and UNet can draw.
         """
         if image not in IMAGE_MODES:
             raise UserError(f"image={image!r}: choose one of {', '.join(IMAGE_MODES)}")
-        if not 1 <= max_images <= 16:
-            raise UserError(f"max_images={max_images}: choose 1 to 16, or image='never'")
+        draw = self._checked(draw) if draw else self.draw_settings()
+        check_ranges(
+            max_images=max_images,
+            max_new_tokens=max_new_tokens,
+            max_caption_tokens=max_caption_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
         # Stage 1 has learned neither the two special tokens nor the image branch.
         is_first_stage = self.origin.stage == "align"
         decoding = Decoding(
             layout="forced" if is_first_stage else "free",
             max_text_tokens=max_new_tokens,
+            max_caption_tokens=max_caption_tokens,
             max_pictures=0 if image == "never" else max_images,
             min_pictures=1 if image == "force" else 0,
             temperature=temperature,
             top_p=top_p,
         )
-        draw = draw or self.draw_settings()
         return StreamingReplier(self.model, self.layout, decoding, draw, use_image=not is_first_stage)
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
@@ -170,6 +187,15 @@ class PipelineBase:
         with self.lock:
             pixels = vision_pixels(pictures, self.vision, self.device)
             return describe(self.model, self.origin.pretrained, pixels, self.layout)
+
+    def captioned(self, conversation: Conversation) -> Conversation:
+        """The conversation with a caption of every picture, written by the model where there is none."""
+        missing = [k for k, image in enumerate(conversation.images) if not image.caption]
+        images = list(conversation.images)
+        captions = self.caption([images[k].pixels for k in missing])
+        for k, caption in zip(missing, captions, strict=True):
+            images[k] = replace(images[k], caption=caption, caption_by="model")
+        return replace(conversation, images=tuple(images))
 
     def encode_captions(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Captions as the image decoder's own text encoders read them: (B, Q, C), and (B, P) of SDXL."""

@@ -54,7 +54,7 @@ def describe(
     """
     tokens = layout.tokenizer
     prompt, _ = layout.prompt(Request(DESCRIBE), layout.max_tokens - max_new_tokens)
-    special = SpecialTokens(tokens.ic_id, tokens.img_id, tokens.eos_id, tokens.pad_id)
+    special = SpecialTokens(tokens.ic_id, tokens.img_id, layout.end_id, tokens.pad_id)
     decoding = Decoding(max_text_tokens=max_new_tokens, max_pictures=0)
     with with_pretrained(model, tensors), torch.no_grad():
         replies = decode_replies(model, [prompt] * len(pixels), pixels, special, decoding)

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from m2chat.schema import Picture, Reply, Segment
 
+FinishReason = Literal["stop", "length"]
+"""End of a reply: the model's, or that of a limit that has cut an answer or a caption."""
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -25,10 +27,13 @@ class Notice:
     Args:
         text: Sentence.
         cut_tokens: Tokens of the conversation that did not fit, if the message is about that.
+        limited: Text of the reply that its limit has cut, if the message is about that. A caption that was cut is not
+            drawn.
     """
 
     text: str
     cut_tokens: int = 0
+    limited: Literal["", "answer", "caption"] = ""
 
 
 @dataclass(frozen=True)
@@ -102,15 +107,25 @@ class Finished:
     Args:
         reply: Texts and finished pictures.
         stopped: Whether the reply was stopped; an unfinished picture is then left out.
-        note: ``gate`` and ``cosine`` of each picture, ``cut_tokens``, ``seed``, ...
+        note: ``gate`` and ``cosine`` of each picture, ``cut_tokens``, ``seed``, ``finish_reason``, ...
     """
 
     reply: Reply
     stopped: bool = False
     note: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def finish_reason(self) -> FinishReason:
+        """``length`` if a limit has cut an answer or a caption, else ``stop``."""
+        return finish_reason(self.note)
+
 
 Event: TypeAlias = Notice | Words | Progress | Drawn | Usage | Finished
+
+
+def finish_reason(note: Mapping[str, Any]) -> FinishReason:
+    """End of a reply, from its note."""
+    return "length" if note.get("finish_reason") == "length" else "stop"
 
 
 class PartialReply:
@@ -120,6 +135,7 @@ class PartialReply:
         self._answers: dict[int, str] = {}
         self._drawn: dict[int, Drawn] = {}
         self._cut = 0
+        self._is_limited = False
         self._usage: dict[str, int] = {}
 
     def add(self, event: Event) -> None:
@@ -130,6 +146,7 @@ class PartialReply:
             self._drawn[event.segment] = event
         elif isinstance(event, Notice):
             self._cut += event.cut_tokens
+            self._is_limited |= bool(event.limited)
         elif isinstance(event, Usage):
             self._usage = asdict(event)
 
@@ -142,13 +159,17 @@ class PartialReply:
         return Reply(segments, tuple(self._drawn[k].picture if k in self._drawn else None for k in numbers))
 
     def note(self) -> dict[str, Any]:
-        """``gate`` and ``cosine`` of each picture, ``cut_tokens``, and the fields of `Usage` for a complete reply."""
+        """``gate`` and ``cosine`` of each picture, ``cut_tokens``, and the fields of `Usage` for a complete reply.
+
+        ``finish_reason`` is ``length`` if a limit has cut an answer or a caption, and absent otherwise.
+        """
         drawn = [self._drawn[k] for k in sorted(self._drawn)]
         return {
             "gate": [event.gate for event in drawn],
             "cosine": [event.cosine for event in drawn],
             "cut_tokens": self._cut,
             **self._usage,
+            **({"finish_reason": "length"} if self._is_limited else {}),
         }
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2chat.data.images import VisionInput, resize_crop
+from m2chat.data.images import pixels_of, resize_crop
+from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
 from m2chat.schema import Batch, Conversation, Picture, normalised
 from m2chat.text import View, view_of
@@ -19,15 +20,20 @@ def as_pixels(image: object) -> Picture:
     """A picture as RGB (H, W, 3) of 0-255.
 
     Args:
-        image: Pillow picture, or uint8 array (H, W, 3).
+        image: Pillow picture, seen as the same file is (upright, on white), or uint8 array (H, W, 3).
 
     Raises:
-        UserError: If it is something else, or empty.
+        UserError: If it is something else, empty or broken.
     """
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
+        if image.mode == "F":
+            raise UserError("image: a picture of floats (mode F) has no known range: scale it to 0-255, as mode L")
+        try:
+            image = pixels_of(image)
+        except Exception as error:  # Pillow decodes here, and raises OSError, ValueError, SyntaxError on broken files.
+            raise UserError(f"image: the picture cannot be decoded ({error})") from error
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise UserError(f"image: {kind} is no picture: give a Pillow picture, or RGB as uint8 of (H, W, 3)")

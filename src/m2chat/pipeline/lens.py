@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +21,16 @@ from m2chat.schema import Conversation, Picture
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Readings: TypeAlias = Sequence[Mapping[str, str]] | None
-"""Attributes that a judge reads from each picture, name to value; None without a judge."""
+
+class Reading(NamedTuple):
+    """What a judge reads from a picture: attributes, name to value, and the same in a few short lines."""
+
+    attributes: Mapping[str, str]
+    text: str
+
+
+Readings: TypeAlias = Sequence[Reading] | None
+"""The judge's reading of each picture; None without a judge."""
 _CLASS_TOKENS = 1
 """Leading tokens of CLIP that are no patches."""
 
@@ -156,16 +164,16 @@ def _by_token(
 
 
 def strip(lens: Lens, readings: Readings = None) -> list[tuple[Picture | None, str, str]]:
-    """The context picture and each layer's picture, with a title and the attributes that a judge reads.
+    """The context picture and each layer's picture, with a title and what a judge reads.
 
     Args:
         lens: View.
-        readings: Attributes of the context picture (empty without one) and then of each layer's picture; empty for a
-            picture that the judge does not recognise.
+        readings: Readings of the context picture and then of each layer's picture; without attributes where there is no
+            picture, or one that the judge does not recognise.
     """
     names = ["embedding", *(f"layer {k}" for k in range(1, len(lens.layers)))]
     titles = ["context", *(f"{name}, g={gate:.2f}" for name, gate in zip(names, lens.gates, strict=True))]
-    lines = [_lines(reading) for reading in readings] if readings is not None else [""] * len(titles)
+    lines = [reading.text for reading in readings] if readings is not None else [""] * len(titles)
     return list(zip([lens.context, *lens.layers], titles, lines, strict=True))
 
 
@@ -174,7 +182,7 @@ def charts(lens: Lens, readings: Readings = None) -> dict[str, Figure]:
 
     Args:
         lens: View.
-        readings: Attributes that a judge reads, as for `strip`.
+        readings: Readings of a judge, as for `strip`.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -190,7 +198,7 @@ def figure(lens: Lens, readings: Readings = None) -> Figure:
 
     Args:
         lens: View.
-        readings: Attributes that a judge reads, as for `strip`.
+        readings: Readings of a judge, as for `strip`.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -237,27 +245,19 @@ def _patches(axis: Any, lens: Lens, _: Readings) -> None:
     axis.imshow(lens.picture_attention, extent=extent, cmap="magma", alpha=0.6, interpolation="nearest")
 
 
-def _lines(reading: Mapping[str, str]) -> str:
-    """A judge's attributes in three short lines."""
-    if not reading:
-        return "–"
-    first = " ".join(reading.get(name, "") for name in ("size", "colour", "shape")).strip()
-    other = " ".join(reading.get(name, "") for name in ("colour_2", "shape_2")).strip()
-    return f"{first}\n{other or reading.get('position', '')}\non {reading.get('background', '?')}"
-
-
 def _changes(axis: Any, _: Lens, readings: Readings) -> None:
     """Number of attributes that each layer's picture shares with the context picture and with the last layer's."""
     axis.set(xlabel="layer", ylabel="equal to")
     if not readings:
         axis.text(0.5, 0.5, "no judge of these pictures", transform=axis.transAxes, ha="center")
         return
-    for name, wanted, style in (("context", readings[0], "s--"), ("last layer", readings[-1], "o-")):
+    seen = [reading.attributes for reading in readings]
+    for name, wanted, style in (("context", seen[0], "s--"), ("last layer", seen[-1], "o-")):
         if wanted:
-            equal = [sum(read.get(key) == value for key, value in wanted.items()) for read in readings[1:]]
+            equal = [sum(read.get(key) == value for key, value in wanted.items()) for read in seen[1:]]
             axis.plot(range(len(equal)), equal, style, label=f"{name} ({len(wanted)})")
     axis.set_xticks(range(len(readings) - 1))
-    axis.set_ylim(-0.3, max(len(reading) for reading in readings) + 0.5)
+    axis.set_ylim(-0.3, max(map(len, seen)) + 0.5)
     axis.legend(fontsize=8)
 
 

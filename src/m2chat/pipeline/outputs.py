@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from m2chat.pipeline.events import Event, Finished, FinishReason, finish_reason
 from m2chat.schema import Picture, Reply
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ class PipelineOutput:
         cut_tokens: Tokens of the conversation that did not fit.
         seed: Seed of the reply, of a session's replies.
         stopped: Whether the reply was stopped.
+        finish_reason: ``length`` if a limit has cut an answer, or a caption, which is then not drawn; else ``stop``.
     """
 
     segments: list[str | OutputImage]
     cut_tokens: int = 0
     seed: int | None = None
     stopped: bool = False
+    finish_reason: FinishReason = "stop"
 
     @property
     def text(self) -> str:
@@ -82,7 +85,15 @@ def output_of(reply: Reply, note: Mapping[str, Any], output_type: OutputType) ->
             parts.append(segment.answer)
         if pixels is not None:
             parts.append(OutputImage(_as_type(pixels, output_type), segment.caption or "", *next(gates)))
-    return PipelineOutput(parts, note.get("cut_tokens", 0), note.get("seed"), note.get("stopped", False))
+    seed, stopped = note.get("seed"), note.get("stopped", False)
+    return PipelineOutput(parts, note.get("cut_tokens", 0), seed, stopped, finish_reason(note))
+
+
+def whole(events: Iterator[Event]) -> PipelineOutput:
+    """Waits for the end of a reply."""
+    *_, last = events
+    assert isinstance(last, Finished)
+    return output_of(last.reply, last.note, "pil")
 
 
 def _as_type(pixels: Picture, output_type: OutputType) -> PILImage | NDArray[np.float32] | torch.Tensor:

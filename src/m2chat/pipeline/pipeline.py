@@ -9,14 +9,15 @@ from typing import Any, overload
 
 import torch
 
-from m2chat._compat import ensure_torchvision
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, DecoderConfig, M3AdapterConfig
-from m2chat.models.image_decoder import Denoising, OnStep
+from m2chat.models.image_decoder import Denoising
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.pipeline.base import PipelineBase
+from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import OUTPUT_TYPES, OutputType, PipelineOutput, output_of
+from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import Given, ImageMode
 from m2chat.pipeline.session import Session
 from m2chat.pipeline.weights import Origin, load_weights, save_weights
@@ -69,7 +70,6 @@ class M2ChatPipeline(PipelineBase):
         Raises:
             UserError: If something is missing, broken or does not belong together.
         """
-        ensure_torchvision()
         model, origin = load_weights(pretrained, backbone, m3adapter, image_decoder, decoder)
         return cls(model, origin, max_tokens).to(torch_dtype)
 
@@ -103,6 +103,7 @@ class M2ChatPipeline(PipelineBase):
         image_mode: ImageMode = "auto",
         max_images: int = 4,
         max_new_tokens: int = 64,
+        max_caption_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 0.75,
         given: Given = "nothing",
@@ -124,7 +125,8 @@ class M2ChatPipeline(PipelineBase):
             size: Side of the pictures in pixels; None for the model's.
             image_mode: Whether replies have pictures.
             max_images: Maximum number of pictures in a reply.
-            max_new_tokens: Maximum length of an answer, and of a caption, in tokens.
+            max_new_tokens: Maximum length of an answer, in tokens.
+            max_caption_tokens: Maximum length of a caption, in tokens; a caption that is cut there is not drawn.
             temperature: Temperature of text sampling; 0 decodes greedily.
             top_p: Cumulative probability of nucleus sampling, 0-1.
             given: ``caption`` draws the prompt as it is: text-to-image.
@@ -135,17 +137,29 @@ class M2ChatPipeline(PipelineBase):
             One output for a string, a list of them for several prompts.
 
         Raises:
-            UserError: If arguments do not fit together.
+            UserError: If arguments do not fit together, or are out of their ranges.
         """
+        names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+        numbers = {"steps": num_inference_steps, "guidance": guidance_scale}
+        check_ranges(names, **{name: value for name, value in numbers.items() if value is not None})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not isinstance(prompt, str) and image is not None and not isinstance(image, list | tuple):
+            raise UserError(
+                f"image: one picture for {len(prompts)} prompts: give a list with a picture for each prompt, or None "
+                "where there is none"
+            )
         shown = [image] if isinstance(prompt, str) else list(image or [None] * len(prompts))
         if not prompts or len(shown) != len(prompts):
             raise UserError(f"image: {len(shown)} pictures for {len(prompts)} prompts: give one per prompt, or None")
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        draw = self.draw_settings(num_inference_steps, guidance_scale, size=size, height=height, width=width)
-        conversations = self._conversations(prompts, shown, given)
         generators = [generator] if isinstance(generator, torch.Generator) or generator is None else list(generator)
+        for each in generators:
+            if each is not None and each.device.type != "cpu":
+                raise UserError(
+                    f"generator: one of device {each.device}: give one of the CPU, such as "
+                    "torch.Generator().manual_seed(0); a seed then gives the same noise on every device"
+                )
         if len(generators) not in (1, len(prompts)):
             raise UserError(
                 f"generator: {len(generators)} generators for {len(prompts)} prompts: give one, or one each"
@@ -155,15 +169,18 @@ class M2ChatPipeline(PipelineBase):
         replier = self.replier(
             image_mode,
             max_images,
-            draw,
+            self.draw_settings(num_inference_steps, guidance_scale, size=size, height=height, width=width),
             max_new_tokens,
             temperature,
             top_p,
+            max_caption_tokens,
         )
+        conversations = self._conversations(prompts, shown, given)
         sampling = torch.Generator().manual_seed(seeds[0])
-        with self.lock, _ProgressBar(self, callback_on_step_end) as on_step:
-            inputs = waiting(conversations, self.vision, self.device)
-            replies, notes = replier.reply(inputs, given, seeds, on_step, sampling)
+        inputs, bar = waiting(conversations, self.vision, self.device), _ProgressBar(self, callback_on_step_end)
+        pieces = replier.pieces(inputs, given, seeds, bar.step, sampling)  # tokenises without the lock
+        with self.lock, bar:
+            replies, notes = finish(pieces)
         outputs = [output_of(reply, note, output_type) for reply, note in zip(replies, notes, strict=True)]
         return outputs[0] if isinstance(prompt, str) else outputs
 
@@ -181,7 +198,7 @@ class M2ChatPipeline(PipelineBase):
 
 
 class _ProgressBar:
-    """The progress bar of a drawing and the caller's callback, as a context manager; it gives the function per step.
+    """The progress bar of a drawing and the caller's callback, as a context manager.
 
     Args:
         pipe: Pipeline that draws.
@@ -192,11 +209,11 @@ class _ProgressBar:
         self.pipe, self.callback = pipe, callback
         self.bar: Any = None
 
-    def __enter__(self) -> OnStep:
+    def __enter__(self) -> None:
         self.pipe._interrupt = False
-        return self._step
 
-    def _step(self, state: Denoising) -> bool:
+    def step(self, state: Denoising) -> bool:
+        """Shows a denoising step, and calls the callback; returns whether the drawing ends there."""
         if self.bar is None:  # made at the first step: a reply without pictures shows no bar
             from tqdm.auto import tqdm
 

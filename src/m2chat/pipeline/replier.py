@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -32,7 +32,8 @@ ImageMode = Literal["auto", "force", "never"]
 """Whether a reply has pictures: as the model decides, at least one, or none."""
 IMAGE_MODES: tuple[ImageMode, ...] = ("auto", "force", "never")
 Replies: TypeAlias = tuple[list[Reply], list[dict[str, Any]]]
-"""Replies, and a note for each: ``gate`` and ``cosine`` of each picture, ``cut_tokens``."""
+"""Replies, and a note for each: ``gate`` and ``cosine`` of each picture, ``cut_tokens``; only where a limit has cut an
+answer or a caption, ``finish_reason``, which is ``length``."""
 Place: TypeAlias = tuple[int, int]
 """Place of a picture: index of the reply in the batch, index of the segment in the reply."""
 Drawings: TypeAlias = tuple[dict[Place, Picture], dict[Place, tuple[float, float]]]
@@ -67,6 +68,21 @@ class DrawSettings:
         return self.height or self.size, self.width or self.size
 
 
+@dataclass(frozen=True)
+class Start:
+    """Replies before they are generated.
+
+    Args:
+        prompts: Tokens of each prompt.
+        cut: Number of tokens of each that did not fit.
+        given: The replies where they are given.
+    """
+
+    prompts: list[list[int]]
+    cut: list[int]
+    given: list[list[TokenSegment]] | None = None
+
+
 def noise_seed(seed: int, name: str) -> int:
     """The seed of one picture's noise, 0 to 2**63 - 1: it depends on the picture's name, never on its batch or rank."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
@@ -98,7 +114,7 @@ class Replier:
         self.conditioner = conditioner
         self.decoding = replace(decoding, num_image_tokens=layout.num_image_tokens)
         tokens = layout.tokenizer
-        self.special = SpecialTokens(tokens.ic_id, tokens.img_id, tokens.eos_id, tokens.pad_id)
+        self.special = SpecialTokens(tokens.ic_id, tokens.img_id, layout.end_id, tokens.pad_id)
 
     def reply(
         self,
@@ -111,7 +127,6 @@ class Replier:
         """Replies to conversations; arguments as for `pieces`."""
         return finish(self.pieces(batch, given, seeds, on_step, generator))
 
-    @torch.no_grad()
     def pieces(
         self,
         batch: Batch | ReplyInputs,
@@ -121,6 +136,8 @@ class Replier:
         generator: torch.Generator | None = None,
     ) -> Generator[None, None, Replies]:
         """Replies to conversations, a bounded piece of work at a time.
+
+        The prompts are tokenised before this returns, so that a caller needs no lock for that.
 
         Args:
             batch: Conversations, from a data set or from `waiting`.
@@ -136,18 +153,31 @@ class Replier:
             The replies, and a note for each.
         """
         inputs = batch if isinstance(batch, ReplyInputs) else ReplyInputs.of_batch(batch)
-        if given == "nothing":
-            prompts, cut = self._prompts(inputs.views)
+        seeds = seeds or [self.draw.seed] * len(inputs.names)
+        return self._pieces(inputs, self._start(inputs.views, given), seeds, on_step, generator)
+
+    @torch.no_grad()
+    def _pieces(
+        self,
+        inputs: ReplyInputs,
+        start: Start,
+        seeds: Sequence[int],
+        on_step: OnStep | None,
+        generator: torch.Generator | None,
+    ) -> Generator[None, None, Replies]:
+        """The replies after tokenisation."""
+        prompts, cut = start.prompts, start.cut
+        tokens = start.given
+        ends = ["" for _ in prompts]
+        if tokens is None:
             generated: list[list[TokenSegment]] = []
             # Each item holds all replies so far; the last one is complete.
             for generated in stream_replies(  # noqa: B007
                 self.model, prompts, inputs.context_pixels, self.special, self.decoding, generator
             ):
                 yield
+            ends = ["length" if any(segment.cut for segment in segments) else "" for segments in generated]
             tokens = [finished(segments) for segments in generated]
-        else:
-            prompts, cut, tokens = self._given(inputs.views, given)
-        seeds = seeds or [self.draw.seed] * len(inputs.names)
         pictures, gates = yield from self._draw(prompts, tokens, inputs, seeds, on_step)
         replies, notes = [], []
         for index, token_segments in enumerate(tokens):
@@ -159,26 +189,35 @@ class Replier:
                     "gate": [gate for gate, _ in drawn],
                     "cosine": [cosine for _, cosine in drawn],
                     "cut_tokens": cut[index],
+                    **({"finish_reason": ends[index]} if ends[index] else {}),
                 }
             )
         return replies, notes
 
     def _response_room(self) -> int:
         """Tokens that are kept free for the reply: two texts, one picture, three special tokens."""
-        return min(2 * self.decoding.max_text_tokens, self.layout.max_tokens // 3) + self.layout.num_image_tokens + 3
+        texts = self.decoding.max_text_tokens + self.decoding.caption_limit
+        return min(texts, self.layout.max_tokens // 3) + self.layout.num_image_tokens + 3
 
     def _segment(self, segment: TokenSegment) -> Segment:
         decode = self.layout.tokenizer.decode
         return Segment(decode(segment.answer), None if segment.caption is None else decode(segment.caption))
 
-    def _prompts(self, views: list[View]) -> tuple[list[list[int]], list[int]]:
-        """Prompts that leave room for a reply, and the number of tokens that did not fit into each."""
-        room = self.layout.max_tokens - self._response_room()
-        fitted = [self.layout.prompt(view.request, room) for view in views]
-        return [ids for ids, _ in fitted], [cut for _, cut in fitted]
+    def _start(self, views: list[View], given: Given, is_stopped: Callable[[], bool] | None = None) -> Start:
+        """Prompts that leave room for a reply; with a given reply they are fitted exactly as in training.
 
-    def _given(self, views: list[View], given: Given) -> tuple[list[list[int]], list[int], list[list[TokenSegment]]]:
-        """Prompts, cut tokens and the given replies or captions, fitted exactly as in training."""
+        Args:
+            views: Views of the conversations.
+            given: Part of the reply that is given.
+            is_stopped: Function that ends the tokenisation, as for `Layout.prompt`.
+
+        Raises:
+            StoppedError: If it was ended.
+        """
+        if given == "nothing":
+            room = self.layout.max_tokens - self._response_room()
+            fits = [self.layout.prompt(view.request, room, is_stopped) for view in views]
+            return Start([ids for ids, _ in fits], [cut for _, cut in fits])
         prompts, cut, replies = [], [], []
         for view in views:
             segments = view.reply
@@ -188,7 +227,7 @@ class Replier:
             prompts.append(fitted.prompt)
             cut.append(fitted.cut_tokens)
             replies.append([TokenSegment(*texts) for texts in zip(fitted.answers, fitted.captions, strict=True)])
-        return prompts, cut, replies
+        return Start(prompts, cut, replies)
 
     def _draw(
         self,

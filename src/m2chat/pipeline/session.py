@@ -6,7 +6,8 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from m2chat.models.fingerprints import Fingerprints
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
-from m2chat.pipeline.outputs import PipelineOutput, output_of
+from m2chat.pipeline.outputs import PipelineOutput, whole
 from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.state import SavedSession, SessionSettings, SessionState, read_session, write_session
+from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.schema import Conversation, Image, Role, Turn
+from m2chat.text.layout import StoppedError
 
 _LOG = logging.getLogger(__name__)
 _PICTURE = re.compile(r"\bpicture (\d{1,4})\b", re.IGNORECASE)
@@ -255,52 +258,47 @@ class Session:
         settings = self.settings
         seed = settings.seed if seed is None else seed
         seed = secrets.randbelow(2**31) if seed is None else seed
-        task = _Task(state, image or settings.image, max_images or settings.max_images, seed)
-        # Raises on a wrong setting before anything runs.
-        self.pipe.replier(task.image, task.max_images, settings.drawing(self.pipe, seed))
+        task = _Task(state, image or settings.image, settings.max_images if max_images is None else max_images, seed)
+        replier = self._replier(task)  # raises on a wrong setting before anything runs
         if self._running is not None:
             try:  # an iterator that was dropped without being closed is still suspended
                 self._running.close()  # type: ignore[attr-defined]
             except ValueError as error:  # it is running in another thread
                 raise UserError("a reply is under way in this session: wait for it, or stop it first") from error
         self.stopping = threading.Event()
-        self._running = self._run(task, self.stopping)
+        self._running = self._run(task, replier, self.stopping)
         return self._running
 
-    def _run(self, task: _Task, stop: threading.Event) -> Iterator[Event]:
+    def _run(self, task: _Task, replier: StreamingReplier, stop: threading.Event) -> Iterator[Event]:
         """Yields the events of a reply, and adds it to the session."""
         partial = PartialReply()
-        conversation = self._captioned(task.state.conversation)
+        conversation = self.pipe.captioned(task.state.conversation)
         try:
-            for event in in_turns(self._steps(conversation, task), self.pipe.lock, stop):
-                partial.add(event)
-                yield event
+            inputs = waiting([conversation], self.pipe.vision, self.pipe.device)
+            generator = torch.Generator().manual_seed(task.seed)
+            # A long conversation takes long to tokenise: without the lock, and until nobody waits for it.
+            with suppress(StoppedError):
+                events = replier.stream(inputs, seed=task.seed, generator=generator, is_stopped=stop.is_set)
+                for event in in_turns(events, self.pipe.lock, stop):
+                    partial.add(event)
+                    yield event
         except (GeneratorExit, KeyboardInterrupt):
             self._keep(conversation, task, partial, stopped=True)
             raise
         yield self._keep(conversation, task, partial, stopped=stop.is_set())
 
-    def _captioned(self, conversation: Conversation) -> Conversation:
-        """The conversation with a caption for every shown picture that has none."""
-        missing = [k for k, image in enumerate(conversation.images) if not image.caption]
-        images = list(conversation.images)
-        captions = self.pipe.caption([images[k].pixels for k in missing])
-        for k, caption in zip(missing, captions, strict=True):
-            images[k] = replace(images[k], caption=caption, caption_by="model")
-        return replace(conversation, images=tuple(images))
-
-    def _steps(self, conversation: Conversation, task: _Task) -> Generator[Event, None, None]:
+    def _replier(self, task: _Task) -> StreamingReplier:
+        """What generates a reply with the session's settings."""
         settings, pipe = self.settings, self.pipe
-        replier = pipe.replier(
+        return pipe.replier(
             task.image,
             task.max_images,
             settings.drawing(pipe, task.seed),
             settings.max_new_tokens,
             settings.temperature,
             settings.top_p,
+            settings.max_caption_tokens,
         )
-        inputs = waiting([conversation], pipe.vision, pipe.device)
-        return replier.stream(inputs, seed=task.seed, generator=torch.Generator().manual_seed(task.seed))
 
     def _keep(self, conversation: Conversation, task: _Task, partial: PartialReply, stopped: bool) -> Finished:
         """Adds the reply to the session, unless it was stopped while it was empty."""
@@ -311,10 +309,3 @@ class Session:
         if reply.segments or not stopped:
             self.state = SessionState(conversation.with_reply(reply), (*task.state.notes, note))
         return Finished(reply, stopped, note)
-
-
-def whole(events: Iterator[Event]) -> PipelineOutput:
-    """Waits for the end of a reply."""
-    *_, last = events
-    assert isinstance(last, Finished)
-    return output_of(last.reply, last.note, "pil")

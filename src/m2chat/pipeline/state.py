@@ -35,7 +35,8 @@ class SessionSettings:
         guidance: Scale of classifier-free guidance; None as for `steps`, 5.
         size: Side of the pictures in pixels; None for the model's.
         preview_every: Denoising steps between two previews of a picture; 0 for none.
-        max_new_tokens: Maximum length of an answer, and of a caption, in tokens.
+        max_new_tokens: Maximum length of an answer, in tokens.
+        max_caption_tokens: Maximum length of a caption, in tokens; a caption that is cut there is not drawn.
         temperature: Temperature of text sampling; 0 decodes greedily.
         top_p: Cumulative probability of nucleus sampling, 0-1.
         height: Height of the pictures in pixels, in place of `size`.
@@ -50,6 +51,7 @@ class SessionSettings:
     size: int | None = None
     preview_every: int = 5
     max_new_tokens: int = 64
+    max_caption_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 0.75
     height: int | None = None
@@ -73,7 +75,7 @@ class SessionState:
     Args:
         conversation: Turns and pictures, numbered in the order of the turns.
         notes: One per turn: ``seed``, ``image``, ``max_images``, ``gate``, ``cosine``, ``cut_tokens``, ``stopped`` of a
-            reply, empty for a turn of the user.
+            reply, and ``finish_reason`` of one that a limit has cut; empty for a turn of the user.
     """
 
     # The name decides the noise of pictures: it is the same in all sessions, so that a seed gives the same picture.
@@ -100,7 +102,7 @@ class SavedSession:
     weights: dict[str, str]
 
 
-class _Picture(BaseModel):
+class _PictureEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     file: str
     caption: str = ""
@@ -116,7 +118,7 @@ class _Note(BaseModel):
     max_images: int = Field(default=4, ge=1, le=16)
 
 
-class _Turn(BaseModel):
+class _TurnEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["user", "assistant"]
     parts: list[str | int]
@@ -124,13 +126,13 @@ class _Turn(BaseModel):
     note: _Note | None = None
 
 
-class _Session(BaseModel):
+class _SessionFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal["m2chat-session/1"]
     weights: dict[str, str]
     settings: dict[str, Any]
-    pictures: list[_Picture]
-    turns: list[_Turn]
+    pictures: list[_PictureEntry]
+    turns: list[_TurnEntry]
 
 
 def write_session(saved: SavedSession, folder: Path) -> None:
@@ -145,16 +147,18 @@ def write_session(saved: SavedSession, folder: Path) -> None:
     """
     images, turns = saved.state.conversation.images, saved.state.conversation.turns
     pictures = [
-        _Picture(file=f"picture-{k:04d}.png", caption=image.caption, caption_by=image.caption_by)
+        _PictureEntry(file=f"picture-{k:04d}.png", caption=image.caption, caption_by=image.caption_by)
         for k, image in enumerate(images, 1)
     ]
-    record = _Session(
+    record = _SessionFile(
         format="m2chat-session/1",
         weights=saved.weights,
         settings=asdict(saved.settings),
         pictures=pictures,
         turns=[
-            _Turn(role=turn.role, parts=list(turn.parts), context=turn.context, note=_Note(**note) if note else None)
+            _TurnEntry(
+                role=turn.role, parts=list(turn.parts), context=turn.context, note=_Note(**note) if note else None
+            )
             for turn, note in zip(turns, saved.state.notes, strict=True)
         ],
     )
@@ -181,7 +185,7 @@ def read_session(folder: Path) -> SavedSession:
     if not path.is_file():
         raise UserError(f"there is no session in {folder}: it needs a {FILE}, as `save` writes it")
     try:
-        record = _Session.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        record = _SessionFile.model_validate(json.loads(path.read_text(encoding="utf-8")))
         settings = TypeAdapter(SessionSettings).validate_python(record.settings)
     except (ValidationError, ValueError) as error:
         raise UserError(f"{path} is no session of this version: {str(error).splitlines()[0]}") from error
@@ -197,7 +201,7 @@ def read_session(folder: Path) -> SavedSession:
     return SavedSession(SessionState(Conversation("session", turns, images), notes), settings, record.weights)
 
 
-def _read_picture(folder: Path, entry: _Picture) -> Image:
+def _read_picture(folder: Path, entry: _PictureEntry) -> Image:
     """A picture of a session; only a plain file name within the folder is opened."""
     path = folder / entry.file
     if not _NAME.fullmatch(entry.file) or path.is_symlink():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Literal
 
 import torch
@@ -10,35 +10,50 @@ import torch
 from m2chat.models.generation import TokenSegment, stream_replies
 from m2chat.pipeline.events import Drawn, Notice, Progress, Usage, Words
 from m2chat.pipeline.inputs import ReplyInputs
-from m2chat.pipeline.replier import Given, Replier, to_pictures
+from m2chat.pipeline.replier import Given, Replier, Start, to_pictures
 
 
 class StreamingReplier(Replier):
     """A `Replier` that can also yield events while it replies to one conversation."""
 
-    @torch.no_grad()
     def stream(
-        self, inputs: ReplyInputs, given: Given = "nothing", seed: int = 0, generator: torch.Generator | None = None
+        self,
+        inputs: ReplyInputs,
+        given: Given = "nothing",
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        is_stopped: Callable[[], bool] | None = None,
     ) -> Generator[Notice | Words | Progress | Drawn | Usage, None, None]:
         """The reply to one conversation as events.
 
-        A picture is drawn as soon as its tokens are there, before the text behind it.
+        The prompt is tokenised before this returns, so that a caller needs no lock for that. A picture is drawn as soon
+        as its tokens are there, before the text behind it.
 
         Args:
             inputs: Inputs of one conversation.
             given: Part of the reply that is given.
             seed: Seed of the pictures.
             generator: Generator of text sampling, used if the temperature is above 0.
+            is_stopped: Function that ends the tokenisation, as for `Layout.prompt`.
 
         Yields:
             At least one event after every pass of the language model, one after every denoising step, and `Usage`.
+
+        Raises:
+            StoppedError: If the tokenisation was ended.
         """
-        if given == "nothing":
-            prompts, (cut,) = self._prompts(inputs.views)
+        return self._events(inputs, self._start(inputs.views, given, is_stopped), seed, generator)
+
+    @torch.no_grad()
+    def _events(
+        self, inputs: ReplyInputs, start: Start, seed: int, generator: torch.Generator | None
+    ) -> Generator[Notice | Words | Progress | Drawn | Usage, None, None]:
+        """The events after tokenisation."""
+        prompts, (cut,) = start.prompts, start.cut
+        if start.given is None:
             replies = stream_replies(self.model, prompts, inputs.context_pixels, self.special, self.decoding, generator)
         else:
-            prompts, (cut,), known = self._given(inputs.views, given)
-            replies = iter([[[*known[0], TokenSegment()]]])
+            replies = iter([[[*start.given[0], TokenSegment()]]])
         if cut:
             yield Notice(f"{cut} tokens of the conversation did not fit: the oldest turns are left out.", cut)
         sent: dict[tuple[int, str], str] = {}
@@ -51,9 +66,23 @@ class StreamingReplier(Replier):
                 done += 1
             yield from self._words(segments, done, sent)
         yield from self._finish(prompts, segments, done, sent, inputs, seed)
+        for segment in segments:
+            if segment.cut:
+                yield self._limit(segment.cut)
         texts = [segment.answer for segment in segments], [segment.caption for segment in segments]
         whole = self.layout.assemble(prompts[0], *texts, target=0).input_ids
         yield Usage(len(prompts[0]), len(whole) - len(prompts[0]))
+
+    def _limit(self, cut: Literal["answer", "caption"]) -> Notice:
+        """The message that a text was cut."""
+        if cut == "answer":
+            text = f"The answer was cut at {self.decoding.max_text_tokens} tokens, its limit (max_new_tokens)."
+        else:
+            text = (
+                f"The caption was cut at {self.decoding.caption_limit} tokens, its limit (max_caption_tokens): its "
+                "picture is not drawn."
+            )
+        return Notice(text, limited=cut)
 
     def _words(
         self, segments: list[TokenSegment], index: int, sent: dict[tuple[int, str], str], complete: bool = False

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from m2chat.models.weights.exported import check_backbones, export_model, is_exp
 from m2chat.models.weights.exported import load_weights as load_exported
 from m2chat.pipeline.describer import pretrained_tensors
 from m2chat.text.layout import MAX_TOKENS
+from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 
 _SHIPPED = Path("data", "micro", "m2chat")
 """Folder of the shipped weights and their configuration."""
@@ -52,6 +53,7 @@ class Origin:
         tasks: Kinds of samples that they were trained on.
         max_tokens: Maximum length of a sequence in training.
         pretrained: Tensors of the language model before stage 2, with which pictures are described.
+        prompt: Format of the prompts in training.
     """
 
     path: str
@@ -62,6 +64,11 @@ class Origin:
     tasks: tuple[str, ...] = ()
     max_tokens: int = MAX_TOKENS
     pretrained: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    prompt: PromptFormat = EARLIER
+
+
+_Change: TypeAlias = Callable[[BackboneConfig], BackboneConfig]
+_Opened: TypeAlias = tuple[Origin, Callable[[M2ChatModel], object]]
 
 
 def micro_root() -> Path:
@@ -99,8 +106,8 @@ def load_weights(
     """Builds the model and fills in trained weights.
 
     Args:
-        source: Checkpoint of a run, with the run's ``config.yaml`` beside or above it; a folder that `save_weights`
-            wrote; or None for the shipped micro weights of stage 2.
+        source: Checkpoint of a run, which holds its settings (one of an earlier version needs the run's ``config.yaml``
+            beside or above it); a folder that `save_weights` wrote; or None for the shipped micro weights of stage 2.
         backbone: Backbones; None takes those of the source.
         m3adapter: Configuration of the M³Adapter; None takes that of the source.
         image_decoder: Another image decoder in place of that of the backbones; see `with_decoder`.
@@ -114,34 +121,61 @@ def load_weights(
         UserError: If the source is missing, broken, or was trained on other backbones.
     """
     path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
-    if path.is_dir():
-        return _load_exported(path, backbone, m3adapter, image_decoder, decoder)
-    payload = read_checkpoint(path)
-    stage: Stage = payload[HEADER]["stage"]
-    config = _run_config(path)
-    trained_on = _recorded(payload.get("config") or {}, config)
-    backbone = backbone or BackboneConfig(**_settings(config, "backbone"))
-    backbone = _anchored(_drawn_by(backbone, image_decoder, decoder))
-    m3adapter = m3adapter or _m3adapter(_settings(config, "m3adapter"))
-    layout = (payload.get("config") or {}).get("layout") or config.get("data") or {}
-    model = build_m2chat(backbone, m3adapter)
-    pretrained = pretrained_tensors(model) if stage == "m3ft" else {}
-    names = {f"model.{name}" for name in trainable_names(model, stage)}
-    prints = Fingerprints(backbone)
-    load_trained(nn.ModuleDict({"model": model}), path, names, stage=None, backbones=prints, trained_on=trained_on)
+    opened = _exported if path.is_dir() else _checkpoint
+    origin, fill = opened(path, backbone, m3adapter, lambda given: _drawn_by(given, image_decoder, decoder))
+    model = build_m2chat(origin.backbone, origin.m3adapter)
+    if origin.stage == "m3ft":
+        origin = replace(origin, pretrained=pretrained_tensors(model))
+    fill(model)
     model.eval().requires_grad_(False)
-    tasks, max_tokens = tuple(payload.get("tasks", ())), layout.get("max_tokens", MAX_TOKENS)
-    return model, Origin(
-        str(path), stage, backbone, m3adapter, payload[HEADER]["fingerprint"], tasks, max_tokens, pretrained
+    return model, origin
+
+
+def _checkpoint(
+    path: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None, drawn_by: _Change
+) -> _Opened:
+    """What a checkpoint holds, and the function that fills it in."""
+    payload = read_checkpoint(path)
+    if payload[HEADER]["stage"] == "describe":
+        raise UserError(
+            f"{path} is a checkpoint of stage 0, whose result is an adapter file: set backbone.adapter to the "
+            "adapter.pth in the folder of its run (or `m2chat weights convert` the checkpoint), and train stages 1 and "
+            "2 with it"
+        )
+    stage: Stage = payload[HEADER]["stage"]
+    settings = run_settings(path, payload)
+    if settings is None:
+        shipped = (root / _SHIPPED / "config.yaml" for root in _ROOTS)
+        settings = next((read_settings(file) for file in shipped if file.is_file()), {})
+    trained_on = _recorded(settings)
+    backbone = _anchored(drawn_by(backbone or BackboneConfig(**_complete(settings, "backbone"))))
+    m3adapter = m3adapter or m3adapter_of(_complete(settings, "m3adapter"))
+    layout = settings.get("layout") or {}
+    origin = Origin(
+        str(path),
+        stage,
+        backbone,
+        m3adapter,
+        payload[HEADER]["fingerprint"],
+        tuple(payload.get("tasks", ())),
+        layout.get("max_tokens", MAX_TOKENS),
+        prompt=layout.get("prompt", EARLIER),
     )
 
+    def fill(model: M2ChatModel) -> None:
+        names = {f"model.{name}" for name in trainable_names(model, stage)}
+        module = nn.ModuleDict({"model": model})
+        load_trained(module, path, names, stage=None, backbones=Fingerprints(backbone), trained_on=trained_on)
 
-def _recorded(kept: Mapping[str, Any], config: Mapping[str, Any]) -> BackboneConfig | None:
-    """The backbones of a training, from its checkpoint or its ``config.yaml``; None if neither has them."""
-    settings = kept.get("backbone") or ((config.get("model") or {}).get("init_args") or {}).get("backbone") or {}
-    if not _REQUIRED["backbone"] <= settings.keys():
+    return origin, fill
+
+
+def _recorded(settings: Mapping[str, Any]) -> BackboneConfig | None:
+    """The backbones of a training in its settings; None if they are not complete."""
+    given = settings.get("backbone") or {}
+    if not _REQUIRED["backbone"] <= given.keys():
         return None
-    backbone = BackboneConfig(**settings)
+    backbone = BackboneConfig(**given)
     with suppress(UserError):  # the shipped ones may not be here
         backbone = _anchored(backbone)
     return backbone
@@ -160,33 +194,24 @@ def _drawn_by(
     return replace(backbone, decoder=decoder)
 
 
-def _load_exported(
-    folder: Path,
-    backbone: BackboneConfig | None,
-    m3adapter: M3AdapterConfig | None,
-    image_decoder: str | Path | None,
-    decoder: DecoderConfig | Mapping[str, Any] | None,
-) -> tuple[M2ChatModel, Origin]:
-    """The same from exported weights."""
+def _exported(
+    folder: Path, backbone: BackboneConfig | None, m3adapter: M3AdapterConfig | None, drawn_by: _Change
+) -> _Opened:
+    """The same of exported weights."""
     if not is_exported(folder):
         raise UserError(
             f"{folder} is no folder of weights: it needs manifest.json and model.safetensors, as `save_pretrained` and "
             "`m2chat weights convert` write them; of a training run name the .ckpt file itself"
         )
     manifest = read_manifest(folder)
-    backbone = _anchored(_drawn_by(backbone or manifest.backbone, image_decoder, decoder))
+    backbone = _anchored(drawn_by(backbone or manifest.backbone))
     m3adapter = m3adapter or manifest.m3adapter
     check_backbones(manifest, Fingerprints(backbone), folder)  # before gigabytes are read
-    model = build_m2chat(backbone, m3adapter)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
-    pretrained = pretrained_tensors(model) if stage == "m3ft" else {}
-    load_exported(model, folder)
-    model.eval().requires_grad_(False)
     max_tokens = manifest.layout.get("max_tokens", MAX_TOKENS)
-    origin = Origin(
-        str(folder), stage, backbone, m3adapter, manifest.fingerprint, tuple(manifest.tasks), max_tokens, pretrained
-    )
-    return model, origin
+    prompt, tasks = manifest.layout.get("prompt", EARLIER), tuple(manifest.tasks)
+    origin = Origin(str(folder), stage, backbone, m3adapter, manifest.fingerprint, tasks, max_tokens, prompt=prompt)
+    return origin, lambda model: load_exported(model, folder)
 
 
 def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None:
@@ -201,46 +226,75 @@ def save_weights(folder: str | Path, model: M2ChatModel, origin: Origin) -> None
         UserError: If the folder has other contents.
     """
     backbone = with_paths(origin.backbone, lambda path: str(Path(path).resolve()) if Path(path).exists() else path)
-    layout = {"max_tokens": origin.max_tokens, "num_image_tokens": origin.backbone.num_image_tokens}
+    layout = {
+        "max_tokens": origin.max_tokens,
+        "num_image_tokens": origin.backbone.num_image_tokens,
+        "prompt": resolved(origin.prompt, origin.backbone.language_model),
+    }
     export_model(model, origin.stage, backbone, Path(folder), tasks=origin.tasks, layout=layout)
 
 
-def _m3adapter(settings: Mapping[str, Any]) -> M3AdapterConfig:
+def m3adapter_of(settings: Mapping[str, Any]) -> M3AdapterConfig:
     """The configuration of the M³Adapter in a run's settings."""
     values = {**settings, "gate": GateConfig(**(settings.get("gate") or {}))}
     return M3AdapterConfig(**{**values, "layers": tuple(values.get("layers", (-1,)))})
 
 
-def _run_config(checkpoint: Path) -> dict[str, Any]:
-    """The ``config.yaml`` of the run that wrote a checkpoint: in its folder or the one above, else the shipped one."""
-    for folder in (*list(checkpoint.resolve().parents)[:2], *(root / _SHIPPED for root in _ROOTS)):
-        if (folder / "config.yaml").is_file():
-            return read_config(folder / "config.yaml")
-    return {}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a run.
-
-    Raises:
-        UserError: If it is one of the shipped files and damaged.
-    """
-    verify_listed([path])
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-def _settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The settings of a part of the model in a run's configuration.
+def run_settings(checkpoint: Path, payload: Mapping[str, Any], config: Path | None = None) -> dict[str, Any] | None:
+    """Settings of a model: those in its checkpoint, else in the ``config.yaml`` of its run.
 
     Args:
-        config: Contents of a ``config.yaml``.
+        checkpoint: File of the checkpoint; ``config.yaml`` is looked for in its folder and the one above.
+        payload: Contents of the checkpoint.
+        config: Configuration that takes precedence over both.
+
+    Returns:
+        ``backbone``, ``m3adapter`` and ``layout``, each as far as it is recorded; None if there are no settings.
+
+    Raises:
+        UserError: If the file is not the configuration of a training run, or is a shipped one and damaged.
+    """
+    recorded: dict[str, Any] = {} if config else dict(payload.get("config") or {})
+    if {"backbone", "layout"} <= recorded.keys():
+        return recorded
+    beside = (folder / "config.yaml" for folder in list(checkpoint.resolve().parents)[:2])
+    path = config or next((file for file in beside if file.is_file()), None)
+    return {**read_settings(path), **recorded} if path else recorded or None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of the model in the ``config.yaml`` of a run, or in a file that was trained with.
+
+    Raises:
+        UserError: If it is not the configuration of a training run, or is a shipped one and damaged.
+    """
+    verify_listed([path])
+    try:
+        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = whole["model"]["init_args"]
+        settings: dict[str, Any] = {name: model.get(name) or {} for name in _REQUIRED}
+        for name, given in settings.items():
+            if isinstance(given, str):  # a separate file, named from where the configuration lies
+                settings[name] = yaml.safe_load((path.parent / given).read_text(encoding="utf-8"))
+        data = whole.get("data") or {}
+        layout = {name: data[name] for name in ("max_tokens", "prompt") if data.get(name)}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the configuration of a training run ({error})") from error
+    return settings | ({"layout": layout} if layout else {})
+
+
+def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings of a part, completed by those of the shipped weights where required ones are missing.
+
+    Args:
+        settings: Settings of the model.
         name: ``backbone`` or ``m3adapter``.
 
     Raises:
         UserError: If required settings are missing, and the shipped weights, whose settings replace them, as well.
     """
-    given = dict(((config.get("model") or {}).get("init_args") or {}).get(name) or {})
+    given = dict(settings.get(name) or {})
     if _REQUIRED[name] <= given.keys():
         return given
     # A hand-written configuration may leave out settings that are those of the micro scale.
-    return {**_settings(read_config(micro_root() / _SHIPPED / "config.yaml"), name), **given}
+    return {**read_settings(micro_root() / _SHIPPED / "config.yaml")[name], **given}

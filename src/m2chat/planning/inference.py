@@ -83,20 +83,19 @@ def plan_inference(model: M2ChatModel, tokens: int, image_size: int) -> Inferenc
         image_size: Side of the picture in pixels.
     """
     config = model.llama.config
-    head = config.hidden_size // config.num_attention_heads
-    cache = HALF * 2 * config.num_hidden_layers * config.num_key_value_heads * head * tokens
+    cache = HALF * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens
     prefill, step, decode = _works(model, tokens, image_size)
     tile = _works(model, tokens, image_size // 2)[2]
     everything = half_bytes(model)
     weights, needs, token_bytes = {}, {}, {}
-    table = half_bytes(model.llama.model.embed_tokens)
+    # Of the table of the words a token reads one row, unless it is the output table too.
+    table = 0 if config.tie_word_embeddings else half_bytes(model.llama.model.embed_tokens)
     for mode, options in MODES.items():
         saved = saved_bytes(model, options.bits)
         weights[mode] = everything - saved
         needs[mode] = _need(
             model, options, saved, cache, prefill.peak, step.peak, (tile if options.tiling else decode).peak
         )
-        # Of the table of the words a token reads one row.
         token_bytes[mode] = half_bytes(model.llama) - saved - table
     return InferencePlan(weights, needs, prefill, step, decode, cache, token_bytes)
 

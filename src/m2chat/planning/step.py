@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from m2chat.losses import align_loss, ddpm_loss, text_loss
 from m2chat.models.m2chat import DiffusionNoise, FrozenFeatures, M2ChatModel
-from m2chat.models.trainable import Stage
+from m2chat.models.reading import ReadingModel
+from m2chat.models.trainable import AnyStage, Stage
 from m2chat.models.units import components, shard_units
 from m2chat.planning.meter import FlopMeter, LiveBytes
 from m2chat.planning.rules import GpuRules
@@ -36,7 +37,7 @@ class BatchShape:
     image_tokens: int
 
 
-def blank_batch(model: M2ChatModel, shape: BatchShape, device: torch.device | str = "meta") -> Batch:
+def blank_batch(model: ReadingModel, shape: BatchShape, device: torch.device | str = "meta") -> Batch:
     """A batch of the right shapes: context picture, answer and caption in every sample, a quarter of it scored.
 
     Args:
@@ -45,7 +46,7 @@ def blank_batch(model: M2ChatModel, shape: BatchShape, device: torch.device | st
         device: Device of the tensors. Labels of a batch on ``meta`` are real, since they select the scored positions.
     """
     count, tokens = shape.batch, shape.tokens
-    queries = model.decoder.queries
+    queries = model.decoder.queries if isinstance(model, M2ChatModel) else 1  # stage 0 has no text encoders
     side = model.clip.visual.image_size
     side = side[0] if isinstance(side, tuple) else side
     position = torch.arange(tokens, device=device).expand(count, -1)
@@ -131,7 +132,7 @@ class StepMeasure:
 
 
 def measure_step(
-    model: M2ChatModel, stage: Stage, shape: BatchShape, autocast: torch.dtype | None = None
+    model: ReadingModel, stage: AnyStage, shape: BatchShape, autocast: torch.dtype | None = None
 ) -> StepMeasure:
     """Runs a forward and a backward pass and measures them.
 
@@ -143,16 +144,20 @@ def measure_step(
     """
     measure, parts = StepMeasure(), components(model)
     batch = blank_batch(model, shape)
-    noise = blank_noise(model, batch)
     weights = [*model.parameters(), *model.buffers()]
     with _watch_units(model, measure.backward_units), _gradients_leave(model), LiveBytes(weights) as live:
         with FlopMeter(model) as meter, GpuRules(autocast):
-            loss = step_loss(model, batch, noise, stage)
+            if isinstance(model, M2ChatModel):
+                assert stage != "describe"
+                loss = step_loss(model, batch, blank_noise(model, batch), stage)
+            else:
+                logits, labels = model(batch)
+                loss = text_loss(logits, labels.to(logits.device))
             measure.forward = {name: meter.of(part) for name, part in parts.items()}
             loss.backward()
-        measure.backward = {name: meter.of(part) - measure.forward[name] for name, part in parts.items()}
+            measure.backward = {name: meter.of(part) - measure.forward[name] for name, part in parts.items()}
         # The counter follows gradients through plain tensors only, and the M³Adapter returns a dataclass.
-        measure.backward["M³Adapter"] += meter.total - measure.flops
+        measure.backward["M³Adapter" if "M³Adapter" in parts else "language model"] += meter.total - measure.flops
     measure.peak = live.peak
     return measure
 
@@ -174,7 +179,7 @@ def _gradients_leave(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watch_units(model: M2ChatModel, units: set[nn.Module]) -> Iterator[None]:
+def _watch_units(model: ReadingModel, units: set[nn.Module]) -> Iterator[None]:
     """Finds the units whose results a gradient passes through."""
 
     def after(module: nn.Module, _: Any, result: Any) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from m2chat.errors import UserError
-from m2chat.models.m2chat import M2ChatModel
-from m2chat.models.trainable import Stage
+from m2chat.models.reading import ReadingModel
+from m2chat.models.trainable import AnyStage
 from m2chat.models.units import components, shard_units
 from m2chat.planning.gpus import Gpu
 from m2chat.planning.step import BatchShape, StepMeasure, measure_step
@@ -98,7 +98,12 @@ class TrainingPlan:
 
 
 def plan_training(
-    model: M2ChatModel, stage: Stage, shape: BatchShape, usual_tokens: int, devices: int, autocast: torch.dtype | None
+    model: ReadingModel,
+    stage: AnyStage,
+    shape: BatchShape,
+    usual_tokens: int,
+    devices: int,
+    autocast: torch.dtype | None,
 ) -> TrainingPlan:
     """Measures a step on the meta device and adds up what each GPU will hold and send.
 
@@ -136,7 +141,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen: bool) -> Placement:
+def lay_out(model: ReadingModel, measure: StepMeasure, devices: int, shard_frozen: bool) -> Placement:
     """Memory and traffic of a GPU under FSDP2.
 
     Every unit is gathered for the forward pass, and again for the backward pass if a gradient passes through it; what
@@ -170,8 +175,8 @@ def lay_out(model: M2ChatModel, measure: StepMeasure, devices: int, shard_frozen
 
 
 def largest_batch(
-    model: M2ChatModel,
-    stage: Stage,
+    model: ReadingModel,
+    stage: AnyStage,
     shape: BatchShape,
     devices: int,
     autocast: torch.dtype | None,

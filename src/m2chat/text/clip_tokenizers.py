@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.integrity import verify_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LENGTH = 77
 
@@ -83,6 +84,8 @@ class CaptionTokens:
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens for the first and the second text encoder, (B, Q) each; zeros where there is no second."""
+        import torch  # here: what counts and shows tokens must start quickly
+
         first, *second = self._tokenizers()
         rows = self._encode(first, captions)
         ids = self._padded(first, rows)
@@ -101,6 +104,8 @@ class CaptionTokens:
     @staticmethod
     def _padded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
         """Tokens of different lengths as one tensor, padded to Q, (B, Q)."""
+        import torch
+
         table = np.full((len(rows), tokenizer.model_max_length), tokenizer.pad_token_id)
         for line, row in zip(table, rows, strict=True):
             line[: len(row)] = row

@@ -1,19 +1,24 @@
 """The layout of a sequence (Eq. 1), which training, evaluation and generation share.
 
-``Instruction`` and ``Input`` in Alpaca's template, then for every picture of the reply
-``answer <|IC|> caption <|img|> x N``, then ``</s>``; a reply without a picture is ``answer </s>``.
+The request as a prompt, in Alpaca's template or the language model's own; then for every picture of the reply
+``answer <|IC|> caption <|img|> x N``; then ``</s>``, or the template's own end of a turn. A reply without a picture is
+``answer </s>``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from m2chat.errors import UserError
 from m2chat.schema import Segment
+from m2chat.text.prompts import Known, PromptFormat, Prompts, alpaca, prompts_of
 from m2chat.text.tokenizer import M2ChatTokenizer
 from m2chat.text.view import Request
+
+__all__ = ["DESCRIBE", "IGNORE", "MAX_TOKENS", "Encoded", "Fitted", "Layout", "StoppedError", "alpaca"]
 
 IGNORE = -100
 """Label of a position that the language loss skips."""
@@ -21,22 +26,15 @@ IGNORE = -100
 MAX_TOKENS = 512
 """Maximum length of a sequence where neither weights nor settings state one: that of LLaMA-Adapter V2."""
 
+_EASY = 16
+"""Characters per token of room up to which a history is tokenised as a whole first: most fit, some do not."""
+
 DESCRIBE = "Generate caption of this image"
 """LLaMA-Adapter's instruction for describing a picture."""
 
-_TASK = "Below is an instruction that describes a task"
-_PLAIN = _TASK + ". Write a response that appropriately completes the request."
-_PAIRED = (
-    _TASK + ", paired with an input that provides further context. "
-    "Write a response that appropriately completes the request."
-)
 
-
-def alpaca(instruction: str, context: str = "") -> str:
-    """Alpaca's template, as LLaMA-Adapter was trained with: no space behind ``Response:``."""
-    if context:
-        return f"{_PAIRED}\n\n### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:"
-    return f"{_PLAIN}\n\n### Instruction:\n{instruction}\n\n### Response:"
+class StoppedError(Exception):
+    """Nobody waits any longer for what was asked for."""
 
 
 @dataclass
@@ -102,41 +100,90 @@ class Layout:
         tokenizer: Tokenizer of the language model.
         num_image_tokens: N, the number of ``<|img|>`` tokens of a picture; the micro scale's by default.
         max_tokens: Maximum length of a sequence, prompt and response together; the micro scale's by default.
+        format: Format of the prompt.
+
+    Raises:
+        UserError: If there is no such format, or the language model has no chat template that can be used.
     """
 
     tokenizer: M2ChatTokenizer
     num_image_tokens: int = 8
     max_tokens: int = 192
+    format: PromptFormat = "auto"
+    prompts: Prompts = field(init=False, repr=False, compare=False)
 
-    def prompt(self, request: Request, room: int) -> tuple[list[int], int]:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", prompts_of(self.format, self.tokenizer))
+
+    @property
+    def end_id(self) -> int:
+        """Token behind a reply: ``</s>``, or the chat template's end of a turn."""
+        return self.prompts.end_id
+
+    def prompt(
+        self, request: Request, room: int, is_stopped: Callable[[], bool] | None = None
+    ) -> tuple[list[int], int]:
         """Tokens of the prompt, cut to fit.
 
-        The history is cut first, whole lines, the oldest first; then the end of the instruction.
+        The history is cut first, whole lines, the oldest first; then the end of the instruction. Of a long history each
+        line is tokenised once, so that the work is proportional to its length.
 
         Args:
             request: Contents of the prompt.
             room: Maximum number of tokens of the prompt.
+            is_stopped: Function that is asked before every line whether anyone still waits for the prompt.
 
         Returns:
             The tokens with the start token, and the number of those that did not fit.
 
         Raises:
+            StoppedError: If nobody waits any longer.
             UserError: If even an empty instruction does not fit.
         """
-        encode = self.tokenizer.encode
+        known: Known = {}
         full = 0
-        for skip in range(len(request.history) + 1):
-            ids = [self.tokenizer.bos_id, *encode(alpaca(request.instruction, "\n".join(request.history[skip:])))]
-            full = full or len(ids)
+        if sum(map(len, request.history)) <= _EASY * room:
+            ids = self.prompts.ids(request, 0, known)
             if len(ids) <= room:
-                return ids, full - len(ids)
+                return ids, 0
+            full = len(ids)
+        last = max(len(request.history) - 1, 0)
+        ids = self.prompts.ids(request, last, known)  # with the newest line alone
+        lengths = [len(ids)]  # without older lines; with one, two, ... of them
+        for line in reversed(range(last)):
+            if is_stopped is not None and is_stopped():
+                raise StoppedError
+            lengths.append(lengths[-1] + self.prompts.cost(request, line))
+        full = full or lengths[-1]
+        # The lengths are estimates, from which the largest prompt that really fits is not far.
+        skip = last - max(bisect_right(lengths, room) - 1, 0)
+        ids = self.prompts.ids(request, skip, known)
+        if len(ids) <= room:
+            while skip and len(longer := self.prompts.ids(request, skip - 1, known)) <= room:
+                skip, ids = skip - 1, longer
+        while len(ids) > room and skip < len(request.history):
+            skip += 1
+            ids = self.prompts.ids(request, skip, known)
+        if len(ids) <= room:
+            return ids, max(full - len(ids), 1) if skip else 0
+        return self._cut_instruction(request.instruction, room, len(ids), full)
+
+    def _cut_instruction(self, text: str, room: int, length: int, full: int) -> tuple[list[int], int]:
+        """A prompt without history and with as much of the instruction as fits.
+
+        Args:
+            text: Instruction.
+            room: Maximum number of tokens of the prompt.
+            length: Number of tokens with the whole instruction.
+            full: Number of tokens with the history as well.
+        """
+        instruction = self.tokenizer.encode(text)
         # At least the excess must go; decoding and encoding the rest may give other pieces, so each length is tried.
-        instruction = self.tokenizer.encode(request.instruction)
-        for keep in range(len(instruction) - max(1, len(ids) - room), -1, -1):
-            ids = [self.tokenizer.bos_id, *encode(alpaca(self.tokenizer.decode(instruction[:keep])))]
+        for keep in range(len(instruction) - max(1, length - room), -1, -1):
+            ids = self.prompts.ids(Request(self.tokenizer.decode(instruction[:keep])), 0, {})
             if len(ids) <= room:
                 return ids, full - len(ids)
-        ids = [self.tokenizer.bos_id, *encode(alpaca(""))]
+        ids = self.prompts.ids(Request(""), 0, {})
         if len(ids) <= room:
             return ids, full - len(ids)
         raise UserError(
@@ -209,13 +256,13 @@ class Layout:
                 # Only the first image token is predicted; the others follow it always, in training and in generation.
                 images = [tokens.img_id] * self.num_image_tokens
                 encoded.add(images, loss=1, span="image" if is_target else "")
-        encoded.add([tokens.eos_id], loss=True)
+        encoded.add([self.end_id], loss=True)
         return encoded
 
     @cached_property
     def _least_prompt(self) -> int:
         """Number of tokens of an empty prompt."""
-        return 1 + len(self.tokenizer.encode(alpaca("")))
+        return len(self.prompts.ids(Request(""), 0, {}))
 
     @staticmethod
     def _cut_reply(answers: list[list[int]], captions: list[list[int] | None], room: int) -> int:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from m2chat.schema import Conversation, Segment, Turn
+from m2chat.schema import Conversation, Role, Segment, Turn
 
 _SPEAKER = {"user": "User", "assistant": "Assistant"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the history as a part of a turn.
+
+    Args:
+        parts: Texts and ``[picture k: caption]`` in their order.
+        role: Speaker of the turn.
+        place: ``before`` the turn of the instruction, a picture of that turn (``beside`` the text), or ``behind`` it.
+    """
+
+    parts: tuple[str, ...]
+    role: Role = "user"
+    place: Literal["before", "beside", "behind"] = "beside"
 
 
 @dataclass(frozen=True)
@@ -18,10 +34,23 @@ class Request:
         instruction: Text of the user's newest turn.
         history: Everything else before the reply, one line per turn, oldest first; pictures stand as
             ``[picture k: caption]``.
+        lines: The same lines as parts of turns, for chat templates. Without them, the whole history stands in the turn
+            of the instruction.
     """
 
     instruction: str
     history: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.lines:
+            object.__setattr__(self, "lines", tuple(Line((text,)) for text in self.history))
+        if len(self.lines) != len(self.history):
+            raise ValueError(f"{len(self.history)} lines of history, and {len(self.lines)} as parts of turns")
+
+    def extended(self, line: str) -> Request:
+        """The request with another line of history beside the instruction, the newest."""
+        return replace(self, history=(*self.history, line), lines=(*self.lines, Line((line,))))
 
 
 @dataclass(frozen=True)
@@ -42,10 +71,10 @@ class View:
     context: int | None
 
 
-def _line(turn: Turn, conversation: Conversation) -> str:
-    """A turn as one line of history."""
-    parts = [part if isinstance(part, str) else picture_text(part, conversation) for part in turn.parts]
-    return f"{_SPEAKER[turn.role]}: {' '.join(part for part in parts if part)}"
+def _parts(turn: Turn, conversation: Conversation) -> tuple[str, ...]:
+    """The parts of a turn that are not empty, as text."""
+    parts = (part if isinstance(part, str) else picture_text(part, conversation) for part in turn.parts)
+    return tuple(part for part in parts if part)
 
 
 def picture_text(index: int, conversation: Conversation) -> str:
@@ -104,12 +133,15 @@ def view_of(conversation: Conversation, turn: int) -> View:
     asked = max((i for i, item in enumerate(before) if item.role == "user"), default=None)
     if asked is None:
         raise ValueError(f"conversation {conversation.id!r}: no user turn before turn {turn}")
-    history = []
+    history: list[str] = []
+    lines: list[Line] = []
     for index, item in enumerate(before):
         if index != asked:
-            history.append(_line(item, conversation))
+            lines.append(Line(_parts(item, conversation), item.role, "before" if index < asked else "behind"))
+            history.append(f"{_SPEAKER[item.role]}: {' '.join(lines[-1].parts)}")
         else:  # its text is the instruction; only its pictures go to the history
-            history += [picture_text(part, conversation) for part in item.pictures]
+            history += (pictures := [picture_text(part, conversation) for part in item.pictures])
+            lines += [Line((text,)) for text in pictures]
     if turn < len(conversation.turns):
         reply, targets = segments_of(conversation.turns[turn], conversation)
         context = conversation.turns[turn].context
@@ -121,4 +153,4 @@ def view_of(conversation: Conversation, turn: int) -> View:
         context = before[asked].context
     if context is None:
         context = next((item.pictures[-1] for item in reversed(before) if item.pictures), None)
-    return View(Request(before[asked].text, tuple(history)), reply, targets, context)
+    return View(Request(before[asked].text, tuple(history), tuple(lines)), reply, targets, context)

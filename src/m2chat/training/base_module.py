@@ -24,9 +24,10 @@ from m2chat.models.trainable import set_trainable
 from m2chat.pipeline.replier import DrawSettings, Given, Replier
 from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
+from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
-from m2chat.training.noise import NoiseConfig, draw_noise
+from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.strategy import shard
@@ -114,23 +115,14 @@ class TrainingModule(PredictingModule):
         self.model = self.build()
         self.model.read_parts = self.read_parts
         self.source = self._load_start()
-        self._mention_few_steps()
+        testing = self._trainer is not None and self.trainer.testing
+        if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
+            mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
-
-    def _mention_few_steps(self) -> None:
-        """States what L_ddpm can teach with a UNet of few steps."""
-        learned = self.model.decoder.learned_timesteps
-        if learned is not None and self.lambda_ddpm and not (self._trainer is not None and self.trainer.testing):
-            shown = ", ".join(map(str, learned[:4])) + (", ..." if len(learned) > 4 else "")
-            rank_zero_info(
-                f"backbone.decoder.preset={self.backbone.decoder.preset}: this UNet was distilled on {len(learned)} "
-                f"timesteps, so L_ddpm draws only those ({shown}). The noise is not quite its target: "
-                "lambda_ddpm=0 trains by alignment alone"
-            )
 
     def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
         """Sets the precision and recomputation of a model, once it is decided what is frozen.
@@ -144,8 +136,9 @@ class TrainingModule(PredictingModule):
             The precision of autocast; None if there is none.
         """
         if self.gradient_checkpointing:
-            model.decoder.unet.enable_gradient_checkpointing()
-            if self.stage == "m3ft":
+            if hasattr(model, "decoder"):
+                model.decoder.unet.enable_gradient_checkpointing()
+            if self.stage in ("describe", "m3ft"):
                 model.llama.gradient_checkpointing_enable({"use_reentrant": False})
         if precision != "bf16-mixed":
             return None
@@ -156,7 +149,7 @@ class TrainingModule(PredictingModule):
         """Loads the weights that the run starts from, or that it evaluates, and returns their source."""
         testing = self._trainer is not None and (self.trainer.testing or self.trainer.validating)
         if self._trainer is not None and self.trainer.ckpt_path:
-            return f"checkpoint {self.trainer.ckpt_path}"  # Lightning loads it
+            return f"checkpoint {self.trainer.ckpt_path}"  # which Lightning loads next
         wanted = self.stage if testing else self.init_stage
         choice = self.evaluation.weights if testing else self.init_from
         if choice == "none":
@@ -226,17 +219,44 @@ class TrainingModule(PredictingModule):
 
     def model_config(self) -> dict[str, Any]:
         """Settings from which the model is built again, by their names in ``model.init_args``, and its text layout."""
-        layout = {"max_tokens": self.max_tokens(), "num_image_tokens": self.backbone.num_image_tokens}
+        layout = {
+            "max_tokens": self.max_tokens(),
+            "num_image_tokens": self.backbone.num_image_tokens,
+            "prompt": self.prompt_format(),
+        }
         return {"backbone": asdict(self.backbone), "layout": layout}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the trained tasks and their costs."""
+        """Restores the trained tasks and their costs; the weights are those of the checkpoint from now on.
+
+        Raises:
+            UserError: If the prompts of its training had another format.
+        """
+        trained = ((checkpoint.get("config") or {}).get("layout") or {}).get("prompt", EARLIER)
+        if trained != self.prompt_format():
+            raise UserError(
+                f"the checkpoint was trained on prompts in the format '{trained}', and this run writes them in "
+                f"'{self.prompt_format()}': set data.prompt to {trained}"
+            )
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None:
+            self.source = f"checkpoint {self.trainer.ckpt_path}"
         self.tasks = set(checkpoint.get("tasks", []))
         if costs := checkpoint.get("costs"):
             self.costs_before, self.cost = costs[:-1], Cost(**costs[-1])
 
     # Evaluation
+
+    def prompt_format(self) -> PromptFormat:
+        """Format of the prompts, ``alpaca`` or ``chat``: that of the data."""
+        data = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
+        return resolved(getattr(data, "prompt", "auto"), self.backbone.language_model)
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Settings on which replies depend, for the results file."""
+        # Results from before there was another format do not name theirs, and remain comparable.
+        prompt = {} if self.prompt_format() == EARLIER else {"prompt": self.prompt_format()}
+        return {**super().evaluation_settings(), **prompt}
 
     def protocol(self) -> dict[str, Any]:
         """Settings of the evaluation, for the results file."""
@@ -252,12 +272,17 @@ class TrainingModule(PredictingModule):
             **self.evaluation_settings(),
         }
 
+    def protocol_as_before(self) -> dict[str, Any]:
+        """The same with the fingerprint of the backbones' files, by which earlier evaluations can be resumed."""
+        settings = {name: value for name, value in self.protocol().items() if name != "fingerprints"}
+        return {**settings, "fingerprint": self.backbones().legacy}
+
     def text_settings(self) -> tuple[Layout, Decoding]:
         """Layout of sequences, and settings of decoding."""
         config = self.evaluation
         forced = self.stage == "align" if config.layout == "auto" else config.layout == "forced"
         tokenizer = M2ChatTokenizer(self.backbone.language_model)
-        layout = Layout(tokenizer, self.backbone.num_image_tokens, self.max_tokens())
+        layout = Layout(tokenizer, self.backbone.num_image_tokens, self.max_tokens(), self.prompt_format())
         return layout, Decoding(layout="forced" if forced else "free", max_text_tokens=config.max_text_tokens)
 
     def draw_settings(self) -> DrawSettings:

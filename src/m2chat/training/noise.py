@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import DiffusionNoise
@@ -66,3 +67,15 @@ def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConf
         torch.stack(drop).to(device),
         config.draws,
     )
+
+
+def mention_few_steps(decoder: ImageDecoder, lambda_ddpm: float) -> None:
+    """Prints what L_ddpm, by its weight, can teach with a UNet of few steps."""
+    learned = decoder.learned_timesteps
+    if learned is not None and lambda_ddpm:
+        shown = ", ".join(map(str, learned[:4])) + (", ..." if len(learned) > 4 else "")
+        rank_zero_info(
+            f"backbone.decoder.preset={decoder.config.preset}: this UNet was distilled on {len(learned)} timesteps, so "
+            f"L_ddpm draws only those ({shown}). The noise is not quite its target: lambda_ddpm=0 trains by alignment "
+            "alone"
+        )

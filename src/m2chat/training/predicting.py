@@ -47,7 +47,7 @@ class PredictingModule(TrainedOnlyModule):
         """Settings on which replies depend, for the results file."""
         steps, guidance = self.evaluation.drawing(self.backbone.decoder)
         settings = {**asdict(self.evaluation), "steps": steps, "guidance": guidance, "max_tokens": self.max_tokens()}
-        del settings["resume"]
+        del settings["resume"], settings["weights"]  # a results file has the weights themselves under that name
         # Named only where there is something to name: results of earlier versions stay comparable.
         return settings if self.backbone.decoder == DecoderConfig() else settings | {"decoder": self._decoder()}
 

@@ -1,6 +1,6 @@
 """Checkpoints in shares, one file a process: reading them without unpickling objects, and their checksums.
 
-torch's own reader unpickles ``.metadata``, and every value in the shares that is no tensor. Here a name in
+torch's reader unpickles ``.metadata``, and every value in the shares that is no tensor. Here a name in
 ``.metadata`` becomes something inert, of which the few types that such a file needs are then made; values are read as
 torch reads weights.
 """
@@ -62,20 +62,20 @@ def is_shares(path: Path) -> bool:
 
 
 def write_checksums(path: Path, rank: int, world: int) -> None:
-    """Writes the list of a checkpoint's checksums; every process reads its own share. A collective.
+    """Writes the list of a checkpoint's checksums; every process reads its share. A collective.
 
     Args:
         path: Folder of the checkpoint, which all processes have written.
         rank: Rank of this process.
         world: How many there are.
     """
-    own = {share.name: sha256(share) for share in path.glob(f"__{rank}_*.distcp")}
+    sums = {share.name: sha256(share) for share in path.glob(f"__{rank}_*.distcp")}
     if rank == 0:
-        own |= {name: sha256(path / name) for name in (METADATA, REST)}
-    gathered: list[Any] = [own]
+        sums |= {name: sha256(path / name) for name in (METADATA, REST)}
+    gathered: list[Any] = [sums]
     if world > 1:
         gathered = [None] * world
-        torch.distributed.all_gather_object(gathered, own)
+        torch.distributed.all_gather_object(gathered, sums)
     if rank == 0:
         write_sums(path, {name: digest for part in gathered for name, digest in part.items()})
 
@@ -106,7 +106,7 @@ def verify_shares(path: Path, rank: int = 0, world: int = 1) -> None:
 def _verify_part(path: Path, rank: int, world: int) -> None:
     if not (path / SUMS).is_file():
         if rank == 0:
-            _LOG.warning("%s has no %s: whether it is damaged cannot be told", path, SUMS)
+            _LOG.warning("%s has no %s: whether it is damaged cannot be determined", path, SUMS)
         return
     listed = sorted(read_sums(path / SUMS))
     if METADATA in listed and (path / METADATA).is_file():
@@ -210,7 +210,7 @@ def read_metadata(folder: Path) -> Metadata:
     """
     path = folder / METADATA
     try:
-        reader = _Unpickler(path.read_bytes())
+        reader = _MetadataUnpickler(path.read_bytes())
         return reader.metadata(reader.load())
     except PICKLE_ERRORS as error:
         raise UserError(
@@ -219,7 +219,7 @@ def read_metadata(folder: Path) -> Metadata:
         ) from error
 
 
-class _Unpickler(PlainUnpickler):
+class _MetadataUnpickler(PlainUnpickler):
     """Reads ``.metadata`` into inert objects, and turns those into the real ones.
 
     Args:

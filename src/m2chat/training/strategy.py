@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import check_names, plain_name, read_checkpoint, trainable_names
-from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.reading import ReadingModel
 from m2chat.models.units import shard_units
 
 
-def shard(model: M2ChatModel, mesh: Any, shard_frozen: bool = True) -> None:
+def shard(model: ReadingModel, mesh: Any, shard_frozen: bool = True) -> None:
     """Shards a model in place; from then on only its `forward` may be called, since FSDP2 gathers weights there.
 
     Args:

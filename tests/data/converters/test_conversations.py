@@ -39,7 +39,7 @@ TALKS = [
 ]  # fmt: skip
 FAULTS = {
     "1": "no reply to learn from", "2": "picture missing", "3": "empty turn", "5": "turns are not MMDialog's",
-    "6": "picture missing",
+    "6": "picture path leaves the folder (..): make it relative to the folder of --images",
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_a_broken_line_is_counted(raw: Any, run: Callable[..., Any]) -> None:
     )
     done = run("mmdialog")
     assert [s.id for s in done.samples] == ["mmdialog/1"] and done.rejects == {
-        "0": "no conversation",
+        "0": "broken json",
         "2": "no conversation",
     }
 
@@ -165,7 +165,8 @@ def test_vist_cleaned(raw: Any, run: Callable[..., Any]) -> None:
         ("the end .", "turn"),
     ]
     assert done.rejects == {
-        "8": "story with an empty sentence", "9": "picture missing", "10": "story without captions, images or order",
+        "8": "story with an empty sentence", "10": "story without captions, images or order",
+        "9": "picture path leaves the folder (..): make it relative to the folder of --images",
     }  # fmt: skip
 
 
@@ -183,7 +184,7 @@ def test_instructpix2pix(raw: Any, run: Callable[..., Any]) -> None:
     assert sample.turns[1].text in [words.replace("{}", "make it a {cat}") for words in EDITED]
     assert [image.caption for image in sample.images] == ["a {dog}", "a {cat}"]
     assert done.rejects == {
-        "0000123/2044": "picture missing", "0000124/1": "no instruction", "0000125/1": "prompt.json missing or broken",
+        "0000123/2044": "picture missing", "0000124/1": "no instruction", "0000125/1": "prompt.json missing",
         "7": "entry of seeds.json is not a prompt with its seeds",
     }  # fmt: skip
 
@@ -274,7 +275,7 @@ def test_own_folder(raw: Any, run: Callable[..., Any], table: str) -> None:
     np.testing.assert_array_equal(done.samples[1].images[0].pixels, load_image(Path(grey).read_bytes()))
     assert done.rejects == {
         "html.jpg": "undecodable picture (UnidentifiedImageError)", "c.jpg": "picture missing",
-        "/etc/d.jpg": "picture missing", "e.jpg": "no caption",
+        "/etc/d.jpg": "picture path is absolute: make it relative to the folder of --images", "e.jpg": "no caption",
     }  # fmt: skip
 
 

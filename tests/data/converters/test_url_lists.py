@@ -44,7 +44,7 @@ def test_cc3m_joins_by_url(raw: Any, run: Callable[..., Any], header: str) -> No
         "<|img|> is only text 😀",
         'a "quoted cat',
     ]
-    assert done.rejects == {"000000003": "no caption", "000000004": "picture missing"}
+    assert done.rejects == {"000000003": "no caption", "000000004": "no picture of this URL or row under --images"}
     for number, (record, members) in enumerate(zip(done.records, done.members, strict=True)):
         assert members["img0.jpg"] == raw.as_bytes(raw.photo(number))
         image = record["images"][0]
@@ -64,7 +64,10 @@ def test_cc3m_takes_paths_for_urls(raw: Any, run: Callable[..., Any]) -> None:
     table = raw.put("own.tsv", "url\tcaption\nsub/photo0.jpg\ta dog\n../secret.jpg\ta secret\nbroken row\n")
     done = run("cc3m-tsv", table, images=raw.path / "images")
     assert [s.images[0].caption for s in done.samples] == ["a dog"]
-    assert done.rejects == {"000000001": "picture missing", "000000002": "row without two columns"}
+    assert done.rejects == {
+        "000000001": "picture path leaves the folder (..): make it relative to the folder of --images",
+        "000000002": "row without two columns",
+    }
 
 
 @pytest.mark.parametrize("form", ["cc3m-tsv", "laion-parquet"])
@@ -100,7 +103,7 @@ def test_laion_knows_its_columns_names(raw: Any, run: Callable[..., Any], names:
     assert done.samples[0].meta == {"url": URLS[0], "aesthetic": 6.5, "width": 10.0}
     assert done.rejects == {
         "000000001": "aesthetic score below 5", "000000002": "no caption", "000000003": "aesthetic score below 5",
-        "000000004": "picture missing",
+        "000000004": "no picture of this URL or row under --images",
     }  # fmt: skip
     assert done.index["settings"]["min_aesthetic"] == 5.0
 
@@ -141,7 +144,10 @@ def test_img2dataset_becomes_our_schema(raw: Any, run: Callable[..., Any]) -> No
 
 def test_what_img2dataset_has_blown_up_is_too_small(raw: Any, run: Callable[..., Any]) -> None:
     shard(raw, "a", [0], original_width=30)
-    assert run("img2dataset", raw.path / "a").rejects == {"000000000": "picture of less than 32 pixels a side"}
+    write_groups([("1", {"jpg": raw.as_bytes(raw.photo(1)), "txt": b"x"})], raw.path / "a", "0001", 10)
+    assert run("img2dataset", raw.path / "a", max_rejects=0).rejects == {
+        "000000000": "picture of less than 32 pixels a side"
+    }
 
 
 @pytest.mark.fixtures

@@ -21,7 +21,7 @@ Variant = Literal["bias", "lora-bias", "caption"]
 class Sizes:
     """Numbers of the miniature: everything is different, so that nothing can stand for something else."""
 
-    vocab: int = 50
+    vocab: int = 640  # that of the micro tokenizer
     width: int = 64
     heads: int = 4
     layers: int = 3
@@ -111,7 +111,11 @@ def adapter_tensors(variant: Variant) -> dict[str, Tensor]:
                 shapes |= {f"{at}{name}_l1.weight": (s.rank, into), f"{at}{name}_l2.weight": (out, s.rank)}
     if variant != "caption":
         shapes["llama.norm.weight"] = (s.width,)
-    return random_tensors(shapes, 1)
+    tensors, base = random_tensors(shapes, 1), llama_tensors()
+    for name in tensors:  # norms go on from the language model's
+        if name.startswith("llama.") and name.endswith("norm.weight"):
+            tensors[name] = base[name.removeprefix("llama.")] + 0.1 * (tensors[name] - 1)
+    return tensors
 
 
 def clip_tensors() -> dict[str, Tensor]:

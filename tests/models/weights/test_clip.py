@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from m2chat.commands.weights.kinds import Kind, kind_of
-from m2chat.data.images import VisionInput
+from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
 from m2chat.models.visual_encoder import ClipTokens
 from m2chat.models.weights.clip import load_tower, local_clip_file, open_clip_tower

@@ -193,7 +193,7 @@ def test_states_of_every_layer_and_logits(loaded: Any, attention: str) -> None:
         states, logits = book.read(ids, book.visual_query(picture.double()))
         for ours, expected in zip(output.hidden_states, states, strict=True):
             torch.testing.assert_close(ours[row].double(), expected, **TOLERANCE)
-        torch.testing.assert_close(output.logits[row, :, :50].double(), logits, **TOLERANCE)
+        torch.testing.assert_close(output.logits[row, :, :640].double(), logits, **TOLERANCE)
     assert (blind - output.logits).abs().max() > 0.1, "the picture must matter, or nothing was compared"
     llama.set_attn_implementation("sdpa")
 
@@ -207,14 +207,14 @@ class _Backward(torch.nn.Module):
 
     def forward(self, ids: Tensor, seen: Tensor) -> None:
         logits = self.llama(ids, visual_query=seen, use_cache=False).logits
-        (logits[..., :50] * self.weight).sum().backward()
+        (logits[..., :640] * self.weight).sum().backward()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_of_every_official_tensor(loaded: Any, official: Any, checkpointing: bool) -> None:
     variant, llama, visual_query, clip, _ = loaded
     book = textbook(official, variant, requires_grad=True)
-    weight = torch.randn(2, 7, 50, generator=torch.Generator().manual_seed(5)).double()
+    weight = torch.randn(2, 7, 640, generator=torch.Generator().manual_seed(5)).double()
     expected = torch.stack([
         book.read(ids, book.visual_query(one.double()))[1] for ids, one in zip(words(), pictures(), strict=True)
     ])  # fmt: skip
@@ -264,7 +264,7 @@ def test_greedy_tokens_of_a_left_padded_batch(loaded: Any, attention: str, cache
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     said = llama.generate(
         ids, attention_mask=mask, visual_query=visual_query(clip(pictures(3))), max_new_tokens=12, do_sample=False,
-        pad_token_id=0, eos_token_id=None, cache_implementation=cache, suppress_tokens=[50, 51],
+        pad_token_id=0, eos_token_id=None, cache_implementation=cache, suppress_tokens=[640, 641],
     )  # fmt: skip
     llama.set_attn_implementation("sdpa")
     for row, (prompt, picture) in enumerate(zip(prompts, pictures(3), strict=True)):
@@ -287,6 +287,6 @@ def test_compiled_decoding_with_a_static_cache(loaded: Any, backend: str) -> Non
         for start in (0, *range(4, 9)):
             positions = torch.arange(start, start + ids.shape[1])[None]
             logits = step(ids, position_ids=positions, cache=cache, visual_query=seen, use_cache=True).logits
-            said.append(int(logits[0, -1, :50].argmax()))
+            said.append(int(logits[0, -1, :640].argmax()))
             ids = torch.tensor([said[-1:]])
     assert said == book.greedy(prompt, pictures(1)[0].double(), 6)

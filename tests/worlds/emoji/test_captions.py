@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from m2chat.worlds.emoji.captions import caption_of, captions_of, draw_caption, noun_phrase
+from m2chat.worlds.emoji.captions import CaptionReader, caption_of, captions_of, draw_caption, noun_phrase
 from m2chat.worlds.emoji.scenes import STYLES, Pictures, Scene
 
 
@@ -55,3 +55,18 @@ def test_captions_are_several_different_and_always_the_same(world: Pictures) -> 
         captions = captions_of(scene, 4)
         assert len(captions) == len(set(captions)) == 4
         assert captions == captions_of(scene, 4)
+
+
+def test_captions_read_back_what_they_name(world: Pictures) -> None:
+    """A caption names the concept and tone of its picture, and the style exactly if it says so; or keywords alone."""
+    reader, rng, silent = CaptionReader(world.scenes), random.Random(0), 0
+    for scene in world.scenes:
+        for _ in range(20):
+            caption = draw_caption(scene, rng)
+            named = reader.read(caption.text)
+            wanted = {k: v for k, v in scene.attributes.items() if k != "style" or caption.names_style}
+            silent += not named
+            assert named in (wanted, {}), caption.text
+        assert reader.read(caption_of(scene)) == scene.attributes
+    assert silent < 0.15 * 20 * len(world)
+    assert reader.read("a zebra in Noto style") == {}

@@ -13,7 +13,7 @@ import torch
 
 from m2chat.errors import UserError
 from m2chat.worlds.emoji.captions import Caption, caption_of
-from m2chat.worlds.emoji.judge import Judge, JudgeNetwork
+from m2chat.worlds.emoji.judge import JudgeNetwork, PictureJudge
 from m2chat.worlds.emoji.recipe import text_encoders, unet, vae
 from m2chat.worlds.emoji.recipe.course import Plan
 from m2chat.worlds.emoji.recipe.drawing import nearest_rates
@@ -140,7 +140,7 @@ def test_the_judge_learns_to_read_and_names_only_what_exists(world: Pictures, tm
     few = world.take(range(4))
     plan = Plan(steps=40, lr=2e-3, warmup=10, decay=20, ema=0.9)
     assert train_judge(few, tmp_path, plan, batch=12, device="cpu")
-    judge = Judge.load(tmp_path / "weights" / "judge", few)
+    judge = PictureJudge.load(tmp_path / "weights" / "judge", few)
     verdicts = judge.read(few.pixels)
     right = [v.scene.concept == s.concept for v, s in zip(verdicts, few.scenes, strict=True)]
     assert np.mean(right) == 1
@@ -154,7 +154,7 @@ def test_a_judge_of_other_concepts_is_refused(world: Pictures, tmp_path: Path) -
     from m2chat.worlds.emoji.recipe.judge import save_judge
 
     with pytest.raises(UserError, match="no judge"):
-        Judge.load(tmp_path, world)
+        PictureJudge.load(tmp_path, world)
     save_judge(JudgeNetwork(3), tmp_path)
     with pytest.raises(UserError, match="3 concepts"):
-        Judge.load(tmp_path, world)
+        PictureJudge.load(tmp_path, world)

@@ -1,75 +1,55 @@
-"""The shipped pictures."""
+"""The data sets that are made of the shipped pictures."""
 
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset as wds
 
+from m2chat.data.images import load_image
+from m2chat.data.shards import find_shards
 from m2chat.errors import UserError
-from m2chat.worlds.emoji import shards
-from m2chat.worlds.emoji.scenes import LICENSES, Pictures, split_of
-from m2chat.worlds.emoji.shards import read_pictures, write_pictures
+from m2chat.world import find_world
+from m2chat.worlds.emoji.captions import CaptionReader
+from m2chat.worlds.emoji.pictures import write_pictures
+from m2chat.worlds.emoji.scenes import Pictures, split_of
+from m2chat.worlds.emoji.shards import write_world
 
 
-def records(root: Path) -> list[dict[str, object]]:
-    found = []
-    for path in sorted(root.glob("*.tar")):
-        with tarfile.open(path) as shard:
-            for member in shard:
-                if member.name.endswith(".json"):
-                    file = shard.extractfile(member)
-                    assert file is not None
-                    found.append(json.load(file))
-    return found
+def samples_of(path: str) -> list[dict[str, bytes]]:
+    """Members of each sample by suffix, as the webdataset library reads them."""
+    return [dict(sample) for sample in wds.WebDataset(path, shardshuffle=False)]
 
 
-def test_scenes_and_pixels_come_back_exactly(world: Pictures, tmp_path: Path) -> None:
+def test_every_picture_lands_in_the_split_that_it_belongs_to(world: Pictures, tmp_path: Path) -> None:
     write_pictures(world, tmp_path / "pictures")
-    again = read_pictures(tmp_path / "pictures")
-    place = {scene: i for i, scene in enumerate(again.scenes)}
-    assert len(place) == len(world)
-    order = [place[scene] for scene in world.scenes]
-    assert np.array_equal(again.pixels[order], world.pixels)
+    write_world(tmp_path / "shards", tmp_path / "pictures")
+    pixels = {scene.file: world.pixels[i] for i, scene in enumerate(world.scenes)}
+    held_out = {s.file for s, split in zip(world.scenes, split_of(world.scenes), strict=True) if split != "train"}
+    reader, files = CaptionReader(world.scenes), dict[str, list[str]]()
+    for split in ("train", "val", "test"):
+        for path in find_shards(tmp_path / "shards" / "emoji" / split, "shards"):
+            for members in samples_of(str(path)):
+                record = json.loads(members["json"])
+                files.setdefault(split, []).append(record["file"])
+                assert np.array_equal(load_image(members["png"]), pixels[record["file"]])
+                assert members["txt"].decode() == record["caption"] and record["license"]
+                if split == "test":
+                    assert reader.read(record["caption"]) == record["scenes"][0]
+    assert held_out and set(files["test"]) == held_out
+    assert not set(files["train"]) & held_out and not set(files["train"]) & set(files.get("val", ()))
+    assert {file for of_split in files.values() for file in of_split} == pixels.keys()
 
 
-def test_the_same_pictures_give_the_same_bytes_in_any_order(world: Pictures, tmp_path: Path) -> None:
-    first = write_pictures(world, tmp_path / "a")
-    second = write_pictures(world.take(range(len(world))[::-1]), tmp_path / "b")
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+def test_missing_pictures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pictures"):
+        write_world(tmp_path / "shards", tmp_path / "nothing")
+    assert not (tmp_path / "shards").exists()
 
 
-def test_every_sample_carries_licence_attribution_source_and_split(world: Pictures, tmp_path: Path) -> None:
-    write_pictures(world, tmp_path / "pictures")
-    split = {scene.file: name for scene, name in zip(world.scenes, split_of(world.scenes), strict=True)}
-    seen = 0
-    for record in records(tmp_path / "pictures"):
-        assert record["license"] == LICENSES[str(record["style"])]
-        assert record["attribution"] and record["captions"]
-        for picture in record["pictures"]:  # type: ignore[attr-defined]
-            assert picture["split"] == split[f"{record['package']}:{picture['file']}"]
-            seen += 1
-    assert seen == len(world)
-
-
-def test_shards_that_are_too_large_change_nothing(
-    world: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_pictures(world, tmp_path / "pictures")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.tar")}
-    monkeypatch.setattr(shards, "LIMIT", 1000)
-    with pytest.raises(UserError, match="1,000"):
-        write_pictures(world, tmp_path / "pictures")
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.tar")} == before
-
-
-def test_a_changed_picture_is_noticed(world: Pictures, tmp_path: Path) -> None:
-    (path,) = write_pictures(world, tmp_path / "pictures")
-    data = bytearray(path.read_bytes())
-    data[data.index(b"VP8L") + 20] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="damaged"):
-        read_pictures(tmp_path / "pictures")
+def test_the_world_is_found_by_its_name() -> None:
+    world = find_world("emoji")
+    assert world.image_size == 64 and "concept" in world.attributes

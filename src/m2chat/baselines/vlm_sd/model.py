@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m2chat.integrity import verify_folder
 from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.build import load_reader
 from m2chat.models.config import BackboneConfig
@@ -21,6 +20,7 @@ from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.schema import Batch
+from m2chat.text.clip_tokenizers import clip_tokenizers
 
 
 @dataclass
@@ -54,14 +54,9 @@ class VLMSDModel(nn.Module):
     def __init__(
         self, llama: Any, clip: ClipTokens, visual_query: VisualQueryEncoder, decoder: ImageDecoder, folder: str
     ) -> None:
-        from transformers import CLIPTokenizer
-
         super().__init__()
         self.llama, self.clip, self.visual_query, self.decoder = llama, clip, visual_query, decoder
-        parts = [Path(folder) / name for name in ("tokenizer", "tokenizer_2")]
-        for part in parts:
-            verify_folder(part)
-        self.tokenizers: list[Any] = [CLIPTokenizer.from_pretrained(part) for part in parts if part.is_dir()]
+        self.tokenizers = clip_tokenizers(Path(folder))
 
     def trained_names(self) -> set[str]:
         """Names of the trained parameters: the UNet, LLaMA-Adapter's tensors and the rows of the two tokens."""

@@ -47,10 +47,7 @@ class LlamaCaptioner:
         self._llama: Any = None
 
     def _load(self) -> None:
-        from m2chat._compat import ensure_torchvision
-
-        ensure_torchvision()
-        from m2chat.data.images import VisionInput
+        from m2chat.data.network_inputs import VisionInput
         from m2chat.models.build import load_clip, load_language
         from m2chat.text import DESCRIBE, Layout, M2ChatTokenizer, Request
 
@@ -60,7 +57,9 @@ class LlamaCaptioner:
         self._vision = VisionInput.of(self.backbone.vision_encoder)
         self._tokenizer = M2ChatTokenizer(self.backbone.language_model)
         room = int(llama.config.max_position_embeddings)
-        self._prompt, _ = Layout(self._tokenizer, 0, room).prompt(Request(DESCRIBE), room)
+        layout = Layout(self._tokenizer, 0, room)
+        self._end_id = layout.end_id
+        self._prompt, _ = layout.prompt(Request(DESCRIBE), room)
 
     def captions(self, pictures: Sequence[NDArray[Any]]) -> list[str]:
         """Captions of pictures, RGB (H, W, 3), 0-255."""
@@ -82,11 +81,12 @@ class LlamaCaptioner:
                 max_new_tokens=64,
                 do_sample=False,
                 pad_token_id=self._tokenizer.pad_id,
+                eos_token_id=self._end_id,
             )
         texts = []
         for row in output.tolist():
             reply = row[len(self._prompt) :]
-            end = reply.index(self._tokenizer.eos_id) if self._tokenizer.eos_id in reply else len(reply)
+            end = reply.index(self._end_id) if self._end_id in reply else len(reply)
             texts.append(" ".join(self._tokenizer.decode(reply[:end]).split()))
         return texts
 

@@ -8,44 +8,28 @@ import re
 from pathlib import Path
 from typing import Any
 
-_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "images": (("--images",), {"type": Path, "metavar": "DIR", "help": "folder of the pictures"}),
-    "captions": (
-        ("--captions",),
-        {"type": Path, "metavar": "FILE", "help": 'missing captions: lines of {"media_key": "...", "caption": "..."}'},
-    ),
-    "text_as_caption": (
-        ("--text-as-caption",),
-        {"action": "store_true", "help": "a picture without a caption gets the text of its turn"},
-    ),
-    "split": (
-        ("--split",),
-        {"default": "", "help": "part of the data set, as its files are named (train, val2014, ...)"},
-    ),
-    "form": (
-        ("--as",),
-        {
-            "dest": "form",
-            "choices": ["caption", "instruct"],
-            "default": "caption",
-            "help": "kind that pairs become; instruct varies the request (default: %(default)s)",
-        },
-    ),
-    "min_aesthetic": (
-        ("--min-aesthetic",),
-        {"type": float, "metavar": "SCORE", "help": "leave out pictures whose aesthetic score is lower or unknown"},
-    ),
-    "sample": (
-        ("--sample",),
-        {
-            "type": int,
-            "default": 0,
-            "metavar": "N",
-            "help": "choose N pictures by seed (30000 is the usual evaluation)",
-        },
-    ),
-    "seed": (("--seed",), {"type": int, "default": 0, "help": "seed of the choice (default: %(default)s)"}),
-}
+_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "images": ("--images", dict(type=Path, metavar="DIR", help="folder of the pictures")),
+    "captions": ("--captions", dict(type=Path, metavar="FILE", help="missing captions: lines of "
+                 '{"media_key": "...", "caption": "..."}')),
+    "text_as_caption": ("--text-as-caption", dict(action="store_true", help="a picture without a caption gets the text "
+                        "of its turn")),
+    "split": ("--split", dict(default="", help="part of the data set, as its files are named (train, val2014, ...)")),
+    "form": ("--as", dict(dest="form", choices=["caption", "instruct"], default="caption", help="kind that pairs "
+             "become; instruct varies the request (default: %(default)s)")),
+    "min_aesthetic": ("--min-aesthetic", dict(type=float, metavar="SCORE", help="leave out pictures whose aesthetic "
+                      "score is lower or unknown")),
+    "sample": ("--sample", dict(type=int, default=0, metavar="N", help="choose N pictures by seed (30000 is the usual "
+               "evaluation)")),
+    "encoding": ("--encoding", dict(default="", metavar="NAME", help="of text files without a byte order mark "
+                 "(default: UTF-8)")),
+    "columns": ("--columns", dict(default="", metavar="ROLE=COLUMN,...", help="columns of other names: image, caption, "
+                "or source, target, instruction, source_caption, target_caption; also id, session, turn")),
+    "rows_from": ("--rows-from", dict(type=int, choices=[0, 1], help="number of the first row, if pictures are named "
+                  "by rows (default: what their numbers show)")),
+    "seed": ("--seed", dict(type=int, default=0, help="seed of the choice (default: %(default)s)")),
+}  # fmt: skip
+"""Flag and argparse settings of what only some formats have."""
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,8 +47,8 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
             "dst", type=Path, metavar="DST", help="folder for the shards; a half done conversion goes on"
         )
         for option in form.options:
-            flags, settings = _OPTIONS[option]
-            command.add_argument(*flags, **settings)
+            flag, settings = _OPTIONS[option]
+            command.add_argument(flag, **settings)
         default = form.source or "SRC's name"
         command.add_argument("--name", default=form.source, help=f"name of the data set (default: {default})")
         command.add_argument("--license", default=form.license, help="terms, kept in every sample")
@@ -75,6 +59,13 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         command.add_argument(
             "--min-side", type=int, default=32, metavar="N", help="least side of a picture (default: %(default)s)"
         )
+        command.add_argument(
+            "--max-rejects",
+            type=float,
+            default=0.5,
+            metavar="SHARE",
+            help="largest share of records that may become no sample (default: %(default)s)",
+        )
         command.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N records")
         command.set_defaults(run=run)
 
@@ -83,16 +74,22 @@ def run(options: argparse.Namespace) -> None:
     """Converts, and prints the counts.
 
     Raises:
-        UserError: If a number makes no sense, the raw data are not there or the folder holds something else.
+        UserError: If a number makes no sense, the raw data are not there, give nothing or too little, or the folder
+            holds something else.
     """
     from m2chat.data.converters.engine import convert
     from m2chat.data.converters.raw import Job
     from m2chat.errors import UserError
+    from m2chat.textfiles import checked_encoding
 
     for setting, least in (("workers", 1), ("per_shard", 1), ("min_side", 1), ("limit", 0), ("sample", 0)):
         if getattr(options, setting, least) < least:
             flag = setting.replace("_", "-")
             raise UserError(f"--{flag} {getattr(options, setting)}: give a number of at least {least}")
+    if not 0 <= options.max_rejects <= 1:
+        raise UserError(f"--max-rejects {options.max_rejects}: give a share from 0 to 1")
+    if name := getattr(options, "encoding", ""):
+        checked_encoding(name)
     settings = {key: value for key, value in vars(options).items() if key != "run"}
     # Shards are named after the data set; WebDataset readers take a name up to its first dot.
     settings["name"] = (

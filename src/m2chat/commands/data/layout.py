@@ -12,7 +12,7 @@ from m2chat.errors import UserError
 if TYPE_CHECKING:
     from m2chat.text import Layout
 
-_SETTINGS = ("language_model", "num_image_tokens", "max_tokens")
+_SETTINGS = ("language_model", "num_image_tokens", "max_tokens", "prompt")
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +20,11 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tokens", "as a training run counts them; the micro scale's by default")
     group.add_argument("--config", type=Path, metavar="FILE", help="a run's configuration, such as configs/stage2.yaml")
     group.add_argument(
-        "--tokenizer", dest="language_model", metavar="FOLDER", help="folder with LLaMA's tokenizer.model"
+        "--tokenizer", dest="language_model", metavar="FOLDER", help="folder of the language model, for its tokenizer"
     )
     group.add_argument("--image-tokens", dest="num_image_tokens", type=int, metavar="N", help="tokens per picture")
     group.add_argument("--max-tokens", type=int, metavar="N", help="longest sequence")
+    group.add_argument("--prompt", choices=("auto", "alpaca", "chat"), help="format of the prompt")
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
@@ -36,7 +37,8 @@ def layout_of(options: argparse.Namespace) -> Layout:
 
     settings = _of_config(options.config) if options.config else {}
     settings |= {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
-    return Layout(M2ChatTokenizer(settings.pop("language_model", "data/micro/llama")), **settings)
+    tokenizer = M2ChatTokenizer(settings.pop("language_model", "data/micro/llama"))
+    return Layout(tokenizer, format=settings.pop("prompt", "auto"), **settings)
 
 
 def _of_config(path: Path) -> dict[str, Any]:

@@ -155,9 +155,6 @@ def run_compare(options: argparse.Namespace) -> None:
 
 def run_swap(options: argparse.Namespace) -> None:
     """Prints the table and, for each decoder, whether the meaning is kept."""
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.commands.evaluation.swap import MEANING, swap
     from m2chat.evaluation.markup import Cells, aligned
 
@@ -211,7 +208,8 @@ def run_moments(options: argparse.Namespace) -> None:
     from m2chat.commands.evaluation.folder import moments_of_folder
 
     count = moments_of_folder(options.pictures, options.out, options.inception, options.crop)
-    print(f"{options.out}: {count} pictures")
+    out = options.out if options.out.suffix == ".npz" else options.out.with_name(f"{options.out.name}.npz")
+    print(f"{out}: {count} pictures")
 
 
 def run_rows(options: argparse.Namespace) -> None:

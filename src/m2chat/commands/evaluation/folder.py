@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2chat.data.images import BadImage, read_image
 from m2chat.errors import UserError
 from m2chat.evaluation.page import write_page
 from m2chat.evaluation.results import (
@@ -29,17 +30,16 @@ from m2chat.evaluation.statistics import Estimate
 from m2chat.evaluation.store import EvalStore
 from m2chat.files import locked
 from m2chat.schema import KINDS, Prediction, Reply, Segment
+from m2chat.textfiles import lines_of, not_utf8
 
 _BATCH = 64
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def _image(path: Path, where: str) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        return np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+        return read_image(path)
+    except (OSError, BadImage) as error:
         raise UserError(f"{where}: the picture {path} cannot be read ({error})") from error
 
 
@@ -81,7 +81,7 @@ def read_folder(jsonl: Path, reference: Path | None) -> Iterator[Prediction]:
         row, where = rows.get(id_, ({}, str(jsonl)))
         try:
             expected = read_reply(reference, sample["reference"])
-        except OSError as error:
+        except (OSError, BadImage) as error:
             raise UserError(f"{reference}: a reference picture of {id_!r} cannot be read ({error})") from error
         context = None if sample["context"] is None else _image(reference / sample["context"], where)
         generated = _reply({"prompt": sample["request"], **row}, jsonl.parent, where)
@@ -103,16 +103,22 @@ def _read_lines(jsonl: Path, keys: Sequence[str]) -> dict[str, tuple[Mapping[str
     if not jsonl.is_file():
         raise UserError(f"there is no file {jsonl}")
     rows: dict[str, tuple[Mapping[str, Any], str]] = {}
-    for number, line in enumerate(jsonl.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
+    for number, line in enumerate(lines_of(jsonl), 1):
+        if line.isspace():
             continue
         where = f"{jsonl}:{number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except UnicodeDecodeError as error:
+            raise not_utf8(jsonl, line, "not UTF-8: save it as UTF-8") from error
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict) or any(key not in row for key in keys):
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is no JSON object but {type(row).__name__}: write one object a line")
+        if any(key not in row for key in keys):
             raise UserError(f"{where} needs the keys {' and '.join(keys)}; it has {sorted(row)}")
+        if row["id"] is None:
+            raise UserError(f"{where}: the id is null; give every line an id of its own")
         if str(row["id"]) in rows:
             raise UserError(f"{where}: the id {row['id']!r} comes twice")
         rows[str(row["id"])] = row, where
@@ -172,9 +178,6 @@ def score_folder(jsonl: Path, out: Path, config: Path, reference: Path | None = 
 
 
 def _score(jsonl: Path, out: Path, config: Path, reference: Path | None, name: str) -> Path:
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     metrics, dataset = metrics_of(config)
     store, rows = EvalStore(), []
     predictions = list(read_folder(jsonl, reference))

@@ -25,6 +25,7 @@ from m2chat.evaluation.statistics import Difference, difference
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, mismatch
 from m2chat.models.swap import with_decoder
+from m2chat.training.config import EvalConfig
 
 MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "right pictures, %"}
 """Metrics of the table: name for single samples, and name shown. Of those, an evaluation need not have all."""
@@ -91,8 +92,9 @@ def swap(
         UserError: If `run` is no evaluation, a decoder has another text space, or an evaluation fails.
     """
     settings = _settings(run)
+    backbone, how = BackboneConfig(**settings["backbone"]), settings["evaluation"]
     before = Drawing(
-        BackboneConfig(**settings["backbone"]), *(settings["evaluation"][n] for n in ("steps", "guidance"))
+        backbone, *EvalConfig(steps=how.get("steps"), guidance=how.get("guidance")).drawing(backbone.decoder)
     )
     drawings = [_drawing(before, name) for name in decoders]
     # Named after its settings too: a file that was edited, or another one of the same name, is evaluated anew.
@@ -107,12 +109,12 @@ def swap(
     seconds = drawing_seconds([before, *drawings])
     rows = []
     for index, (name, drawing, folder) in enumerate(zip(decoders, drawings, folders, strict=True), 1):
-        found = [item for item in compare(folder, run) if item.metric in MEANING]
-        found.sort(key=lambda item: list(MEANING).index(item.metric))
-        found += [*_gates(folder, run), difference("seconds", seconds[index], seconds[0])]
-        right = next((item for item in found if item.metric == "all_right"), None)
+        differences = [item for item in compare(folder, run) if item.metric in MEANING]
+        differences.sort(key=lambda item: list(MEANING).index(item.metric))
+        differences += [*_gates(folder, run), difference("seconds", seconds[index], seconds[0])]
+        right = next((item for item in differences if item.metric == "all_right"), None)
         kept = None if right is None else abs(right.first - right.second) <= tolerance
-        rows.append(Swap(name, folder, drawing.steps, drawing.guidance, found, kept))
+        rows.append(Swap(name, folder, drawing.steps, drawing.guidance, differences, kept))
     return rows
 
 

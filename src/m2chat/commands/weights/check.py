@@ -21,14 +21,12 @@ def run(options: argparse.Namespace) -> int:
     """Prints the report.
 
     Returns:
-        0, or 1 if a tensor is missing, unexpected or of another shape, or a checksum differs from a stated one.
+        0, or 1 if a tensor is missing, unexpected or of another shape, an adapter was made for another language
+        model, or a checksum differs from a stated one.
 
     Raises:
         UserError: If it cannot be read, or is nothing that is known here.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.commands.data.printing import printable
     from m2chat.commands.weights.examine import examine
     from m2chat.commands.weights.inspect import named, show
@@ -45,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
                 print(f"  {kind}: {printable(name)}")
             if len(counts[kind]) > 20:
                 print(f"  ... and {len(counts[kind]) - 20:,} more {kind}")
+    if findings.foreign:
+        print(f"adapter: not made for this language model: {findings.foreign}")
     verdicts = [] if options.no_hash else [verify_file(path) for path in findings.files]
     for verdict in verdicts:
         print(f"{verdict.sha256}  {named(verdict.file, options.source)}: {verdict.reason}")

@@ -4,71 +4,93 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from m2chat.checksums import UNSEALED, seal_safetensors, write_sums
+from m2chat.checksums import write_sums
 from m2chat.errors import UserError
-from m2chat.files import whole_file, whole_folder
-from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
+from m2chat.files import whole_folder
+from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.weights.exported import Manifest, export_weights
 from m2chat.models.weights.known import verify_file
+from m2chat.pipeline.weights import m3adapter_of, run_settings
 
 _SHARD = "5GB"
 
 
 def llama(source: Path, target: Path) -> None:
-    """Any LLaMA to a transformers folder with safetensors, in the precision that it has."""
+    """Any LLaMA to a transformers folder with safetensors, in the precision that it has; a GGUF file's is fp32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from m2chat.models.weights.gguf import is_gguf, open_gguf, save_tokenizer
     from m2chat.models.weights.llama import open_llama
     from m2chat.models.weights.loading import fill, on_meta
+    from m2chat.tokenizer_settings import DESCRIPTIONS
+    from m2chat.vocabulary import tokenizer_file
 
-    opened = open_llama(source, "weights")
+    packed = is_gguf(source)
+    opened = open_gguf(source, "weights") if packed else open_llama(source, "weights")
     dtype = next(iter(opened.state.values())).dtype
     network = on_meta(lambda: LlamaForCausalLM(LlamaConfig(**opened.settings, dtype=dtype)))
     fill(network, opened.state, str(source))
+    network.tie_weights()
     with whole_folder(target) as part:
         network.save_pretrained(part, max_shard_size=_SHARD)
-        places = [folder / "tokenizer.model" for folder in (opened.folder, opened.folder.parent)]
-        if tokenizer := next((place for place in places if place.is_file()), None):
-            shutil.copy(tokenizer, part / "tokenizer.model")
+        if packed:
+            save_tokenizer(source, part, "weights")
+        elif tokenizer := tokenizer_file(opened.folder):
+            beside = [tokenizer.parent / name for name in (*DESCRIPTIONS, "tokenizer.json")]
+            for path in (tokenizer, *(path for path in beside if path.is_file() and path.name != "config.json")):
+                shutil.copy(path, part / path.name)
         write_sums(part)
 
 
-def adapter(source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | None) -> str:
+def adapter(
+    source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | None, language_model: Path | None = None
+) -> str:
     """An adapter file or training checkpoint to safetensors, marked with the channel order of its pictures.
 
+    Args:
+        source: The adapter.
+        target: File to write.
+        channel_order: Channel order of the pictures; None takes that of the file's mark.
+        language_model: Language model for which it was made, to be named in the new file; None keeps the file's mark.
+
     Returns:
-        The mark.
+        The channel order.
 
     Raises:
-        UserError: If the order is neither given nor marked, and the file is none of the released ones.
+        UserError: If the order is neither given nor marked, and the file is none of the released ones; or the adapter
+            was not made for the language model.
     """
-    from safetensors.torch import save_file
-
-    from m2chat.models.weights.adapter import open_adapter
+    from m2chat.models.weights.adapter import open_adapter, write_adapter
+    from m2chat.models.weights.base import BaseMark
+    from m2chat.models.weights.foreign import refuse_foreign
+    from m2chat.models.weights.language import reports, skeletons
+    from m2chat.models.weights.llama import open_llama
+    from m2chat.models.weights.loading import require
 
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: an adapter becomes one file; let its name end in .safetensors")
     opened = open_adapter(source, "weights")
-    released = "bgr" if verify_file(source).reason.startswith("is the published LLaMA-Adapter") else None
-    order = channel_order or opened.channel_order or released
+    base = opened.base
+    if language_model is not None:
+        llama_source = open_llama(language_model, "--with")
+        _, report, _ = reports(*skeletons(llama_source, opened), llama_source, opened, str(source))
+        require(report, f"{source} does not fit {language_model}", "Is it the adapter of this LLaMA?")
+        refuse_foreign(llama_source, opened, str(source), allowed=False)
+        base = BaseMark.of(llama_source)
+    released: Literal["bgr"] | None = (
+        "bgr" if verify_file(source).reason.startswith("is the published LLaMA-Adapter") else None
+    )
+    order: Literal["rgb", "bgr"] | None = channel_order or opened.channel_order or released
     if order is None:
         raise UserError(
             f"{source} is none of the released files, and says nothing of the pictures it was trained on: add "
             "--channel-order bgr if LLaMA-Adapter's own code trained it (OpenCV's order), else --channel-order rgb"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as part:
-        tensors = {name: tensor.contiguous().clone() for name, tensor in opened.state.items()}
-        strings = {"format": "pt", "channel_order": order, "variant": opened.variant, **UNSEALED}
-        save_file(tensors, part, metadata=strings)
-        seal_safetensors(part)
+    write_adapter(target, opened.state, base, order, opened.shape.visual_heads)
     return order
 
 
@@ -118,7 +140,8 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
     payload = read_checkpoint(source)
     backbone, m3adapter, layout = _configuration(source, payload, config)
     parts = dict(payload[HEADER].get("fingerprints") or {})
-    if all(Path(getattr(backbone, name)).exists() for name in ("language_model", "adapter", "image_decoder")):
+    files = ("language_model", *(() if backbone.adapter == NEW else ("adapter",)), "image_decoder")
+    if all(Path(getattr(backbone, name)).exists() for name in files):
         prints = Fingerprints(backbone)
         check_header(payload, str(source), None, prints)
         parts = prints.components
@@ -136,44 +159,44 @@ def checkpoint(source: Path, target: Path, config: Path | None) -> Manifest:
     return export_weights(state, manifest, target)
 
 
+def described(source: Path, target: Path) -> None:
+    """A checkpoint of stage 0 to the adapter file that the run writes at its end.
+
+    Raises:
+        UserError: If the checkpoint was trained on other backbones than lie there now.
+    """
+    from m2chat.models.checkpoints import check_header, read_checkpoint
+    from m2chat.models.weights.new_adapter import save_adapter
+
+    payload = read_checkpoint(source)
+    backbone = BackboneConfig(**payload["config"]["backbone"])
+    check_header(payload, str(source), None, Fingerprints(backbone, draws=False))
+    tensors = {name.removeprefix("model."): tensor for name, tensor in payload["state_dict"].items()}
+    save_adapter(target, tensors, backbone)
+
+
 def _configuration(
     source: Path, payload: dict[str, Any], config: Path | None
-) -> tuple[BackboneConfig, M3AdapterConfig, dict[str, int]]:
+) -> tuple[BackboneConfig, M3AdapterConfig, dict[str, Any]]:
     """Backbones, connector and text layout of the run that wrote a checkpoint.
 
     They are read from `config`, else from the checkpoint, else from the run's ``config.yaml`` beside it.
 
     Raises:
-        UserError: If none of them has the configuration.
+        UserError: If none of them has the configuration, or it has settings that are not known here.
     """
-    beside = source.parent.parent / "config.yaml"
-    if config is None and "config" in payload:
-        return *_parse(payload["config"], str(source)), dict(payload["config"].get("layout") or {})
-    path = config or beside
-    if not path.is_file():
+    settings = None if config is not None and not config.is_file() else run_settings(source, payload, config)
+    if settings is None:
         raise UserError(
-            f"{source} does not hold its configuration, and there is no {path}: add --config with the config.yaml of "
-            "the run, or with the file that was trained with, such as configs/stage1.yaml"
+            f"{source} does not hold its configuration, and there is no {config or 'config.yaml beside it'}: add "
+            "--config with the config.yaml of the run, or with the file that was trained with, such as "
+            "configs/stage1.yaml"
         )
     try:
-        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
-        model = whole["model"]["init_args"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the configuration of a training run ({error})") from error
-    for name in ("backbone", "m3adapter"):
-        if isinstance(model.get(name), str):  # a separate file, beside the first
-            model[name] = yaml.safe_load((path.parent / model[name]).read_text(encoding="utf-8"))
-    backbone, m3adapter = _parse(model, str(path))
-    max_tokens = (whole.get("data") or {}).get("max_tokens")
-    layout = {"max_tokens": max_tokens, "num_image_tokens": backbone.num_image_tokens} if max_tokens else {}
-    return backbone, m3adapter, layout
-
-
-def _parse(model: dict[str, Any], where: str) -> tuple[BackboneConfig, M3AdapterConfig]:
-    try:
-        connector = dict(model.get("m3adapter") or {})
-        gate = GateConfig(**(connector.pop("gate", None) or {}))
-        m3adapter = M3AdapterConfig(**connector, gate=gate)
-        return BackboneConfig(**(model.get("backbone") or {})), replace(m3adapter, layers=tuple(m3adapter.layers))
+        backbone = BackboneConfig(**(settings.get("backbone") or {}))
+        m3adapter = m3adapter_of(settings.get("m3adapter") or {})
     except TypeError as error:
+        where = config or source
         raise UserError(f"{where} has settings that this version does not know, or lacks some: {error}") from error
+    layout = dict(settings.get("layout") or {})
+    return backbone, m3adapter, layout and {"num_image_tokens": backbone.num_image_tokens, **layout}

@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from m2chat.commands.weights.kinds import Kind, kind_of
+from m2chat.errors import UserError
 from m2chat.integrity import not_verified
 from m2chat.models.weights.files import read_pickled, weight_files
 from m2chat.models.weights.loading import KeyReport, compare, on_meta
+from m2chat.vocabulary import first_added, open_vocabulary, tokenizer_file
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Inventory:
         reports: Use of the names of each part.
         files: The files that hold the weights.
         warnings: Oddities that are no faults.
+        foreign: Why an adapter was not made for the language model that it is held against; empty if it was.
     """
 
     kind: Kind
@@ -32,11 +35,12 @@ class Inventory:
     reports: dict[str, KeyReport] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    foreign: str = ""
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is missing, too much or of another shape."""
-        return not any(r.missing or r.unexpected or r.misshapen for r in self.reports.values())
+        """Whether nothing is missing, too much or of another shape, and an adapter is this language model's."""
+        return not self.foreign and not any(r.missing or r.unexpected or r.misshapen for r in self.reports.values())
 
 
 def examine(path: Path, language_model: Path | None = None) -> Inventory:
@@ -53,6 +57,7 @@ def examine(path: Path, language_model: Path | None = None) -> Inventory:
         kind = kind_of(path)
         return {
             Kind.LLAMA: _llama,
+            Kind.GGUF: _gguf,
             Kind.ADAPTER: _adapter,
             Kind.CLIP: _clip,
             Kind.DIFFUSION: _diffusion,
@@ -92,21 +97,44 @@ def _llama(path: Path, _: Path | None) -> Inventory:
     findings = Inventory(
         Kind.LLAMA, facts, {"LLaMA": compare(source.state, network.state_dict(), source.ignored)}, files
     )
-    places = [folder / "tokenizer.model" for folder in (source.folder, source.folder.parent)]
-    tokenizer = next((place for place in places if place.is_file()), None)
-    if tokenizer is None:
-        findings.warnings.append("there is no tokenizer.model (sentencepiece): training and chat need it in the folder")
-    else:
-        from m2chat.text import M2ChatTokenizer
+    tokenizer, vocabulary = tokenizer_file(source.folder), open_vocabulary(source.folder)
+    if tokenizer is None or vocabulary is None:
+        findings.warnings.append(
+            "there is neither tokenizer.model nor tokenizer.json: training and chat need one in the folder"
+        )
+        return findings
+    files.append(tokenizer)
+    facts["tokenizer"] = f"{vocabulary.size} words in {tokenizer.name}"
+    try:
+        facts["added tokens begin at"] = str(first_added(source.folder, settings["vocab_size"]))
+    except UserError as error:
+        findings.warnings.append(str(error))
+    return findings
 
-        files.append(tokenizer)
-        if (words := M2ChatTokenizer(tokenizer.parent).base_vocab_size) != settings["vocab_size"]:
-            findings.warnings.append(f"tokenizer.model has {words} words and the network {settings['vocab_size']}")
+
+def _gguf(path: Path, _: Path | None) -> Inventory:
+    from m2chat.models.weights.gguf import read_metadata
+
+    metadata, reader = read_metadata(path, "weights")
+    kinds = sorted({tensor.tensor_type.name for tensor in reader.tensors})
+    count = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    names = ("embedding_length", "block_count", "attention.head_count")
+    facts = {
+        "name": str(metadata.get("general.name", "not recorded")),
+        "licence": str(metadata.get("general.license", "not recorded")),
+        "numbers": f"{count:,} ({', '.join(kinds)}) in {len(reader.tensors)} tensors",
+        "width, layers, heads": ", ".join(str(metadata[f"llama.{name}"]) for name in names),
+        "vocabulary": str(len(metadata["tokenizer.ggml.tokens"])),
+        "chat template": "yes" if "tokenizer.chat_template" in metadata else "no",
+    }
+    findings = Inventory(Kind.GGUF, facts, {}, [path])
+    findings.warnings.append("`m2chat weights convert` makes the folder of it that training and chat read")
     return findings
 
 
 def _adapter(path: Path, language_model: Path | None) -> Inventory:
     from m2chat.models.weights.adapter import open_adapter
+    from m2chat.models.weights.foreign import why_foreign
     from m2chat.models.weights.language import own_llama, reports, skeletons
     from m2chat.models.weights.llama import open_llama
 
@@ -119,13 +147,17 @@ def _adapter(path: Path, language_model: Path | None) -> Inventory:
         "numbers": numbers(adapter.state.values()),
         "prompts": f"{shape.prompts} in each of the last {shape.layers} layers",
         "language model": f"{adapter.width} wide",
-        "visual query": f"{shape.visual_depth} blocks {shape.clip_width} wide",
+        "visual query": f"{shape.visual_depth} blocks {shape.visual_width} wide, {shape.visual_heads} heads",
+        "vision encoder": f"tokens {shape.clip_width} wide",
         "LoRA rank": str(shape.lora_rank or "none"),
+        "made for": f"language model {adapter.base.fingerprint}" if adapter.base else "not marked",
         "channel order": adapter.channel_order or "not marked (released files: bgr)",
     }
     findings = Inventory(Kind.ADAPTER, facts, {"adapter": report}, [path])
     if language_model:
         findings.reports["LLaMA"] = plain
+        if findings.whole:
+            findings.foreign = why_foreign(source, adapter) or ""
     return findings
 
 

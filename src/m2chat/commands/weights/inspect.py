@@ -23,9 +23,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If it cannot be read, or is nothing that is known here.
     """
-    from m2chat._compat import ensure_torchvision
-
-    ensure_torchvision()
     from m2chat.commands.weights.examine import examine
 
     show(options.source, examine(options.source))

@@ -10,6 +10,7 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import is_exported
 from m2chat.models.weights.files import load_json, read_pickled, read_safetensors
+from m2chat.models.weights.gguf import is_gguf
 from m2chat.models.weights.script import is_script
 from m2chat.models.weights.sdxl_file import is_single_file
 
@@ -19,6 +20,7 @@ class Kind(Enum):
 
     LLAMA = "LLaMA"
     ADAPTER = "LLaMA-Adapter V2"
+    GGUF = "LLaMA in a GGUF file"
     CLIP = "CLIP vision tower"
     DIFFUSION = "diffusion model"
     CHECKPOINT = "training checkpoint of M²Chat"
@@ -36,9 +38,9 @@ def kind_of(path: Path) -> Kind:
     kind = _of_folder(path) if path.is_dir() else _of_file(path)
     if kind is None:
         raise UserError(
-            f"{path} is nothing that is known here: expected are LLaMA (Meta's or a transformers folder), a "
-            "LLaMA-Adapter V2 file, CLIP (an open_clip or transformers folder, or a file), SDXL (a diffusers folder or "
-            "one .safetensors file), a checkpoint (.ckpt) or exported weights of M²Chat"
+            f"{path} is nothing that is known here: expected are LLaMA (Meta's or a transformers folder, or a "
+            "GGUF file), a LLaMA-Adapter V2 file, CLIP (an open_clip or transformers folder, or a file), SDXL (a "
+            "diffusers folder or one .safetensors file), a checkpoint (.ckpt) or exported weights of M²Chat"
         )
     return kind
 
@@ -60,6 +62,8 @@ def _of_folder(path: Path) -> Kind | None:
 
 
 def _of_file(path: Path) -> Kind | None:
+    if is_gguf(path):
+        return Kind.GGUF
     if path.suffix == ".safetensors":
         return _of_names(read_safetensors(path, "weights"))
     if is_script(path):

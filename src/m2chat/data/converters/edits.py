@@ -2,50 +2,73 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m2chat.data.converters.jsonfiles import Captions, items, pairs
-from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples, Reject, edited, existing, inside
+from m2chat.data.converters.jsonfiles import Broken, Captions, items, pairs, records
+from m2chat.data.converters.raw import (
+    Job,
+    PictureFile,
+    RawSample,
+    RawSamples,
+    Reject,
+    edited,
+    existing,
+    file_in,
+    path_fault,
+)
 from m2chat.data.sources import one_line
+from m2chat.errors import UserError
 from m2chat.schema import Turn
 
 
 def instructpix2pix(job: Job) -> RawSamples:
     """An edit for every seed of every prompt."""
-    path = existing(job.src / "seeds.json", "SRC", "it is the folder with seeds.json and a folder for each prompt")
-    for item in items(path):
-        try:
-            name, seeds = str(item[0]), [str(seed) for seed in item[1]]
-        except (KeyError, TypeError, IndexError):
-            yield Reject(str(item)[:80], "entry of seeds.json is not a prompt with its seeds")
-            continue
-        prompt = _prompt(inside(job.src, f"{name}/prompt.json"))
-        for seed in seeds:
-            yield _edit(job, name, seed, prompt)
+    path = _list_of(job, "seeds.json", "it is the folder with seeds.json and a folder for each prompt")
+    for item in items(path, "", job.encoding):
+        match item:
+            case [str() | int() as name, [*seeds]] if all(isinstance(seed, str | int) for seed in seeds):
+                prompt = _prompt(job, f"{name}/prompt.json")
+                for seed in seeds:
+                    yield _edit(job, str(name), str(seed), prompt)
+            case _:
+                yield Reject(str(item)[:80], "entry of seeds.json is not a prompt with its seeds")
 
 
-def _prompt(path: str) -> dict[str, Any] | None:
-    """The instruction, and the captions before and after; None if they cannot be read."""
+def _list_of(job: Job, name: str, remedy: str) -> Path:
+    """The file that lists the edits.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    path = job.src / name
+    if not path.exists() and (job.src.suffix == ".parquet" or next(job.src.rglob("*.parquet"), None) is not None):
+        raise UserError(f"SRC: {job.src} holds the pictures in .parquet: convert it as kind `parquet`")
+    return existing(path, "SRC", remedy)
+
+
+def _prompt(job: Job, name: str) -> dict[str, Any] | str:
+    """The instruction, and the captions before and after; the reason if they cannot be read."""
+    if fault := path_fault(name):
+        return fault.replace("picture", "prompt.json")
     try:
-        with open(path, "rb") as file:
-            record = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+        record = next(records(job.src / name, job.encoding))
+    except (UserError, StopIteration) as error:
+        return "prompt.json broken" if (job.src / name).is_file() or not error.args else "prompt.json missing"
+    if isinstance(record, Broken):
+        return f"prompt.json {'broken' if record.reason == 'broken json' else 'is ' + record.reason}"
+    return record if isinstance(record, dict) else "prompt.json broken"
 
 
-def _edit(job: Job, name: str, seed: str, prompt: dict[str, Any] | None) -> RawSample | Reject:
+def _edit(job: Job, name: str, seed: str, prompt: dict[str, Any] | str) -> RawSample | Reject:
     where = f"{name}/{seed}"
-    if prompt is None:
-        return Reject(where, "prompt.json missing or broken")
+    if isinstance(prompt, str):
+        return Reject(where, prompt)
     before, change, after = (one_line(prompt.get(key)) for key in ("input", "edit", "output"))
     if not change or not after:
         return Reject(where, "no instruction" if not change else "no caption")
     pictures = tuple(
-        PictureFile(inside(job.src, f"{key}.jpg"), caption=caption, caption_by="file", media_key=key)
+        file_in(job.src, f"{key}.jpg", caption=caption, caption_by="file", media_key=key)
         for key, caption in ((f"{where}_0", before), (f"{where}_1", after))
     )
     turns = (Turn("user", (0, change)), Turn("assistant", (edited(where, change), 1)))
@@ -54,26 +77,31 @@ def _edit(job: Job, name: str, seed: str, prompt: dict[str, Any] | None) -> RawS
 
 def magicbrush(job: Job) -> RawSamples:
     """A conversation for every session: its pictures lie in ``images/<session>/``."""
-    path = existing(job.src / "edit_sessions.json", "SRC", "it is the folder with edit_sessions.json and images/")
+    path = _list_of(job, "edit_sessions.json", "it is the folder with edit_sessions.json and images/")
     folder = job.images or job.src / "images"
     with Captions(job) as captions:
-        for name, edits in pairs(path):
+        for name, edits in pairs(path, job.encoding):
             yield _session(folder, captions, str(name), edits)
 
 
-def _session(folder: Path, captions: Captions, name: str, edits: Sequence[Any]) -> RawSample | Reject:
+def _session(folder: Path, captions: Captions, name: str, edits: Any) -> RawSample | Reject:
     turns: list[Turn] = []
     pictures: list[PictureFile] = []
     places: dict[str, int] = {}
 
-    def place(file: str) -> int:
+    def place(file: object) -> int:
+        if not isinstance(file, str) or not file:
+            raise TypeError("no name of a file")
         if file not in places:
             places[file] = len(pictures)
             caption, by = captions.of(file)
-            path = inside(folder, f"{name}/{file}")
-            pictures.append(PictureFile(path, caption=caption, caption_by=by, media_key=file))
+            # An absolute name stays one, and is refused as such, behind the session's folder too.
+            path = file if path_fault(file) else f"{name}/{file}"
+            pictures.append(file_in(folder, path, caption=caption, caption_by=by, media_key=file))
         return places[file]
 
+    if not isinstance(edits, list) or not edits:
+        return Reject(name, "session is not a list of edits")
     try:
         for edit in edits:
             change = one_line(edit["instruction"])

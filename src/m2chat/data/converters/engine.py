@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any
@@ -40,8 +42,8 @@ def convert(job: Job) -> dict[str, Any]:
         The content of ``index.json``: shards with their SHA-256, samples by kind, rejects by reason.
 
     Raises:
-        UserError: If the raw data are not there, or the target folder holds something else, or another process
-            converts into it.
+        UserError: If the raw data are not there or of another shape, nothing or less than allowed became a sample, the
+            target folder holds something else, or another process converts into it.
     """
     job.dst.parent.mkdir(parents=True, exist_ok=True)
     with locked(job.dst, wait=False):
@@ -51,7 +53,8 @@ def convert(job: Job) -> dict[str, Any]:
         form = FORMATS[job.format]
         reasons: Counter[str] = Counter()
         with closing(form.samples()(job)) as items:
-            units = _run(job, _without_rejects(job, islice(items, job.limit) if job.limit else items, reasons))
+            kept = _without_rejects(job, islice(items, job.limit) if job.limit else items, reasons)
+            units = _run(job, _distinct(job, kept))
         return finish(job, units, reasons, load(form.lists)(job) if form.lists else ())
 
 
@@ -64,6 +67,28 @@ def _without_rejects(job: Job, items: RawSamples, reasons: Counter[str]) -> Iter
             else:
                 reasons[item.reason] += 1
                 file.write(reject_line(item.id, item.reason))
+
+
+def _distinct(job: Job, samples: Iterator[RawSample]) -> Iterator[RawSample]:
+    """The samples with ids of their own: the second of an id ends in ``-2``, and so on.
+
+    Ids of raw data repeat: several questions about one picture, several captions, the same keys in every shard.
+    """
+    path = job.work / "ids.sqlite"
+    path.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as table:
+        table.execute("PRAGMA synchronous = OFF")
+        table.execute("PRAGMA journal_mode = OFF")
+        table.execute("CREATE TABLE t (id BLOB PRIMARY KEY, times INTEGER) WITHOUT ROWID")
+        new = "INSERT OR IGNORE INTO t VALUES (?, 1)"
+        for sample in samples:
+            name, key = sample.id, sample.id.encode(errors="replace")
+            while not table.execute(new, (key,)).rowcount:
+                table.execute("UPDATE t SET times = times + 1 WHERE id = ?", (key,))
+                (times,) = table.execute("SELECT times FROM t WHERE id = ?", (key,)).fetchone()
+                name = f"{name}-{times}"
+                key = name.encode(errors="replace")
+            yield sample if name == sample.id else replace(sample, id=name)
 
 
 def _run(job: Job, samples: Iterator[RawSample]) -> int:

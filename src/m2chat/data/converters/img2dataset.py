@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples, Reject, caption_pair
+from m2chat.data.converters.tables import columns_of, rows_of
 from m2chat.data.shards import Entry, local_shards, open_shard
-from m2chat.data.sources import PICTURES, BadSample, pair_facts
+from m2chat.data.sources import PICTURES, BadSample, is_utf8, json_of, one_line, pair_facts
 
 
 def samples(job: Job) -> RawSamples:
@@ -32,14 +32,14 @@ def _pair(job: Job, path: Path, entry: Entry, small: dict[str, bytes]) -> RawSam
     if place is None:
         return Reject(entry.key, "no picture")
     try:
-        record = json.loads(small.get("json", b"{}"))
-        if not isinstance(record, dict):
-            raise BadSample("json is not an object")
+        record = json_of(small)
+        if not is_utf8(small.get("txt", b"")):
+            if not one_line(record.get("caption")):
+                return Reject(entry.key, "caption is not UTF-8")
+            del small["txt"]  # the JSON repeats it, with all its letters
         caption, size = pair_facts(small, record)
     except BadSample as error:
         return Reject(entry.key, error.reason)
-    except (ValueError, RecursionError):
-        return Reject(entry.key, "broken json")
     # img2dataset neither applies nor keeps the EXIF orientation, so its pixels are taken as they are.
     picture = PictureFile(str(path), *place, caption=caption, caption_by="alt-text", original_size=size)
     known = {key: value for key, value in record.items() if key not in ("caption", "sha256", "status", "error_message")}
@@ -51,11 +51,7 @@ def _failures(path: Path) -> Iterator[Reject]:
     table = path.with_suffix(".parquet")
     if not table.is_file():
         return
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(table) as file:
-        if {"key", "status"} <= set(file.schema_arrow.names):
-            for batch in file.iter_batches(1000, columns=["key", "status"]):
-                for row in batch.to_pylist():
-                    if row["status"] != "success":
-                        yield Reject(str(row["key"]), str(row["status"]).replace("_", " "))
+    if {"key", "status"} <= set(columns_of(table)):
+        for row in rows_of(table, ["key", "status"]):
+            if row["status"] != "success":
+                yield Reject(str(row["key"]), str(row["status"]).replace("_", " "))

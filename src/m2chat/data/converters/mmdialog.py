@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m2chat.data.converters.jsonfiles import Captions, items, records
-from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples, Reject, existing, inside
+from m2chat.data.converters.jsonfiles import Broken, Captions, items, records
+from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples, Reject, existing, file_in, id_of
 from m2chat.data.record import BY_TURN
 from m2chat.data.sources import one_line
 from m2chat.errors import UserError
@@ -25,11 +25,11 @@ def samples(job: Job) -> RawSamples:
     """A dialogue for every conversation of the official file: JSON lines, a list, or one object."""
     path = _file(job)
     with Captions(job) as captions:
-        for number, item in enumerate(records(path)):
+        for number, item in enumerate(records(path, job.encoding)):
             if not isinstance(item, dict) or not isinstance(item.get("conversation"), list):
-                yield Reject(str(number), "no conversation")
+                yield Reject(str(number), item.reason if isinstance(item, Broken) else "no conversation")
             else:
-                name = str(item.get("conversation_id", number))
+                name = id_of(item.get("conversation_id"), number)
                 yield _dialogue(job, path.parent, captions, name, item["conversation"])
 
 
@@ -37,7 +37,7 @@ def captioned(job: Job) -> RawSamples:
     """A dialogue for every item of the file of pairs: a list of lists of rounds, captions beside the media keys."""
     path = existing(job.src, "SRC", "it is the JSON list of pairs")
     with Captions(job) as captions:
-        for number, item in enumerate(items(path)):
+        for number, item in enumerate(items(path, "", job.encoding)):
             rounds = item.get("conversation") if isinstance(item, dict) else item
             if isinstance(rounds, list):
                 yield _dialogue(job, path.parent, captions, str(number), rounds)
@@ -76,9 +76,14 @@ def _dialogue(job: Job, beside: Path, captions: Captions, name: str, rounds: Seq
                     if not caption and job.text_as_caption:
                         caption, by = words, BY_TURN
                     # A key is a signed number of 64 bits: it stays text, and "-5.jpg" is a file like any other.
-                    path = inside(folder, f"{key}.jpg")
                     pictures.append(
-                        PictureFile(path, caption=caption, caption_by=by if caption else "", media_key=str(key))
+                        file_in(
+                            folder,
+                            f"{key}.jpg",
+                            caption=caption,
+                            caption_by=by if caption else "",
+                            media_key=str(key),
+                        )
                     )
             if not parts:
                 return Reject(name, "empty turn")

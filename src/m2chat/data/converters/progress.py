@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.data import manifest
-from m2chat.data.converters.raw import Job
+from m2chat.data.converters.raw import Job, by_choice
 from m2chat.data.manifest import Listed, read_index, write_index
 from m2chat.data.record import SCHEMA
 from m2chat.errors import UserError
@@ -21,7 +21,7 @@ from m2chat.files import write_whole
 REJECTS = "rejects.jsonl"
 EARLY = "early-rejects.jsonl"
 """Rejects of the converter itself, which looks at no picture; written anew by each run, and first in `REJECTS`."""
-_RUN_ONLY = ("dst", "workers")
+_RUN_ONLY = ("dst", "workers", "max_rejects")
 _PATHS = ("src", "images", "captions")
 
 
@@ -140,6 +140,9 @@ def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str,
 
     Returns:
         The index.
+
+    Raises:
+        UserError: If nothing, or less than the conversion allows, became a sample.
     """
 
     def receipts() -> Iterator[Receipt]:
@@ -151,8 +154,6 @@ def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str,
     late = (reject_line(*reject) for receipt in receipts() for reject in receipt.rejects)
     with open(job.work / EARLY, encoding="utf-8") as file:
         write_whole(job.dst / REJECTS, chain(file, late))
-    for name, rows in lists:
-        write_whole(job.dst / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     kinds: Counter[str] = Counter()
     reasons = early.copy()
     shards, pictures, uncaptioned = [], 0, 0
@@ -163,11 +164,40 @@ def finish(job: Job, units: int, early: Counter[str], lists: Iterable[tuple[str,
         uncaptioned += receipt.uncaptioned
         if receipt.file:
             shards.append(Listed(receipt.file, sum(receipt.kinds.values()), receipt.bytes, receipt.sha256))
+    _require_kept(job, kinds.total(), reasons)
+    for name, rows in lists:
+        write_whole(job.dst / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     index = index_of(settings_of(job), shards, kinds, pictures, uncaptioned, reasons)
     _sweep(job)
     write_index(job.dst, index)
     shutil.rmtree(job.work)
     return index
+
+
+def _require_kept(job: Job, kept: int, reasons: Counter[str]) -> None:
+    """Checks that the raw data were what they were taken for.
+
+    Raises:
+        UserError: If nothing was kept, or too many records were rejected.
+    """
+    faults = Counter({reason: count for reason, count in reasons.items() if not by_choice(reason)})
+    all_of_them = kept + reasons.total()
+    if kept and faults.total() <= job.max_rejects * (kept + faults.total()):
+        return
+    if not all_of_them:
+        shutil.rmtree(job.work)
+        (job.dst / REJECTS).unlink()
+        raise UserError(f"SRC: {job.src} has no record of {job.format}: is it empty, or data of another kind?")
+    reason, count = (faults or reasons).most_common(1)[0]
+    commonest = f"the commonest reason, {count} times: {reason}; {job.dst / REJECTS} lists them all"
+    if not kept:  # Another call may have other settings.
+        for path in job.work.glob("[0-9]*.json"):
+            path.unlink()
+        raise UserError(f"{job.src}: none of {all_of_them} records became a sample; {commonest}")
+    raise UserError(
+        f"{job.src}: {faults.total()} of {kept + faults.total()} records became no sample; {commonest}. Mend the data "
+        f"and convert into a new folder, or take the {kept} with --max-rejects 1"
+    )
 
 
 def index_of(

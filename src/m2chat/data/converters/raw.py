@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from m2chat.data.images import BadImage
@@ -18,6 +18,7 @@ from m2chat.errors import UserError
 from m2chat.schema import Kind, Turn
 
 Form = Literal["caption", "instruct"]
+MISSING = "picture missing"
 MAX_FILE = 64 * 2**20
 """Longest picture file that is read, in bytes; a shard may not hold longer ones."""
 
@@ -52,6 +53,7 @@ class PictureFile:
         caption_by: Origin of the caption: ``alt-text``, ``human``, ``file``, ``turn``, ``model:<name>``.
         media_key: Name in the raw data.
         original_size: Height and width before any resizing, in pixels; None if this is the original.
+        fault: Reason why there is no file to read; empty if there is one.
     """
 
     path: str
@@ -61,22 +63,40 @@ class PictureFile:
     caption_by: str = ""
     media_key: str = ""
     original_size: tuple[int, int] | None = None
+    fault: str = ""
 
     def read(self) -> bytes:
         """The content of the file.
 
         Raises:
-            BadImage: If it is missing or too large.
+            BadImage: If it is missing, unreadable or too large.
         """
+        if self.fault:
+            raise BadImage(self.fault)
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 data = file.read(MAX_FILE + 1 if self.length is None else min(self.length, MAX_FILE + 1))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BadImage("picture missing: its path has \\ for /" if "\\" in self.path else MISSING) from error
+        except IsADirectoryError as error:
+            raise BadImage("picture path is a folder") from error
         except OSError as error:
-            raise BadImage("picture missing") from error
-        if len(data) > MAX_FILE:
-            raise BadImage(f"picture file of more than {MAX_FILE // 2**20} MiB")
-        return data
+            raise BadImage(f"picture unreadable ({error.strerror})") from error
+        except ValueError as error:  # half of a surrogate pair
+            raise BadImage("picture path is no name of a file") from error
+        return limited(data)
+
+
+def limited(data: bytes) -> bytes:
+    """The content of a picture file.
+
+    Raises:
+        BadImage: If it is longer than `MAX_FILE`.
+    """
+    if len(data) > MAX_FILE:
+        raise BadImage(f"picture file of more than {MAX_FILE // 2**20} MiB")
+    return data
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,10 @@ class Job:
         per_shard: Samples per shard.
         min_side: Least side of a picture in pixels, before any resizing if that is known.
         workers: Processes that read and check pictures; 1 works in the calling process.
+        encoding: Encoding of text files without a byte order mark; empty for UTF-8.
+        columns: Column of each role that is not found by itself, as ``role=column,...``.
+        rows_from: Number of the first row, where pictures are named by rows; None if their numbers show it.
+        max_rejects: Largest share of records that may be rejected.
     """
 
     format: str
@@ -157,6 +181,10 @@ class Job:
     per_shard: int = 1000
     min_side: int = 32
     workers: int = 1
+    encoding: str = ""
+    columns: str = ""
+    rows_from: int | None = None
+    max_rejects: float = 0.5
 
     @property
     def work(self) -> Path:
@@ -164,12 +192,45 @@ class Job:
         return self.dst / ".progress"
 
 
-def inside(folder: Path, name: str) -> str:
-    """The path of a file that raw data name, which may only lie inside a folder; empty if it would not."""
-    parts = PurePosixPath(name)
-    if not name or parts.is_absolute() or ".." in parts.parts or "\0" in name:
-        return ""
-    return str(folder / parts)
+def file_in(folder: Path, name: object, **facts: Any) -> PictureFile:
+    """The picture that raw data name, which may only lie inside a folder.
+
+    Args:
+        folder: Folder of the pictures.
+        name: Path that the data state.
+        **facts: Further arguments of `PictureFile`.
+    """
+    fault = path_fault(name)
+    return PictureFile("" if fault else str(folder / PurePosixPath(str(name))), fault=fault, **facts)
+
+
+def path_fault(name: object) -> str:
+    """Reason why a path of the data is not read; empty if there is none."""
+    if name is None or name == "":
+        return "no picture named"
+    if not isinstance(name, str):
+        return "picture path is no text"
+    if "://" in name:
+        return "picture is a URL: download it first, and name the folder by --images"
+    if name.startswith("/") or PureWindowsPath(name).anchor:
+        return "picture path is absolute: make it relative to the folder of --images"
+    if ".." in name.replace("\\", "/").split("/"):
+        return "picture path leaves the folder (..): make it relative to the folder of --images"
+    return "picture path is no name of a file" if "\0" in name else ""
+
+
+def by_choice(reason: str) -> bool:
+    """Whether a reject is none of the data's faults: an option left it out, or img2dataset could not download it."""
+    return reason.startswith(("picture of less than ", "aesthetic score below ", "failed to "))
+
+
+def id_of(value: object, number: int | str) -> str:
+    """The id that a record states; else its number in the data, if it states none (missing, null or empty).
+
+    Ids need not be unique: `engine.convert` tells repeated ones apart.
+    """
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return text.strip() or str(number)
 
 
 def existing(path: Path, setting: str, remedy: str) -> Path:

@@ -42,7 +42,7 @@ def load(code: str) -> Callable[..., Any]:
     return loaded
 
 
-_TALK = ("images", "captions", "text_as_caption")
+_TALK = ("images", "captions", "text_as_caption", "encoding")
 _NON_COMMERCIAL = "non-commercial academic use, no redistribution"
 
 FORMATS: dict[str, Format] = {
@@ -56,21 +56,21 @@ FORMATS: dict[str, Format] = {
         "CC3M's list of captions and URLs, with downloaded pictures",
         "the .tsv",
         "url_lists:cc3m",
-        ("images", "form"),
+        ("images", "form", "rows_from", "encoding"),
         "cc3m",
     ),
     "laion-parquet": Format(
         "LAION's lists of URLs, with downloaded pictures",
         "a .parquet or a folder of them",
         "url_lists:laion",
-        ("images", "form", "min_aesthetic"),
+        ("images", "form", "min_aesthetic", "rows_from"),
         "laion",
     ),
     "coco-captions": Format(
         "COCO 2014 captions; writes captions.jsonl too, the list of what was chosen",
         "the folder with annotations/",
         "coco:samples",
-        ("images", "split", "form", "sample", "seed"),
+        ("images", "split", "form", "sample", "seed", "encoding"),
         "coco",
         lists="coco:lists",
     ),
@@ -108,14 +108,14 @@ FORMATS: dict[str, Format] = {
         "InstructPix2Pix edits",
         "the folder with seeds.json",
         "edits:instructpix2pix",
-        (),
+        ("encoding",),
         "instructpix2pix",
     ),
     "magicbrush": Format(
         "MagicBrush editing sessions",
         "the folder with edit_sessions.json",
         "edits:magicbrush",
-        ("images", "captions"),
+        ("images", "captions", "encoding"),
         "magicbrush",
         "CC-BY-4.0",
     ),
@@ -123,14 +123,22 @@ FORMATS: dict[str, Format] = {
         "LLaVA's visual instructions",
         "the .json",
         "instructions:llava",
-        ("images", "captions"),
+        ("images", "captions", "encoding"),
         "llava",
     ),
-    "alpaca": Format("instructions and answers in text alone", "the .json", "instructions:alpaca", (), "alpaca"),
+    "alpaca": Format(
+        "instructions and answers in text alone", "the .json", "instructions:alpaca", ("encoding",), "alpaca"
+    ),
+    "parquet": Format(
+        "pictures in parquet, as most sets on the Hub hold them: captions, or edits (InstructPix2Pix, MagicBrush)",
+        "a .parquet or a folder of them",
+        "parquet:samples",
+        ("images", "columns", "split", "form"),
+    ),
     "folder": Format(
         "a folder of pictures with metadata.jsonl or metadata.csv (file_name, text or caption)",
         "the folder",
         "folder:samples",
-        ("form",),
+        ("images", "form", "encoding"),
     ),
 }

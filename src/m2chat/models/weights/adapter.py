@@ -6,6 +6,7 @@ neither the caption one. The ``config`` beside the tensors, and the file's name,
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -13,10 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from m2chat.checksums import UNSEALED, seal_safetensors, seal_zip
 from m2chat.errors import UserError
+from m2chat.files import whole_file
 from m2chat.models.adapter_file import AdapterShape, read_shape
+from m2chat.models.config import BackboneConfig
+from m2chat.models.weights.base import BaseMark
 from m2chat.models.weights.files import read_pickled, read_safetensors, read_safetensors_metadata
 
 _LOG = logging.getLogger(__name__)
@@ -26,6 +33,11 @@ _BASE = re.compile(
 )
 """What a full training checkpoint holds beside the adapter: the networks that were frozen."""
 _NEEDED = ("adapter_query.weight", "visual_query.weight", "clip_proj.weight", "visual_proj.weight")
+
+_HEADS = {768: 16, 96: 2}
+"""Heads of the visual blocks by their width where neither file nor setting states them: of the published files, and of
+the micro adapter. Narrower ones than a head of either have one."""
+_NARROW = 48
 
 Variant = Literal["bias", "lora-bias", "caption"]
 
@@ -40,6 +52,7 @@ class AdapterSource:
         channel_order: Channel order of the training pictures that the file records; None if it records none.
         is_training_checkpoint: Whether it was a whole training checkpoint.
         ignored: Names of frozen networks in a training checkpoint.
+        base: The language model that it was trained on, where the file states it.
     """
 
     state: dict[str, Tensor]
@@ -47,6 +60,7 @@ class AdapterSource:
     channel_order: Literal["rgb", "bgr"] | None
     is_training_checkpoint: bool
     ignored: list[str]
+    base: BaseMark | None = None
 
     @property
     def variant(self) -> Variant:
@@ -59,15 +73,19 @@ class AdapterSource:
         return int(self.state["adapter_query.weight"].shape[1])
 
 
-def open_adapter(path: Path, what: str) -> AdapterSource:
+def open_adapter(
+    path: Path, what: str, visual_heads: int | None = None, visual_blocks: int | None = None
+) -> AdapterSource:
     """Opens an adapter file of any form.
 
     Args:
         path: ``.pth`` as released, a training checkpoint, or ``.safetensors`` as `m2chat weights convert` writes it.
         what: The setting that names it, for messages.
+        visual_heads: Heads of its visual blocks; None if the file states them, or is of known sizes.
+        visual_blocks: Number of its visual blocks; None for as many as it has.
 
     Raises:
-        UserError: If it is missing, broken, or not an adapter.
+        UserError: If it is missing, broken, or not an adapter, or its sizes are ambiguous.
     """
     if not path.is_file():
         raise UserError(
@@ -97,9 +115,93 @@ def open_adapter(path: Path, what: str) -> AdapterSource:
     order: Any = config.get("channel_order")
     if order not in (None, "rgb", "bgr"):
         raise UserError(f"{what}: {path} is marked channel_order={order!r}; known are 'rgb' and 'bgr'")
-    return AdapterSource(state, read_shape(state), order, whole, ignored)
+    where = f"{what}: {path}"
+    heads = _visual_heads(config.get("visual_heads"), visual_heads, state["clip_proj.weight"].shape[0], where)
+    try:
+        shape = read_shape(state, heads)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; is it whole, and is backbone.visual_heads right?") from None
+    for source, blocks in (("states", config.get("visual_blocks")), ("should have", visual_blocks)):
+        if blocks is not None and int(blocks) != shape.visual_depth:
+            raise UserError(
+                f"{where} {source} {blocks} visual blocks and has {shape.visual_depth}: is it whole, and is "
+                "backbone.visual_blocks right?"
+            )
+    return AdapterSource(state, shape, order, whole, ignored, BaseMark.read(config.get("base"), where))
 
 
-def marked_channel_order(path: Path) -> Literal["rgb", "bgr"] | None:
+def _visual_heads(stated: Any, given: int | None, width: int, where: str) -> int:
+    """Heads of the visual blocks, which no tensor shows: a wrong number loads and computes something else.
+
+    Args:
+        stated: What the file's config states.
+        given: The setting.
+        width: Width of the blocks.
+        where: Name of the file in messages.
+
+    Raises:
+        UserError: If they are unknown, or file and setting differ.
+    """
+    if stated is not None and given is not None and int(stated) != given:
+        raise UserError(
+            f"{where} states {stated} heads of its visual blocks, and backbone.visual_heads is {given}: leave the "
+            "setting out, or name another file"
+        )
+    known = _HEADS.get(width, 1 if width <= _NARROW else None)
+    heads = stated if stated is not None else given if given is not None else known
+    if heads is None:
+        choices = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 8)
+        raise UserError(
+            f"{where} has visual blocks {width} wide and does not state how many heads they have: set "
+            f"backbone.visual_heads to the number of its training ({choices})"
+        )
+    return int(heads)
+
+
+def write_adapter(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    base: BaseMark | None,
+    channel_order: Literal["rgb", "bgr"],
+    visual_heads: int,
+) -> None:
+    """Writes an adapter file in the official layout, marked with what its tensors do not show.
+
+    Args:
+        path: File to write; earlier contents give way. ``.pth`` is the official form; ``.safetensors`` has the same
+            tensors and strings.
+        tensors: Tensors by the official names.
+        base: Language model that it was trained on; None if that is not known.
+        channel_order: Channel order of the training pictures.
+        visual_heads: Heads of the visual blocks.
+
+    Raises:
+        UserError: If the name ends in neither, or a tensor holds a number that is not finite.
+    """
+    if path.suffix not in (".pth", ".safetensors"):
+        raise UserError(f"{path}: an adapter becomes one file; let its name end in .pth or .safetensors")
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{path}: {bad[0]} holds numbers that are not finite: this adapter is of no use")
+    shape = read_shape(tensors, visual_heads)
+    config: dict[str, Any] = {"w_bias": shape.bias, "w_lora": shape.lora_rank > 0, "lora_rank": shape.lora_rank or 16}
+    config |= {"visual_heads": visual_heads, "visual_blocks": shape.visual_depth, "channel_order": channel_order}
+    config |= {} if base is None else {"base": base.as_dict()}  # no shapes: the tensors have those
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        if path.suffix == ".safetensors":
+            strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
+            save_file(ready, part, metadata={"format": "pt", **strings, **UNSEALED})
+            seal_safetensors(part)
+        else:
+            with part.open("w+b") as file:
+                torch.save({"model": ready, "config": config}, file)
+                seal_zip(file)
+
+
+def marked_channel_order(backbone: BackboneConfig) -> Literal["rgb", "bgr"] | None:
     """Channel order of the training pictures that an adapter's file records; None without a record or a file."""
-    return open_adapter(path, "backbone.adapter").channel_order if path.is_file() else None
+    path = Path(backbone.adapter)
+    if not path.is_file():
+        return None
+    return open_adapter(path, "backbone.adapter", backbone.visual_heads, backbone.visual_blocks).channel_order

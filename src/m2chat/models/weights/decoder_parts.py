@@ -1,4 +1,4 @@
-"""Parts of the image decoder from files of their own: another UNet, another VAE, LoRAs."""
+"""Parts of the image decoder from separate files: another UNet, another VAE, LoRAs."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ def open_unet(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], 
     """
     base = dict(configs["unet"])
     if path.is_dir():
-        own = load_json(path / "config.json", what)
-        differ = [name for name in _INTERFACE if own.get(name) != base.get(name)]
+        described = load_json(path / "config.json", what)
+        differ = [name for name in _INTERFACE if described.get(name) != base.get(name)]
         if differ:
             raise UserError(
-                f"{what}={str(path)!r}: {differ[0]} is {own.get(differ[0])} there and {base.get(differ[0])} in the "
-                "UNet that it replaces: it was made for other inputs. Name a UNet of the same family"
+                f"{what}={str(path)!r}: {differ[0]} is {described.get(differ[0])} there and "
+                f"{base.get(differ[0])} in the UNet that it replaces: it was made for other inputs. "
+                "Name a UNet of the same family"
             )
-        return own, read_folder(path, what)
+        return described, read_folder(path, what)
     if path.suffix != ".safetensors":
         raise UserError(f"{what}={str(path)!r}: expected is a folder of a diffusers UNet, or one .safetensors file")
     state = read_safetensors(path, what)
@@ -75,20 +76,20 @@ def open_vae(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], d
     Raises:
         UserError: If it is missing, broken, or its latents are not those of the VAE that it replaces.
     """
-    own, base = load_json(path / "config.json", what), configs["vae"]
-    kind = own.get("_class_name")
+    described, base = load_json(path / "config.json", what), configs["vae"]
+    kind = described.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise UserError(f"{what}={str(path)!r} is a {kind}: expected is an AutoencoderKL or an AutoencoderTiny")
     for name, mine, other in (
-        ("latent channels", own.get("latent_channels", 4), base.get("latent_channels", 4)),
-        ("pixels of a latent", _factor(own), _factor(base)),
+        ("latent channels", described.get("latent_channels", 4), base.get("latent_channels", 4)),
+        ("pixels of a latent", _factor(described), _factor(base)),
     ):
         if mine != other:
             raise UserError(
                 f"{what}={str(path)!r} has {mine} {name}, the VAE of the image decoder {other}: name one that was made "
                 "for the same latents"
             )
-    return own, read_folder(path, what)
+    return described, read_folder(path, what)
 
 
 def _factor(config: Mapping[str, Any]) -> int:

@@ -53,7 +53,7 @@ class DiffusionParts:
         text_encoder_2: Second text encoder, or None.
         preview_vae: VAE of previews, or None.
         refiner: SDXL's refiner, or None.
-        noise_schedule: Configuration of the scheduler that the model's own folder names: its noise is that of the
+        noise_schedule: Configuration of the scheduler that the model's folder names: its noise is that of the
             UNet's training, whichever scheduler draws.
     """
 
@@ -199,10 +199,10 @@ def _load_refiner(base: DiffusionSource, config: DecoderConfig, dtype: torch.dty
 
 
 def _scheduler(source: DiffusionSource, config: DecoderConfig) -> Any:
-    """The scheduler that draws, on the noise schedule of the model's own."""
-    own = source.configs["scheduler"]
-    name = config.effective_scheduler or scheduler_name(str(own.get("_class_name")), source.where)
-    return make_scheduler(name, own, config.effective_spacing)
+    """The scheduler that draws, on the noise schedule of the model's folder."""
+    original = source.configs["scheduler"]
+    name = config.effective_scheduler or scheduler_name(str(original.get("_class_name")), source.where)
+    return make_scheduler(name, original, config.effective_spacing)
 
 
 def skeleton(name: str, config: dict[str, Any]) -> Any:

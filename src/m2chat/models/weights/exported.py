@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ class Manifest:
         sha256: Checksum of ``model.safetensors``.
         numbers: Count of the numbers in it.
         format: Version of the layout.
-        layout: ``max_tokens`` and ``num_image_tokens`` of the training; empty in older exports.
+        layout: ``max_tokens``, ``num_image_tokens`` and ``prompt`` (format of the prompts) of the training; older
+            exports lack the last or all.
     """
 
     stage: str
@@ -62,7 +64,7 @@ class Manifest:
     sha256: str = ""
     numbers: int = 0
     format: int = FORMAT
-    layout: dict[str, int] = field(default_factory=dict)
+    layout: dict[str, Any] = field(default_factory=dict)
 
 
 def export_weights(state: Mapping[str, Tensor], manifest: Manifest, folder: Path) -> Manifest:
@@ -181,7 +183,7 @@ def export_model(
     folder: Path,
     step: int | None = None,
     tasks: Iterable[str] = (),
-    layout: Mapping[str, int] | None = None,
+    layout: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Exports what a stage trains of a model.
 
@@ -192,7 +194,7 @@ def export_model(
         folder: Folder to make.
         step: Optimiser steps behind the weights.
         tasks: Kinds of samples that were trained on.
-        layout: ``max_tokens`` and ``num_image_tokens`` of the training.
+        layout: ``max_tokens``, ``num_image_tokens`` and ``prompt`` of the training.
 
     Returns:
         The manifest as written.

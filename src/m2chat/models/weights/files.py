@@ -23,6 +23,7 @@ from m2chat.models.weights.known import warn_if_not_published
 from m2chat.models.weights.script import PICKLE_ERRORS, is_script, read_script
 
 _REMEDY = "`make backbones` rebuilds the micro ones, and data/README.md says where the real ones come from"
+_STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 _POINTER = b"version https://git-lfs"
 
 
@@ -131,26 +132,34 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
 def weight_files(folder: Path, what: str) -> list[Path]:
     """The files of a network's weights in a folder, as transformers and diffusers save it.
 
-    Whole files before shards, safetensors before pickles, and full precision before the ``fp16`` variant.
+    Safetensors go before pickles, in each full precision before the ``fp16`` variant, and in each a whole file before
+    shards. An index of which no shard is there is stale, left by who merged them: it counts only if there is nothing
+    else.
 
     Raises:
         UserError: If there are none, or a shard that the index names is missing.
     """
+    stale: UserError | None = None
     for kind in ("safetensors", "bin"):
-        for index in sorted(folder.glob(f"*.{kind}.index*.json"), key=lambda path: (".fp16." in path.name, path.name)):
-            names = sorted(set(load_json(index, what)["weight_map"].values()))
-            if lost := [name for name in names if not (folder / name).is_file()]:
-                raise UserError(
+        for half in (False, True):
+            for stem in _STEMS:
+                if (path := folder / f"{stem}{'.fp16' if half else ''}.{kind}").is_file():
+                    return [path]
+            for index in sorted(folder.glob(f"*.{kind}.index*.json")):
+                if (".fp16." in index.name) is not half:
+                    continue
+                names = sorted(set(load_json(index, what)["weight_map"].values()))
+                lost = [name for name in names if not (folder / name).is_file()]
+                if not lost:
+                    return [folder / name for name in names]
+                fault = UserError(
                     f"{what}: {folder} lacks {len(lost)} of the {len(names)} files of weights that {index.name} names, "
                     f"such as {lost[0]}: complete the download"
                 )
-            return [folder / name for name in names]
-        stems = ("model", "diffusion_pytorch_model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
-        for variant in ("", ".fp16"):
-            for stem in stems:
-                if (path := folder / f"{stem}{variant}.{kind}").is_file():
-                    return [path]
-    raise UserError(
+                if len(lost) < len(names):
+                    raise fault
+                stale = stale or fault
+    raise stale or UserError(
         f"{what}: {folder} has no weights (*.safetensors or *.bin) beside its description: complete it; {_REMEDY}."
     )
 

@@ -97,7 +97,7 @@ def verify_file(path: Path) -> FileCheck:
         claims.append((False, "its own checksum"))
     checklist = path.parent / "checklist.chk"
     if checklist.is_file():
-        lines = [line.split(maxsplit=1) for line in checklist.read_text(encoding="utf-8").splitlines() if " " in line]
+        lines = [line.split(maxsplit=1) for line in checklist.read_text(encoding="utf-8").split("\n") if " " in line]
         sums = {name.strip(): md5 for md5, name in lines}
         if md5 := sums.get(path.name):
             with path.open("rb") as file:

@@ -12,8 +12,10 @@ from m2chat.models.adapter_file import adapter_parameter_names, from_official
 from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 from m2chat.models.visual_encoder import VisualQueryEncoder
 from m2chat.models.weights.adapter import AdapterSource
+from m2chat.models.weights.foreign import refuse_foreign
 from m2chat.models.weights.llama import LlamaSource
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta, require
+from m2chat.vocabulary import first_added
 
 _STARTS = {"bias": 0.0, "adapter_gate": 0.0, "adapter_new_gate": 1.0, "extra": 0.0}
 """What a parameter that no file holds starts as: each of them then changes nothing."""
@@ -23,6 +25,9 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
     """Both networks on the meta device.
 
     The biases exist in every variant: where the file has none they are zero, and stage 2 may train them.
+
+    Raises:
+        UserError: If the tokenizer in LLaMA's folder does not fit its table.
     """
     shape = adapter.shape
     config = AdapterLlamaConfig(
@@ -30,12 +35,19 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
         adapter_layers=shape.layers,
         adapter_bias=True,
         lora_rank=shape.lora_rank,
+        added_from=first_added(source.folder, source.settings["vocab_size"]),
         **source.settings,
     )
     llama = on_meta(lambda: AdapterLlamaForCausalLM(config))
     visual_query = on_meta(
         lambda: VisualQueryEncoder(
-            shape.clip_width, config.hidden_size, shape.prompts, shape.visual_depth, shape.visual_heads
+            shape.clip_width,
+            config.hidden_size,
+            shape.prompts,
+            shape.visual_depth,
+            shape.visual_heads,
+            shape.visual_width,
+            shape.visual_hidden,
         )
     )
     return llama, visual_query
@@ -46,11 +58,17 @@ def own_llama(adapter: AdapterSource) -> LlamaSource:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     gates = [tensor for name, tensor in adapter.state.items() if name.endswith("attention.gate")]
+    heads = gates[0].numel() if gates else 1
     inner = adapter.state.get("llama.layers.0.feed_forward.w1.bias")
+    query = adapter.state.get("llama.layers.0.attention.wq.bias")
+    head_dim = (adapter.width if query is None else len(query)) // heads
+    keys = adapter.state.get("llama.layers.0.attention.lora_wk_l2.weight")
     settings = {
         "vocab_size": 3,  # the least that has its start and its end
         "hidden_size": adapter.width,
-        "num_attention_heads": gates[0].numel() if gates else 1,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if keys is None else len(keys) // head_dim,
+        "head_dim": head_dim,
         "num_hidden_layers": len(gates) or adapter.shape.layers,
         "intermediate_size": 1 if inner is None else len(inner),
     }
@@ -88,7 +106,9 @@ def reports(
             f"{config.num_hidden_layers} layers. Released adapters are for LLaMA 7B (width 4096, 32 layers)"
         )
     try:
-        ours = from_official(adapter.state, config.num_attention_heads, config.num_hidden_layers)
+        ours = from_official(
+            adapter.state, config.num_attention_heads, config.num_hidden_layers, config.num_key_value_heads
+        )
     except KeyError as error:
         raise UserError(f"{where}: {error.args[0]}; expected are those of BIAS-7B and its like") from None
     wanted = adapter_parameter_names(llama, visual_query)
@@ -117,7 +137,11 @@ def reports(
 
 
 def assemble(
-    source: LlamaSource, adapter: AdapterSource, where: str, frozen_dtype: torch.dtype
+    source: LlamaSource,
+    adapter: AdapterSource,
+    where: str,
+    frozen_dtype: torch.dtype,
+    allow_foreign: bool = False,
 ) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder]:
     """Builds the language model with its adapter.
 
@@ -126,6 +150,7 @@ def assemble(
         adapter: The adapter.
         where: Name of the adapter in messages.
         frozen_dtype: Precision of LLaMA itself; the adapter's weights are fp32.
+        allow_foreign: Whether an adapter of another language model of the same sizes is accepted, with a warning.
 
     Raises:
         UserError: If the two do not fit, or a tensor is missing or too much.
@@ -134,6 +159,7 @@ def assemble(
     plain, report, ours = reports(llama, visual_query, source, adapter, where)
     require(plain, f"backbone.language_model={str(source.folder)!r}", "Is it a whole LLaMA, and nothing else?")
     require(report, f"{where} does not fit the language model in {source.folder}", "Is it the adapter of this LLaMA?")
+    refuse_foreign(source, adapter, where, allow_foreign)
     language, vision = (
         {name.removeprefix(part): value for name, value in ours.items() if name.startswith(part)}
         for part in ("llama.", "visual_query.")
@@ -144,10 +170,15 @@ def assemble(
         elif name in source.state and name.endswith("norm.weight"):
             language.setdefault(name, source.state[name])  # a norm may be trained, whichever file it comes from
     state = {name: value.to(torch.float32, copy=True) for name, value in language.items()}
+    if llama.config.tie_word_embeddings:
+        source.state.pop("lm_head.weight")  # the table itself: it is not to be converted twice
     for name in list(source.state):
         value = source.state.pop(name)
         state.setdefault(name, value.to(frozen_dtype))
+    if llama.config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
     fill(llama, state, where)
+    llama.tie_tables()
     llama.init_extra_tokens()
     fill(visual_query, vision, where, torch.float32, copy=True)
     return llama, visual_query

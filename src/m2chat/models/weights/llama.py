@@ -10,18 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.models.adapter_file import LINEAR, NORM, PERMUTED, permute
 from m2chat.models.weights.files import load_json, read_folder, read_tensors
+from m2chat.vocabulary import open_vocabulary
 
 _TOP = {
     "tok_embeddings.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 _NOT_OURS = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "auto_map")
+
+_UNSUPPORTED = {
+    "attention_bias": "biases of keys and values, for which LLaMA-Adapter's files have no place",
+    "mlp_bias": "biases of its own, which LLaMA-Adapter's would replace",
+    "quantization_config": "weights that are stored in fewer bits",
+}
 
 
 @dataclass(frozen=True)
@@ -30,16 +39,16 @@ class LlamaSource:
 
     Args:
         settings: Arguments of transformers' `LlamaConfig`.
-        state: Tensors by the names of `LlamaForCausalLM`.
+        state: Tensors by the names of `LlamaForCausalLM`; a tied head is the table itself.
         ignored: Unused names in the files, such as tables that can be computed.
-        form: Form of the folder: ``meta`` or ``transformers``.
-        folder: Path of the folder.
+        form: Form of the folder, ``meta`` or ``transformers``, or ``gguf`` of a file.
+        folder: Path of the folder or the file.
     """
 
     settings: dict[str, Any]
     state: dict[str, Tensor]
     ignored: list[str]
-    form: Literal["meta", "transformers"]
+    form: Literal["meta", "transformers", "gguf"]
     folder: Path
 
 
@@ -59,6 +68,11 @@ def open_llama(path: Path, what: str) -> LlamaSource:
         UserError: If something is missing, broken, or split over several model-parallel files as 13B and larger are.
     """
     folder = llama_folder(path)
+    if folder.suffix.lower() == ".gguf" and folder.is_file():
+        raise UserError(
+            f"{what}={str(path)!r} is a GGUF file: convert it to a folder once, with "
+            f"`m2chat weights convert {path} {path.stem}`, and name that"
+        )
     if not folder.is_dir():
         actual = "it is a file" if folder.is_file() else "it does not exist"
         raise UserError(
@@ -73,11 +87,46 @@ def _open_transformers(folder: Path, what: str) -> LlamaSource:
     kind = config.get("model_type")
     if kind not in (None, "llama"):
         raise UserError(f"{what}: {folder}/config.json describes a {kind!r} network; expected is 'llama'")
+    if lost := [name for name in _UNSUPPORTED if config.get(name)]:
+        raise UserError(
+            f"{what}: {folder}/config.json sets {lost[0]}={config[lost[0]]!r}: {_UNSUPPORTED[lost[0]]}, which is not "
+            "supported. Use a LLaMA without it"
+        )
     everything = read_folder(folder, what)
     ignored = [name for name in everything if name.endswith("rotary_emb.inv_freq")]  # older versions saved it
     state = {name: tensor for name, tensor in everything.items() if name not in ignored}
-    settings = {key: value for key, value in config.items() if key not in _NOT_OURS}
+    settings = clean_settings(config)
+    if _TABLE in state:  # very old descriptions leave it out
+        settings.setdefault("vocab_size", len(state[_TABLE]))
+    if settings.get("tie_word_embeddings"):
+        _tie(state, f"{what}: {folder}")
     return LlamaSource(settings, state, ignored, "transformers", folder)
+
+
+def clean_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `LlamaConfig` from a ``config.json``."""
+    settings = {key: value for key, value in config.items() if key not in _NOT_OURS}
+    if (pad := settings.get("pad_token_id")) is not None and not 0 <= pad < settings.get("vocab_size", 0):
+        settings["pad_token_id"] = None  # Vicuna's -1, or a token behind the table
+    return settings
+
+
+def _tie(state: dict[str, Tensor], where: str) -> None:
+    """Makes the head the table.
+
+    Raises:
+        UserError: If the files have a head of another content.
+    """
+    table = state.get(_TABLE)
+    if table is None:
+        return  # reported as missing, with all others
+    if (head := state.get(_HEAD)) is not None and not torch.equal(head, table):
+        raise UserError(
+            f"{where}: config.json says tie_word_embeddings, so the output table is the input table, but {_HEAD} in "
+            f"the files differs from {_TABLE}. If the head was trained apart, set tie_word_embeddings to false; if "
+            "not, remove it from the files"
+        )
+    state[_HEAD] = table
 
 
 def _open_meta(folder: Path, what: str) -> LlamaSource:
@@ -89,7 +138,8 @@ def _open_meta(folder: Path, what: str) -> LlamaSource:
             "and larger are; LLaMA-Adapter's files exist for 7B: use the 7B folder, with one consolidated.00.pth"
         )
     official = read_tensors(folder / "consolidated.00.pth", what)
-    if lost := [name for name in (*_TOP, "layers.0.feed_forward.w1.weight") if name not in official]:
+    needed = ("tok_embeddings.weight", "norm.weight", "layers.0.feed_forward.w1.weight")
+    if lost := [name for name in needed if name not in official]:
         raise UserError(f"{what}: {folder / 'consolidated.00.pth'} lacks {lost[0]!r}: it is not Meta's LLaMA")
     try:
         heads, layers, eps = int(params["n_heads"]), int(params["n_layers"]), float(params["norm_eps"])
@@ -97,6 +147,9 @@ def _open_meta(folder: Path, what: str) -> LlamaSource:
         raise UserError(f"{what}: {folder / 'params.json'} lacks {error}: copy Meta's file") from None
     state, ignored = from_meta(official, heads, int(params.get("n_kv_heads") or heads))
     vocab, width = official["tok_embeddings.weight"].shape
+    tied = _HEAD not in state
+    if tied:
+        state[_HEAD] = state[_TABLE]
     settings = {
         "vocab_size": vocab,
         "hidden_size": width,
@@ -105,14 +158,38 @@ def _open_meta(folder: Path, what: str) -> LlamaSource:
         "num_attention_heads": heads,
         "num_key_value_heads": int(params.get("n_kv_heads") or heads),
         "rms_norm_eps": eps,
-        "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(params.get("rope_theta", 10000.0))},
+        **_rotation(params, tied or torch.equal(state[_HEAD], state[_TABLE])),
         "attention_bias": False,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        "tie_word_embeddings": tied,
+        **_ends(folder),
     }
     return LlamaSource(settings, state, ignored, "meta", folder)
+
+
+def _rotation(params: Mapping[str, Any], is_tied: bool) -> dict[str, Any]:
+    """The rotation of Meta's generations, and the length for which each was trained.
+
+    Llama 3.1 and later stretch it (``use_scaled_rope``): by 8, and by 32 in the 1B and 3B of 3.2, whose tables are
+    equal; their ``params.json`` does not say by how much.
+    """
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(params.get("rope_theta", 10000.0))}
+    length = 2048 if "rope_theta" not in params else 8192
+    if params.get("use_scaled_rope"):
+        length = 131072
+        rope |= {
+            "rope_type": "llama3",
+            "factor": float(params.get("rope_scaling_factor") or (32.0 if is_tied else 8.0)),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": float(params.get("rope_high_freq_factor") or 4.0),
+            "original_max_position_embeddings": 8192,
+        }
+    return {"max_position_embeddings": length, "rope_parameters": rope}
+
+
+def _ends(folder: Path) -> dict[str, int]:
+    """Numbers of the start and the end token, which Meta's folder leaves to its tokenizer."""
+    roles = vocabulary.roles if (vocabulary := open_vocabulary(folder)) else {}
+    return {"bos_token_id": roles.get("bos", 1), "eos_token_id": roles.get("eos", 2)}
 
 
 def from_meta(official: Mapping[str, Tensor], heads: int, kv_heads: int) -> tuple[dict[str, Tensor], list[str]]:

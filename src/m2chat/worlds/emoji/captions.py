@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from m2chat.worlds.emoji.scenes import STYLES, Scene
@@ -77,23 +78,34 @@ def noun_phrase(scene: Scene) -> str:
     return label if number else with_article(label)
 
 
-def _tone_phrase(scene: Scene, rng: random.Random) -> str:
+def _tone_phrases(scene: Scene) -> tuple[str, ...]:
+    """Every way to add the skin tone to the name; an empty one if there is none."""
     if not scene.tone:
-        return ""
+        return ("",)
     kinds = (f"with {scene.tone} skin", f"with {with_article(scene.tone)} skin tone", f"{scene.tone} skin tone")
-    choice = rng.choice(kinds)
-    return f", {choice}" if not choice.startswith("with") or ":" in scene.label else f" {choice}"
+    return tuple(f", {k}" if not k.startswith("with") or ":" in scene.label else f" {k}" for k in kinds)
 
 
-def _body(scene: Scene, phrase: str, rng: random.Random) -> str:
-    """The name, alone or with keywords."""
+def _bodies(scene: Scene, phrase: str) -> tuple[str, ...]:
+    """The name with every way to add its attributes."""
     if scene.hair and ":" in scene.label:  # "woman: red hair" reads better as "a woman with red hair"
         who, what = scene.label.split(": ", 1)
         phrase = with_article(f"bald {who}" if scene.hair == "bald" else f"{who} with {what}")
         if scene.tone:
-            return f"{phrase} and {scene.tone} skin" if scene.hair != "bald" else f"{phrase} with {scene.tone} skin"
-        return phrase
-    return phrase + _tone_phrase(scene, rng)
+            return (f"{phrase} and {scene.tone} skin" if scene.hair != "bald" else f"{phrase} with {scene.tone} skin",)
+        return (phrase,)
+    return tuple(phrase + tone for tone in _tone_phrases(scene))
+
+
+def _body(scene: Scene, phrase: str, rng: random.Random) -> str:
+    """The name, with one way to add its attributes."""
+    bodies = _bodies(scene, phrase)
+    return bodies[0] if len(bodies) == 1 else rng.choice(bodies)
+
+
+def phrases_of(scene: Scene) -> tuple[str, ...]:
+    """Every phrase by which captions name the scene, without style, keywords and openings."""
+    return tuple(dict.fromkeys((*_bodies(scene, noun_phrase(scene)), *_bodies(scene, scene.label))))
 
 
 def _keywords(scene: Scene, count: int, rng: random.Random) -> list[str]:
@@ -136,8 +148,11 @@ def _of_keywords(scene: Scene, rng: random.Random) -> str:
     )
 
 
+_OPENINGS = ("a picture of", "an emoji of", "a drawing of", "an icon of", "a small picture of")
+
+
 def _as_picture(scene: Scene, rng: random.Random) -> str:
-    opening = rng.choice(("a picture of", "an emoji of", "a drawing of", "an icon of", "a small picture of"))
+    opening = rng.choice(_OPENINGS)
     return f"{opening} {_body(scene, noun_phrase(scene), rng)}"
 
 
@@ -147,6 +162,9 @@ _KINDS: tuple[tuple[float, Callable[[Scene, random.Random], str]], ...] = (
     (0.1, _of_keywords),
     (0.2, _as_picture),
 )
+
+
+_STYLED = ("{text} in {name} style",) * 2 + ("{text}, {name} style", "{name} style: {text}", "{text} ({name})")
 
 
 def draw_caption(scene: Scene, rng: random.Random, style: bool | None = None) -> Caption:
@@ -162,23 +180,64 @@ def draw_caption(scene: Scene, rng: random.Random, style: bool | None = None) ->
     text = kind(scene, rng)
     named = rng.random() < STYLED if style is None else style
     if named:
-        name = STYLES[scene.style]
-        text = rng.choice(
-            (
-                f"{text} in {name} style",
-                f"{text} in {name} style",
-                f"{text}, {name} style",
-                f"{name} style: {text}",
-                f"{text} ({name})",
-            )
-        )
+        text = rng.choice(_STYLED).format(text=text, name=STYLES[scene.style])
     return Caption(text, named)
 
 
 def captions_of(scene: Scene, count: int = 5) -> list[str]:
     """Several captions of a picture, always the same ones, the exact one first."""
     rng = random.Random(f"{scene.style}/{scene.hexcode}")
-    found = dict.fromkeys([caption_of(scene), caption_of(scene, style=False)])
-    while len(found) < count:
-        found[draw_caption(scene, rng).text] = None
-    return list(found)
+    captions = dict.fromkeys([caption_of(scene), caption_of(scene, style=False)])
+    while len(captions) < count:
+        captions[draw_caption(scene, rng).text] = None
+    return list(captions)
+
+
+class CaptionReader:
+    """Reads back what a caption names: the other direction of `draw_caption`.
+
+    Args:
+        scenes: Every scene of the world. A phrase that names several of them names what these have in common.
+    """
+
+    def __init__(self, scenes: Iterable[Scene]) -> None:
+        self._named: dict[str, dict[str, str]] = {}
+        for scene in scenes:
+            attributes = {name: value for name, value in scene.attributes.items() if name != "style"}
+            for phrase in phrases_of(scene):
+                known = self._named.setdefault(phrase.lower(), attributes)
+                if known != attributes:
+                    self._named[phrase.lower()] = dict(known.items() & attributes.items())
+
+    def read(self, caption: str) -> dict[str, str]:
+        """Attributes that a caption names, with the style if it names one; empty where no concept is named.
+
+        A caption of keywords alone names no concept, however clear it is to a reader.
+        """
+        text, style = _without_style(caption.strip())
+        for opening in _OPENINGS:
+            text = text.removeprefix(f"{opening} ")
+        text = text.lower().removesuffix(".")
+        # Keywords follow the name behind a colon, a comma or a bracket, and names may hold these too: the longest wins.
+        ends = [len(text), *sorted((match.start() for match in _ENDS.finditer(text)), reverse=True)]
+        for end in ends:
+            if (named := self._named.get(text[:end])) and "concept" in named:
+                return named | style
+        return {}
+
+
+_ENDS = re.compile(r"[:,]| \(")
+_STYLE_NAMES = {name.lower(): key for key, name in STYLES.items()}
+_ANY_STYLE = "|".join(STYLES.values())
+_STYLE_FORMS = re.compile(
+    rf"(?:,| in) (?P<a>{_ANY_STYLE}) style$|^(?P<b>{_ANY_STYLE}) style: | \((?P<c>{_ANY_STYLE})\)$", re.IGNORECASE
+)
+
+
+def _without_style(caption: str) -> tuple[str, dict[str, str]]:
+    """A caption without the phrase that names its style, and that style as an attribute."""
+    match = _STYLE_FORMS.search(caption)
+    if match is None:
+        return caption, {}
+    name = next(value for value in match.groups() if value)
+    return caption[: match.start()] + caption[match.end() :], {"style": _STYLE_NAMES[name.lower()]}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 CACHE = Path(os.environ.get("M2CHAT_CACHE", "~/.cache/m2chat")).expanduser() / "pocket"
 PARTS = ("vae", "text_encoders", "unet", "judge")
+_FURTHER = {"vae": ("encoder_steps",), "unet": ("styles", "new_latents")}  # options of some parts alone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,41 +52,16 @@ def run(options: argparse.Namespace) -> bool:
         return True
     import torch
 
-    from m2chat._compat import ensure_torchvision
-
     torch.set_num_threads(options.threads)
-    ensure_torchvision()
     pictures = load_pictures(options.cache / "pictures.npz")
-    shared: dict[str, Any] = {"seed": options.seed, "device": options.device}
-    if options.batch:
-        shared["batch"] = options.batch
+    module = import_module(f"m2chat.worlds.emoji.recipe.{options.part}")
     changes = {name: getattr(options, name) for name in ("steps", "decay", "lr") if getattr(options, name) is not None}
-    if options.part == "vae":
-        from m2chat.worlds.emoji.recipe import vae
-
-        return vae.train_vae(
-            pictures, options.out, replace(vae.PLAN, **changes), encoder_steps=options.encoder_steps, **shared
-        )
-    if options.part == "text_encoders":
-        from m2chat.worlds.emoji.recipe import text_encoders
-
-        return text_encoders.train_text_encoders(
-            pictures, options.out, replace(text_encoders.PLAN, **changes), **shared
-        )
-    if options.part == "judge":
-        from m2chat.worlds.emoji.recipe import judge
-
-        return judge.train_judge(pictures, options.out, replace(judge.PLAN, **changes), **shared)
-    from m2chat.worlds.emoji.recipe import unet
-
-    return unet.train_unet(
-        pictures,
-        options.out,
-        replace(unet.PLAN, **changes),
-        styles=options.styles,
-        new_latents=options.new_latents,
-        **shared,
-    )
+    further = {name: getattr(options, name) for name in _FURTHER.get(options.part, ())}
+    if options.batch:
+        further["batch"] = options.batch
+    train: Callable[..., bool] = getattr(module, f"train_{options.part}")
+    plan = replace(module.PLAN, **changes)
+    return train(pictures, options.out, plan, seed=options.seed, device=options.device, **further)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.worlds.emoji.scenes import GENDERS, HAIRS, SIZE, STYLES, TONES, Pictures, Scene
+from m2chat.schema import Picture
+from m2chat.world import Judged, Target
+from m2chat.worlds.emoji.captions import CaptionReader
+from m2chat.worlds.emoji.scenes import GENDERS, HAIRS, MAX_ERROR, SIZE, STYLES, TONES, Pictures, Scene
 
-MAX_ERROR = 90.0
-"""Largest root-mean-square distance to the true picture, in grey levels of 255, at which a verdict still counts."""
+ROOT = Path("data/pocket")
+"""Folder of the shipped pictures and the judge."""
 VALUES: dict[str, tuple[str, ...]] = {"style": tuple(STYLES), "tone": TONES, "hair": HAIRS, "gender": GENDERS}
 
 
@@ -73,17 +75,21 @@ class Verdict:
     error: float
     top: tuple[str, ...]
 
+    @property
+    def seen(self) -> dict[str, str]:
+        """Attributes of what is shown; none if the picture resembles nothing."""
+        return self.scene.attributes if self.error <= MAX_ERROR else {}
+
     def right(self, wanted: Mapping[str, str]) -> dict[str, bool]:
         """Whether each wanted attribute is there; all are wrong in a picture that resembles nothing."""
-        seen = self.scene.attributes if self.error <= MAX_ERROR else {}
-        return {name: seen.get(name) == value for name, value in wanted.items()}
+        return {name: self.seen.get(name) == value for name, value in wanted.items()}
 
     def all_right(self, wanted: Mapping[str, str]) -> bool:
         """Whether every wanted attribute is there."""
         return all(self.right(wanted).values())
 
 
-class Judge:
+class PictureJudge:
     """Reads pictures.
 
     Args:
@@ -103,7 +109,7 @@ class Judge:
         }
 
     @classmethod
-    def load(cls, folder: Path, pictures: Pictures) -> Judge:
+    def load(cls, folder: Path, pictures: Pictures) -> PictureJudge:
         """The judge of a folder with ``model.safetensors``.
 
         Raises:
@@ -149,23 +155,65 @@ class Judge:
 
 
 @cache
-def _judge(root: Path) -> Judge:
-    from m2chat.worlds.emoji.shards import read_pictures
+def _judge(root: Path) -> PictureJudge:
+    from m2chat.worlds.emoji.pictures import read_pictures
 
-    return Judge.load(root / "judge", read_pictures(root / "pictures"))
+    return PictureJudge.load(root / "judge", read_pictures(root / "pictures"))
 
 
-def seen_in(pictures: Sequence[NDArray[np.uint8] | None], root: Path = Path("data/pocket")) -> list[dict[str, str]]:
+@cache
+def caption_reader(root: Path = ROOT) -> CaptionReader:
+    """Reads what captions name.
+
+    Args:
+        root: Folder with the shipped ``pictures/``.
+    """
+    from m2chat.worlds.emoji.pictures import read_scenes
+
+    return CaptionReader(read_scenes(root / "pictures"))
+
+
+def _verdicts(pictures: Sequence[Picture | None], root: Path) -> list[Verdict | None]:
+    """A verdict a picture; None where it is missing."""
+    there = [picture for picture in pictures if picture is not None]
+    verdicts = iter(_judge(root).read(np.stack(there)) if there else [])
+    return [None if picture is None else next(verdicts) for picture in pictures]
+
+
+def seen_in(pictures: Sequence[Picture | None], root: Path = ROOT) -> list[dict[str, str]]:
     """Attributes that the judge reads; none in a picture that is missing or resembles nothing.
 
     Args:
         pictures: RGB, (H, W, 3), 0-255, or None.
         root: Folder with ``judge/`` and ``pictures/``.
     """
-    there = [picture for picture in pictures if picture is not None]
-    verdicts = iter(_judge(root).read(np.stack(there)) if there else [])
-    seen: list[dict[str, str]] = []
-    for picture in pictures:
-        verdict: Any = None if picture is None else next(verdicts)
-        seen.append(verdict.scene.attributes if verdict is not None and verdict.error <= MAX_ERROR else {})
-    return seen
+    return [{} if verdict is None else verdict.seen for verdict in _verdicts(pictures, root)]
+
+
+def judge_targets(targets: Sequence[Target], root: Path = ROOT) -> Judged:
+    """Judges the generated and the true pictures of a reply; those that were not drawn are left out.
+
+    So are targets whose captions name nothing of this world and whose attributes are not known.
+
+    Args:
+        targets: Reference pictures and the generated ones in their place.
+        root: Folder with ``judge/`` and ``pictures/``.
+    """
+    judged, reader = Judged(), caption_reader(root)
+    wanted = [(target, reader.read(target.caption)) for target in targets]
+    wanted = [(target, named) for target, named in wanted if named or target.attributes is not None]
+    for (target, named), verdict in zip(wanted, _verdicts([t.generated for t, _ in wanted], root), strict=True):
+        if verdict is None:
+            continue
+        judged.seen.append("/".join(verdict.scene.attributes.values()))
+        judged.all_right.append(verdict.all_right(named))
+        for name, is_right in verdict.right(named).items():
+            judged.attributes.setdefault(name, []).append(is_right)
+        if target.attributes is not None:
+            judged.scene_right.append(verdict.all_right(target.attributes))
+            judged.omitted_right += verdict.right({name: target.attributes[name] for name in target.omitted}).values()
+    truths = [t.truth if t.truth is not None and t.truth.shape == (SIZE, SIZE, 3) else None for t, _ in wanted]
+    for (_, named), verdict in zip(wanted, _verdicts(truths, root), strict=True):
+        if verdict is not None:
+            judged.oracle.append(verdict.all_right(named))
+    return judged

@@ -49,7 +49,7 @@ _TONE_OF_CODE = {f"1F3F{letter}": tone for letter, tone in zip("BCDEF", TONES[1:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Emoji:
     """One emoji of CLDR; `codes` are its code points without variation selectors."""
 
     label: str
@@ -84,7 +84,7 @@ def clean_label(label: str) -> str:
     )
 
 
-def read_entries(cache: Path) -> list[_Entry]:
+def read_entries(cache: Path) -> list[_Emoji]:
     """All emoji with a name, without flags and components; skin tones are entries too.
 
     Args:
@@ -100,10 +100,10 @@ def read_entries(cache: Path) -> list[_Entry]:
             continue
         subgroup = names["subgroups"][str(row["subgroup"])]
         shared = (clean_label(row["label"]), tuple(row.get("tags", ())), group, subgroup)
-        entries.append(_Entry(*shared, _codes(row["hexcode"])))
+        entries.append(_Emoji(*shared, _codes(row["hexcode"])))
         # Two people of different tones are left out: one attribute says one tone.
         entries += [
-            _Entry(*shared, _codes(skin["hexcode"])) for skin in row.get("skins", ()) if isinstance(skin["tone"], int)
+            _Emoji(*shared, _codes(skin["hexcode"])) for skin in row.get("skins", ()) if isinstance(skin["tone"], int)
         ]
     return entries
 
@@ -135,7 +135,7 @@ def _neutral(codes: tuple[str, ...]) -> tuple[tuple[str, ...], str, str, str]:
     return bare, tones[0] if tones else "", hair, gender
 
 
-def scenes_of(entries: list[_Entry]) -> list[Scene]:
+def scenes_of(entries: list[_Emoji]) -> list[Scene]:
     """What each emoji shows, without a style."""
     names = {entry.codes: entry.label for entry in entries}
     scenes = []
@@ -219,10 +219,10 @@ def _of_style(style: str, scenes: list[Scene], path: Path) -> Iterator[tuple[Sce
     seen: set[bytes] = set()
     # Plain ones first: of a neutral and a gendered emoji that are drawn alike, the neutral one stays.
     for scene in sorted(scenes, key=lambda scene: not scene.is_plain):
-        found = read(scene.hexcode)
-        if found is None:
+        picture = read(scene.hexcode)
+        if picture is None:
             continue
-        name, pixels = found
+        name, pixels = picture
         if pixels.tobytes() in seen:
             continue
         seen.add(pixels.tobytes())
@@ -245,7 +245,7 @@ def build_pictures(cache: Path) -> Pictures:
             "emoji-datasource-twitter@16.0.0 @iconify-json/fluent-emoji-flat@1.2.6 emojibase-data@17.0.0`"
         )
     scenes = scenes_of(read_entries(cache))
-    found: list[tuple[Scene, NDArray[np.uint8]]] = []
+    pairs: list[tuple[Scene, NDArray[np.uint8]]] = []
     for style, name in PACKAGES.items():
-        found += _of_style(style, scenes, cache / name)
-    return Pictures(tuple(scene for scene, _ in found), np.stack([pixels for _, pixels in found]))
+        pairs += _of_style(style, scenes, cache / name)
+    return Pictures(tuple(scene for scene, _ in pairs), np.stack([pixels for _, pixels in pairs]))

@@ -19,6 +19,8 @@ from m2chat.files import whole_file
 
 SIZE = 64
 """Height and width of a picture in pixels."""
+MAX_ERROR = 90.0
+"""Largest root-mean-square distance to the true picture, in grey levels of 255, at which the judge's verdict counts."""
 Split = Literal["train", "pair", "combination"]
 SPLITS: tuple[Split, ...] = ("train", "pair", "combination")
 STYLES: dict[str, str] = {"noto": "Noto", "twemoji": "Twemoji", "fluent": "Fluent"}

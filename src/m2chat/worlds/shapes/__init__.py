@@ -41,6 +41,14 @@ class Shapes:
         """Attributes that the judge reads; empty where a picture is missing or resembles no scene."""
         return list(seen_in(pictures))
 
+    def summary(self, seen: Attributes) -> str:
+        """Object, second object or position, and background."""
+        if not seen:
+            return "–"
+        first = " ".join(seen.get(name, "") for name in ("size", "colour", "shape")).strip()
+        other = " ".join(seen.get(name, "") for name in ("colour_2", "shape_2")).strip()
+        return f"{first}\n{other or seen.get('position', '')}\non {seen.get('background', '?')}"
+
     def judge(self, targets: Sequence[Target]) -> Judged:
         """Verdicts on the generated and the reference pictures of a reply."""
         return judge_targets(targets)

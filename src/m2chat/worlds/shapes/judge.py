@@ -47,10 +47,14 @@ class Verdict:
     scene: Scene
     error: float
 
+    @property
+    def seen(self) -> dict[str, str]:
+        """Attributes of what is shown; none if the picture resembles nothing."""
+        return self.scene.attributes if self.error <= MAX_ERROR else {}
+
     def right(self, wanted: Mapping[str, str]) -> dict[str, bool]:
         """Whether each wanted attribute is there; all are wrong in a picture that resembles no scene."""
-        seen = self.scene.attributes if self.error <= MAX_ERROR else {}
-        return {name: seen.get(name) == value for name, value in wanted.items()}
+        return {name: self.seen.get(name) == value for name, value in wanted.items()}
 
     def all_right(self, wanted: Mapping[str, str]) -> bool:
         """Whether every wanted attribute is there, and no unwanted second object."""
@@ -141,11 +145,7 @@ def seen_in(pictures: Sequence[Picture | None]) -> list[dict[str, str]]:
     """Attributes that the judge reads; none in a picture that is missing or resembles no scene."""
     there = [picture for picture in pictures if picture is not None]
     verdicts = iter(judge(np.stack(there)) if there else [])
-    seen = []
-    for picture in pictures:
-        verdict = None if picture is None else next(verdicts)
-        seen.append(verdict.scene.attributes if verdict is not None and verdict.error <= MAX_ERROR else {})
-    return seen
+    return [{} if picture is None else next(verdicts).seen for picture in pictures]
 
 
 def shows(seen: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import inspect
 import json
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,12 @@ def test_measuring_keeps_seed_and_steps(tmp_path: Path) -> None:
     assert parts["vae"]["quality"] == {"good": 0.5}
     with pytest.raises(UserError, match="only training can measure it"):
         measure(tmp_path, ["text_encoders"], stub.parts(), ThreadPoolExecutor(1))
+
+
+def test_every_recipe_is_a_function_and_can_be_sent_to_a_process() -> None:
+    for name, part in PARTS.items():
+        for recipe in filter(None, (part.train, part.measure)):
+            module, function = recipe.function.split(".")
+            called = getattr(import_module(f"m2chat.worlds.shapes.recipe.{module}"), function)
+            inspect.signature(called).bind("folder", **recipe.settings)
+            assert pickle.loads(pickle.dumps(recipe)) == recipe, name

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.files import whole_file
+from m2chat.worlds.small_sdxl import decay_groups
 
 SAVE_SECONDS = 300.0
 CHECKPOINT = "checkpoint.pt"
@@ -83,16 +84,12 @@ class Course:
     ) -> None:
         self.folder, self.plan, self.seed, self.identity = folder, plan, seed, dict(identity)
         self.modules = nn.ModuleDict(modules)
-        parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": plan.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas)
+        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            decay_groups([self.modules], plan.weight_decay), lr=plan.lr, betas=plan.betas
+        )
         self.averages = {name: p.detach().clone() for name, p in self.modules.named_parameters()}
         self.step, self.seconds = 0, 0.0
-        self.notes: dict[str, Any] = {}
         self._asked_to_stop, self._bad_steps = False, 0
         folder.mkdir(parents=True, exist_ok=True)
         self._restore()
@@ -110,7 +107,7 @@ class Course:
 
     def run(
         self,
-        loss_of: Callable[[random.Random], Tensor | tuple[Tensor, dict[str, float]]],
+        loss_of: Callable[[random.Random], Tensor],
         measure: Callable[[], Mapping[str, object]] | None = None,
         every: int = 50,
         measure_every: int = 1000,
@@ -118,7 +115,7 @@ class Course:
         """Trains until the plan's end or until it is asked to stop (SIGTERM, SIGINT); the state is saved either way.
 
         Args:
-            loss_of: The loss of the coming step, for a generator that only this step has; with more numbers to log.
+            loss_of: The loss of the coming step, for a generator that only this step has.
             measure: Quality with the averaged weights.
             every: Steps between lines of the log.
             measure_every: Steps between measurements.
@@ -132,14 +129,13 @@ class Course:
             while self.step < self.plan.steps and not self._asked_to_stop:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.plan.rate(self.step)
-                result = loss_of(self.randomness())
-                loss, more = result if isinstance(result, tuple) else (result, {})
+                loss = loss_of(self.randomness())
                 self._update(loss)
                 losses.append(float(loss.detach()))
                 self.step += 1
                 self.seconds = time.process_time() - started
                 if self.step % every == 0:
-                    self._log(loss=sum(losses) / len(losses), lr=self.plan.rate(self.step - 1), **more)
+                    self._log(loss=sum(losses) / len(losses), lr=self.plan.rate(self.step - 1))
                     losses.clear()
                 if measure is not None and self.step % measure_every == 0:
                     with self.averaged():
@@ -201,7 +197,6 @@ class Course:
             "identity": self.identity,
             "step": self.step,
             "seconds": self.seconds,
-            "notes": self.notes,
             "modules": self.modules.state_dict(),
             "averages": self.averages,
             "optimizer": self.optimizer.state_dict(),
@@ -224,7 +219,7 @@ class Course:
         for name, average in self.averages.items():
             average.copy_(state["averages"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.notes = state["step"], state["seconds"], state["notes"]
+        self.step, self.seconds = state["step"], state["seconds"]
 
     def _log(self, **values: object) -> None:
         row = {"step": self.step, "cpu_s": round(self.seconds), "time": time.strftime("%H:%M:%S"), **values}
@@ -254,11 +249,6 @@ class Course:
             yield
         finally:
             path.unlink(missing_ok=True)
-
-
-def parameters_of(module: nn.Module) -> int:
-    """Number of a module's parameters."""
-    return sum(p.numel() for p in module.parameters())
 
 
 def device_of(name: str) -> torch.device:

@@ -12,66 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from m2chat.worlds.emoji.recipe.vae import FACTOR, LATENT_CHANNELS, to_pixels
 from m2chat.worlds.emoji.scenes import SIZE, Pictures, Scene
+from m2chat.worlds.small_sdxl import LATENT_CHANNELS, Conditioner, sample, to_pixels
 
 GUIDANCE, STEPS = 3.0, 15
-SCHEDULER: dict[str, Any] = dict(
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    prediction_type="v_prediction",
-    rescale_betas_zero_snr=True,
-    timestep_spacing="trailing",
-    clip_sample=False,
-    set_alpha_to_one=True,
-)
-"""v-prediction with zero terminal SNR: otherwise the noisiest step still shows the mean colour, and text is ignored."""
+FACTOR = 8
+"""Side of a picture over the side of its latents."""
 
 
-class Conditioner:
-    """The text conditioning of SDXL, or of SD 1.5 with one encoder, from a diffusers folder; frozen.
-
-    Args:
-        root: Folder with ``tokenizer`` and ``text_encoder``, and ``_2`` of each for SDXL.
-        is_xl: Whether it is SDXL.
-        device: Where it computes.
-    """
-
-    def __init__(self, root: Path, is_xl: bool, device: torch.device) -> None:
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-        self.is_xl, self.device = is_xl, device
-        names = [("tokenizer", "text_encoder", CLIPTextModel)]
-        if is_xl:
-            names.append(("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection))
-        self.parts: list[tuple[Any, Any]] = [
-            (
-                CLIPTokenizer.from_pretrained(root / tokenizer),
-                kind.from_pretrained(root / encoder, dtype=torch.float32).eval().to(device),
-            )
-            for tokenizer, encoder, kind in names
-        ]
-
-    @torch.no_grad()
-    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Sequence (B, Q, C) and pooled (B, P) conditions; SD 1.5 has no pooled one."""
-        states, pooled = [], None
-        for tokenizer, encoder in self.parts:
-            ids = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
-            output = encoder(ids.to(self.device), output_hidden_states=True)
-            states.append(output.hidden_states[-2] if self.is_xl else output.last_hidden_state)
-            pooled = getattr(output, "text_embeds", None)
-        return torch.cat(states, -1), pooled
-
-
-def time_ids(count: int, device: torch.device) -> Tensor:
-    """Original size, crop and target size of a picture that is what it seems: (B, 6)."""
-    return torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32, device=device).expand(count, -1)
-
-
-@torch.no_grad()
 def draw(
     unet: Any,
     vae: Any,
@@ -87,27 +35,13 @@ def draw(
     Returns:
         uint8, (B, 64, 64, 3).
     """
-    from diffusers import DDIMScheduler
-
-    device, drawn = condition.device, []
+    drawn = []
     generator = torch.Generator().manual_seed(seed)
     shape = (LATENT_CHANNELS, SIZE // FACTOR, SIZE // FACTOR)
     for start in range(0, len(captions), batch):
         part = captions[start : start + batch]
-        text, pooled = condition(part)
-        latents = torch.randn(len(part), *shape, generator=generator).to(device)
-        scheduler: Any = DDIMScheduler(**SCHEDULER)
-        scheduler.set_timesteps(steps)
-        added = None
-        if pooled is not None:
-            both = torch.cat([torch.zeros_like(pooled), pooled])
-            added = {"text_embeds": both, "time_ids": time_ids(2 * len(part), device)}
-        for timestep in scheduler.timesteps:
-            twice = torch.cat([torch.zeros_like(text), text])
-            output = unet(torch.cat([latents, latents]), timestep, twice, added_cond_kwargs=added).sample
-            negative, positive = output.chunk(2)
-            latents = scheduler.step(negative + guidance * (positive - negative), timestep, latents).prev_sample
-        drawn.append(vae.decode(latents / vae.config.scaling_factor).sample.cpu())
+        noise = torch.randn(len(part), *shape, generator=generator).to(condition.device)
+        drawn.append(sample(unet, vae, condition, part, noise, steps, guidance).cpu())
     pixels = torch.cat(drawn).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).numpy()
 

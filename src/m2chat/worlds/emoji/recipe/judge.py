@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m2chat.worlds.emoji.judge import Judge, JudgeNetwork
+from m2chat.worlds.emoji.judge import JudgeNetwork, PictureJudge
 from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision
-from m2chat.worlds.emoji.recipe.vae import to_pixels
 from m2chat.worlds.emoji.scenes import Pictures, core_concepts
+from m2chat.worlds.small_sdxl import to_pixels
 
 PLAN = Plan(steps=6000, lr=2e-3, warmup=200, decay=2000, ema=0.998, weight_decay=0.02)
 
@@ -60,7 +60,7 @@ def train_judge(
     where, folder = device_of(device), out / "weights" / "judge"
     network = JudgeNetwork(len(pictures.concepts)).to(where)
     course = Course(out / "judge", {"network": network}, plan, seed, {"concepts": len(pictures.concepts)})
-    judge = Judge(network, pictures)
+    judge = PictureJudge(network, pictures)
     network.train()
 
     def loss_of(rng: random.Random) -> Tensor:
@@ -94,7 +94,7 @@ def save_judge(network: JudgeNetwork, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def measure_judge(judge: Judge, pictures: Pictures, count: int = 1000) -> dict[str, object]:
+def measure_judge(judge: PictureJudge, pictures: Pictures, count: int = 1000) -> dict[str, object]:
     """Shares of attributes read right on augmentations that no training step has used, of all and of the core list."""
     chosen = random.Random(1).sample(range(len(pictures)), min(count, len(pictures)))
     shown = augmented(to_pixels(pictures.pixels[chosen]), torch.Generator().manual_seed(2**40 + 1))

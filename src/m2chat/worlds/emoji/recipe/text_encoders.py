@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from m2chat.worlds.emoji.captions import Caption, draw_caption
 from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision, save_half
-from m2chat.worlds.emoji.recipe.vae import to_pixels
 from m2chat.worlds.emoji.scenes import HAIRS, STYLES, TONES, Pictures, Scene
+from m2chat.worlds.small_sdxl import build_text_encoders, text_states, to_pixels, write_clip_tokenizer
 
 CONTEXT_LENGTH = 24
 """Tokens of a caption with its start and end."""
-WIDTHS, LAYERS = (128, 160), 3
+WIDTHS = (128, 160)
 PLAN = Plan(steps=1500, lr=1e-3, decay=500, weight_decay=0.05)
 _JOINT = 128
 """Width in which texts and pictures are compared; nothing of it is kept."""
@@ -35,59 +35,6 @@ def words_of(pictures: Pictures) -> list[str]:
     frame = "a an the in style of with and skin tone hair picture emoji drawing icon small something about clock at "
     frame += "sign is are"
     return sorted(words | set(frame.split()) | {name.lower() for name in STYLES.values()} | {*HAIRS, *TONES} - {""})
-
-
-def train_tokenizer(folder: Path, words: Sequence[str], pad_token: str = "<|endoftext|>") -> None:
-    """Writes a `CLIPTokenizer` folder: byte-level BPE in which every word of the world is one token.
-
-    Any other text is spelt from pieces, down to bytes, so whatever is typed can be read.
-
-    Args:
-        folder: Folder to write.
-        words: Words that become one token each.
-        pad_token: What fills a text up.
-    """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
-
-    # The trainer sees bytes as printable characters, as CLIP's vocabulary writes them.
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    trainer = trainers.BpeTrainer(vocab_size=20000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator(words, trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    pieces = alphabet + [character + "</w>" for character in alphabet]
-    pieces += dict.fromkeys(left + right for left, right in merges)
-    pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=CONTEXT_LENGTH)
-    tokenizer.save_pretrained(folder)
-
-
-def build_text_encoders(tokenizer: Any, widths: tuple[int, int] = WIDTHS, layers: int = LAYERS) -> tuple[Any, Any]:
-    """SDXL's two: `CLIPTextModel`, and `CLIPTextModelWithProjection` for the pooled condition."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    shared = dict(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=CONTEXT_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    first, second = widths
-    return (
-        CLIPTextModel(CLIPTextConfig(hidden_size=first, intermediate_size=4 * first, projection_dim=first, **shared)),
-        CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                hidden_size=second, intermediate_size=4 * second, projection_dim=second, hidden_act="gelu", **shared
-            )
-        ),
-    )
 
 
 class PictureNetwork(nn.Module):
@@ -107,7 +54,7 @@ class PictureNetwork(nn.Module):
         return F.normalize(self.head(self.layers(pixels).flatten(1)), dim=-1)
 
 
-class Reader(nn.Module):
+class StateHeads(nn.Module):
     """Throw-away heads from each state that a UNet reads to the joint space, and the scale of the comparison."""
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -118,18 +65,6 @@ class Reader(nn.Module):
     def forward(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Unit vectors of each kind of state."""
         return [F.normalize(head(state), dim=-1) for head, state in zip(self.heads, states, strict=True)]
-
-
-def states_of(encoders: Sequence[Any], input_ids: Tensor, end: int) -> list[Tensor]:
-    """What SDXL and SD 1.5 read of a text: penultimate states at its end, and the pooled outputs."""
-    at_end, rows = (input_ids == end).int().argmax(1), torch.arange(len(input_ids), device=input_ids.device)
-    states = []
-    for encoder in encoders:
-        output = encoder(input_ids, output_hidden_states=True)
-        states.append(output.hidden_states[-2][rows, at_end])
-        pooled = getattr(output, "text_embeds", None)
-        states.append(pooled if pooled is not None else output.pooler_output)
-    return states
 
 
 def tokenise(tokenizer: Any, captions: list[str]) -> Tensor:
@@ -197,11 +132,13 @@ def train_text_encoders(
     root, where = out / "weights" / "sdxl", device_of(device)
     if not (root / "tokenizer_2").is_dir():  # a training that goes on keeps the tokens that it has begun with
         words = words_of(pictures)
-        train_tokenizer(root / "tokenizer", words)
-        train_tokenizer(root / "tokenizer_2", words, pad_token="!")  # as the real second tokenizer pads
+        write_clip_tokenizer(root / "tokenizer", words, 20000, CONTEXT_LENGTH)
+        write_clip_tokenizer(
+            root / "tokenizer_2", words, 20000, CONTEXT_LENGTH, pad_token="!"
+        )  # as the real second tokenizer pads
     tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
-    first, second = (encoder.to(where) for encoder in build_text_encoders(tokenizer))
-    network, reader = PictureNetwork().to(where), Reader((WIDTHS[0],) * 2 + (WIDTHS[1],) * 2).to(where)
+    first, second = (encoder.to(where) for encoder in build_text_encoders(tokenizer, WIDTHS))
+    network, reader = PictureNetwork().to(where), StateHeads((WIDTHS[0],) * 2 + (WIDTHS[1],) * 2).to(where)
     parts = {"first": first, "second": second, "network": network, "reader": reader}
     course = Course(out / "text_encoders", parts, plan, seed, {"widths": list(WIDTHS), "tokens": len(tokenizer)})
     seen = pictures.of("train")
@@ -209,7 +146,7 @@ def train_text_encoders(
 
     def embed(captions: list[str]) -> list[Tensor]:
         ids = tokenise(tokenizer, captions).to(where)
-        vectors: list[Tensor] = reader(states_of((first, second), ids, tokenizer.eos_token_id))
+        vectors: list[Tensor] = reader(text_states((first, second), ids, tokenizer.eos_token_id))
         return vectors
 
     def loss_of(rng: random.Random) -> Tensor:

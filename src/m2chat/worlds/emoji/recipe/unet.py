@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Collection
 from pathlib import Path
@@ -15,44 +14,23 @@ from torch.nn import functional as F
 from m2chat.errors import UserError
 from m2chat.worlds.emoji.captions import caption_of, draw_caption
 from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision, save_half
-from m2chat.worlds.emoji.recipe.drawing import SCHEDULER, Conditioner, draw, nearest_rates, save_sheet
-from m2chat.worlds.emoji.recipe.vae import FACTOR, LATENT_CHANNELS, latents_of, picture_weights, to_pixels
+from m2chat.worlds.emoji.recipe.drawing import FACTOR, draw, nearest_rates, save_sheet
+from m2chat.worlds.emoji.recipe.vae import latents_of, picture_weights
 from m2chat.worlds.emoji.scenes import SIZE, STYLES, Pictures, core_concepts
+from m2chat.worlds.small_sdxl import (
+    SCHEDULER,
+    Conditioner,
+    build_unet,
+    random_time_ids,
+    to_pixels,
+    write_model_index,
+)
 
 WIDTHS = (128, 192)
 PLAN = Plan(steps=200000, lr=1e-3, warmup=500, decay=8000, ema=0.9995)
 _DROPPED = 0.1
 _CORE_WEIGHT = 1.5
 """How much oftener a core concept is drawn: people speak of these."""
-_TIME_WIDTH = 16
-
-
-def build_unet(sequence: int, pooled: int, widths: tuple[int, ...] = WIDTHS) -> Any:
-    """SDXL's UNet with small numbers.
-
-    Args:
-        sequence: Width C of the sequence condition.
-        pooled: Width P of the pooled condition.
-        widths: Channels at 8 x 8 and 4 x 4.
-    """
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=SIZE // FACTOR,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
-        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
-        block_out_channels=widths,
-        layers_per_block=1,
-        attention_head_dim=tuple(width // 32 for width in widths),  # diffusers' name for the number of heads
-        norm_num_groups=16,
-        cross_attention_dim=sequence,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=_TIME_WIDTH,
-        projection_class_embeddings_input_dim=pooled + 6 * _TIME_WIDTH,
-    )
 
 
 class Latents:
@@ -129,7 +107,8 @@ def train_unet(
     text, pooled = condition(["a"])
     assert pooled is not None
     torch.manual_seed(seed)
-    unet = build_unet(text.shape[-1], pooled.shape[-1], widths).to(where)
+    heads = tuple(width // 32 for width in widths)
+    unet = build_unet(widths, SIZE // FACTOR, heads, text.shape[-1], pooled.shape[-1]).to(where)
     course = Course(out / "unet", {"unet": unet}, plan, seed, {"widths": list(widths)})
     noiser: Any = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"})
     core = set(core_concepts())
@@ -144,7 +123,7 @@ def train_unet(
         clean = latents.values[chosen].to(where)
         noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (batch,), device=where)
         keep = (torch.rand(batch, 1, device=where) >= _DROPPED).float()
-        added = {"text_embeds": pooled * keep, "time_ids": _time_ids(batch, rng).to(where)}
+        added = {"text_embeds": pooled * keep, "time_ids": random_time_ids(batch, SIZE, rng).to(where)}
         with precision(where):
             noisy = noiser.add_noise(clean, noise, timesteps)
             output = unet(noisy, timesteps, text * keep[..., None], added_cond_kwargs=added).sample
@@ -155,38 +134,11 @@ def train_unet(
         return measure_unet(unet, latents.vae, condition, seen.of("train", styles=styles or STYLES), out / "unet")
 
     DDIMScheduler(**SCHEDULER).save_pretrained(root / "scheduler")
-    (root / "model_index.json").write_text(json.dumps(model_index(True), indent=2) + "\n")
+    write_model_index(root, is_xl=True)
     finished = course.run(loss_of, measure, every=50, measure_every=1000)
     with course.averaged():
         save_half(unet, root / "unet")
     return finished
-
-
-def _time_ids(batch: int, rng: random.Random) -> Tensor:
-    """Original size, crop and target size of each picture; a fifth pretend to have been scaled down."""
-    rows = []
-    for _ in range(batch):
-        height, width = (SIZE, SIZE) if rng.random() < 0.8 else (rng.choice((64, 96, 128)), rng.choice((64, 96, 128)))
-        rows.append([height, width, 0, 0, SIZE, SIZE])
-    return torch.tensor(rows, dtype=torch.float32)
-
-
-def model_index(is_xl: bool) -> dict[str, object]:
-    """What makes a folder a diffusers pipeline."""
-    parts = {
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    if not is_xl:
-        return {"_class_name": "StableDiffusionPipeline", **parts, "safety_checker": [None, None]}
-    second = {
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    }
-    return {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True, **parts, **second}
 
 
 def measure_unet(

@@ -7,44 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision, save_half
 from m2chat.worlds.emoji.scenes import SIZE, Pictures
+from m2chat.worlds.small_sdxl import build_vae, to_pixels
 
 WIDTHS = (16, 32, 64, 128)
 """Few channels at 64 x 64, which is most of the cost on a CPU."""
-LATENT_CHANNELS, FACTOR = 8, 8
 _NOISE = 0.02
 _SHIFT = 4
 PLAN = Plan(steps=60000, lr=2e-3, decay=3000)
-
-
-def build_vae(widths: tuple[int, ...] = WIDTHS) -> Any:
-    """The VAE with orthogonal convolutions and silent residual branches: a third of the steps of the default start."""
-    from diffusers import AutoencoderKL
-
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=widths,
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=SIZE,
-    )
-    for name, module in vae.named_modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.orthogonal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith("conv2"):
-                nn.init.zeros_(module.weight)
-    return vae
 
 
 def varied(pixels: Tensor, rng: random.Random) -> Tensor:
@@ -62,12 +36,6 @@ def varied(pixels: Tensor, rng: random.Random) -> Tensor:
             picture = picture[rng.sample(range(3), 3)]
         rows.append(picture)
     return torch.stack(rows)
-
-
-def to_pixels(pixels: Any) -> Tensor:
-    """uint8 (B, H, W, 3) to floats (B, 3, H, W) in [-1, 1]."""
-    floats: Tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return floats
 
 
 def psnr(output: Tensor, pixels: Tensor) -> float:
@@ -116,7 +84,7 @@ def train_vae(
     """
     torch.manual_seed(seed)
     where = device_of(device)
-    vae = build_vae(widths).to(where)
+    vae = build_vae(widths, SIZE, groups=4).to(where)
     course = Course(out / "vae", {"vae": vae}, plan, seed, {"widths": list(widths), "batch": batch})
     seen, unseen = pictures.of("train"), pictures.of("pair", "combination")
     weights, held_out = picture_weights(seen), to_pixels(unseen.pixels[:: max(1, len(unseen) // 256)])

@@ -23,10 +23,7 @@ def _one_thread() -> None:
     os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")})
     import torch
 
-    from m2chat._compat import ensure_torchvision
-
     torch.set_num_threads(1)
-    ensure_torchvision()
 
 
 def _unlisted(recipe: Callable[[Path], Facts], root: Path) -> Facts:

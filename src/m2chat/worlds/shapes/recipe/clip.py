@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.worlds.shapes.captions import TOY_OF, caption_of, mood_of, random_caption, themed_text
 from m2chat.worlds.shapes.recipe.attributes import AttributeHeads
-from m2chat.worlds.shapes.recipe.common import Schedule, adamw, draw, scene_pool, seed_everything, to_pixels
+from m2chat.worlds.shapes.recipe.common import Schedule, adamw, draw, scene_pool, seed_everything
 from m2chat.worlds.shapes.recipe.text_encoders import CONTEXT_LENGTH, train_clip_tokenizer
 from m2chat.worlds.shapes.scenes import Scene, scenes_of_split
+from m2chat.worlds.small_sdxl import to_pixels
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _CONFIG = {
@@ -101,11 +102,11 @@ def train_clip(
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=not steps)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-    course = _Course(model, tokenize, text_of, rng)
+    training = _ClipTraining(model, tokenize, text_of, rng)
     if steps:
-        _contrast_alone(course, Schedule(folder.name, adamw([model], 1e-3, 0.05), 1e-3, steps), batch, seed)
+        _contrast_alone(training, Schedule(folder.name, adamw([model], 1e-3, 0.05), 1e-3, steps), batch, seed)
     if dense_steps:
-        _read_all_tokens(course, dense_steps)
+        _read_all_tokens(training, dense_steps)
     model.half()
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     model.float().eval()
@@ -113,7 +114,7 @@ def train_clip(
 
 
 @dataclass
-class _Course:
+class _ClipTraining:
     """What a CLIP learns from."""
 
     model: Any
@@ -142,28 +143,28 @@ class _Course:
         self.model.logit_scale.clamp_(0, 4.6052)
 
 
-def _contrast_alone(course: _Course, schedule: Schedule, batch: int, seed: int) -> None:
+def _contrast_alone(training: _ClipTraining, schedule: Schedule, batch: int, seed: int) -> None:
     """Batches of a pool of pictures, each with another text every time."""
-    scenes, pixels = course.pictures(16000, seed)
+    scenes, pixels = training.pictures(16000, seed)
     for _ in schedule:
         chosen = torch.randperm(len(scenes))[:batch]
-        schedule.step(course.contrast([scenes[i] for i in chosen.tolist()], pixels[chosen]))
-        course.keep_scale()
+        schedule.step(training.contrast([scenes[i] for i in chosen.tolist()], pixels[chosen]))
+        training.keep_scale()
 
 
-def _read_all_tokens(course: _Course, steps: int, batch: int = 80, lr: float = 1e-3) -> None:
+def _read_all_tokens(training: _ClipTraining, steps: int, batch: int = 80, lr: float = 1e-3) -> None:
     """Contrast goes on, and a reader like LLaMA-Adapter's names every attribute from all tokens.
 
     Every picture is new: attributes of a pool that comes back are learned by heart.
     """
-    vision_encoder = ClipTokens(course.model.visual)
-    course.model.visual.requires_grad_(True)
+    vision_encoder = ClipTokens(training.model.visual)
+    training.model.visual.requires_grad_(True)
     reader = VisualQueryEncoder(vision_encoder.width, vision_encoder.width, prompts=10, depth=2, heads=2)
     heads = AttributeHeads(vision_encoder.width)
-    for _ in (schedule := Schedule("clip, all tokens", adamw([course.model, reader, heads], lr, 0.05), lr, steps)):
-        scenes, pixels = course.pictures(batch, course.rng.randrange(2**31))
-        schedule.step(course.contrast(scenes, pixels) + heads.loss(scenes, reader(vision_encoder.tokens(pixels))))
-        course.keep_scale()
+    for _ in (schedule := Schedule("clip, all tokens", adamw([training.model, reader, heads], lr, 0.05), lr, steps)):
+        scenes, pixels = training.pictures(batch, training.rng.randrange(2**31))
+        schedule.step(training.contrast(scenes, pixels) + heads.loss(scenes, reader(vision_encoder.tokens(pixels))))
+        training.keep_scale()
 
 
 @torch.no_grad()
@@ -179,3 +180,11 @@ def measure_clip(model: Any, tokenize: Any, split: str = "test") -> dict[str, ob
         "mean_true_cosine": round(float(similarity.diagonal().mean()), 4),
         "mean_cosine": round(float(similarity.mean()), 4),
     }
+
+
+def measure_saved(folder: Path) -> dict[str, object]:
+    """Measures the CLIP of a folder."""
+    import open_clip
+
+    model: Any = open_clip.create_model(f"local-dir:{folder}")
+    return measure_clip(model.float().eval(), open_clip.get_tokenizer(f"local-dir:{folder}"))

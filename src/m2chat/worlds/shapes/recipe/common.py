@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from m2chat.pipeline.replier import to_pictures
 from m2chat.worlds.shapes.scenes import Scene, render, scenes_of_split
+from m2chat.worlds.small_sdxl import decay_groups
 
 
 def scene_pool(split: str, pairs: float, count: int, rng: random.Random) -> list[Scene]:
@@ -35,11 +36,6 @@ def draw(scenes: Iterable[Scene], seed: int) -> NDArray[np.uint8]:
     return np.stack([render(scene, rng) for scene in scenes])
 
 
-def to_pixels(pictures: NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, 3) of 0-255 to (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def stacked_pictures(pixels: Tensor) -> NDArray[np.uint8]:
     """(B, 3, H, W) in [-1, 1] to (B, H, W, 3) of 0-255."""
     return np.stack(to_pictures(pixels))
@@ -47,12 +43,7 @@ def stacked_pictures(pixels: Tensor) -> NDArray[np.uint8]:
 
 def adamw(modules: Iterable[nn.Module], lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
     """AdamW without decay on vectors."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(decay_groups(modules, weight_decay), lr=lr, betas=(0.9, 0.98))
 
 
 class Schedule:

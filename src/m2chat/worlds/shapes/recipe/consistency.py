@@ -23,16 +23,28 @@ from m2chat.worlds.shapes.recipe.common import (
     scene_pool,
     seed_everything,
     stacked_pictures,
-    to_pixels,
 )
-from m2chat.worlds.shapes.recipe.unet import Conditioner
-from m2chat.worlds.shapes.scenes import scenes_of_split
+from m2chat.worlds.shapes.scenes import IMAGE_SIZE, scenes_of_split
+from m2chat.worlds.small_sdxl import Conditioner, to_pixels
 
 LORA = "pytorch_lora_weights.safetensors"
+_FOLDER = Path("decoders", "lcm_lora")
 _TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
 _POINTS, _SKIP = 50, 5
 """Timesteps of `LCMScheduler`, evenly spread; how many of them one step of the teacher spans. Ten steps of it draw as
 well as twenty, and a chain of ten links is learned sooner than one of fifty."""
+_TIME_IDS = [float(IMAGE_SIZE), float(IMAGE_SIZE), 0.0, 0.0, float(IMAGE_SIZE), float(IMAGE_SIZE)]
+"""SDXL's size conditioning: original size, crop and target size."""
+
+
+def train_lora(root: Path) -> dict[str, object]:
+    """Distils the UNet of ``<root>/sdxl``, and measures the LoRA."""
+    return {**train_consistency_lora(root / "sdxl", root / _FOLDER), **measure_lora(root)}
+
+
+def measure_lora(root: Path) -> dict[str, object]:
+    """The rates of `measure_consistency_lora` of that LoRA."""
+    return measure_consistency_lora(root / "sdxl", root / _FOLDER)
 
 
 def train_consistency_lora(
@@ -80,7 +92,7 @@ def train_consistency_lora(
         modes = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures.split(128)])
     latents_of = modes * vae.config.scaling_factor
     alphas = noiser.alphas_cumprod
-    ids = torch.tensor([[32.0, 32, 0, 0, 32, 32]])
+    ids = torch.tensor([_TIME_IDS])
 
     def velocity(noisy: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         added = {"text_embeds": pooled, "time_ids": ids.expand(len(noisy), -1)}
@@ -174,7 +186,7 @@ def measure_consistency_lora(root: Path, target: Path, count: int = 100, split: 
     for name, objects in (("one_object", 1), ("two_objects", 2)):
         scenes = scenes_of_split(split, objects)[:count]  # type: ignore[arg-type]
         text, pooled = condition([caption_of(scene) for scene in scenes])
-        ids = torch.tensor([[32.0, 32, 0, 0, 32, 32]]).expand(len(scenes), -1)
+        ids = torch.tensor([_TIME_IDS]).expand(len(scenes), -1)
         wanted = teacher.sample(text, pooled, ids, range(len(scenes)), 25, 5.0)
         for prefix, decoder in students.items():
             for steps in (4, 1):

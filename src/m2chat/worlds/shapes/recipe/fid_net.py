@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2chat.metrics.feature_net import FeatureNet
-from m2chat.worlds.shapes.recipe.common import Schedule, adamw, draw, scene_pool, seed_everything, to_pixels
-from m2chat.worlds.shapes.recipe.text_encoders import VALUES, classes
+from m2chat.worlds.shapes.recipe.attributes import VALUES
+from m2chat.worlds.shapes.recipe.common import Schedule, adamw, draw, scene_pool, seed_everything
+from m2chat.worlds.shapes.recipe.text_encoders import classes
 from m2chat.worlds.shapes.scenes import ATTRIBUTES, Scene
+from m2chat.worlds.small_sdxl import to_pixels
 
 
 def train_fid_net(folder: Path, steps: int = 1200, batch: int = 64, seed: int = 0) -> dict[str, object]:
@@ -46,3 +48,8 @@ def measure_fid_net(net: FeatureNet) -> dict[str, object]:
 
 def _targets(scenes: list[Scene]) -> Tensor:
     return torch.tensor([classes(scene.attributes) for scene in scenes])
+
+
+def measure_saved(folder: Path) -> dict[str, object]:
+    """Measures the network of a folder."""
+    return measure_fid_net(FeatureNet.load(folder))

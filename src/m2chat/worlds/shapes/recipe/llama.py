@@ -1,17 +1,21 @@
 """The micro language model, its tokenizer, and the micro twin of LLaMA-Adapter's BIAS-7B file.
 
 The base model first learns to copy: without a dense warm-up it never would. Then it reads the mixed corpus, the
-pictures through the adapter's prompts; after that the base is frozen and only what an adapter file holds learns on,
-so that base folder and adapter file come apart as the real ones do. A second round adds the words of conversations:
-a frozen model hardly learns to write a word that it has never read. A third makes it converse in sentences that
-stage 2 does not teach, and write the caption of a request when it is asked to: a real LLaMA knows what "in front of
-snow" means.
+pictures through an adapter's prompts, so that it can be reached through prompts at all. A second round adds the words
+of conversations: a frozen model hardly learns to write a word that it has never read. A third makes it converse in
+sentences that stage 2 does not teach, and write the caption of a request when it is asked to: a real LLaMA knows what
+"in front of snow" means. That adapter is thrown away: the file is that of stage 0, which trains a new one on the
+frozen base, as for any language model.
 """
 
 from __future__ import annotations
 
 import io
 import random
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2chat.errors import UserError
 from m2chat.text import DESCRIBE, Request
 from m2chat.text.layout import alpaca
 from m2chat.worlds.shapes.conversations import ConversationMaker
@@ -94,72 +99,85 @@ class Round:
     Args:
         visual: Steps in which the visual encoder learns to name attributes straight from its prompts.
         reading: Steps of base and visual encoder together.
-        adapter: Steps of what the adapter file holds, over the frozen base.
         practise: Whether the words of conversations are practised.
         requests: Share of replies to conversations among the lessons.
     """
 
     visual: int
     reading: int
-    adapter: int
     practise: bool = False
     requests: float = 0.0
 
 
 ROUNDS = (
-    Round(0, 3500, 1200),
-    Round(0, 1500, 700, practise=True),
-    Round(0, 1400, 500, practise=True, requests=0.5),
-    Round(700, 800, 500, practise=True, requests=0.4),
-    Round(0, 1500, 500, practise=True, requests=0.6),
-    Round(0, 1500, 500, practise=True, requests=0.7),
-    Round(0, 1000, 400, practise=True, requests=0.8),
+    Round(0, 3500),
+    Round(0, 1500, practise=True),
+    Round(0, 1400, practise=True, requests=0.5),
+    Round(700, 800, practise=True, requests=0.4),
+    Round(0, 1500, practise=True, requests=0.6),
+    Round(0, 1500, practise=True, requests=0.7),
+    Round(0, 1000, practise=True, requests=0.8),
 )
+STAGE_0 = Path("configs", "stage0.yaml")
 
 
 def train_language(
-    root: Path,
-    copy_steps: int = 1300,
-    rounds: Sequence[Round] = ROUNDS,
-    first_round: int = 0,
-    batch: int = 24,
-    seed: int = 0,
+    root: Path, copy_steps: int = 1300, rounds: Sequence[Round] = ROUNDS, batch: int = 24, seed: int = 0
 ) -> dict[str, object]:
     """Trains the base model and the adapter and saves both: ``llama/`` and ``adapter/BIAS-micro.pth``.
 
     Args:
-        root: Folder that already has ``clip/``.
+        root: Folder that already has ``clip/`` and the tokenizers in ``sdxl/``.
         copy_steps: Steps of the dense copy warm-up.
-        rounds: Rounds of pretraining. In each the base model reads, pictures through the adapter's prompts; then it is
-            rounded and frozen, and the adapter learns on.
-        first_round: Rounds that are done already, their result on disk.
+        rounds: Rounds of pretraining, in which the base model reads, pictures through an adapter's prompts.
         batch: Lessons a step.
         seed: Seed of everything random.
 
     Returns:
         Seed, steps and the quality on held-out scenes.
     """
-    rng = seed_everything(seed + first_round)
+    rng = seed_everything(seed)
     words = _prepare_tokenizer(root, rng, seed)
-    if first_round:
-        reader = load_reader(root)
-    else:
-        reader = new_reader(root)
-        _learn_to_copy(reader, copy_steps)
-    for number, now in enumerate(rounds[first_round:], first_round):
-        course = _Course(
+    reader = new_reader(root)
+    _learn_to_copy(reader, copy_steps)
+    for number, now in enumerate(rounds):
+        curriculum = _Curriculum(
             rng, ConversationMaker("train", seed + number), words if now.practise else (), now.requests, batch
         )
-        _train_visual(reader, now.visual, course)
-        _read(reader, root, now.reading, course)
-        _tune_adapter(reader, root, now.adapter, course)
-    steps: dict[str, object] = {"copy": copy_steps}
-    steps |= {name: [getattr(item, name) for item in rounds] for name in ("visual", "reading", "adapter")}
-    return {"seed": seed, "steps": steps, **measure_language(reader)}
+        _train_visual(reader, now.visual, curriculum)
+        _read(reader, root, now.reading, curriculum)
+    train_adapter(root)
+    steps: dict[str, object] = {"copy": copy_steps, "adapter": str(STAGE_0)}
+    steps |= {name: [getattr(item, name) for item in rounds] for name in ("visual", "reading")}
+    return {"seed": seed, "steps": steps, **measure_language(load_reader(root))}
+
+
+def train_adapter(root: Path, *overrides: str) -> None:
+    """Trains an adapter for the base model below a folder by stage 0, as it is trained for any language model.
+
+    Args:
+        root: Folder with ``llama/``, ``clip/`` and ``sdxl/``; ``adapter/BIAS-micro.pth`` is written there.
+        overrides: More arguments of the command.
+
+    Raises:
+        UserError: If the current folder has no configuration of stage 0, or the command fails.
+    """
+    if not STAGE_0.is_file():
+        raise UserError(f"there is no {STAGE_0} here: run the recipe in a clone of the project")
+    parts = {"language_model": "llama", "vision_encoder": "clip", "image_decoder": "sdxl"}
+    file = f"--model.init_args.adapter_file={root / 'adapter' / 'BIAS-micro.pth'}"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "m2chat.cli", "fit", "--config", str(STAGE_0), file]
+        for name, part in parts.items():  # copies, since the folder's manifest is still that of the files before
+            shutil.copytree(root / part, Path(folder, part))
+            command.append(f"--model.init_args.backbone.{name}={Path(folder, part)}")
+        command += [f"--trainer.default_root_dir={folder}", *overrides]
+        if subprocess.run(command, check=False).returncode:
+            raise UserError(f"stage 0 failed: {' '.join(command)}")
 
 
 @dataclass
-class _Course:
+class _Curriculum:
     """Where the lessons of a round come from."""
 
     rng: random.Random
@@ -200,53 +218,28 @@ def _learn_to_copy(reader: Reader, steps: int) -> None:
         schedule.step(F.cross_entropy(logits.flatten(0, 1), ids[:, half + 1 :].flatten()))
 
 
-def _train_visual(reader: Reader, steps: int, course: _Course, lr: float = 3e-3) -> None:
+def _train_visual(reader: Reader, steps: int, curriculum: _Curriculum, lr: float = 3e-3) -> None:
     """The visual encoder alone, by heads that are thrown away: from words it learns positions slowly."""
     _train_only(reader, {f"visual_query.{name}" for name, _ in reader.visual_query.named_parameters()})
     heads = AttributeHeads(reader.llama.config.hidden_size)
     schedule = Schedule("visual", adamw([reader.visual_query, heads], lr), lr, steps)
     for _ in schedule:
-        scenes = scene_pool("train", 0.4, 64, course.rng)
+        scenes = scene_pool("train", 0.4, 64, curriculum.rng)
         lessons = [Lesson(Request(DESCRIBE), "", scene) for scene in scenes]
-        prompts = reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        prompts = reader.look(lessons, picture_pixels(lessons, curriculum.rng.randrange(2**31)))
         schedule.step(heads.loss(scenes, prompts))
 
 
-def _read(reader: Reader, root: Path, steps: int, course: _Course, lr: float = 2e-3) -> None:
+def _read(reader: Reader, root: Path, steps: int, curriculum: _Curriculum, lr: float = 2e-3) -> None:
     """The mixed corpus, base and visual path together; biases stay zero, so that the base is a plain LLaMA."""
-    if (root / "llama" / "config.json").is_file():
-        _restore_base(reader, root / "llama")
     _train_only(reader, _base_names(reader) | {f"visual_query.{n}" for n, _ in reader.visual_query.named_parameters()})
     schedule = Schedule("reading", adamw([reader.llama, reader.visual_query], lr), lr, steps)
     for step in schedule:
         text_only = step % 5 == 4  # the base must also work with the prompts off
-        lessons = course.lessons(0.0 if text_only else 0.7)
-        query = None if text_only else reader.look(lessons, picture_pixels(lessons, course.rng.randrange(2**31)))
+        lessons = curriculum.lessons(0.0 if text_only else 0.7)
+        query = None if text_only else reader.look(lessons, picture_pixels(lessons, curriculum.rng.randrange(2**31)))
         schedule.step(reader.loss(lessons, query))
     _save_base(reader, root / "llama")
-
-
-def _tune_adapter(reader: Reader, root: Path, steps: int, course: _Course) -> None:
-    """What an adapter file holds learns on over the frozen base."""
-    from m2chat.models.adapter_file import adapter_parameter_names, to_official
-
-    adapter, named = adapter_parameter_names(reader.llama, reader.visual_query), dict(reader.named_parameters())
-    _train_only(reader, adapter)
-    schedule = Schedule("adapter", adamw([reader.llama, reader.visual_query], 1e-3), 1e-3, steps)
-    for _ in schedule:
-        lessons = course.lessons(0.7)
-        pixels = picture_pixels(lessons, course.rng.randrange(2**31))
-        schedule.step(reader.loss(lessons, reader.look(lessons, pixels)))
-    tensors = {name: named[name].detach().half() for name in sorted(adapter)}
-    (root / "adapter").mkdir(exist_ok=True)
-    file = {
-        "model": to_official(tensors, reader.llama.config.num_attention_heads),
-        "config": {"w_bias": True, "w_lora": False, "lora_rank": 16},
-    }
-    torch.save(file, root / "adapter" / "BIAS-micro.pth")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            named[name].copy_(tensor)
 
 
 def _base_names(reader: Reader) -> set[str]:
@@ -258,18 +251,6 @@ def _base_names(reader: Reader) -> set[str]:
 def _train_only(reader: Reader, names: set[str]) -> None:
     for name, parameter in reader.named_parameters():
         parameter.requires_grad_(name in names)
-
-
-@torch.no_grad()
-def _restore_base(reader: Reader, folder: Path) -> None:
-    """Restores the base model's norms in the reader and sets the adapter's biases to zero."""
-    from transformers import LlamaForCausalLM
-
-    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    reader.llama.load_state_dict(plain.state_dict(), strict=False)
-    for name, parameter in reader.llama.named_parameters():
-        if name.endswith("_proj.bias"):
-            parameter.zero_()
 
 
 def _save_base(reader: Reader, folder: Path) -> None:

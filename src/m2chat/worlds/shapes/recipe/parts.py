@@ -5,9 +5,9 @@ Nothing here imports torch before a part is made, so that the command line can n
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,147 +32,61 @@ class Part:
     measure: Callable[[Path], Facts] | None = None
 
 
-def _train_vae(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.vae import train_vae
+@dataclass(frozen=True)
+class Recipe:
+    """A function of a module beside this one, imported when it is called; processes can be sent it.
 
-    return train_vae(root / "sdxl" / "vae")
+    Args:
+        function: Module and name, such as ``vae.train_vae``; it takes a folder and returns facts.
+        folder: The folder, relative to the root.
+        settings: What else the function is called with.
+    """
 
+    function: str
+    folder: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-def _measure_vae(root: Path) -> Facts:
-    from diffusers import AutoencoderKL
-
-    from m2chat.worlds.shapes.recipe.vae import measure_vae
-
-    vae: Any = AutoencoderKL.from_pretrained(root / "sdxl" / "vae", low_cpu_mem_usage=False)
-    return measure_vae(vae.float().eval())
-
-
-def _train_text_encoders(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.text_encoders import train_text_encoders
-
-    return train_text_encoders(root / "sdxl")
-
-
-def _train_unet(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.unet import train_unet
-
-    return train_unet(root / "sdxl")
-
-
-def _measure_unet(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.unet import measure_unet
-
-    return measure_unet(root / "sdxl")
-
-
-def _train_unet_small(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.unet import SMALL_WIDTHS, train_unet
-
-    folder = root / "decoders" / "unet_small"
-    return train_unet(root / "sdxl", steps=4500, seed=1, lr=2e-3, widths=SMALL_WIDTHS, folder=folder)
-
-
-def _measure_unet_small(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.unet import measure_unet
-
-    return measure_unet(root / "sdxl", folder=root / "decoders" / "unet_small")
-
-
-def _train_lcm_lora(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.consistency import train_consistency_lora
-
-    return {**train_consistency_lora(root / "sdxl", root / "decoders" / "lcm_lora"), **_measure_lcm_lora(root)}
-
-
-def _measure_lcm_lora(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.consistency import measure_consistency_lora
-
-    return measure_consistency_lora(root / "sdxl", root / "decoders" / "lcm_lora")
-
-
-def _train_sd15(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.unet import train_unet
-
-    for name in ("vae", "text_encoder", "tokenizer"):
-        shutil.copytree(root / "sdxl" / name, root / "sd15" / name, dirs_exist_ok=True)
-    return train_unet(root / "sd15", steps=3500, is_xl=False)
-
-
-def _measure_sd15(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.unet import measure_unet
-
-    return measure_unet(root / "sd15", is_xl=False)
+    def __call__(self, root: Path) -> Facts:
+        """Runs it below the root."""
+        module, name = self.function.split(".")
+        facts: Facts = getattr(import_module(f"{__package__}.{module}"), name)(root / self.folder, **self.settings)
+        return facts
 
 
 DENSE_STEPS = 1500
 """Of the conditioning CLIP, in which all its tokens are read; the one that measures has none."""
-
-
-def _train_clip(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.clip import train_clip
-
-    return train_clip(root / "clip", dense_steps=DENSE_STEPS)
-
-
-def _measure_clip(folder: Path) -> Facts:
-    import open_clip
-
-    from m2chat.worlds.shapes.recipe.clip import measure_clip
-
-    place = f"local-dir:{folder}"
-    model: Any = open_clip.create_model(place)
-    return measure_clip(model.float().eval(), open_clip.get_tokenizer(place))
-
-
-def _train_metric_clip(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.metric_clip import train_metric_clip
-
-    return train_metric_clip(root / "metric_clip")
-
-
-def _train_language(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.llama import train_language
-
-    return train_language(root)
-
-
-def _measure_language(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.reader import load_reader, measure_language
-
-    return measure_language(load_reader(root))
-
-
-def _train_fid(root: Path) -> Facts:
-    from m2chat.worlds.shapes.recipe.fid_net import train_fid_net
-
-    return train_fid_net(root / "fid")
-
-
-def _measure_fid(root: Path) -> Facts:
-    from m2chat.metrics.feature_net import FeatureNet
-    from m2chat.worlds.shapes.recipe.fid_net import measure_fid_net
-
-    return measure_fid_net(FeatureNet.load(root / "fid"))
-
-
 _SDXL_TEXT = tuple(f"sdxl/{name}" for name in ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"))
+_UNET = ("sdxl/unet", "sdxl/scheduler", "sdxl/model_index.json")
+_BEFORE_UNET = ("vae", "text_encoders")
 
 # In the order in which they start: the long ones early, and what others rest on before them.
 PARTS: dict[str, Part] = {
-    "vae": Part(("sdxl/vae",), _train_vae, measure=_measure_vae),
+    "vae": Part(("sdxl/vae",), Recipe("vae.train_vae", "sdxl/vae"), (), Recipe("vae.measure_saved", "sdxl/vae")),
     # The heads that read the attributes off the states are thrown away, and with them the means to measure again.
-    "text_encoders": Part(_SDXL_TEXT, _train_text_encoders),
-    "clip": Part(("clip",), _train_clip, measure=lambda root: _measure_clip(root / "clip")),
-    "metric_clip": Part(("metric_clip",), _train_metric_clip, measure=lambda root: _measure_clip(root / "metric_clip")),
-    "unet": Part(
-        ("sdxl/unet", "sdxl/scheduler", "sdxl/model_index.json"), _train_unet, ("vae", "text_encoders"), _measure_unet
+    "text_encoders": Part(_SDXL_TEXT, Recipe("text_encoders.train_text_encoders", "sdxl")),
+    "clip": Part(
+        ("clip",),
+        Recipe("clip.train_clip", "clip", {"dense_steps": DENSE_STEPS}),
+        measure=Recipe("clip.measure_saved", "clip"),
     ),
-    "language": Part(("llama", "adapter"), _train_language, ("clip",), _measure_language),
-    "sd15": Part(("sd15",), _train_sd15, ("vae", "text_encoders"), _measure_sd15),
+    "metric_clip": Part(
+        ("metric_clip",),
+        Recipe("metric_clip.train_metric_clip", "metric_clip"),
+        measure=Recipe("clip.measure_saved", "metric_clip"),
+    ),
+    "unet": Part(_UNET, Recipe("unet.train_unet", "sdxl"), _BEFORE_UNET, Recipe("unet.measure_unet", "sdxl")),
+    "language": Part(
+        ("llama", "adapter"), Recipe("llama.train_language"), ("clip", "text_encoders"), Recipe("reader.measure_saved")
+    ),
+    "sd15": Part(
+        ("sd15",), Recipe("unet.train_sd15"), _BEFORE_UNET, Recipe("unet.measure_unet", "sd15", {"is_xl": False})
+    ),
     # Decoders that replace the first one without training of the connector.
     "unet_small": Part(
-        ("decoders/unet_small",), _train_unet_small, ("vae", "text_encoders", "unet"), _measure_unet_small
+        ("decoders/unet_small",), Recipe("unet.train_small"), (*_BEFORE_UNET, "unet"), Recipe("unet.measure_small")
     ),
-    "lcm_lora": Part(("decoders/lcm_lora",), _train_lcm_lora, ("unet",), _measure_lcm_lora),
-    "fid": Part(("fid",), _train_fid, measure=_measure_fid),
+    "lcm_lora": Part(
+        ("decoders/lcm_lora",), Recipe("consistency.train_lora"), ("unet",), Recipe("consistency.measure_lora")
+    ),
+    "fid": Part(("fid",), Recipe("fid_net.train_fid_net", "fid"), (), Recipe("fid_net.measure_saved", "fid")),
 }

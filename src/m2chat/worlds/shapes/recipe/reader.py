@@ -15,8 +15,9 @@ from m2chat.text import DESCRIBE, Request
 from m2chat.text.layout import IGNORE, Layout
 from m2chat.text.tokenizer import M2ChatTokenizer
 from m2chat.worlds.shapes.captions import caption_of, parse_caption
-from m2chat.worlds.shapes.recipe.common import draw, scene_pool, to_pixels
+from m2chat.worlds.shapes.recipe.common import draw, scene_pool
 from m2chat.worlds.shapes.recipe.corpus import Lesson
+from m2chat.worlds.small_sdxl import to_pixels
 
 CONTEXT_LENGTH = 512
 
@@ -155,3 +156,8 @@ def _answers(reader: Reader, lessons: list[Lesson]) -> list[str]:
             reply = reply[: reply.index(2)] if 2 in reply else reply
             answers[index] = reader.tokenizer.decode(reply)
     return answers
+
+
+def measure_saved(root: Path) -> dict[str, object]:
+    """Measures the language model and the adapter below a root."""
+    return measure_language(load_reader(root))

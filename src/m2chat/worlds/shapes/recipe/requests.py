@@ -121,5 +121,4 @@ def request(maker: ConversationMaker) -> Lesson:
     context = _context(sample, view)
     if talks:
         return Lesson(view.request, view.reply[0].answer, context)
-    asked = replace(view.request, history=(*view.request.history, ASK))
-    return Lesson(asked, view.reply[0].caption or "", context)
+    return Lesson(view.request.extended(ASK), view.reply[0].caption or "", context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,19 +18,9 @@ from m2chat.worlds.shapes.recipe.common import (
     scene_pool,
     seed_everything,
     stacked_pictures,
-    to_pixels,
 )
-
-
-def _initialise(vae: nn.Module) -> None:
-    """Orthogonal convolutions and silent residual branches: under half the steps of the default start."""
-    for name, module in vae.named_modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.orthogonal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith("conv2"):
-                nn.init.zeros_(module.weight)
+from m2chat.worlds.shapes.scenes import IMAGE_SIZE
+from m2chat.worlds.small_sdxl import build_vae, to_pixels
 
 
 def train_vae(folder: Path, steps: int = 4000, batch: int = 16, seed: int = 0) -> dict[str, object]:
@@ -41,22 +32,8 @@ def train_vae(folder: Path, steps: int = 4000, batch: int = 16, seed: int = 0) -
     Returns:
         Seed, steps and the quality on held-out scenes.
     """
-    from diffusers import AutoencoderKL
-
     rng = seed_everything(seed)
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 48, 64),
-        layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-        sample_size=32,
-    )
-    _initialise(vae)
+    vae = build_vae((32, 48, 64), size=IMAGE_SIZE, groups=2)
     pool = scene_pool("train", 0.5, 20000, rng)
     pictures = to_pixels(draw(pool, seed))
     schedule = Schedule("vae", adamw([vae], 2e-3, 0.0), 2e-3, steps)
@@ -86,3 +63,11 @@ def measure_vae(vae: nn.Module, split: str = "test") -> dict[str, object]:
     verdicts = judge(stacked_pictures(output))
     right = [verdict.scene == scene for verdict, scene in zip(verdicts, scenes, strict=True)]
     return {"psnr_db": round(float((-10 * error.log10()).mean()), 2), "all_right": sum(right) / len(right)}
+
+
+def measure_saved(folder: Path) -> dict[str, object]:
+    """Measures the VAE of a folder."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
+    return measure_vae(vae.float().eval())

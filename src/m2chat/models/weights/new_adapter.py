@@ -1,0 +1,95 @@
+"""An adapter of one's own: its initial tensors, for networks of any sizes, and its file once it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from m2chat.errors import UserError
+from m2chat.models.adapter_file import LINEAR, read_shape, to_official
+from m2chat.models.config import NEW, BackboneConfig, NewAdapterConfig
+from m2chat.models.visual_encoder import VisualQueryEncoder
+from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_adapter
+from m2chat.models.weights.base import BaseMark
+from m2chat.models.weights.llama import LlamaSource, open_llama
+
+
+def new_adapter(source: LlamaSource, sizes: NewAdapterConfig, clip_width: int) -> AdapterSource:
+    """The initial tensors of an adapter, by the official names.
+
+    Gates are zero, so that the language model speaks as before: with open ones it is wrecked before the prompts mean
+    anything. Biases and norms are left to the language model, zero and its own.
+
+    Args:
+        source: Language model.
+        sizes: Sizes of the adapter.
+        clip_width: W, width of the vision encoder's tokens.
+
+    Returns:
+        The adapter; the same for the same arguments, whatever else is drawn at random.
+
+    Raises:
+        UserError: If the sizes do not fit the networks.
+    """
+    width, depth = int(source.settings["hidden_size"]), int(source.settings["num_hidden_layers"])
+    if sizes.layers > depth:
+        raise UserError(
+            f"backbone.new_adapter.layers={sizes.layers}: the language model in {source.folder} has {depth} layers; "
+            f"choose from 1 to {depth}, LLaMA-Adapter V2 has prompts in all but the first"
+        )
+    if clip_width % sizes.visual_heads:
+        raise UserError(
+            f"backbone.new_adapter.visual_heads={sizes.visual_heads} does not divide {clip_width}, the width of the "
+            "vision encoder's tokens: choose a divisor"
+        )
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(sizes.seed)
+        encoder = VisualQueryEncoder(clip_width, width, sizes.prompts, sizes.visual_blocks, sizes.visual_heads)
+        nn.init.normal_(encoder.visual_query.weight, std=0.02)
+        state: dict[str, Tensor] = {name: tensor.detach() for name, tensor in encoder.state_dict().items()}
+        state["adapter_query.weight"] = 0.02 * torch.randn(sizes.layers * sizes.prompts, width)
+        for layer in range(depth):
+            state |= _of_layer(source, layer, sizes.lora_rank)
+    heads = sizes.visual_heads
+    return AdapterSource(state, read_shape(state, heads), None, False, [], BaseMark.of(source))
+
+
+def _of_layer(source: LlamaSource, layer: int, rank: int) -> dict[str, Tensor]:
+    """A closed gate, and low-rank updates that change nothing yet."""
+    at = f"llama.layers.{layer}."
+    tensors = {f"{at}attention.gate": torch.zeros(1, int(source.settings["num_attention_heads"]), 1, 1)}
+    if rank:
+        tensors[f"{at}attention.new_gate"] = torch.ones(1, 1, 1, 1)
+        for official, ours in LINEAR.items():
+            into_out = source.state[f"model.layers.{layer}.{ours}.weight"].shape
+            group, _, name = official.partition(".")
+            first = torch.empty(rank, into_out[1])
+            nn.init.kaiming_uniform_(first, a=5**0.5)
+            tensors[f"{at}{group}.lora_{name}_l1.weight"] = first
+            tensors[f"{at}{group}.lora_{name}_l2.weight"] = torch.zeros(into_out[0], rank)
+    return tensors
+
+
+def save_adapter(path: Path, tensors: Mapping[str, Tensor], backbone: BackboneConfig) -> None:
+    """Writes the tensors that stage 0 has trained as an adapter file, marked with its language model.
+
+    Args:
+        path: File to write, ``.pth`` or ``.safetensors``.
+        tensors: Tensors by their names in the model.
+        backbone: Backbones of the training.
+
+    Raises:
+        UserError: If a tensor holds a number that is not finite, or the backbones are not there any more.
+    """
+    source = open_llama(Path(backbone.language_model), "backbone.language_model")
+    base, order = BaseMark.of(source), backbone.channel_order
+    if backbone.adapter == NEW:
+        assert backbone.new_adapter is not None  # BackboneConfig refuses that
+        heads = backbone.new_adapter.visual_heads
+    else:
+        start = open_adapter(Path(backbone.adapter), "backbone.adapter", backbone.visual_heads, backbone.visual_blocks)
+        heads, order = start.shape.visual_heads, start.channel_order or order
+    write_adapter(path, to_official(tensors, base.heads, base.kv_heads), base, order, heads)
