@@ -50,7 +50,7 @@ def measure_lora(root: Path) -> dict[str, object]:
 def train_consistency_lora(
     root: Path,
     target: Path,
-    steps: int = 500,
+    steps: int = 600,
     batch: int = 16,
     rank: int = 4,
     guidance: float = 5.0,
@@ -104,6 +104,7 @@ def train_consistency_lora(
         chosen = torch.tensor([rng.randrange(len(scenes)) for _ in range(batch)])
         text, pooled = condition([random_caption(scenes[i], rng) for i in chosen.tolist()])
         assert pooled is not None  # of SDXL
+        text, pooled = _blurred(text, pooled)
         later = torch.randint(1, _POINTS + 1, (batch,))
         earlier = (later - _SKIP).clamp(min=0)
         now, before = (later * (1000 // _POINTS) - 1), (earlier * (1000 // _POINTS) - 1).clamp(min=0)
@@ -138,6 +139,23 @@ def train_consistency_lora(
     layers = {name: tensor.half() for name, tensor in get_peft_model_state_dict(unet).items()}
     StableDiffusionXLPipeline.save_lora_weights(target, unet_lora_layers=layers, weight_name=LORA)
     return {"seed": seed, "steps": steps, "rank": rank}
+
+
+def _blurred(text: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Conditions as a connector writes them: near those of captions, and between captions.
+
+    There guidance decides what is drawn: of a connector's pictures in 4 steps without guidance the plain UNet drew 16.2
+    points fewer right than in 25 with it, a LoRA that was distilled on the text encoders' own conditions alone 7.4.
+    """
+    batch = len(text)
+    share = 0.4 * torch.rand(batch) * (torch.rand(batch) < 0.7)
+    noise = 0.4 * torch.rand(batch) * (torch.rand(batch) < 0.7)
+    other = torch.randperm(batch)
+    mixed = torch.lerp(text, text[other], share[:, None, None]), torch.lerp(pooled, pooled[other], share[:, None])
+    return (
+        mixed[0] + noise[:, None, None] * text.std(0) * torch.randn_like(text),
+        mixed[1] + noise[:, None] * pooled.std(0) * torch.randn_like(pooled),
+    )
 
 
 @torch.no_grad()
