@@ -16,7 +16,7 @@ from m2chat.models.build import load_language
 from m2chat.models.config import BackboneConfig, NewAdapterConfig
 from m2chat.models.fingerprints import fingerprint
 from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_adapter
-from m2chat.models.weights.base import BaseMark, tensor_fingerprint
+from m2chat.models.weights.base import BaseMark, mark_fingerprint
 from m2chat.models.weights.foreign import why_foreign
 from m2chat.models.weights.llama import LlamaSource, open_llama
 
@@ -85,10 +85,13 @@ def test_an_unmarked_adapter_is_known_by_its_norms(
 def test_the_fingerprint_is_one_of_numbers_whatever_their_precision_and_form(official: Any, tmp_path: Path) -> None:
     meta = open_llama(official.write_meta(tmp_path), "x").state
     wide = {name: tensor.float() for name, tensor in meta.items() if name != "lm_head.weight"}
-    assert tensor_fingerprint(meta) == tensor_fingerprint(wide)
+    assert mark_fingerprint(meta) == mark_fingerprint(wide)
     one = "model.layers.2.mlp.up_proj.weight"
     changed = {**wide, one: wide[one] + 1e-3}
-    assert tensor_fingerprint(changed) != tensor_fingerprint(wide)
+    assert mark_fingerprint(changed) != mark_fingerprint(wide)
+    head = {"lm_head.weight": torch.zeros(1)}
+    large = {"b": torch.arange(20000.0).view(2, -1), "a": torch.ones(3).half(), **head}
+    assert mark_fingerprint(large) == "13ff387f1f713541", "the value that stands in files of users"
 
 
 @pytest.mark.parametrize(

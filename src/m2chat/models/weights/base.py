@@ -1,4 +1,10 @@
-"""The mark of a language model, which an adapter's file carries: its sizes, and a fingerprint of its tensors."""
+"""The mark of a language model, which an adapter's file carries: its sizes, and a fingerprint of its tensors.
+
+That fingerprint is another than `sampled.tensor_fingerprint`, by which trained weights know their backbones. A mark
+reads 4,096 numbers of a tensor in full precision, since it refuses files and is computed where all tensors are loaded
+anyway; the other reads few pages and takes a network and its half-precision copy for one. Both are kept in files of
+users, so neither may change its value.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +48,7 @@ class BaseMark:
     @classmethod
     def of(cls, source: LlamaSource) -> BaseMark:
         """The mark of a language model that is open, before its tensors are given up."""
-        return cls(tensor_fingerprint(source.state), **sizes_of(source.settings))
+        return cls(mark_fingerprint(source.state), **sizes_of(source.settings))
 
     @classmethod
     def read(cls, value: Any, where: str) -> BaseMark | None:
@@ -75,10 +81,11 @@ def sizes_of(settings: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def tensor_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """A short name of a network's tensors by names, shapes and evenly spread numbers of each, whatever its precision.
+def mark_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """A short name of a language model's tensors for its mark: names, shapes and evenly spread numbers of each.
 
-    The output layer is left out: where it is tied to the input table some files hold it and some do not.
+    Tensors of another precision that hold the same numbers have the same name. The output layer is left out: where
+    it is tied to the input table some files hold it and some do not.
     """
     digest = hashlib.sha256()
     for name in sorted(state):

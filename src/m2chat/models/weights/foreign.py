@@ -18,7 +18,7 @@ from m2chat.errors import UserError
 from m2chat.models import published
 from m2chat.models.adapter_file import NORM
 from m2chat.models.weights.adapter import AdapterSource
-from m2chat.models.weights.base import sizes_of, tensor_fingerprint
+from m2chat.models.weights.base import mark_fingerprint, sizes_of
 from m2chat.models.weights.llama import LlamaSource
 
 _LOG = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def why_foreign(source: LlamaSource, adapter: AdapterSource) -> str | None:
         if differing := [name for name in here if sizes[name] != here[name]]:
             texts = (f"{name} {sizes[name]} and not {here[name]}" for name in differing)
             return f"its mark names a language model of {', '.join(texts)}"
-        actual = tensor_fingerprint(source.state)
+        actual = mark_fingerprint(source.state)
         if adapter.base.fingerprint == actual:
             return None
         return (

@@ -33,8 +33,7 @@ from m2chat.worlds.shapes.recipe.common import Schedule, adamw, save_half, scene
 from m2chat.worlds.shapes.recipe.corpus import Lesson, lesson
 from m2chat.worlds.shapes.recipe.reader import (
     Reader,
-    load_reader,
-    measure_language,
+    measure_saved,
     new_reader,
     picture_pixels,
 )
@@ -149,7 +148,7 @@ def train_language(
     train_adapter(root)
     steps: dict[str, object] = {"copy": copy_steps, "adapter": str(STAGE_0)}
     steps |= {name: [getattr(item, name) for item in rounds] for name in ("visual", "reading")}
-    return {"seed": seed, "steps": steps, **measure_language(load_reader(root))}
+    return {"seed": seed, "steps": steps, **measure_saved(root)}
 
 
 def train_adapter(root: Path, *overrides: str) -> None:

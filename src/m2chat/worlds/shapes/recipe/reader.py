@@ -17,6 +17,7 @@ from m2chat.text.tokenizer import M2ChatTokenizer
 from m2chat.worlds.shapes.captions import caption_of, parse_caption
 from m2chat.worlds.shapes.recipe.common import draw, scene_pool
 from m2chat.worlds.shapes.recipe.corpus import Lesson
+from m2chat.worlds.shapes.scenes import Scene
 from m2chat.worlds.small_sdxl import to_pixels
 
 CONTEXT_LENGTH = 512
@@ -88,18 +89,24 @@ def new_reader(root: Path) -> Reader:
     return Reader(clip, M2ChatTokenizer(root / "llama"))
 
 
-def load_reader(root: Path) -> Reader:
-    """The trained language model with its vision encoder, as ``llama/``, ``adapter/`` and ``clip/`` hold them."""
+def load_reader(root: Path, with_adapter: bool = True) -> Reader:
+    """The trained language model with its vision encoder, as ``llama/``, ``adapter/`` and ``clip/`` hold them.
+
+    Args:
+        root: Folder of the backbones.
+        with_adapter: Whether the adapter is that of the file; else its gates are closed, and the base speaks alone.
+    """
     from m2chat.models.build import load_language
-    from m2chat.models.config import BackboneConfig
+    from m2chat.models.config import NEW, BackboneConfig, NewAdapterConfig
 
     reader = new_reader(root)
     files = BackboneConfig(
         language_model=str(root / "llama"),
-        adapter=str(root / "adapter" / "BIAS-micro.pth"),
+        adapter=str(root / "adapter" / "BIAS-micro.pth") if with_adapter else NEW,
         vision_encoder=str(root / "clip"),
         image_decoder=str(root / "sdxl"),
         num_image_tokens=0,  # a reader draws nothing
+        new_adapter=NewAdapterConfig(prompts=10, layers=3, visual_blocks=2, visual_heads=2),
     )
     reader.llama, reader.visual_query = load_language(files)
     return reader.eval()
@@ -108,10 +115,7 @@ def load_reader(root: Path) -> Reader:
 @torch.no_grad()
 def measure_language(reader: Reader, split: str = "test", count: int = 300) -> dict[str, object]:
     """Exact copies of held-out captions, and what is right in descriptions of held-out pictures."""
-    rng = random.Random(1)
-    singles, mixed = scene_pool(split, 0.0, count, rng), scene_pool(split, 0.5, count, rng)
-    copies = [Lesson(Request("Repeat the words", (caption_of(s),)), caption_of(s)) for s in mixed]
-    copied = _answers(reader, copies)
+    singles, mixed = _scenes(split, count)
     looks = [Lesson(Request(DESCRIBE), caption_of(scene), scene) for scene in singles]
     described = [parse_caption(text) for text in _answers(reader, looks)]
     right = {
@@ -126,13 +130,28 @@ def measure_language(reader: Reader, split: str = "test", count: int = 300) -> d
     pairs = [s for s in mixed if s.second is not None]
     two = [parse_caption(t) for t in _answers(reader, [Lesson(Request(DESCRIBE), "", s) for s in pairs])]
     return {
-        "copies_exactly": sum(a == c.answer for a, c in zip(copied, copies, strict=True)) / count,
+        "copies_exactly": measure_copies(reader, split, count),
         "describes": {name: round(value, 4) for name, value in right.items()},
         "describes_colour_and_shape": round(sum(both) / count, 4),
         "describes_pair_exactly": round(
             sum(a == s.attributes for a, s in zip(two, pairs, strict=True)) / len(pairs), 4
         ),
     }
+
+
+@torch.no_grad()
+def measure_copies(reader: Reader, split: str = "test", count: int = 300) -> float:
+    """Share of exact copies among held-out captions that stand in the request, 0-1."""
+    _, mixed = _scenes(split, count)
+    copies = [Lesson(Request("Repeat the words", (caption_of(s),)), caption_of(s)) for s in mixed]
+    copied = _answers(reader, copies)
+    return sum(answer == item.answer for answer, item in zip(copied, copies, strict=True)) / count
+
+
+def _scenes(split: str, count: int) -> tuple[list[Scene], list[Scene]]:
+    """Scenes of one object, and scenes of which half have two."""
+    rng = random.Random(1)
+    return scene_pool(split, 0.0, count, rng), scene_pool(split, 0.5, count, rng)
 
 
 def _answers(reader: Reader, lessons: list[Lesson]) -> list[str]:
@@ -159,5 +178,6 @@ def _answers(reader: Reader, lessons: list[Lesson]) -> list[str]:
 
 
 def measure_saved(root: Path) -> dict[str, object]:
-    """Measures the language model and the adapter below a root."""
-    return measure_language(load_reader(root))
+    """Measures the language model alone, and with the adapter, below a root."""
+    alone = measure_copies(load_reader(root, with_adapter=False))
+    return {"base_copies_exactly": alone, **measure_language(load_reader(root))}
