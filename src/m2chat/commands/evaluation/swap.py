@@ -97,11 +97,7 @@ def swap(
         backbone, *EvalConfig(steps=how.get("steps"), guidance=how.get("guidance")).drawing(backbone.decoder)
     )
     drawings = [_drawing(before, name) for name in decoders]
-    # Named after its settings too: a file that was edited, or another one of the same name, is evaluated anew.
-    folders = [
-        out / f"{Path(name).stem}-{settings_hash(asdict(drawing))[:6]}"
-        for name, drawing in zip(decoders, drawings, strict=True)
-    ]
+    folders = [out / f"{Path(name).stem}-{_key(drawing)}" for name, drawing in zip(decoders, drawings, strict=True)]
     results = read_results(run / RESULTS)[1]
     for drawing, folder in zip(drawings, folders, strict=True):
         if not (folder / RESULTS).is_file():
@@ -149,6 +145,12 @@ def drawing_seconds(drawings: Sequence[Drawing], rounds: int = ROUNDS, batch: in
             decoder.sample(text, pooled, ids, range(batch), drawing.steps, drawing.guidance).cpu()
             seconds[index, turn] = (time.perf_counter() - start) / batch
     return seconds
+
+
+def _key(drawing: Drawing) -> str:
+    """A short name of what draws and how: other weights under the same path are evaluated anew."""
+    how = {"steps": drawing.steps, "guidance": drawing.guidance}
+    return settings_hash({**decoder_fingerprints(drawing.backbone), **how})[:6]
 
 
 def _settings(run: Path) -> dict[str, Any]:
