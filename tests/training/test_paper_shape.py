@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def tiny(micro: Any, stage: int, ranks: int, precision: str) -> dict[str, Any]:
         "model": {
             "class_path": own["model"]["class_path"],
             "init_args": {
-                "backbone": {**vars(backbone), "channel_order": "rgb"},
+                "backbone": {**asdict(backbone), "channel_order": "rgb"},
                 "m3adapter": {"width": 48, "heads": 2},
                 "init_from": "none",
             },
