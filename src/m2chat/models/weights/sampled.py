@@ -3,8 +3,8 @@
 Values are samples: all of a small tensor, four runs of 256 of a large one, as fp16. Training moves all tensors of a
 network, or adds some, so that a few values of each tell two networks apart; four runs are four pages of a mapped file,
 2 MB of LLaMA-7B's 13.5 GB. In fp16 the half-precision copy of a network, which is rounded in the same way, has the name
-of the original. Damage is what checksums are for (`m2chat.integrity`), and the marks of adapter files hold a fingerprint
-of their own kind (`m2chat.models.weights.base`).
+of the original. Damage is what checksums are for (`m2chat.integrity`). Marks of adapter files hold another kind of
+fingerprint (`m2chat.models.weights.base`).
 """
 
 from __future__ import annotations
