@@ -98,9 +98,9 @@ def test_three_stages_and_a_reply(workplace: Path) -> None:
     assert open_adapter(Path("adapter.pth"), "x").base is not None
     adapter = "--model.init_args.backbone.adapter=adapter.pth"
     assert fit(1, "m3ft", 3, adapter).keys() >= {"train/loss_align", "train/loss_ddpm"}
-    fit(2, "m3ft", 8, adapter)
+    fit(2, "m3ft", 24, adapter)
     checkpoint = max(workplace.glob("lightning_logs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     pipe = M2ChatPipeline.from_pretrained(str(checkpoint))
     assert pipe.origin.prompt == "chat" and pipe.origin.stage == "m3ft"
-    reply = pipe("Show me a red circle.", image_mode="force", num_inference_steps=2)
+    reply = pipe("I'm hungry. What should I eat?", image_mode="force", num_inference_steps=2)
     assert reply.text and len(reply.images) >= 1 and np.asarray(reply.images[0]).std() > 0, reply
