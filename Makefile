@@ -51,7 +51,7 @@ tables: install ## Write docs/results/tables.md, a plot and LaTeX from the resul
 	$(BIN)/m2chat eval table --into docs/results/tables.md --plot docs/results/tables.svg
 	$(BIN)/m2chat eval table --format latex --into docs/results/tables.tex
 
-test: lint ## Check style and types, run the tests
+test: lint data ## Check style and types, run the tests
 	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
 test-slow: install ## Run the tests that take longer
