@@ -27,10 +27,10 @@ from m2chat.metrics.encoders import OpenClipEncoder
 from m2chat.metrics.feature_net import FeatureNet
 from m2chat.metrics.fid import Moments
 from m2chat.models.checkpoints import HEADER, find_checkpoint, read_checkpoint
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, M3AdapterConfig
 from m2chat.models.weights.adapter import open_adapter
 from m2chat.models.weights.clip import open_clip_tower
-from m2chat.models.weights.diffusion import open_diffusion
+from m2chat.models.weights.diffusion import load_diffusion, open_diffusion, open_with_parts
 from m2chat.models.weights.exported import Manifest, export_weights, read_exported
 from m2chat.models.weights.files import read_safetensors
 from m2chat.models.weights.llama import open_llama
@@ -114,6 +114,10 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
         of[name] = lambda name=name: open_diffusion(root / name, "x")  # type: ignore[misc]
         for part in ("tokenizer", "tokenizer_2"):
             of[f"{name}/{part}"] = lambda name=name: clip_tokenizers(root / name)  # type: ignore[misc]
+    unet = DecoderConfig(unet=str(root / "decoders" / "unet_small"))
+    of["decoders/unet_small"] = lambda: open_with_parts(root / "sdxl", "x", unet)
+    lora = DecoderConfig(lora=[LoraConfig(str(root / "decoders" / "lcm_lora" / "pytorch_lora_weights.safetensors"))])
+    of["decoders/lcm_lora"] = lambda: load_diffusion(root / "sdxl", "x", config=lora)
     # Read by training recipes only, through the libraries.
     others = {
         "llama/generation_config.json": "llama",

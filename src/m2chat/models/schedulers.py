@@ -25,7 +25,6 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
     "kdpm2": "KDPM2DiscreteScheduler",
     "lcm": "LCMScheduler",
-    "lms": "LMSDiscreteScheduler",
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
