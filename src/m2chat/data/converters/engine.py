@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
+from m2chat.data.converters.jsonfiles import new_table
 from m2chat.data.converters.pictures import Stored, stored
 from m2chat.data.converters.progress import EARLY, Receipt, begin, finish, receipt_of, reject_line
 from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples
@@ -74,11 +74,7 @@ def _distinct(job: Job, samples: Iterator[RawSample]) -> Iterator[RawSample]:
 
     Ids of raw data repeat: several questions about one picture, several captions, the same keys in every shard.
     """
-    path = job.work / "ids.sqlite"
-    path.unlink(missing_ok=True)
-    with closing(sqlite3.connect(path)) as table:
-        table.execute("PRAGMA synchronous = OFF")
-        table.execute("PRAGMA journal_mode = OFF")
+    with closing(new_table(job.work / "ids.sqlite")) as table:
         table.execute("CREATE TABLE t (id BLOB PRIMARY KEY, times INTEGER) WITHOUT ROWID")
         new = "INSERT OR IGNORE INTO t VALUES (?, 1)"
         for sample in samples:

@@ -133,12 +133,40 @@ def _parsed(path: Path, what: str, place: str, encoding: str, **options: Any) ->
             raise UserError(f"{path} is broken or not JSON ({error}); download it again or mend it") from error
 
 
-def _storable(key: str) -> str:
-    """A key without halves of surrogate pairs, which JSON may hold and SQLite cannot."""
-    return key.encode(errors="replace").decode()
+def new_table(path: Path) -> sqlite3.Connection:
+    """An empty SQLite file in place of an older one, for rows that would not fit into memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    table = sqlite3.connect(path)
+    # The file is made anew after a crash, so nothing has to be written safely.
+    table.execute("PRAGMA synchronous = OFF")
+    table.execute("PRAGMA journal_mode = OFF")
+    return table
 
 
-class Lookup:
+class _Table:
+    """Rows in an SQLite file, which is closed at the end of a block.
+
+    Args:
+        path: SQLite file; an older one is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._table = new_table(path)
+
+    @staticmethod
+    def _storable(key: str) -> str:
+        """A key without halves of surrogate pairs, which JSON may hold and SQLite cannot."""
+        return key.encode(errors="replace").decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._table.close()
+
+
+class Lookup(_Table):
     """A map from text to JSON values in an SQLite file, for joins that would not fit into memory.
 
     Args:
@@ -151,16 +179,11 @@ class Lookup:
     """
 
     def __init__(self, path: Path, rows: Iterable[tuple[str, Any]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        self._table = sqlite3.connect(path)
-        # The file is made anew after a crash, so nothing has to be written safely.
-        self._table.execute("PRAGMA synchronous = OFF")
-        self._table.execute("PRAGMA journal_mode = OFF")
+        super().__init__(path)
         self._table.execute("CREATE TABLE t (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
         self.conflicts, self.conflict = 0, ""
         for raw_key, value in rows:
-            key, text = _storable(raw_key), json.dumps(value)
+            key, text = self._storable(raw_key), json.dumps(value)
             if not self._table.execute("INSERT OR IGNORE INTO t VALUES (?, ?)", (key, text)).rowcount:
                 (kept,) = self._table.execute("SELECT value FROM t WHERE key = ?", (key,)).fetchone()
                 if kept != text:
@@ -169,17 +192,11 @@ class Lookup:
 
     def get(self, key: str) -> Any:
         """The value of a key, None if there is none."""
-        row = self._table.execute("SELECT value FROM t WHERE key = ?", (_storable(key),)).fetchone()
+        row = self._table.execute("SELECT value FROM t WHERE key = ?", (self._storable(key),)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._table.close()
-
-
-class Groups:
+class Groups(_Table):
     """Rows brought together by a key, in an SQLite file; groups come in the order of their first rows.
 
     Args:
@@ -188,15 +205,11 @@ class Groups:
     """
 
     def __init__(self, path: Path, rows: Iterable[tuple[str, Any]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        self._table = sqlite3.connect(path)
-        self._table.execute("PRAGMA synchronous = OFF")
-        self._table.execute("PRAGMA journal_mode = OFF")
+        super().__init__(path)
         self._table.execute("CREATE TABLE keys (place INTEGER PRIMARY KEY, key TEXT UNIQUE)")
         self._table.execute("CREATE TABLE t (place INTEGER, number INTEGER, value TEXT, PRIMARY KEY (place, number))")
         for number, (raw_key, value) in enumerate(rows):
-            key = _storable(raw_key)
+            key = self._storable(raw_key)
             self._table.execute("INSERT OR IGNORE INTO keys (key) VALUES (?)", (key,))
             self._table.execute(
                 "INSERT INTO t SELECT place, ?, ? FROM keys WHERE key = ?", (number, json.dumps(value), key)
@@ -206,12 +219,6 @@ class Groups:
         rows = self._table.execute("SELECT key, value FROM keys JOIN t USING (place) ORDER BY place, number")
         for key, group in groupby(rows, key=lambda row: row[0]):
             yield key, [json.loads(value) for _, value in group]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._table.close()
 
 
 class Captions(Lookup):
