@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class Drawing:
     backbone: BackboneConfig
     steps: int
     guidance: float
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the decoder's components."""
+        return decoder_fingerprints(self.backbone)
 
 
 def swap(
@@ -128,6 +134,7 @@ def drawing_seconds(drawings: Sequence[Drawing], rounds: int = ROUNDS, batch: in
     """
     import torch
 
+    from m2chat.models.denoising import size_ids
     from m2chat.models.image_decoder import ImageDecoder
 
     seconds = np.zeros((len(drawings), rounds))
@@ -136,7 +143,7 @@ def drawing_seconds(drawings: Sequence[Drawing], rounds: int = ROUNDS, batch: in
     for turn in range(-1, rounds):  # the first one is to warm up
         for index, (decoder, drawing) in enumerate(zip(loaded, drawings, strict=True)):
             side = decoder.image_size
-            ids = torch.tensor([[side, side, 0, 0, side, side]] * batch, dtype=torch.float32, device=device)
+            ids = size_ids(side, side, batch).to(device)
             text = torch.randn(batch, decoder.queries, decoder.sequence_width, generator=generator).to(device)
             pooled = torch.randn(batch, decoder.pooled_width, generator=generator).to(device) if decoder.is_xl else None
             if device != "cpu":
@@ -150,7 +157,7 @@ def drawing_seconds(drawings: Sequence[Drawing], rounds: int = ROUNDS, batch: in
 def _key(drawing: Drawing) -> str:
     """A short name of what draws and how: other weights under the same path are evaluated anew."""
     how = {"steps": drawing.steps, "guidance": drawing.guidance}
-    return settings_hash({**decoder_fingerprints(drawing.backbone), **how})[:6]
+    return settings_hash({**drawing.fingerprints, **how})[:6]
 
 
 def _settings(run: Path) -> dict[str, Any]:
@@ -177,12 +184,12 @@ def _drawing(before: Drawing, name: str) -> Drawing:
         UserError: If its text space is another one.
     """
     backbone = with_decoder(before.backbone, name)
-    theirs, ours = decoder_fingerprints(before.backbone), decoder_fingerprints(backbone)
+    how = before if backbone.decoder.preset is None else backbone.decoder
+    drawing = Drawing(backbone, how.steps, how.guidance)
+    theirs, ours = before.fingerprints, drawing.fingerprints
     if differing := [part for part in TEXT_SPACE if theirs.get(part) != ours.get(part)]:
         raise mismatch(differing, "the evaluated model", backbone, before.backbone)
-    if backbone.decoder.preset is None:
-        return Drawing(backbone, before.steps, before.guidance)
-    return Drawing(backbone, backbone.decoder.steps, backbone.decoder.guidance)
+    return drawing
 
 
 def _evaluate(

@@ -19,6 +19,16 @@ from m2chat.pipeline.weights import m3adapter_of, run_settings
 _SHARD = "5GB"
 
 
+def require_new(target: Path) -> None:
+    """Refuses a target that holds something.
+
+    Raises:
+        UserError: If it is a file, or a folder that is not empty.
+    """
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise UserError(f"{target} is there already: name a new one, or remove it first")
+
+
 def llama(source: Path, target: Path) -> None:
     """Any LLaMA to a transformers folder with safetensors, in the precision that it has; a GGUF file's is fp32."""
     from transformers import LlamaConfig, LlamaForCausalLM

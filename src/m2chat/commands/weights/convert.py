@@ -38,8 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from m2chat.models.checkpoints import HEADER, read_checkpoint
 
     source, target = options.source, options.target
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise UserError(f"{target} is there already: name a new one, or remove it first")
+    conversions.require_new(target)
     kind = kind_of(source)
     if kind in (Kind.LLAMA, Kind.GGUF):
         conversions.llama(source, target)

