@@ -11,10 +11,11 @@ import pytest
 from PIL import Image, ImageFilter
 
 from m2chat.errors import UserError
-from m2chat.models.image_decoder import Denoising, ImageDecoder
+from m2chat.models.denoising import Denoising
+from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.candidates import best_of, denoising_errors
-from m2chat.pipeline.replier import noise_seed
+from m2chat.pipeline.drawing import noise_seed
 from m2chat.pipeline.tasks import wish
 from m2chat.worlds.shapes.captions import caption_of
 from m2chat.worlds.shapes.scenes import Scene, Shape, render

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from m2chat.data.collate import Collator
-from m2chat.models.image_decoder import Denoising
+from m2chat.models.denoising import Denoising
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.pipeline import Replier

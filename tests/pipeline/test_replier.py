@@ -12,7 +12,7 @@ from m2chat.errors import UserError
 from m2chat.models.generation import Decoding, decode_replies
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.pipeline import DrawSettings, Replier
-from m2chat.pipeline.replier import noise_seed, to_pictures
+from m2chat.pipeline.drawing import noise_seed, to_pictures
 from m2chat.schema import Sample, Segment
 from m2chat.text import Layout, view_of
 

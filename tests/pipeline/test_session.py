@@ -24,7 +24,7 @@ from m2chat.pipeline import (
     Session,
     Words,
 )
-from m2chat.pipeline.replier import DrawSettings
+from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.state import SessionState
 from m2chat.schema import Conversation, Turn
 from m2chat.text import M2ChatTokenizer
@@ -66,8 +66,8 @@ def test_a_reply_comes_as_events_and_is_remembered(session: Session) -> None:
 
 def test_streamed_and_whole_replies_are_the_same(session: Session, pipe: M2ChatPipeline) -> None:
     whole = session.reply(ASK, image="force", max_images=1)
+    from m2chat.pipeline.drawing import DrawSettings
     from m2chat.pipeline.inputs import waiting
-    from m2chat.pipeline.replier import DrawSettings
     from m2chat.schema import Conversation, Turn
 
     replier = pipe.replier("force", 1, DrawSettings(2, 5.0, 0, 32), 24)

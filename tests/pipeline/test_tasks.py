@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from m2chat.errors import UserError
-from m2chat.models.image_decoder import Denoising, ImageDecoder
+from m2chat.models.denoising import Denoising
+from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m3adapter import attention_maps
 from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.lens import Reading, charts, figure, look_inside, strip

@@ -5,9 +5,7 @@ Shapes: B batch, Q tokens of a caption, C and P widths of the sequence and the p
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +14,10 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
-from m2chat.models.refiner import Stage, started, steps_before
+from m2chat.models.denoising import Denoising, OnStep, denoise
 from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from m2chat.models.vae import decode, encode
 from m2chat.models.weights.diffusion import load_diffusion
-
-
-@dataclass
-class Denoising:
-    """Where the drawing of some pictures stands after a step.
-
-    Args:
-        step: Steps done, from 1.
-        steps: Steps in all.
-        timestep: Timestep of the noise schedule.
-        latents: Latents of this step, (B, c, h, w); replacing them changes the start of the next step.
-        estimate: The scheduler's estimate of the final latents, (B, c, h, w).
-    """
-
-    step: int
-    steps: int
-    timestep: int
-    latents: Tensor
-    estimate: Tensor
-
-
-OnStep = Callable[[Denoising], bool | None]
-"""Called after every denoising step; may replace `Denoising.latents`; true ends the drawing where it stands."""
 
 
 class ImageDecoder(nn.Module):
@@ -212,7 +187,6 @@ class ImageDecoder(nn.Module):
         output: Tensor = network(noisy, timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
-    @torch.inference_mode()
     def denoise(
         self,
         h_align: Tensor,
@@ -222,7 +196,7 @@ class ImageDecoder(nn.Module):
         steps: int = DEFAULT_STEPS,
         guidance: float = DEFAULT_GUIDANCE,
     ) -> Iterator[Denoising]:
-        """The one denoising loop of the project, a step at a time.
+        """Draws a step at a time; see `m2chat.models.denoising`.
 
         Args:
             h_align: (B, Q, C).
@@ -233,54 +207,10 @@ class ImageDecoder(nn.Module):
             guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained. 1 or
                 less leaves it out.
 
-        Yields:
+        Returns:
             The state after every step.
         """
-        height, width = (int(size) // self.vae_factor for size in time_ids[0, 4:])
-        shape = (int(self.unet.config.in_channels), height, width)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = [torch.randn(shape, generator=generator) for generator in generators]
-        scheduler = started(self.scheduler, steps, h_align.device)
-        latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
-        guided = guidance > 1
-        text, pooled, ids = h_align, h_palign, time_ids.to(h_align)
-        if guided:
-            text = torch.cat([torch.zeros_like(text), text])
-            pooled = None if pooled is None else torch.cat([torch.zeros_like(pooled), pooled])
-            ids = torch.cat([ids, ids])
-        stages = [Stage(self.unet, scheduler, scheduler.timesteps, text, pooled, ids)]
-        if self.refiner is not None and h_palign is not None:
-            second = started(self.refiner.scheduler, steps, h_align.device)
-            before = steps_before(second, self.refiner.start)
-            if hasattr(second, "set_begin_index"):
-                second.set_begin_index(before)
-            stages[0].timesteps = scheduler.timesteps[: steps_before(scheduler, self.refiner.start)]
-            condition = self.refiner.condition(h_align, h_palign, time_ids.to(h_align), guided)
-            stages.append(Stage(self.refiner.unet, second, second.timesteps[before:], *condition))
-        # Some schedulers step more than once for a step that was asked for.
-        number, total = 0, sum(len(stage.timesteps) for stage in stages)
-        for stage in stages:
-            scheduler = stage.scheduler
-            # Schedulers that add noise on the way draw it from the same generators.
-            random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-            for timestep in stage.timesteps:
-                scaled = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-                predicted = self.predict(scaled, timestep, stage.text, stage.pooled, stage.ids, stage.unet)
-                if guided:
-                    negative, positive = predicted.chunk(2)
-                    predicted = negative + guidance * (positive - negative)
-                output = scheduler.step(predicted, timestep, latents, **random)
-                estimate = getattr(output, "pred_original_sample", None)
-                number += 1
-                state = Denoising(
-                    number,
-                    total,
-                    int(timestep),
-                    output.prev_sample,
-                    output.prev_sample if estimate is None else estimate,
-                )
-                yield state
-                latents = state.latents
+        return denoise(self, h_align, h_palign, time_ids, seeds, steps, guidance)
 
     def sample(
         self,

@@ -5,7 +5,6 @@ It was trained on low noise alone and on the second text encoder alone, with an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,27 +12,6 @@ from torch import Tensor, nn
 
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
 """Aesthetic scores of the positive and of the negative condition, as in diffusers."""
-
-
-@dataclass
-class Stage:
-    """A part of a drawing: the base's steps, or the refiner's.
-
-    Args:
-        unet: UNet that predicts.
-        scheduler: Scheduler with its timesteps set.
-        timesteps: Those of this stage.
-        text: Sequence condition, behind the negative one under guidance.
-        pooled: Pooled condition.
-        ids: Numbers of the picture.
-    """
-
-    unet: Any
-    scheduler: Any
-    timesteps: Tensor
-    text: Tensor
-    pooled: Tensor | None
-    ids: Tensor
 
 
 class Refiner(nn.Module):
@@ -75,13 +53,6 @@ class Refiner(nn.Module):
             torch.cat([torch.zeros_like(h_palign), h_palign]),
             torch.cat([negative, positive]),
         )
-
-
-def started(scheduler: Any, steps: int, device: torch.device) -> Any:
-    """A new scheduler of the same kind, since schedulers remember their step, with its timesteps set."""
-    fresh = type(scheduler).from_config(scheduler.config)
-    fresh.set_timesteps(steps, device=device)
-    return fresh
 
 
 def steps_before(scheduler: Any, start: float) -> int:

@@ -17,10 +17,11 @@ from m2chat.models.m3adapter import Condition
 from m2chat.models.memory import MemoryMode, fit_to_memory
 from m2chat.models.schedulers import scheduler_name
 from m2chat.pipeline.describer import describe
+from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.events import finish, in_turns
 from m2chat.pipeline.inputs import vision_pixels
 from m2chat.pipeline.ranges import check_ranges
-from m2chat.pipeline.replier import IMAGE_MODES, DrawSettings, ImageMode
+from m2chat.pipeline.replier import IMAGE_MODES, ImageMode
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.pipeline.weights import Origin
 from m2chat.schema import Conversation, Picture
@@ -129,8 +130,7 @@ class PipelineBase:
         check_ranges(steps=draw.steps, guidance=draw.guidance, preview_every=draw.preview_every)
         sides = {"height": draw.height, "width": draw.width}
         of_height, of_width = ("size" if side is None else name for name, side in sides.items())
-        height, width = (draw.size if side is None else side for side in sides.values())
-        self.model.decoder.checked_size(height, width, (of_height, of_width))
+        self.model.decoder.checked_size(*draw.shape, (of_height, of_width))
         return draw
 
     def replier(

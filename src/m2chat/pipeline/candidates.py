@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from m2chat.models.denoising import size_ids
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.outputs import PipelineOutput
 from m2chat.schema import Picture, in_unit_range
@@ -43,7 +44,7 @@ def denoising_errors(pipe: PipelineBase, pictures: Sequence[Picture], captions: 
     timesteps = torch.full((len(pixels),), timestep, device=pipe.device)
     errors = torch.zeros(len(pixels))
     with pipe.lock:
-        time_ids = text.new_tensor([[height, width, 0, 0, height, width]]).expand(len(pixels), -1)
+        time_ids = size_ids(height, width, len(pixels)).to(text)
         latents = decoder.encode_pixels(in_unit_range(pixels).to(text))
         for seed in range(_NOISES):
             noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed)).to(latents)

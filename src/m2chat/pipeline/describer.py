@@ -6,7 +6,7 @@ changes are few, so the pretrained ones are kept and put in place while a captio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.generation import Decoding, SpecialTokens, decode_replies
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.reading import ReadingModel
 from m2chat.text import DESCRIBE, Layout, Request
 
 
@@ -52,10 +53,26 @@ def describe(
         layout: Layout of the prompt.
         max_new_tokens: Maximum length of a caption in tokens.
     """
-    tokens = layout.tokenizer
     prompt, _ = layout.prompt(Request(DESCRIBE), layout.max_tokens - max_new_tokens)
+    with with_pretrained(model, tensors):
+        return write_texts(model, [prompt] * len(pixels), pixels, layout, max_new_tokens)
+
+
+@torch.no_grad()
+def write_texts(
+    model: ReadingModel, prompts: Sequence[Sequence[int]], pixels: Tensor, layout: Layout, max_new_tokens: int
+) -> list[str]:
+    """Answers in text alone, decoded greedily.
+
+    Args:
+        model: Model whose language model answers.
+        prompts: Tokens of each prompt.
+        pixels: Context picture of each prompt, normalised for the vision encoder, (B, 3, S, S).
+        layout: Layout of the prompts.
+        max_new_tokens: Maximum length of an answer in tokens.
+    """
+    tokens = layout.tokenizer
     special = SpecialTokens(tokens.ic_id, tokens.img_id, layout.end_id, tokens.pad_id)
     decoding = Decoding(max_text_tokens=max_new_tokens, max_pictures=0)
-    with with_pretrained(model, tensors), torch.no_grad():
-        replies = decode_replies(model, [prompt] * len(pixels), pixels, special, decoding)
+    replies = decode_replies(model, prompts, pixels, special, decoding)
     return [" ".join(tokens.decode(segments[0].answer).split()) for segments in replies]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from m2chat.errors import UserError
 from m2chat.models.m3adapter import attention_maps
 from m2chat.pipeline.base import PipelineBase
+from m2chat.pipeline.drawing import DrawSettings, noise_seed
 from m2chat.pipeline.inputs import waiting
-from m2chat.pipeline.replier import DrawSettings, noise_seed
 from m2chat.pipeline.session import Session
 from m2chat.schema import Conversation, Picture
 

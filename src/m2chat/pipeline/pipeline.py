@@ -11,7 +11,7 @@ import torch
 
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, DecoderConfig, M3AdapterConfig
-from m2chat.models.image_decoder import Denoising
+from m2chat.models.denoising import Denoising
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import finish

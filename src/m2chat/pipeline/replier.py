@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
+from m2chat.models.denoising import Denoising, OnStep, size_ids
 from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, finished, stream_replies
-from m2chat.models.image_decoder import Denoising, OnStep
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
-from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from m2chat.pipeline.drawing import DrawSettings, noise_seed, to_pictures
 from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import ReplyInputs
 from m2chat.schema import Batch, Picture, Reply, Segment
@@ -41,34 +39,6 @@ Drawings: TypeAlias = tuple[dict[Place, Picture], dict[Place, tuple[float, float
 
 
 @dataclass(frozen=True)
-class DrawSettings:
-    """How pictures are drawn.
-
-    Args:
-        steps: Denoising steps.
-        guidance: Scale of classifier-free guidance.
-        seed: Seed; together with a picture's name it decides its noise.
-        size: Side of the pictures in pixels, where `height` or `width` is None.
-        preview_every: Denoising steps between two previews while a reply is streamed; 0 for none.
-        height: Height of the pictures in pixels.
-        width: Width of the pictures in pixels.
-    """
-
-    steps: int = DEFAULT_STEPS
-    guidance: float = DEFAULT_GUIDANCE
-    seed: int = 0
-    size: int = 32
-    preview_every: int = 0
-    height: int | None = None
-    width: int | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the pictures in pixels."""
-        return self.height or self.size, self.width or self.size
-
-
-@dataclass(frozen=True)
 class Start:
     """Replies before they are generated.
 
@@ -81,11 +51,6 @@ class Start:
     prompts: list[list[int]]
     cut: list[int]
     given: list[list[TokenSegment]] | None = None
-
-
-def noise_seed(seed: int, name: str) -> int:
-    """The seed of one picture's noise, 0 to 2**63 - 1: it depends on the picture's name, never on its batch or rank."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
 class Replier:
@@ -320,10 +285,9 @@ class Replier:
     def denoise(self, condition: Condition, seeds: Sequence[int]) -> Iterator[Denoising]:
         """The image decoder's denoising with the settings of drawing; arguments as for `painting`."""
         (height, width), count = self.draw.shape, len(condition.h_align)
-        # SDXL's size conditioning: original size, crop and target size, (B, 6).
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).expand(count, -1)
+        ids = size_ids(height, width, count)
         states: Iterator[Denoising] = self.model.decoder.denoise(
-            condition.h_align, condition.h_palign, time_ids, seeds, self.draw.steps, self.draw.guidance
+            condition.h_align, condition.h_palign, ids, seeds, self.draw.steps, self.draw.guidance
         )
         return states
 
@@ -331,9 +295,3 @@ class Replier:
 def drawn_places(replies: Sequence[Sequence[TokenSegment]]) -> list[Place]:
     """Reply and segment of every picture to draw."""
     return [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]
-
-
-def to_pictures(pixels: Tensor) -> list[Picture]:
-    """(B, 3, H, W) in [-1, 1] to RGB pictures (H, W, 3) of 0-255."""
-    scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [np.asarray(picture) for picture in scaled]

@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from m2chat.errors import UserError
-from m2chat.models.fingerprints import Fingerprints
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
@@ -221,7 +220,7 @@ class Session:
         Raises:
             UserError: If it cannot be written.
         """
-        write_session(SavedSession(self.state, self.settings, self._weights), Path(folder))
+        write_session(SavedSession(self.state, self.settings, self.pipe.origin.identity), Path(folder))
 
     @classmethod
     def load(cls, pipe: PipelineBase, folder: str | Path) -> Session:
@@ -233,23 +232,11 @@ class Session:
         saved = read_session(Path(folder))
         session = cls(pipe)
         session.state, session.settings = saved.state, saved.settings
-        if not session._held_with(saved.weights):
+        if not pipe.origin.is_known_as(saved.weights):
             _LOG.warning("%s was held with other weights (%s): replies will differ", folder, saved.weights)
         return session
 
     # Generation
-
-    @property
-    def _weights(self) -> dict[str, str]:
-        return {"stage": self.pipe.origin.stage, "fingerprint": self.pipe.origin.fingerprint}
-
-    def _held_with(self, weights: Mapping[str, str]) -> bool:
-        """Whether a saved session was held with these weights; earlier versions named backbones by their files."""
-        if weights == self._weights:
-            return True
-        prints = Fingerprints(self.pipe.origin.backbone)
-        known = (prints.name, prints.legacy)
-        return weights.get("stage") == self.pipe.origin.stage and weights.get("fingerprint") in known
 
     def _start(
         self, state: SessionState, image: ImageMode | None, max_images: int | None, seed: int | None

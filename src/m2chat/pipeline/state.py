@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.errors import UserError
 from m2chat.files import whole_file
-from m2chat.pipeline.replier import DrawSettings, ImageMode
+from m2chat.pipeline.drawing import DrawSettings
+from m2chat.pipeline.replier import ImageMode
 from m2chat.schema import Conversation, Image, Turn
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 
 from m2chat.models.generation import TokenSegment, stream_replies
+from m2chat.pipeline.drawing import to_pictures
 from m2chat.pipeline.events import Drawn, Notice, Progress, Usage, Words
 from m2chat.pipeline.inputs import ReplyInputs
-from m2chat.pipeline.replier import Given, Replier, Start, to_pictures
+from m2chat.pipeline.replier import Given, Replier, Start
 
 
 class StreamingReplier(Replier):

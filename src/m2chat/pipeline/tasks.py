@@ -10,10 +10,11 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.candidates import best_of
+from m2chat.pipeline.drawing import noise_seed
 from m2chat.pipeline.events import finish, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of, whole
-from m2chat.pipeline.replier import Given, Replier, noise_seed
+from m2chat.pipeline.replier import Given, Replier
 from m2chat.pipeline.session import Session
 from m2chat.schema import Conversation, Image, Picture, Segment, Turn
 

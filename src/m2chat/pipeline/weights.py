@@ -66,6 +66,18 @@ class Origin:
     pretrained: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     prompt: PromptFormat = EARLIER
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Stage and fingerprint, as a saved session names its weights."""
+        return {"stage": self.stage, "fingerprint": self.fingerprint}
+
+    def is_known_as(self, identity: Mapping[str, str]) -> bool:
+        """Whether an identity is that of these weights; earlier versions named backbones by their files."""
+        if identity == self.identity:
+            return True
+        prints = Fingerprints(self.backbone)
+        return identity.get("stage") == self.stage and identity.get("fingerprint") in (prints.name, prints.legacy)
+
 
 _Change: TypeAlias = Callable[[BackboneConfig], BackboneConfig]
 _Opened: TypeAlias = tuple[Origin, Callable[[M2ChatModel], object]]

@@ -237,6 +237,4 @@ def prompts_of(name: PromptFormat, tokenizer: M2ChatTokenizer) -> Prompts:
     Raises:
         UserError: If there is no such format, or the language model has no chat template that can be used.
     """
-    resolved(name, tokenizer.folder)  # refuses an unknown name
-    is_chat = name == "chat" or (name == "auto" and tokenizer.chat_template is not None)
-    return ChatPrompts(tokenizer) if is_chat else AlpacaPrompts(tokenizer)
+    return ChatPrompts(tokenizer) if resolved(name, tokenizer.folder) == "chat" else AlpacaPrompts(tokenizer)

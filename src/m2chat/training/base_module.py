@@ -21,7 +21,8 @@ from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.memory import lower_parameters
 from m2chat.models.trainable import set_trainable
-from m2chat.pipeline.replier import DrawSettings, Given, Replier
+from m2chat.pipeline.drawing import DrawSettings
+from m2chat.pipeline.replier import Given, Replier
 from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -13,10 +12,10 @@ from m2chat.errors import UserError
 from m2chat.models.build import build_reading
 from m2chat.models.config import NEW, BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
-from m2chat.models.generation import Decoding, SpecialTokens, decode_replies
 from m2chat.models.reading import ReadingModel
 from m2chat.models.trainable import adapter_names
 from m2chat.models.weights.new_adapter import save_adapter
+from m2chat.pipeline.describer import write_texts
 from m2chat.pipeline.replier import Given
 from m2chat.schema import Batch, Reply, Segment
 from m2chat.text import view_of
@@ -134,15 +133,10 @@ class DescribeModule(TrainingModule):
 
     def generate(self, batch: Batch, given: Given) -> Replies:
         """Descriptions of the context pictures of a batch; `given` has no meaning here."""
-        config, (layout, _) = self.evaluation, self.text_settings()
-        tokens = layout.tokenizer
+        layout, limit = self.text_settings()[0], self.evaluation.max_text_tokens
         views = [view_of(sample, turn) for sample, turn in zip(batch.samples, batch.turns, strict=True)]
-        prompts = [layout.prompt(view.request, layout.max_tokens - config.max_text_tokens)[0] for view in views]
-        special = SpecialTokens(tokens.ic_id, tokens.img_id, layout.end_id, tokens.pad_id)
-        decoding = Decoding(max_text_tokens=config.max_text_tokens, max_pictures=0)
-        with torch.no_grad():
-            replies = decode_replies(self.model, prompts, batch.context_pixels, special, decoding)
-        texts = [" ".join(tokens.decode(segments[0].answer).split()) for segments in replies]
+        prompts = [layout.prompt(view.request, layout.max_tokens - limit)[0] for view in views]
+        texts = write_texts(self.model, prompts, batch.context_pixels, layout, limit)
         return [Reply((Segment(text),), (None,)) for text in texts], [{} for _ in texts]
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import DiffusionNoise
-from m2chat.pipeline.replier import noise_seed
+from m2chat.pipeline.drawing import noise_seed
 from m2chat.schema import Batch
 
 

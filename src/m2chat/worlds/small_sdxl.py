@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from m2chat.models.denoising import size_ids
+
 LATENT_CHANNELS = 8
 _TIME_WIDTH = 16
 SCHEDULER: dict[str, Any] = dict(
@@ -268,8 +270,8 @@ def sample(
     text, pooled = condition(captions)
     both, added = torch.cat([torch.zeros_like(text), text]), None
     if pooled is not None:
-        size = float(vae.config.sample_size)
-        ids = torch.tensor([[size, size, 0, 0, size, size]], device=noise.device).expand(2 * len(noise), -1)
+        size = int(vae.config.sample_size)
+        ids = size_ids(size, size, 2 * len(noise)).to(noise.device)
         added = {"text_embeds": torch.cat([torch.zeros_like(pooled), pooled]), "time_ids": ids}
     scheduler: Any = DDIMScheduler(**SCHEDULER)
     scheduler.set_timesteps(steps)

@@ -15,7 +15,8 @@ from m2chat.models.config import BackboneConfig, DecoderConfig
 from m2chat.models.fingerprints import drawing_fingerprint
 from m2chat.models.weights.files import load_json, require_no_code
 from m2chat.models.weights.script import PICKLE_ERRORS
-from m2chat.pipeline.replier import Given, noise_seed, to_pictures
+from m2chat.pipeline.drawing import noise_seed, to_pictures
+from m2chat.pipeline.replier import Given
 from m2chat.schema import KINDS, Batch, Reply, Segment
 from m2chat.text import view_of
 from m2chat.training.config import EvalConfig, required

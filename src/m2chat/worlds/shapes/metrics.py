@@ -10,8 +10,9 @@ import numpy as np
 
 from m2chat.evaluation.statistics import estimate
 from m2chat.pipeline import DrawSettings, M2ChatPipeline
+from m2chat.pipeline.drawing import noise_seed
 from m2chat.pipeline.inputs import waiting
-from m2chat.pipeline.replier import ImageMode, noise_seed
+from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.tasks import WISH_GUIDANCE, wish
 from m2chat.schema import KINDS, Picture, Reply, Sample, Turn
 from m2chat.text import view_of

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from m2chat.pipeline.replier import to_pictures
+from m2chat.pipeline.drawing import to_pictures
 from m2chat.worlds.shapes.scenes import Scene, render, scenes_of_split
 from m2chat.worlds.small_sdxl import decay_groups
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2chat.models.denoising import size_ids
 from m2chat.worlds.shapes.captions import caption_of, random_caption
 from m2chat.worlds.shapes.judge import judge
 from m2chat.worlds.shapes.recipe.common import (
@@ -33,8 +34,6 @@ _TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0
 _POINTS, _SKIP = 50, 5
 """Timesteps of `LCMScheduler`, evenly spread; how many of them one step of the teacher spans. Ten steps of it draw as
 well as twenty, and a chain of ten links is learned sooner than one of fifty."""
-_TIME_IDS = [float(IMAGE_SIZE), float(IMAGE_SIZE), 0.0, 0.0, float(IMAGE_SIZE), float(IMAGE_SIZE)]
-"""SDXL's size conditioning: original size, crop and target size."""
 
 
 def train_lora(root: Path) -> dict[str, object]:
@@ -92,7 +91,7 @@ def train_consistency_lora(
         modes = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures.split(128)])
     latents_of = modes * vae.config.scaling_factor
     alphas = noiser.alphas_cumprod
-    ids = torch.tensor([_TIME_IDS])
+    ids = size_ids(IMAGE_SIZE, IMAGE_SIZE, 1)
 
     def velocity(noisy: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         added = {"text_embeds": pooled, "time_ids": ids.expand(len(noisy), -1)}
@@ -186,7 +185,7 @@ def measure_consistency_lora(root: Path, target: Path, count: int = 100, split: 
     for name, objects in (("one_object", 1), ("two_objects", 2)):
         scenes = scenes_of_split(split, objects)[:count]  # type: ignore[arg-type]
         text, pooled = condition([caption_of(scene) for scene in scenes])
-        ids = torch.tensor([_TIME_IDS]).expand(len(scenes), -1)
+        ids = size_ids(IMAGE_SIZE, IMAGE_SIZE, len(scenes))
         wanted = teacher.sample(text, pooled, ids, range(len(scenes)), 25, 5.0)
         for prefix, decoder in students.items():
             for steps in (4, 1):
