@@ -85,7 +85,7 @@ class Session:
 
     def stream(
         self,
-        text: str,
+        text: str | Sequence[Any],
         images: Sequence[Any] = (),
         *,
         image: ImageMode | None = None,
@@ -96,8 +96,8 @@ class Session:
         """Sends a message and yields the events of the reply; the session changes with the last event.
 
         Args:
-            text: Text of the message.
-            images: Pictures of the message: Pillow pictures, or RGB uint8 (H, W, 3).
+            text: Text of the message, or its texts and pictures in their order.
+            images: Pictures before the text: Pillow pictures, or RGB uint8 (H, W, 3).
             image: Whether the reply has pictures; None as in the settings.
             max_images: Maximum number of its pictures; None as in the settings.
             seed: Seed of this reply; None as in the settings.
@@ -110,7 +110,9 @@ class Session:
         Raises:
             UserError: If the message is empty, there is no such picture, or another reply is being generated.
         """
-        shown = tuple(Image(as_pixels(item)) for item in images)
+        content = [*images, *([text] if isinstance(text, str) else text)]
+        text = " ".join(part for part in content if isinstance(part, str))
+        shown = tuple(Image(as_pixels(part)) for part in content if not isinstance(part, str))
         if not text.strip() and not shown:
             raise UserError("text: say something, or show a picture")
         known = len(self.images) + len(shown)
@@ -118,8 +120,9 @@ class Session:
             picture = int(named[1])
         if picture is not None and not 1 <= picture <= known:
             raise UserError(f"picture={picture}: this session has {known} pictures, numbered from 1")
-        numbers = range(len(self.images), known)
-        asked = Turn("user", (*numbers, text.strip()), context=None if picture is None else picture - 1)
+        numbers = iter(range(len(self.images), known))
+        parts = tuple(part.strip() if isinstance(part, str) else next(numbers) for part in content)
+        asked = Turn("user", parts, context=None if picture is None else picture - 1)
         before = self.state.conversation
         after = replace(before, turns=(*before.turns, asked), images=(*before.images, *shown))
         return self._start(SessionState(after, (*self.notes, {})), image, max_images, seed)
@@ -136,7 +139,7 @@ class Session:
             raise UserError("there is nothing to continue: say something first")
         return self._start(self.state, image, max_images, seed)
 
-    def reply(self, text: str, images: Sequence[Any] = (), **kwargs: Any) -> PipelineOutput:
+    def reply(self, text: str | Sequence[Any], images: Sequence[Any] = (), **kwargs: Any) -> PipelineOutput:
         """Sends a message and waits for the whole reply; arguments as for `stream`."""
         return whole(self.stream(text, images, **kwargs))
 
