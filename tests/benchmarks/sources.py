@@ -187,7 +187,7 @@ FIXTURES = {
 """Kind to the source among the sample files."""
 PEERS = {
     "opening": ("opening/gen_outputs/Show-o_output", 1), "isg": ("isg_bench/ISG_eval/output/mymodel.jsonl", 3),
-    "geneval": ("geneval/images", 6), "magicbrush": ("magicbrush/eval_layout", 0), "mmie": ("mmie/eval_inputs", 4),
+    "geneval": ("geneval/images", 6), "magicbrush": ("magicbrush/eval_layout", 3), "mmie": ("mmie/eval_inputs", 4),
     "wise": ("wise/generated_images", 5), "vist": ("vist_arel/prediction_test.json", 1),
     "weave": ("weave/result/mymodel", 1), "interleavedbench": ("interleavedbench", 2),
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Benchmarks of others: M²Chat answers their questions, and writes the files that their evaluators read."""
 
-from m2chat.benchmarks.base import Ask, Benchmark, Question, Source
+from m2chat.benchmarks.base import Ask, Benchmark, Question, QuestionSource
 from m2chat.benchmarks.geneval import GenEval
 from m2chat.benchmarks.interleavedbench import InterleavedBench
 from m2chat.benchmarks.isg import ISGBench
@@ -24,4 +24,4 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 """Kind to benchmark, as ``m2chat bench`` names them."""
 
-__all__ = ["BENCHMARKS", "Ask", "Benchmark", "Question", "Source"]
+__all__ = ["BENCHMARKS", "Ask", "Benchmark", "Question", "QuestionSource"]

@@ -17,7 +17,7 @@ from m2chat.data.images import BadImage, load_image, read_image
 from m2chat.errors import UserError
 from m2chat.evaluation.parts import PicturePart, reply_of
 from m2chat.files import whole_file, write_whole
-from m2chat.pipeline import ImageMode
+from m2chat.pipeline.replier import ImageMode
 from m2chat.schema import Kind, Picture, Reply, Segment
 from m2chat.textfiles import open_utf8, read_json_lines
 
@@ -28,7 +28,7 @@ Part: TypeAlias = str | PictureFile
 
 
 @dataclass(frozen=True)
-class Source:
+class QuestionSource:
     """What the user names of a benchmark.
 
     Args:
@@ -125,7 +125,7 @@ class Benchmark(Protocol):
     hint: str
     """How its evaluator is given the files, in a sentence; ``{name}`` and ``{n}`` stand for system and questions."""
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """The questions in their order.
 
         Raises:

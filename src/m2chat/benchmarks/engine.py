@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from m2chat.evaluation.journal import Journal, journal_rows
 from m2chat.evaluation.parts import PicturePart, reply_of
 from m2chat.evaluation.results import prediction_row, read_reply, settings_hash, write_images
 from m2chat.files import locked, whole_folder
-from m2chat.pipeline import Finished, ImageMode, M2ChatPipeline
+from m2chat.pipeline import Finished, M2ChatPipeline
 from m2chat.pipeline.drawing import noise_seed
+from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.tasks import text_to_image
 from m2chat.schema import Prediction, Reply
 
@@ -46,7 +48,7 @@ class AnswerSettings:
 
 
 @dataclass(frozen=True)
-class Shard:
+class Share:
     """A share of the questions: every n-th one.
 
     Args:
@@ -58,7 +60,7 @@ class Shard:
     count: int = 1
 
     @classmethod
-    def of(cls, text: str) -> Shard:
+    def of(cls, text: str) -> Share:
         """The share that a text such as ``2/4`` names.
 
         Raises:
@@ -87,7 +89,7 @@ def answer_questions(
     questions: Sequence[Question],
     out: Path,
     settings: AnswerSettings,
-    shard: Shard = Shard(),
+    shard: Share = Share(),
 ) -> dict[str, Mapping[str, Any]]:
     """Answers the questions of a share that have no answer yet; each answer is on disk when the next one begins.
 
@@ -106,7 +108,7 @@ def answer_questions(
         UserError: If the folder has answers with other settings or weights, or another process answers the same share.
     """
     folder = out / ANSWERS
-    generation = settings_hash({"benchmark": title, "weights": pipe.origin.identity, **asdict(settings)})
+    generation = settings_hash({"benchmark": title, "model": _model_of(pipe), **asdict(settings)})
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / f"shard-{shard.number}", wait=False):
         known = _rows(folder, generation)
@@ -123,6 +125,16 @@ def answer_questions(
                 segments.append(prediction_row(made, write_images(folder, made))["generated"])
             journal.add({"id": question.id, "replies": segments})
         return _rows(folder, generation)
+
+
+def _model_of(pipe: M2ChatPipeline) -> dict[str, Any]:
+    """What tells one model from another: backbones, the M³Adapter's values, and the image decoder's settings."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(pipe.model.m3adapter.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    decoder = {"folder": pipe.origin.backbone.image_decoder, **asdict(pipe.origin.backbone.decoder)}
+    return {**pipe.origin.identity, "m3adapter": digest.hexdigest(), "decoder": decoder}
 
 
 def _rows(folder: Path, generation: str) -> dict[str, Mapping[str, Any]]:

@@ -9,8 +9,9 @@ from typing import Any
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
+    Benchmark,
     Question,
-    Source,
+    QuestionSource,
     fields_of,
     file_of,
     load_lines,
@@ -23,14 +24,14 @@ from m2chat.evaluation.parts import reply_of
 from m2chat.schema import Reply
 
 
-class GenEval:
+class GenEval(Benchmark):
     """``evaluation_metadata.jsonl``, and outputs as ``<line>/metadata.jsonl`` and ``<line>/samples/<k>.png``."""
 
     title = "GenEval"
     metrics = ("CLIPScore",)
     hint = "give the folder to evaluation/evaluate_images.py: it holds nothing but the numbered folders"
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """A question for each picture of each prompt; lines are numbered from 0."""
         path = file_of(source.path, "evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
 

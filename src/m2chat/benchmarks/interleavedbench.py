@@ -9,8 +9,9 @@ from typing import Any
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
+    Benchmark,
     Question,
-    Source,
+    QuestionSource,
     at_marks,
     fields_of,
     file_of,
@@ -29,7 +30,7 @@ _MARK = "<image>"
 _FILE = "interleaved_bench.json"
 
 
-class InterleavedBench:
+class InterleavedBench(Benchmark):
     """``interleaved_bench.json``, and the same file with replies and ``<name>_images/<id>_<k>.png`` beside it.
 
     The form of the questions is that of the published file; no evaluator of it was seen, so its layout is all that is
@@ -40,7 +41,7 @@ class InterleavedBench:
     metrics = ("CLIPScore", "FID", "InterRel", "TextOverlap", "Structure")
     hint = "its records are those of the benchmark with other replies"
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """The records; the marks of the request take the first pictures, the rest belongs to the reference."""
         path = file_of(source.path, _FILE)
 

@@ -10,9 +10,10 @@ from typing import Any
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
+    Benchmark,
     Part,
     Question,
-    Source,
+    QuestionSource,
     fields_of,
     file_of,
     load_lines,
@@ -27,7 +28,7 @@ from m2chat.files import write_whole
 from m2chat.schema import Reply
 
 
-class ISGBench:
+class ISGBench(Benchmark):
     """``ISG-Bench.jsonl``, and outputs as ``output/<name>.jsonl`` with ``output_images/<name>/<id>_<k>.png``."""
 
     title = "ISG-Bench"
@@ -37,7 +38,7 @@ class ISGBench:
         "output/{name}.jsonl"
     )
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """The lines of the file, each a list of texts and pictures on either side."""
         path = file_of(source.path, "ISG-Bench.jsonl", "ISG_eval/ISG-Bench.jsonl")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
+    Benchmark,
     Question,
-    Source,
+    QuestionSource,
     name_of,
     output_picture,
     pixels_at,
@@ -24,7 +25,7 @@ from m2chat.evaluation.parts import reply_of
 from m2chat.schema import Reply
 
 
-class MagicBrush:
+class MagicBrush(Benchmark):
     """Parquet files of edits; outputs as ``testResults/<id>/<id>_1.png``, ``<id>_inde_<k>.png``, ``<id>_iter_<k>.png``.
 
     The true pictures are written beside, as ``test/images/<id>/<id>-input.png`` and ``<id>-output<k>.png``, since the
@@ -33,12 +34,9 @@ class MagicBrush:
 
     title = "MagicBrush"
     metrics = ("CLIPScore", "FID", "EditScores")
-    hint = (
-        "give its evaluator testResults/ and test/images/; captions (local_descriptions.json) and edit_sessions.json "
-        "come from the benchmark"
-    )
+    hint = "give its evaluator testResults/ and test/images/; the captions and edit_sessions.json are the benchmark's"
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """Each session as one conversation, and each of its later turns alone."""
         with tempfile.TemporaryDirectory(prefix="m2chat-") as work:
             job = Job("parquet", source.path, Path(work), "magicbrush", images=source.pictures)

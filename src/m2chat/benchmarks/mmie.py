@@ -10,9 +10,10 @@ from typing import Any
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
+    Benchmark,
     Part,
     Question,
-    Source,
+    QuestionSource,
     fields_of,
     file_of,
     load_json,
@@ -32,14 +33,14 @@ _SEEN = 3
 """Pictures, of question and answer together, at which the evaluator stops reading an answer."""
 
 
-class MMIE:
+class MMIE(Benchmark):
     """``data.json`` of questions, and the same with answers beside ``images/<n>.png``."""
 
     title = "MMIE"
     metrics = ("CLIPScore", "TextOverlap")
-    hint = "give the folder to main.py of the benchmark as its input folder"
+    hint = "give the folder to the benchmark's evaluator as its input folder"
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """The records; answers in them are passed over. Replies have as many pictures as the evaluator looks at."""
         path = file_of(source.path, "data.json", "eval_inputs/data.json")
 

@@ -9,9 +9,10 @@ from typing import Any
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
+    Benchmark,
     Part,
     Question,
-    Source,
+    QuestionSource,
     at_marks,
     fields_of,
     file_of,
@@ -27,24 +28,21 @@ from m2chat.evaluation.parts import PicturePart, reply_of
 from m2chat.schema import Reply
 
 
-class OpenING:
+class OpenING(Benchmark):
     """``test_data.jsonl``, and outputs as ``<name>_output/<uid>.json`` with ``<uid>-o-<k>.jpg`` beside it, k from 0."""
 
     title = "OpenING"
     metrics = ("CLIPScore", "FID", "InterRel", "TextOverlap")
     hint = "put {name}_output beside the other models' folders in gen_outputs/ of the benchmark"
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """The lines of the file; ``<BEGIN>`` is left out, and pictures stand in the places of ``<image>``."""
         path = file_of(source.path, "test_data.jsonl", "OpenING-benchmark/test_data.jsonl", "dev_data.jsonl")
-        return unique((self._question(source, path, number, record) for number, record in self._records(path)), path)
+        lines = enumerate(load_lines(path), 1)
+        return unique((self._question(source, path, number, record) for number, record in lines), path)
 
     @staticmethod
-    def _records(path: Path) -> Iterator[tuple[int, Any]]:
-        return enumerate(load_lines(path), 1)
-
-    @staticmethod
-    def _question(source: Source, path: Path, number: int, record: Any) -> Question:
+    def _question(source: QuestionSource, path: Path, number: int, record: Any) -> Question:
         where = f"{path}:{number}"
         uid, conversations = fields_of(record, ("total_uid", "conversations"), where)
         sides: list[list[Part]] = []
@@ -63,7 +61,7 @@ class OpenING:
     def write(self, folder: Path, name: str, answers: Iterable[Answer]) -> None:
         """The record without ``total_uid``, its output replaced; an item for each text with its picture."""
         for question, (reply,) in answers:
-            items = []
+            items: list[dict[str, Any]] = []
             for segment, pixels in zip(reply.segments, reply.images, strict=True):
                 image = None
                 if pixels is not None:

@@ -7,7 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2chat.benchmarks.base import Answer, Ask, Question, Source, fields_of, file_of, load_json, save_json, unique
+from m2chat.benchmarks.base import (
+    Answer,
+    Ask,
+    Benchmark,
+    Question,
+    QuestionSource,
+    fields_of,
+    file_of,
+    load_json,
+    save_json,
+    unique,
+)
 from m2chat.data.converters.vist import photo_file
 from m2chat.evaluation.parts import reply_of
 from m2chat.schema import Reply
@@ -15,14 +26,14 @@ from m2chat.schema import Reply
 _REQUEST = "Tell a story of these pictures, a sentence for each."
 
 
-class VISTStories:
+class VISTStories(Benchmark):
     """``<split>.story-in-sequence.json``, and outputs as ``challenge.json`` and ``prediction_test.json``."""
 
     title = "VIST"
     metrics = ("TextOverlap",)
     hint = "challenge.json is the form of the challenge's server, prediction_test.json that of AREL's evaluator"
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """A question for each sequence of photos; of several stories about one, the first is the reference."""
         names = [f"{folder}{split}.story-in-sequence.json" for split in ("test", "val") for folder in ("", "sis/")]
         path = file_of(source.path, *names)

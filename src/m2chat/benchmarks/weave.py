@@ -10,9 +10,10 @@ from typing import Any
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
+    Benchmark,
     Part,
     Question,
-    Source,
+    QuestionSource,
     fields_of,
     file_of,
     load_json,
@@ -27,20 +28,20 @@ from m2chat.schema import Reply
 _NAMED = re.compile(r"Image #(\d+)")
 
 
-class WEAVE:
+class WEAVE(Benchmark):
     """``test.json``, and outputs in ``<name>/imgs/``: pictures named as the true ones, texts ``<first>_<turn>.txt``."""
 
     title = "WEAVE"
     metrics = ("CLIPScore", "FID", "TextOverlap")
     hint = "put the folder {name} into result/ of the benchmark"
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """The conversations; a picture is shown where it is first named, ``Image #3`` becomes ``picture 3``."""
         path = file_of(source.path, "test.json", "test/test.json")
         return unique((self._question(source, path, item) for item in enumerate(load_json(path))), path)
 
     @staticmethod
-    def _question(source: Source, path: Path, item: tuple[int, Any]) -> Question:
+    def _question(source: QuestionSource, path: Path, item: tuple[int, Any]) -> Question:
         number, record = item
         idx, images, chats = fields_of(record, ("idx", "images", "chats"), f"{path}: record {number}")
         place: dict[int, int] = {}

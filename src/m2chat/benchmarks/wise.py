@@ -9,8 +9,9 @@ from typing import Any
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
+    Benchmark,
     Question,
-    Source,
+    QuestionSource,
     fields_of,
     load_json,
     name_of,
@@ -23,14 +24,14 @@ from m2chat.evaluation.parts import reply_of
 from m2chat.schema import Reply
 
 
-class WISE:
+class WISE(Benchmark):
     """Lists of prompts, and outputs as ``<prompt_id>.png``."""
 
     title = "WISE"
     metrics = ("CLIPScore",)
     hint = "give the folder to the benchmark's scorer as its folder of images"
 
-    def questions(self, source: Source) -> list[Question]:
+    def questions(self, source: QuestionSource) -> list[Question]:
         """The prompts of a file or of all files of a folder; the model writes the caption that it draws."""
         files = [source.path] if source.path.is_file() else sorted(source.path.glob("*.json"))
         if not files:

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If the questions cannot be read, pictures of them are missing, or OUT holds answers of another kind.
     """
-    from m2chat.benchmarks import BENCHMARKS, Source
+    from m2chat.benchmarks import BENCHMARKS, QuestionSource
     from m2chat.benchmarks.engine import missing_pictures
 
     benchmark = BENCHMARKS[options.kind]
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: choose a whole number from 1")
     if not options.src.exists():
         raise UserError(f"SRC: there is no {options.src}")
-    questions = benchmark.questions(Source(options.src, options.pictures, options.samples))[: options.limit]
+    questions = benchmark.questions(QuestionSource(options.src, options.pictures, options.samples))[: options.limit]
     known, missing, first = missing_pictures(questions)
     if options.outputs is not None:
         _score(benchmark, questions, options.outputs, options)
@@ -90,11 +90,11 @@ def run(options: argparse.Namespace) -> None:
 def _answered(benchmark: Benchmark, questions: Sequence[Question], options: argparse.Namespace, missing: int) -> bool:
     """Answers a shard, and writes the files if that was the last; returns whether it was."""
     from m2chat.benchmarks.base import name_of
-    from m2chat.benchmarks.engine import AnswerSettings, Shard, answer_questions, not_drawn, write_files
+    from m2chat.benchmarks.engine import AnswerSettings, Share, answer_questions, not_drawn, write_files
     from m2chat.files import locked
 
     name_of(options.name, "--name")
-    shard = Shard.of(options.shard)
+    shard = Share.of(options.shard)
     settings = AnswerSettings(
         options.seed, options.image, options.max_images, options.max_new_tokens, how_to_draw(options)
     )
@@ -130,7 +130,11 @@ def _score(benchmark: Benchmark, questions: Sequence[Question], outputs: Path, o
         protocol["weights"] = str(outputs)
     pictures = [picture for question in questions for ask in question.asks for picture in ask.reference_pictures]
     if lost := sum(not is_there(picture) for picture in pictures):
-        print(f"{lost} of {len(pictures)} reference pictures are missing: what needs them is measured on the others")
+        # InterRel and MM-Relevance go by the place of an element in the reply, which the lacking ones would shift.
+        left_out = [metric for metric in metrics if metric.key == "inter_rel"]
+        metrics = [metric for metric in metrics if metric not in left_out]
+        without = "; InterRel, which needs all of them, is left out" if left_out else ""
+        print(f"{lost} of {len(pictures)} reference pictures are missing (--pictures names their folder){without}")
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / SCORES
     with locked(target), whole_folder(target, replace=True) as folder:
