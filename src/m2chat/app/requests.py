@@ -252,7 +252,7 @@ def faults_of(errors: Sequence[Mapping[str, Any]], most: int = 3) -> tuple[str, 
         for words, ours in _WORDS.items():
             text = text.replace(words, ours)
         first = first or place or (text.partition(": ")[0] if kind == "value_error" else "")
-        texts.append(f"{place}: {text}" if place else text if kind != "missing" else f"the body {text}")
+        texts.append(f"{place}: {text}" if place else f"the body {text}" if kind in _FAULTS else text)
     return "; ".join(texts), first
 
 

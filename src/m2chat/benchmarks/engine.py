@@ -133,7 +133,7 @@ def _model_of(pipe: M2ChatPipeline) -> dict[str, Any]:
     for name, tensor in sorted(pipe.model.m3adapter.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
-    decoder = {"folder": pipe.origin.backbone.image_decoder, **asdict(pipe.origin.backbone.decoder)}
+    decoder = {"folder": Path(pipe.origin.backbone.image_decoder).name, **asdict(pipe.origin.backbone.decoder)}
     return {**pipe.origin.identity, "m3adapter": digest.hexdigest(), "decoder": decoder}
 
 

@@ -10,7 +10,7 @@ from m2chat.commands.common import add_model_options, add_size_options, how_to_d
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from m2chat.benchmarks import Benchmark, Question
 
@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="folder to which the paths of the questions' "
                         "pictures are relative (default: that of the questions)")  # fmt: skip
     parser.add_argument("--allow-missing", action="store_true", help="ask without the pictures that are missing")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only, of geneval N pictures")
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="answer every N-th question from the I-th on, "
                         "into the same OUT as the other shards (default: %(default)s)")  # fmt: skip
     parser.add_argument("--samples", type=int, default=4, help="pictures a prompt, of geneval (default: %(default)s)")
@@ -63,35 +63,48 @@ def run(options: argparse.Namespace) -> None:
         UserError: If the questions cannot be read, pictures of them are missing, or OUT holds answers of another kind.
     """
     from m2chat.benchmarks import BENCHMARKS, QuestionSource
-    from m2chat.benchmarks.engine import missing_pictures
+    from m2chat.benchmarks.engine import FILES, missing_pictures, not_drawn, write_files
+    from m2chat.files import locked
 
     benchmark = BENCHMARKS[options.kind]
     for name in ("limit", "samples"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: choose a whole number from 1")
+    if options.outputs is not None and options.no_score:
+        raise UserError("--outputs and --no-score: other systems' outputs are read to be scored; leave one of them out")
     if not options.src.exists():
         raise UserError(f"SRC: there is no {options.src}")
     questions = benchmark.questions(QuestionSource(options.src, options.pictures, options.samples))[: options.limit]
     known, missing, first = missing_pictures(questions)
+    metrics = [] if options.no_score else _metrics(benchmark, options.config)  # a mistake there costs no answers
     if options.outputs is not None:
-        _score(benchmark, questions, options.outputs, options)
+        _score(benchmark, questions, options.outputs, metrics, options)
         return
     if missing and not options.allow_missing:
         raise UserError(
             f"{missing} of {known} pictures of the questions are missing, the first is {first}: name their folder by "
             "--pictures, or ask without them by --allow-missing"
         )
-    if _answered(benchmark, questions, options, missing) and not options.no_score:
-        from m2chat.benchmarks.engine import FILES
+    rows = _answers(benchmark, questions, options)
+    done = sum(question.id in rows for question in questions)
+    if done < len(questions):
+        print(f"{done} of {len(questions)} questions are answered: run the other shards into {options.out}")
+        return
+    with locked(options.out / FILES):  # another shard may end at the same time
+        folder = write_files(benchmark, questions, rows, options.out, options.name)
+        print(f"{folder}: {benchmark.hint.format(name=options.name, n=len(questions))}")
+        if missing:
+            print(f"{missing} pictures of the questions were missing: the scores are not those of the benchmark")
+        if lacking := not_drawn(questions, rows):
+            print(f"{lacking} replies have no picture although one was due; their captions reached the limit")
+        if not options.no_score:
+            _score(benchmark, questions, folder, metrics, options)
 
-        _score(benchmark, questions, options.out / FILES, options)
 
-
-def _answered(benchmark: Benchmark, questions: Sequence[Question], options: argparse.Namespace, missing: int) -> bool:
-    """Answers a shard, and writes the files if that was the last; returns whether it was."""
+def _answers(benchmark: Benchmark, questions: Sequence[Question], options: argparse.Namespace) -> dict[str, Any]:
+    """Answers a shard; returns the answers of all shards so far."""
     from m2chat.benchmarks.base import name_of
-    from m2chat.benchmarks.engine import AnswerSettings, Share, answer_questions, not_drawn, write_files
-    from m2chat.files import locked
+    from m2chat.benchmarks.engine import AnswerSettings, Share, answer_questions
 
     name_of(options.name, "--name")
     shard = Share.of(options.shard)
@@ -99,35 +112,33 @@ def _answered(benchmark: Benchmark, questions: Sequence[Question], options: argp
         options.seed, options.image, options.max_images, options.max_new_tokens, how_to_draw(options)
     )
     rows = answer_questions(load_pipeline(options), benchmark.title, questions, options.out, settings, shard)
-    done = sum(question.id in rows for question in questions)
-    if done < len(questions):
-        print(f"{done} of {len(questions)} questions are answered: run the other shards into {options.out}")
-        return False
-    with locked(options.out / "files"):  # another shard may end at the same time
-        folder = write_files(benchmark, questions, rows, options.out, options.name)
-    print(f"{folder}: {benchmark.hint.format(name=options.name, n=len(questions))}")
-    if missing:
-        print(f"{missing} pictures of the questions were missing: the scores are not those of the benchmark")
-    if lacking := not_drawn(questions, rows):
-        print(f"{lacking} replies have no picture although one was due; their captions reached the limit")
-    return True
+    return dict(rows)
 
 
-def _score(benchmark: Benchmark, questions: Sequence[Question], outputs: Path, options: argparse.Namespace) -> None:
+def _score(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    outputs: Path,
+    metrics: Sequence[Any],
+    options: argparse.Namespace,
+) -> None:
     """Scores a folder of outputs into OUT, and prints the result."""
+    import torch
+
     from m2chat.benchmarks.base import is_there
     from m2chat.benchmarks.engine import predictions_of_files
-    from m2chat.commands.evaluation.folder import metrics_of, score_predictions
+    from m2chat.commands.evaluation.folder import score_predictions
     from m2chat.evaluation.page import report
     from m2chat.evaluation.results import RESULTS
     from m2chat.files import locked, whole_folder
 
     if not outputs.exists():
         raise UserError(f"--outputs: there is no {outputs}")
-    metrics = _metrics(benchmark) if options.config is None else metrics_of(options.config)[0]
-    protocol = {"dataset": benchmark.title, "stage": options.name, "weights": str(options.weights or "shipped")}
-    if options.outputs is not None:
-        protocol["weights"] = str(outputs)
+    protocol: dict[str, Any] = {"dataset": benchmark.title, "stage": options.name, "weights": str(outputs)}
+    if options.outputs is None:
+        protocol["weights"] = str(options.weights or "shipped")
+        names = ("seed", "steps", "guidance", "image", "max_images", "max_new_tokens", "allow_missing")
+        protocol |= {name: getattr(options, name) for name in names}
     pictures = [picture for question in questions for ask in question.asks for picture in ask.reference_pictures]
     if lost := sum(not is_there(picture) for picture in pictures):
         # InterRel and MM-Relevance go by the place of an element in the reply, which the lacking ones would shift.
@@ -135,6 +146,9 @@ def _score(benchmark: Benchmark, questions: Sequence[Question], outputs: Path, o
         metrics = [metric for metric in metrics if metric not in left_out]
         without = "; InterRel, which needs all of them, is left out" if left_out else ""
         print(f"{lost} of {len(pictures)} reference pictures are missing (--pictures names their folder){without}")
+    for metric in metrics:
+        if metric.network is not None:
+            metric.network.to(torch.device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / SCORES
     with locked(target), whole_folder(target, replace=True) as folder:
@@ -143,14 +157,30 @@ def _score(benchmark: Benchmark, questions: Sequence[Question], outputs: Path, o
     print(report(target / RESULTS))
 
 
-def _metrics(benchmark: Benchmark) -> list[Any]:
-    """The benchmark's metrics with the micro world's networks."""
+def _metrics(benchmark: Benchmark, config: Path | None) -> list[Any]:
+    """The metrics of a configuration, or else the benchmark's with the micro world's networks."""
+    from m2chat.commands.evaluation.folder import metrics_of
+
+    if config is not None:
+        return metrics_of(config)[0]
     from m2chat.callbacks.clip_score import CLIPScore
     from m2chat.callbacks.edit import EditScores
     from m2chat.callbacks.fid import FID
     from m2chat.callbacks.inter_rel import InterRel
     from m2chat.callbacks.structure import Structure
     from m2chat.callbacks.text_overlap import TextOverlap
+    from m2chat.metrics.encoders import OpenClipEncoder
+    from m2chat.metrics.extractors import MicroExtractor
+    from m2chat.pipeline.weights import micro_root
 
-    kinds = {kind.__name__: kind for kind in (CLIPScore, EditScores, FID, InterRel, Structure, TextOverlap)}
+    root = micro_root()  # the command may run anywhere
+    encoder = OpenClipEncoder(str(root / "data/micro/metric_clip"))
+    kinds: dict[str, Callable[[], Any]] = {
+        "CLIPScore": lambda: CLIPScore(encoder),
+        "EditScores": lambda: EditScores(encoder),
+        "FID": lambda: FID(MicroExtractor(str(root / "data/micro/fid"))),
+        "InterRel": lambda: InterRel(encoder),
+        "Structure": Structure,
+        "TextOverlap": TextOverlap,
+    }
     return [kinds[name]() for name in benchmark.metrics]
