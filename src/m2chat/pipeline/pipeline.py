@@ -155,7 +155,7 @@ class M2ChatPipeline(PipelineBase):
             raise UserError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         if given not in ("nothing", "caption"):
             raise UserError(f"given={given!r}: choose nothing or caption, which draws the prompt as it is")
-        generators = list(generator) if isinstance(generator, list | tuple) else [generator]
+        generators: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator]
         for each in generators:
             if each is not None and not isinstance(each, torch.Generator):
                 raise UserError(f"generator={each!r}: give a torch.Generator, such as torch.Generator().manual_seed(0)")
