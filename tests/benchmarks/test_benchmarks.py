@@ -199,6 +199,13 @@ def test_a_run_goes_on_in_shards_after_it_was_killed(
     assert metrics["clip_score"].n == 4 and metrics["pictures_missing"].value == 0
     assert (protocol["dataset"], protocol["stage"]) == ("GenEval", "m2chat")
 
+    # Another file has another question by the same id: it is asked.
+    lines = (source / "prompts/evaluation_metadata.jsonl").read_text().splitlines()
+    (source / "prompts/evaluation_metadata.jsonl").write_text(lines[0] + "\n" + lines[1].replace("2 rings", "no ring"))
+    seen.clear()
+    assert run("geneval", source, parts, "--samples", "2", "--no-score") == 0
+    assert seen == ["00001/0000", "00001/0001"]
+    assert "no ring" in (parts / "files/00001/metadata.jsonl").read_text()
     assert run("geneval", source, parts, "--samples", "2", "--seed", "1") == 2
     assert "was generated with other settings or weights" in capsys.readouterr().err
     assert run("geneval", source, parts, "--shard", "3/2") == 2

@@ -111,7 +111,7 @@ def answer_questions(
     generation = settings_hash({"benchmark": title, "model": _model_of(pipe), **asdict(settings)})
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / f"shard-{shard.number}", wait=False):
-        known = _rows(folder, generation)
+        known = _rows(folder, generation, questions)
         mine = questions[shard.number - 1 :: shard.count]
         waiting = [question for question in mine if question.id not in known]
         journal = Journal(folder, shard.number - 1, generation, keep=True)
@@ -123,8 +123,8 @@ def answer_questions(
             for turn, reply in enumerate(replies):
                 made = Prediction(f"{question.id}#{turn}", question.kind, title, "", _NOTHING, reply)
                 segments.append(prediction_row(made, write_images(folder, made))["generated"])
-            journal.add({"id": question.id, "replies": segments})
-        return _rows(folder, generation)
+            journal.add({"id": question.id, "asked": _asked(question), "replies": segments})
+        return _rows(folder, generation, questions)
 
 
 def _model_of(pipe: M2ChatPipeline) -> dict[str, Any]:
@@ -137,9 +137,18 @@ def _model_of(pipe: M2ChatPipeline) -> dict[str, Any]:
     return {**pipe.origin.identity, "m3adapter": digest.hexdigest(), "decoder": decoder}
 
 
-def _rows(folder: Path, generation: str) -> dict[str, Mapping[str, Any]]:
+def _asked(question: Question) -> str:
+    """A hash of the messages of a question: another file may have other questions by the same ids."""
+    messages = [[part if isinstance(part, str) else part.media_key for part in ask.parts] for ask in question.asks]
+    return settings_hash({"messages": messages})
+
+
+def _rows(folder: Path, generation: str, questions: Sequence[Question]) -> dict[str, Mapping[str, Any]]:
+    """The rows of the answers to the questions, by question."""
+    asked = {question.id: _asked(question) for question in questions}
     remedy = "name another OUT, or give the settings and weights of the answers that are there"
-    return {row["id"]: row for row in journal_rows(folder, (generation,), f"OUT={str(folder.parent)!r}", remedy)}
+    rows = journal_rows(folder, (generation,), f"OUT={str(folder.parent)!r}", remedy)
+    return {row["id"]: row for row in rows if row["id"] in asked and row.get("asked") == asked[row["id"]]}
 
 
 def replies_to(pipe: M2ChatPipeline, question: Question, settings: AnswerSettings) -> Iterator[Reply]:
