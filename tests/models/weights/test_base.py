@@ -139,12 +139,15 @@ def test_ambiguous_visual_blocks_are_refused(
         open_adapter(tmp_path / "a.pth", "backbone.adapter", given.get("visual_heads"), given.get("visual_blocks"))
 
 
-@pytest.mark.parametrize("width", [40, 80])
 def test_heads_can_be_given_to_the_commands(
-    official: Any, tmp_path: Path, width: int, capsys: pytest.CaptureFixture[str]
+    official: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     tensors = official.adapter("bias")
-    tensors["clip_proj.weight"] = torch.zeros(width, 96)
+    tensors["clip_proj.weight"] = torch.zeros(40, 96)
+    torch.save({"model": tensors, "config": {}}, tmp_path / "a.pth")
+    assert open_adapter(tmp_path / "a.pth", "x").shape.visual_heads == 1
+    assert "40 wide, they are taken to have one: set backbone.visual_heads if that is wrong" in caplog.text
+    tensors["clip_proj.weight"] = torch.zeros(80, 96)
     torch.save({"model": tensors, "config": {}}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="does not state how many heads"):
         open_adapter(tmp_path / "a.pth", "x")

@@ -37,6 +37,8 @@ _NEEDED = ("adapter_query.weight", "visual_query.weight", "clip_proj.weight", "v
 _HEADS = {768: 16, 96: 2}
 """Heads of the visual blocks by their width where neither file nor setting states them: of the published files, and of
 the micro adapter."""
+_NARROW = 48
+"""Width of a head of the published files and of the micro adapter; blocks that are no wider are taken to have one."""
 
 Variant = Literal["bias", "lora-bias", "caption"]
 
@@ -149,6 +151,14 @@ def _visual_heads(stated: Any, given: int | None, width: int, where: str) -> int
             "setting out, or name another file"
         )
     heads = stated if stated is not None else given if given is not None else _HEADS.get(width)
+    if heads is None and width <= _NARROW:
+        _LOG.warning(
+            "%s does not state how many heads its visual blocks have; %d wide, they are taken to have one: set "
+            "backbone.visual_heads if that is wrong",
+            where,
+            width,
+        )
+        heads = 1
     if heads is None:
         choices = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 8)
         raise UserError(
