@@ -197,5 +197,5 @@ def write_adapter(path: Path, width: int = 64, heads: int = 4, layers: int = 3, 
     official = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
     for layer in range(layers):
         official[f"llama.layers.{layer}.attention.gate"] = torch.full((1, heads, 1, 1), gate)
-    torch.save({"model": official}, path)
+    torch.save({"model": official, "config": {"visual_heads": 1}}, path)
     return path

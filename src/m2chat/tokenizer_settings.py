@@ -36,6 +36,8 @@ class FolderSettings:
         chat_template: The model's template of a conversation (Jinja), if it has one.
         add_bos: Whether a plain text begins with the start token; None if the folder does not say.
         rows: Rows of the network's table as described; None if the description leaves it to the tokenizer.
+        legacy: Whether sentencepiece puts a space before every text, behind special tokens too; transformers' default
+            is before the first text alone.
     """
 
     names: Mapping[Role, str] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class FolderSettings:
     chat_template: str | None = None
     add_bos: bool | None = None
     rows: int | None = None
+    legacy: bool = False
 
 
 def folder_settings(folder: Path) -> FolderSettings:
@@ -71,6 +74,7 @@ def folder_settings(folder: Path) -> FolderSettings:
         _chat_template(folder, settings),
         settings.get("add_bos_token"),
         rows if rows and rows > 0 else None,
+        bool(settings.get("legacy")),
     )
 
 

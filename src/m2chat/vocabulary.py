@@ -49,8 +49,13 @@ class Vocabulary(Protocol):
     specials: dict[str, int]
     roles: dict[Role, int]
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of plain text."""
+    def encode(self, text: str, behind: bool = False) -> list[int]:
+        """Tokens of plain text.
+
+        Args:
+            text: Plain text.
+            behind: Whether a special token stands before it: then most tokenizers put no space in front.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens that are not special."""
@@ -85,6 +90,15 @@ class SentencePieceVocabulary:
         self.size = max(count, *(number + 1 for number in self.specials.values()))
         roles = {"bos": processor.bos_id(), "eos": processor.eos_id(), "unk": processor.unk_id(), "pad": 0}
         self.roles = {role: int(number) for role, number in roles.items() if number >= 0}
+        self._behind = self._processor if settings.legacy else self._without_prefix()
+
+    def _without_prefix(self) -> Any:
+        """The same model, which puts no space before a text."""
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+        model = sentencepiece_model_pb2.ModelProto.FromString(self._processor.serialized_model_proto())
+        model.normalizer_spec.add_dummy_prefix = False
+        return SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def _as_control(self, path: Path, names: set[str], named: set[str]) -> set[str]:
         """Makes pieces unreachable for text if they are user-defined symbols or have a role; returns their names."""
@@ -101,9 +115,9 @@ class SentencePieceVocabulary:
             self._processor = SentencePieceProcessor(model_proto=model.SerializeToString())
         return hidden
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, behind: bool = False) -> list[int]:
         """Tokens of plain text."""
-        return [int(token) for token in self._processor.encode(text)]
+        return [int(token) for token in (self._behind if behind else self._processor).encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens that are not special."""
@@ -136,18 +150,22 @@ class FastVocabulary:
             special |= {name for name, n in everything.items() if n in settings.ids.values() and MARKUP.fullmatch(name)}
             self.specials = {**settings.added, **{name: int(everything[name]) for name in special & everything.keys()}}
             self.size = 1 + max(*everything.values(), *self.specials.values())
-            self._tokenizer: Any = Tokenizer.from_str(json.dumps(_without(data, self.specials)))
+            plain = _without(data, self.specials)
+            self._tokenizer: Any = Tokenizer.from_str(json.dumps(plain))
+            inner = _without_prefix(plain)
+            self._behind = self._tokenizer if inner is None else Tokenizer.from_str(json.dumps(inner))
             # What the library raises for a damaged file is a plain Exception.
         except Exception as error:
             raise UserError(f"{path} is not a tokenizer: {error}. Copy or download it again") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        for tokenizer in (self._tokenizer, self._behind):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         unknown = data["model"].get("unk_token")
         self.roles = {"unk": self.specials[unknown]} if unknown in self.specials else {}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, behind: bool = False) -> list[int]:
         """Tokens of plain text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list((self._behind if behind else self._tokenizer).encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens that are not special."""
@@ -171,6 +189,16 @@ def _without(data: Mapping[str, Any], specials: Iterable[str]) -> dict[str, Any]
     # They stay in the list, because the library numbers those that its vocabulary lacks one behind the other.
     added = [{**token, "content": renamed.get(token["content"], token["content"])} for token in data["added_tokens"]]
     return {**data, "model": model, "added_tokens": added, "post_processor": None}
+
+
+def _without_prefix(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The description of a tokenizer that puts a space before the first text alone, as of any other text; else None."""
+    outer = data.get("pre_tokenizer") or {}
+    steps = outer.get("pretokenizers", [outer])
+    if not any(step.get("prepend_scheme") == "first" for step in steps):
+        return None
+    steps = [{**step, "prepend_scheme": "never"} if "prepend_scheme" in step else step for step in steps]
+    return {**data, "pre_tokenizer": {**outer, "pretokenizers": steps} if "pretokenizers" in outer else steps[0]}
 
 
 class RankedVocabulary:
@@ -199,7 +227,7 @@ class RankedVocabulary:
         self.roles = {"bos": count, "eos": count + 1, "pad": count + 4}
         self._encoding = Encoding(path.name, pat_str=_LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens={})
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, behind: bool = False) -> list[int]:
         """Tokens of plain text."""
         return self._encoding.encode_ordinary(text)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from m2chat.text.prompts import GO_ON
 from text.chat_folder import SPECIAL, TEMPLATES, write_folder
 from text.test_view import sample
 
+MICRO = Path(__file__).parents[2] / "data" / "micro"
 Folders = Callable[[str], Path]
 TALK = sample(
     Turn("user", ("hello there",)),
@@ -69,6 +72,36 @@ def test_a_conversation_has_the_tokens_of_transformers(name: str, folder: Folder
     assert reply.input_ids[-1] == layout.end_id == SPECIAL.index({"chatml": "<|im_end|>", "llama-2": "<|eos|>"}[name])
     if name == "chatml":  # Llama 2's has blanks around a reply, which its own tokenizer puts there
         assert reply.input_ids == whole[: len(reply)]
+
+
+@pytest.mark.parametrize("form", ["legacy", "not legacy", "silent", "json", "json that prepends"])
+def test_pieces_of_sentencepiece_have_the_tokens_of_transformers(form: str, tmp_path: Path) -> None:
+    """Behind a special token stands no space, unless the folder asks for the old way."""
+    from transformers import AutoTokenizer
+
+    shutil.copy(MICRO / "llama" / "tokenizer.model", tmp_path)
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
+                              "unk_token": "<unk>", "chat_template": template}  # fmt: skip
+    config |= {"legacy": {"legacy": True, "not legacy": False}[form]} if "legacy" in form else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    folder, tokenizer = tmp_path, AutoTokenizer.from_pretrained(tmp_path)
+    if form.startswith("json"):
+        tokenizer.save_pretrained(folder := tmp_path / "fast")
+        if form != "json":
+            data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            blank = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+            steps = [{"type": "Prepend", "prepend": "▁"}, blank]
+            data |= {"normalizer": {"type": "Sequence", "normalizers": steps}, "pre_tokenizer": None}
+            (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+            saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            saved["tokenizer_class"] = "PreTrainedTokenizerFast"
+            (folder / "tokenizer_config.json").write_text(json.dumps(saved), encoding="utf-8")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": role, "content": text} for role, text in SAID]
+    expected = tokenizer.apply_chat_template(messages, return_dict=False)
+    ids, _ = layout_of(folder, format="chat").prompt(view_of(TALK, 5).request, 100_000)
+    assert ids == list(expected)
 
 
 def test_dates_stand_still_and_blocks_of_training_are_written(folder: Folders) -> None:
@@ -192,9 +225,9 @@ class Counting:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self.read = tokenizer, 0
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, behind: bool = False) -> list[int]:
         self.read += len(text)
-        return self._tokenizer.encode(text)  # type: ignore[no-any-return]
+        return self._tokenizer.encode(text, behind)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)

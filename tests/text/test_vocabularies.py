@@ -110,7 +110,7 @@ def test_templates_mean_their_special_tokens(
 ) -> None:
     tokenizer = tokenizers[name]
     assert tokenizer.split_special(template) == expected
-    plain = [tokenizer.encode(part) if isinstance(part, str) else [part] for part in expected]
+    plain = [tokenizer.encode(part, n > 0) if isinstance(part, str) else [part] for n, part in enumerate(expected)]
     assert tokenizer.special_ids(template) == [token for part in plain for token in part]
 
 

@@ -27,7 +27,8 @@ EARLIER: PromptFormat = "alpaca"
 GO_ON = "Go on."
 """Message of the user between two replies in a row, and before a reply that opens a conversation: chat templates want
 user and assistant in turns."""
-Known: TypeAlias = dict[str, list[int]]
+Known: TypeAlias = dict[tuple[str, bool], list[int]]
+"""Tokens of texts, by text and whether a special token stands before it."""
 _Message: TypeAlias = tuple[Role, str]
 
 _TASK = "Below is an instruction that describes a task"
@@ -145,9 +146,10 @@ class ChatPrompts(Prompts):
             if isinstance(piece, int):
                 ids.append(piece)
                 continue
-            if piece not in known:
-                known[piece] = self.tokenizer.encode(piece)
-            ids += known[piece]
+            key = piece, bool(ids)
+            if key not in known:
+                known[key] = self.tokenizer.encode(*key)
+            ids += known[key]
         return ids
 
     def cost(self, request: Request, line: int) -> int:

@@ -73,9 +73,14 @@ class M2ChatTokenizer:
         self.bos_id = roles.get("bos", self.eos_id)
         self.pad_id = roles.get("pad", roles.get("unk", self.eos_id))
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of plain text, without start or end; none of them is special."""
-        return self._vocabulary.encode(text)
+    def encode(self, text: str, behind: bool = False) -> list[int]:
+        """Tokens of plain text, without start or end; none of them is special.
+
+        Args:
+            text: Plain text.
+            behind: Whether it follows a special token of a chat template: then most tokenizers put no space in front.
+        """
+        return self._vocabulary.encode(text, behind)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens; special tokens are left out."""
@@ -106,7 +111,10 @@ class M2ChatTokenizer:
         For text of the folder's own templates, never for text of people or data: that is what `encode` is for.
         """
         parts = self.split_special(text)
-        return [token for part in parts for token in ([part] if isinstance(part, int) else self.encode(part))]
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self.encode(part, bool(ids))
+        return ids
 
     def __reduce__(self) -> tuple[type[M2ChatTokenizer], tuple[str]]:
         return type(self), (self.folder,)

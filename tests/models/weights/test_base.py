@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from m2chat.commands import main
 from m2chat.errors import UserError
 from m2chat.models import published
 from m2chat.models.build import load_language
@@ -135,6 +137,43 @@ def test_ambiguous_visual_blocks_are_refused(
     torch.save({"model": tensors, "config": config}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=message):
         open_adapter(tmp_path / "a.pth", "backbone.adapter", given.get("visual_heads"), given.get("visual_blocks"))
+
+
+def test_heads_can_be_given_to_the_commands(
+    official: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = official.adapter("bias")
+    tensors["clip_proj.weight"] = torch.zeros(40, 96)
+    torch.save({"model": tensors, "config": {}}, tmp_path / "a.pth")
+    assert open_adapter(tmp_path / "a.pth", "x").shape.visual_heads == 1
+    assert "40 wide, they are taken to have one: set backbone.visual_heads if that is wrong" in caplog.text
+    tensors["clip_proj.weight"] = torch.zeros(80, 96)
+    torch.save({"model": tensors, "config": {}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="does not state how many heads"):
+        open_adapter(tmp_path / "a.pth", "x")
+    arguments = ["weights", "convert", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors"), "--channel-order=rgb"]
+    assert main(arguments) == 2 and "--visual-heads" in capsys.readouterr().err
+    assert main([*arguments, "--visual-heads=4"]) == 0
+    assert open_adapter(tmp_path / "a.safetensors", "x").shape.visual_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("llama.layers.1.attention.wq.bias"), "missing.*layers.1.self_attn.q_proj.bias"),
+        (lambda state: state.pop("llama.layers.2.attention.gate"), "missing.*layers.2.self_attn.adapter_gate"),
+        (lambda state: state["llama.layers.1.attention.wo.bias"].fill_(float("nan")), "holds NaN .*layers.1.*wo.bias"),
+    ],
+)
+def test_an_adapter_with_a_gap_is_refused(
+    official: Any, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], Any], message: str
+) -> None:
+    official.write_meta(tmp_path)
+    tensors = {name: tensor.clone() for name, tensor in official.adapter("bias").items()}
+    change(tensors)
+    torch.save({"model": tensors, "config": {"visual_heads": 2}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=message):
+        language(tmp_path, tmp_path / "a.pth")
 
 
 def test_a_visual_encoder_of_another_width_than_clip_s(official: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from m2chat.commands.weights.kinds import Kind, kind_of
 from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
 from m2chat.models.visual_encoder import ClipTokens
-from m2chat.models.weights.clip import load_tower, local_clip_file, open_clip_tower
+from m2chat.models.weights.clip import clip_settings, load_tower, local_clip_file, open_clip_tower
 
 
 def folder_of(official: Any, path: Path) -> Path:
@@ -93,6 +93,10 @@ def test_a_folder_of_transformers_is_the_same_network(kind: str, tmp_path: Path)
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
     assert VisionInput.of(str(tmp_path)) == VisionInput(24, (0.5,) * 3, (0.25,) * 3)
     assert kind_of(tmp_path) is Kind.CLIP
+    # As LAION publishes them, with open_clip's description beside: the names of the tensors decide.
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": clip_settings(tmp_path, "x")}))
+    with torch.no_grad():
+        assert torch.equal(ClipTokens(load_tower(str(tmp_path), "x"))(pixels), ours)
 
 
 def test_folders_of_transformers_that_do_not_fit(tmp_path: Path) -> None:

@@ -259,6 +259,26 @@ def test_a_gguf_file_is_converted_first_and_said_so(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gguf_file_with_more_than_a_plain_llama_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf import GGUFWriter
+
+    import bases
+
+    made = network(400, kv_heads=2, tie_word_embeddings=True)
+    plain = bases._gguf_tensors
+    more = [("blk.0.attn_q.bias", torch.ones(made.config.hidden_size))]
+    monkeypatch.setattr(bases, "_gguf_tensors", lambda *given: [*plain(*given), *more])
+    write_gguf(made, fast_tokenizer(), tmp_path / "biased.gguf")
+    monkeypatch.setattr(bases, "_gguf_tensors", plain)
+    monkeypatch.setattr(GGUFWriter, "add_tokenizer_pre", lambda self, _: self.add_string("tokenizer.ggml.pre", "new"))
+    write_gguf(made, fast_tokenizer(), tmp_path / "cut.gguf")
+    for name, message in (("biased", "such as blk.0.attn_q.bias"), ("cut", "by the rules 'new' (tokenizer.ggml.pre)")):
+        assert main(["weights", "convert", str(tmp_path / f"{name}.gguf"), str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_gguf_needs_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

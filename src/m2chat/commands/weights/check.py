@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from m2chat.commands.weights.inspect import add_visual_heads
+
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the action."""
@@ -13,6 +15,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("source", type=Path, help="a file or folder of weights")
     parser.add_argument("--with", dest="language_model", type=Path, metavar="LLAMA", help="the LLaMA of an adapter")
+    add_visual_heads(parser)
     parser.add_argument("--no-hash", action="store_true", help="leave out the SHA-256, which reads every byte")
     parser.set_defaults(run=run)
 
@@ -32,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from m2chat.commands.weights.inspect import named, show
     from m2chat.models.weights.known import verify_file
 
-    findings = examine(options.source, options.language_model)
+    findings = examine(options.source, options.language_model, options.visual_heads)
     show(options.source, findings)
     for part, report in findings.reports.items():
         counts = {"used": report.used, "missing": report.missing, "unexpected": report.unexpected,

@@ -58,7 +58,11 @@ def llama(source: Path, target: Path) -> None:
 
 
 def adapter(
-    source: Path, target: Path, channel_order: Literal["rgb", "bgr"] | None, language_model: Path | None = None
+    source: Path,
+    target: Path,
+    channel_order: Literal["rgb", "bgr"] | None,
+    language_model: Path | None = None,
+    visual_heads: int | None = None,
 ) -> str:
     """An adapter file or training checkpoint to safetensors, marked with the channel order of its pictures.
 
@@ -67,6 +71,7 @@ def adapter(
         target: File to write.
         channel_order: Channel order of the pictures; None takes that of the file's mark.
         language_model: Language model for which it was made, to be named in the new file; None keeps the file's mark.
+        visual_heads: Heads of its visual blocks; None if the file states them, or is a published one.
 
     Returns:
         The channel order.
@@ -84,7 +89,7 @@ def adapter(
 
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: an adapter becomes one file; let its name end in .safetensors")
-    opened = open_adapter(source, "weights")
+    opened = open_adapter(source, "weights", visual_heads)
     base = opened.base
     if language_model is not None:
         llama_source = open_llama(language_model, "--with")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from m2chat.commands.weights.inspect import add_visual_heads
+
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the action."""
@@ -22,6 +24,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--with", dest="language_model", type=Path, metavar="LLAMA", help="mark of an adapter: its language model"
     )
+    add_visual_heads(parser)
     parser.add_argument("--config", type=Path, help="of a checkpoint that does not hold it: the run's config.yaml")
     parser.set_defaults(run=run)
 
@@ -44,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
         conversions.llama(source, target)
         print(f"{target}: set model.init_args.backbone.language_model to it")
     elif kind is Kind.ADAPTER:
-        order = conversions.adapter(source, target, options.channel_order, options.language_model)
+        order = conversions.adapter(source, target, options.channel_order, options.language_model, options.visual_heads)
         print(f"{target}: marked channel_order {order}; set model.init_args.backbone.adapter to it")
     elif kind is Kind.DIFFUSION and source.is_file():
         conversions.sdxl(source, target)

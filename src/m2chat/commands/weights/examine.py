@@ -43,22 +43,24 @@ class Inventory:
         return not self.foreign and not any(r.missing or r.unexpected or r.misshapen for r in self.reports.values())
 
 
-def examine(path: Path, language_model: Path | None = None) -> Inventory:
+def examine(path: Path, language_model: Path | None = None, visual_heads: int | None = None) -> Inventory:
     """Takes stock of files as they are: checksums are compared by `m2chat.models.weights.known.verify_file`.
 
     Args:
         path: A file or a folder.
         language_model: The LLaMA that an adapter is meant for.
+        visual_heads: Heads of an adapter's visual blocks, if its file does not state them.
 
     Raises:
         UserError: If it cannot be read, or is nothing that is known here.
     """
     with not_verified():
         kind = kind_of(path)
+        if kind is Kind.ADAPTER:
+            return _adapter(path, language_model, visual_heads)
         return {
             Kind.LLAMA: _llama,
             Kind.GGUF: _gguf,
-            Kind.ADAPTER: _adapter,
             Kind.CLIP: _clip,
             Kind.DIFFUSION: _diffusion,
             Kind.CHECKPOINT: _checkpoint,
@@ -132,13 +134,13 @@ def _gguf(path: Path, _: Path | None) -> Inventory:
     return findings
 
 
-def _adapter(path: Path, language_model: Path | None) -> Inventory:
+def _adapter(path: Path, language_model: Path | None, visual_heads: int | None) -> Inventory:
     from m2chat.models.weights.adapter import open_adapter
     from m2chat.models.weights.foreign import why_foreign
     from m2chat.models.weights.language import own_llama, reports, skeletons
     from m2chat.models.weights.llama import open_llama
 
-    adapter = open_adapter(path, "weights")
+    adapter = open_adapter(path, "weights", visual_heads)
     source = open_llama(language_model, "--with") if language_model else own_llama(adapter)
     plain, report, _ = reports(*skeletons(source, adapter), source, adapter, str(path))
     shape = adapter.shape

@@ -14,7 +14,18 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the action."""
     parser = actions.add_parser("inspect", help="say what a file or folder of weights is")
     parser.add_argument("source", type=Path, help="a file or folder of weights")
+    add_visual_heads(parser)
     parser.set_defaults(run=run)
+
+
+def add_visual_heads(parser: argparse.ArgumentParser) -> None:
+    """Adds what an adapter file may not state."""
+    parser.add_argument(
+        "--visual-heads",
+        type=int,
+        metavar="N",
+        help="heads of the visual blocks of an adapter file that does not state them and is none of the published ones",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -25,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     """
     from m2chat.commands.weights.examine import examine
 
-    show(options.source, examine(options.source))
+    show(options.source, examine(options.source, visual_heads=options.visual_heads))
 
 
 def show(source: Path, findings: Inventory) -> None:

@@ -36,8 +36,9 @@ _NEEDED = ("adapter_query.weight", "visual_query.weight", "clip_proj.weight", "v
 
 _HEADS = {768: 16, 96: 2}
 """Heads of the visual blocks by their width where neither file nor setting states them: of the published files, and of
-the micro adapter. Narrower ones than a head of either have one."""
+the micro adapter."""
 _NARROW = 48
+"""Width of a head of the published files and of the micro adapter; blocks that are no wider are taken to have one."""
 
 Variant = Literal["bias", "lora-bias", "caption"]
 
@@ -110,6 +111,8 @@ def open_adapter(
             f"{what}: {path} is not a LLaMA-Adapter V2 multimodal file: it lacks {', '.join(lost)}; expected is one "
             "such as BIAS-7B.pth, LORA-BIAS-7B.pth or CAPTION-7B.pth"
         )
+    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(f"{what}: {path} holds NaN or infinite numbers, in {broken[0]} for example: get it again")
     if not any(name.endswith("attention.gate") for name in state):
         _LOG.warning("%s: %s has no gates, so pictures will say nothing to the language model", what, path)
     order: Any = config.get("channel_order")
@@ -147,13 +150,20 @@ def _visual_heads(stated: Any, given: int | None, width: int, where: str) -> int
             f"{where} states {stated} heads of its visual blocks, and backbone.visual_heads is {given}: leave the "
             "setting out, or name another file"
         )
-    known = _HEADS.get(width, 1 if width <= _NARROW else None)
-    heads = stated if stated is not None else given if given is not None else known
+    heads = stated if stated is not None else given if given is not None else _HEADS.get(width)
+    if heads is None and width <= _NARROW:
+        _LOG.warning(
+            "%s does not state how many heads its visual blocks have; %d wide, they are taken to have one: set "
+            "backbone.visual_heads if that is wrong",
+            where,
+            width,
+        )
+        heads = 1
     if heads is None:
         choices = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and width // n >= 8)
         raise UserError(
             f"{where} has visual blocks {width} wide and does not state how many heads they have: set "
-            f"backbone.visual_heads to the number of its training ({choices})"
+            f"backbone.visual_heads (of `m2chat weights` --visual-heads) to the number of its training ({choices})"
         )
     return int(heads)
 

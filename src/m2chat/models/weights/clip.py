@@ -60,7 +60,9 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
     if Path(name).is_dir():
         settings = clip_settings(Path(name), what)
         state = read_folder(Path(name), what)
-        return _source(settings, state if is_open_clip(Path(name)) else named_for_open_clip(state, name), name)
+        # A folder may have both descriptions: the names tell whose weights were read.
+        theirs = not is_open_clip(Path(name)) or any(tensor.startswith("vision_model.") for tensor in state)
+        return _source(settings, named_for_open_clip(state, name) if theirs else state, name)
     if Path(name).is_file():
         state = read_tensors(Path(name), what)
         return _source(_settings_of(state, name, what), state, name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,15 @@ from m2chat.errors import UserError
 from m2chat.models.weights.llama import LlamaSource, clean_settings
 
 MAGIC = b"GGUF"
+_SPLITS = ("gpt-2", "smollm")
+"""Rules of byte-level tokenizers beside those of transformers' reader: GPT-2's, its default, and SmolLM's."""
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Llama 3.1's numbers (transformers' documentation of `rope_type="llama3"`)."""
+_TENSORS = re.compile(
+    r"(token_embd|output|output_norm|rope_freqs)\.weight"
+    r"|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_(norm|gate|up|down))\.weight"
+)
+"""Tensors of a plain LLaMA; transformers' reader drops others without a word."""
 
 
 def is_gguf(path: Path) -> bool:
@@ -51,6 +59,11 @@ def read_metadata(path: Path, what: str) -> tuple[dict[str, Any], Any]:
         raise UserError(f"{what}: {path} holds a {architecture!r} network; supported is 'llama'")
     if any(tensor.name.endswith("_exps.weight") for tensor in reader.tensors):
         raise UserError(f"{what}: {path} holds a mixture of experts; supported is a plain LLaMA")
+    if strange := [tensor.name for tensor in reader.tensors if not _TENSORS.fullmatch(tensor.name)]:
+        raise UserError(
+            f"{what}: {path} holds {len(strange)} tensors that a plain LLaMA has not, such as {strange[0]}: it would "
+            "compute something else without them. Supported is a LLaMA without biases in its attention and MLP"
+        )
     return metadata, reader
 
 
@@ -86,14 +99,22 @@ def save_tokenizer(path: Path, folder: Path, what: str) -> None:
     """
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     metadata, _ = read_metadata(path, what)
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise UserError(f"{what}: {path} has a tokenizer of kind {kind!r}; known are 'llama' and 'gpt2'")
+    split = metadata.get("tokenizer.ggml.pre", "default")
+    if kind == "gpt2" and split not in (*_SPLITS, *GGUF_PRE_TOKENIZER_SPLITS):
+        raise UserError(
+            f"{what}: {path} cuts text into words by the rules {split!r} (tokenizer.ggml.pre), which are not known "
+            "here, so its tokens would be others than in training: put the model's tokenizer.json beside its weights "
+            "and use the transformers folder instead of the GGUF file"
+        )
     with _damaged(path, what), _silent():
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
-    if metadata.get("tokenizer.ggml.pre") == "smollm":  # transformers' reader does not know that digits stand alone
+    if split == "smollm":  # transformers' reader does not know that digits stand alone
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )

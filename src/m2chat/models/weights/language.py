@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -104,6 +106,7 @@ def reports(
     base = {f"llama.{name}" for name in source.state}
     names = {f"llama.{name}" for name in llama.state_dict()}
     optional = {name for name in wanted if name.rsplit(".", 1)[-1] in _STARTS and name.startswith("llama.")} | base
+    optional -= _gaps(optional - base, ours.keys())
     added = {name for name in names if name.endswith(".extra")}
     shapes = {f"llama.{name}": tensor for name, tensor in llama.state_dict().items()}
     shapes |= {f"visual_query.{name}": tensor for name, tensor in visual_query.state_dict().items()}
@@ -123,6 +126,13 @@ def reports(
     norms = [f"llama.{name}" for name in llama.state_dict() if name.endswith("norm.weight")]
     plain.missing += sorted(name.removeprefix("llama.") for name in norms if name not in base | ours.keys())
     return plain, report, ours
+
+
+def _gaps(names: Set[str], given: Set[str]) -> set[str]:
+    """Names that are missing although the same tensor of another layer is given: such a file is not whole."""
+    of_kind = {name: re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in names}
+    there = {kind for name, kind in of_kind.items() if name in given}
+    return {name for name, kind in of_kind.items() if kind in there and name not in given}
 
 
 def assemble(
