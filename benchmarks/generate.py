@@ -52,11 +52,7 @@ def beside_diffusers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
     from diffusers import StableDiffusionXLPipeline
 
     decoder = pipe.model.decoder
-    theirs = StableDiffusionXLPipeline(
-        vae=decoder.vae, text_encoder=decoder.text_encoder, text_encoder_2=decoder.text_encoder_2,
-        tokenizer=None, tokenizer_2=None, unet=decoder.unet,
-        scheduler=type(decoder.scheduler).from_config(decoder.scheduler.config), add_watermarker=False,
-    )  # fmt: skip
+    theirs = StableDiffusionXLPipeline.from_pretrained(ROOT / "data/micro/sdxl").to(torch.float32)
     theirs.set_progress_bar_config(disable=True)
     ids, ids_2 = pipe.captions(list(PROMPTS[:batch]))
     sequence, pooled = decoder.encode_text(ids, ids_2)
