@@ -12,6 +12,7 @@ import torch
 from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
 from m2chat.models.generation import Decoding
+from m2chat.models.layouts import lay_out
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.models.memory import MemoryMode, fit_to_memory
@@ -56,6 +57,7 @@ class PipelineBase:
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the model to a device or a dtype, as `torch.nn.Module.to`."""
         self.model.to(*args, **kwargs)
+        lay_out(self.model)
         return self
 
     def fit_to_memory(self, mode: MemoryMode, device: torch.device | str = "cpu") -> Self:
@@ -69,6 +71,7 @@ class PipelineBase:
             UserError: If the mode is unknown, or needs torchao and that is not installed.
         """
         fit_to_memory(self.model, mode, device)
+        lay_out(self.model)
         return self
 
     @property
