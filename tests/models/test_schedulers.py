@@ -95,6 +95,8 @@ def test_the_timesteps_that_few_step_networks_learned(backbone: BackboneConfig, 
         ({"spacing": "linspace"}, r"backbone\.decoder\.spacing='linspace': choose one of leading, trailing"),
         ({"scheduler": "lcm", "spacing": "trailing"}, r"the scheduler 'lcm' has timesteps of its own"),
         ({"preset": "lcm-4", "spacing": "leading"}, r"the scheduler 'lcm' has timesteps of its own"),
+        ({"guidance_interval": [0.7, 0.2]}, r"backbone\.decoder\.guidance_interval=\[0\.7, 0\.2\]: give two shares"),
+        ({"guidance_interval": [0.0, float("nan")]}, r"guidance_interval=\[0\.0, nan\]: give two shares"),
     ],
 )
 def test_wrong_names(settings: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.models.refiner import steps_before
+from m2chat.models.schedulers import WHOLE, Interval
 
 
 @dataclass
@@ -36,9 +37,6 @@ class Denoising:
     estimate: Tensor
 
 
-Interval = tuple[float, float]
-WHOLE: Interval = (0.0, 1.0)
-"""The whole noise schedule."""
 OnStep = Callable[[Denoising], bool | None]
 """Called after every denoising step; may replace `Denoising.latents`; true ends the drawing where it stands."""
 

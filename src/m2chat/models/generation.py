@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from m2chat.models.decoding import ReplyCache
-from m2chat.models.llama_adapter import AdapterLlamaForCausalLM
 from m2chat.models.reading import ReadingModel
 
 DecodingLayout = Literal["free", "forced"]
@@ -186,6 +185,8 @@ class SequenceReader:
         pad: int = 0,
         layers: Sequence[int] = (),
     ) -> None:
+        from m2chat.models.llama_adapter import AdapterLlamaForCausalLM  # seconds, where no model has been built yet
+
         self.model, self.layers, self.device = model, tuple(layers), context_pixels.device
         longest = max(map(len, prompts))
         self._padding = [longest - len(prompt) for prompt in prompts]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
-from m2chat.models.denoising import WHOLE, Denoising, Interval, OnStep, denoise
-from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from m2chat.models.denoising import Denoising, OnStep, denoise
+from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS, Interval
 from m2chat.models.vae import decode, encode
 from m2chat.models.weights.diffusion import load_diffusion
 
@@ -192,7 +192,7 @@ class ImageDecoder(nn.Module):
         seeds: Sequence[int],
         steps: int = DEFAULT_STEPS,
         guidance: float = DEFAULT_GUIDANCE,
-        interval: Interval = WHOLE,
+        interval: Interval | None = None,
     ) -> Iterator[Denoising]:
         """Draws a step at a time; see `m2chat.models.denoising`.
 
@@ -205,11 +205,12 @@ class ImageDecoder(nn.Module):
             guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained. 1 or
                 less leaves it out.
             interval: Shares of the noise schedule, 0-1, between which guidance acts (arXiv:2404.07724): steps outside
-                it compute half as much.
+                it compute half as much. None takes that of the configuration.
 
         Returns:
             The state after every step.
         """
+        interval = self.config.interval if interval is None else interval
         return denoise(self, h_align, h_palign, time_ids, seeds, steps, guidance, interval)
 
     def sample(
@@ -221,7 +222,7 @@ class ImageDecoder(nn.Module):
         steps: int = DEFAULT_STEPS,
         guidance: float = DEFAULT_GUIDANCE,
         on_step: OnStep | None = None,
-        interval: Interval = WHOLE,
+        interval: Interval | None = None,
     ) -> Tensor:
         """Draws pictures; arguments as for `denoise`.
 

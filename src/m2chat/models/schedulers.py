@@ -5,10 +5,10 @@ Every scheduler named here draws the same picture as `StableDiffusionXLPipeline`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from m2chat.errors import UserError
 
@@ -39,6 +39,11 @@ DEFAULT_STEPS, DEFAULT_GUIDANCE = 25, 5.0
 """Steps and guidance without a preset."""
 
 
+Interval: TypeAlias = tuple[float, float]
+"""Two shares of the noise schedule, 0 (pure noise) to 1 (the picture), between which guidance acts."""
+WHOLE: Interval = (0.0, 1.0)
+
+
 @dataclass(frozen=True)
 class Preset:
     """Settings that belong together.
@@ -50,6 +55,7 @@ class Preset:
         spacing: Spacing of the timesteps; None leaves the scheduler's.
         learned: Number of timesteps, spread evenly, that a network of few steps was distilled on; None for a network
             that was trained on the whole schedule.
+        interval: Shares of the noise schedule between which guidance acts.
     """
 
     scheduler: str
@@ -57,6 +63,7 @@ class Preset:
     guidance: float
     spacing: Spacing | None = None
     learned: int | None = None
+    interval: Interval = WHOLE
 
 
 PRESETS = {
@@ -81,6 +88,20 @@ def one_of(value: str, choices: Mapping[str, Any] | tuple[str, ...], setting: st
     raise UserError(
         f"{setting}={value!r}: choose one of {', '.join(choices)}" + (f". Did you mean {meant[0]!r}?" if meant else "")
     )
+
+
+def checked_interval(value: Sequence[float], setting: str) -> Interval:
+    """An interval of guidance, if it is one.
+
+    Raises:
+        UserError: That names the setting, if these are not two shares, the smaller one first.
+    """
+    if len(value) != 2 or not 0 <= value[0] < value[1] <= 1:
+        raise UserError(
+            f"{setting}={list(value)}: give two shares of the noise schedule, 0 to 1, the smaller one first: [0, 0.7] "
+            "guides until 70 % of the noise schedule is done"
+        )
+    return float(value[0]), float(value[1])
 
 
 def scheduler_name(class_name: str, where: str) -> str:

@@ -16,7 +16,7 @@ from m2chat.models.layouts import lay_out
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.models.memory import MemoryMode, fit_to_memory
-from m2chat.models.schedulers import scheduler_name
+from m2chat.models.schedulers import Interval, checked_interval, scheduler_name
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.events import finish, in_turns
@@ -107,6 +107,7 @@ class PipelineBase:
         preview_every: int = 0,
         height: int | None = None,
         width: int | None = None,
+        guidance_interval: Interval | None = None,
     ) -> DrawSettings:
         """Settings of drawing, with the image decoder's values for what is None.
 
@@ -118,6 +119,7 @@ class PipelineBase:
             preview_every: Denoising steps between two previews; 0 for none.
             height: Height in pixels, in place of `size`.
             width: Width in pixels, in place of `size`.
+            guidance_interval: Two shares of the noise schedule, 0-1, between which guidance acts.
 
         Raises:
             UserError: If a number is out of its range, or a side is not one that VAE and UNet can draw.
@@ -126,7 +128,10 @@ class PipelineBase:
         steps = config.steps if steps is None else steps
         guidance = config.guidance if guidance is None else guidance
         side = self.image_size if size is None else size
-        return self._checked(DrawSettings(steps, guidance, seed, side, preview_every, height, width))
+        if guidance_interval is not None:
+            guidance_interval = checked_interval(guidance_interval, "guidance_interval")
+        draw = DrawSettings(steps, guidance, seed, side, preview_every, height, width, guidance_interval)
+        return self._checked(draw)
 
     def _checked(self, draw: DrawSettings) -> DrawSettings:
         """The settings, if their numbers are in range and VAE and UNet can draw the sides."""
