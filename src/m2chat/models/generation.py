@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from m2chat.models.decoding import ReplyCache
 from m2chat.models.reading import ReadingModel
@@ -228,21 +229,25 @@ class SequenceReader:
         return self._logits
 
     @torch.inference_mode()
-    def states(self, row: int, tokens: Sequence[int]) -> Tensor | None:
-        """Kept states of the beginning of a sequence, those that `ReadingModel.read` would compute.
+    def states(self, beginnings: Sequence[tuple[int, Sequence[int]]]) -> Tensor | None:
+        """Kept states of the beginnings of sequences, those that `ReadingModel.read` would compute.
 
         Args:
-            row: Index of the sequence.
-            tokens: Tokens with which the sequence must begin.
+            beginnings: Index of each sequence, and the tokens with which it must begin; T of them at most.
 
         Returns:
-            (layers, tokens, D), or None if none were kept, or the sequence begins otherwise.
+            Padded with zeros on the right, (B, T, D), or (L, B, T, D) of several layers; None if no states were kept,
+            or a sequence begins otherwise.
         """
-        if not self.layers or not isinstance(self._cache, ReplyCache) or self._rows[row][: len(tokens)] != list(tokens):
+        begin_so = all(self._rows[row][: len(tokens)] == list(tokens) for row, tokens in beginnings)
+        if not self.layers or not isinstance(self._cache, ReplyCache) or not begin_so:
             return None
         self.logits()
-        start = self._padding[row]
-        return torch.cat([part[:, row] for part in self._cache.states], 1)[:, start : start + len(tokens)]
+        whole = torch.cat(self._cache.states, 2)  # (L, all sequences, all tokens, D)
+        longest = max(len(tokens) for _, tokens in beginnings)
+        cut = [whole[:, row, self._padding[row] :][:, : len(tokens)] for row, tokens in beginnings]
+        states = torch.stack([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in cut], 1)
+        return states if len(self.layers) > 1 else states[0]
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from m2chat.errors import UserError
 from m2chat.models.denoising import Denoising, OnStep, size_ids
@@ -243,6 +242,23 @@ class Replier:
     ) -> Condition:
         """The image decoder's condition of each picture: as in training, from whole sequences, one row a picture.
 
+        Arguments as for `_computed_condition`.
+        """
+        condition = self._computed_condition(places, prompts, replies, inputs, reader)
+        if self.conditioner == "text_encoder":
+            condition.h_align, condition.h_palign = self._encoded_captions(places, inputs.batch)
+        return condition
+
+    def _computed_condition(
+        self,
+        places: list[Place],
+        prompts: list[list[int]],
+        replies: list[list[TokenSegment]],
+        inputs: ReplyInputs,
+        reader: SequenceReader | None,
+    ) -> Condition:
+        """The same from the language model's states of whole sequences.
+
         Args:
             places: Places of the pictures.
             prompts: Tokens of each prompt.
@@ -264,20 +280,15 @@ class Replier:
             return torch.tensor([value + [fill] * (longest - len(value)) for value in values], device=device)
 
         chosen = torch.tensor([i for i, _ in places], device=device)
-        kept: list[Tensor] = []
-        if reader is not None:
-            found = (reader.states(i, row.input_ids[:n]) for (i, _), row, n in zip(places, rows, lengths, strict=True))
-            kept = [states for states in found if states is not None]
-        if reader is not None and len(kept) == len(rows):
-            states = torch.stack([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in kept], 1)
-            states, f_img = states[0] if len(states) == 1 else states, reader.f_img[chosen]
+        read = [(i, row.input_ids[:length]) for (i, _), row, length in zip(places, rows, lengths, strict=True)]
+        states = None if reader is None else reader.states(read)
+        if reader is not None and states is not None:
+            f_img = reader.f_img[chosen]
         else:
             ids = padded("input_ids", self.layout.tokenizer.pad_id)
             states, f_img, _ = self.model.read(ids, inputs.context_pixels[chosen])
         spans = (padded(name, False) for name in ("answer", "caption", "image"))
         condition: Condition = self.model.m3adapter(states, *spans, f_img, inputs.has_context[chosen], self.use_image)
-        if self.conditioner == "text_encoder":
-            condition.h_align, condition.h_palign = self._encoded_captions(places, inputs.batch)
         return condition
 
     def _encoded_captions(self, places: list[Place], batch: Batch | None) -> tuple[Tensor, Tensor | None]:
