@@ -14,8 +14,8 @@ from m2chat.data.collate import Collator
 from m2chat.models.denoising import Denoising
 from m2chat.models.generation import TokenSegment, finished, stream_replies
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
-from m2chat.models.m3adapter import Condition
-from m2chat.pipeline import Replier
+from m2chat.models.m3adapter import Condition, M3Adapter
+from m2chat.pipeline import M2ChatPipeline, Replier
 from m2chat.pipeline.inputs import ReplyInputs
 from m2chat.pipeline.replier import drawn_places
 from m2chat.schema import Batch, Sample, Turn
@@ -100,15 +100,15 @@ def test_alone(
 def test_the_states_that_decoding_keeps_give_the_condition_of_a_second_pass(
     kind: Any,
     layers: list[int],
-    replier: Replier,
+    pipe: M2ChatPipeline,
     collator: Collator,
     items: dict[str, Item],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    adapter = replier.model.m3adapter
-    monkeypatch.setattr(adapter.config, "layers", layers)
-    monkeypatch.setattr(adapter, "layer_weights", None if len(layers) == 1 else torch.nn.Parameter(torch.zeros(2)))
-    monkeypatch.setattr(replier, "decoding", replace(replier.decoding, layout=kind, max_pictures=2, max_text_tokens=12))
+    monkeypatch.setattr(pipe.model.m3adapter.config, "layers", layers)
+    monkeypatch.setattr(M3Adapter, "mix_layers", lambda _, states: states.mean(0) if states.ndim == 4 else states)
+    replier = pipe.replier("force", max_images=2, max_new_tokens=24)
+    replier.decoding = replace(replier.decoding, layout=kind)
     inputs = ReplyInputs.of_batch(collator([items[name] for name in ("edit", "dialogue", "story", "text")]))
     start = replier._start(inputs.views, "nothing")
     reader, compared = replier._reader(start.prompts, inputs), 0
