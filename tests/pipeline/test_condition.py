@@ -17,7 +17,7 @@ from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.models.m3adapter import Condition, M3Adapter
 from m2chat.pipeline import M2ChatPipeline, Replier
 from m2chat.pipeline.inputs import ReplyInputs
-from m2chat.pipeline.replier import drawn_places
+from m2chat.pipeline.replier import Place, drawn_places
 from m2chat.schema import Batch, Sample, Turn
 from m2chat.text.view import segments_of
 
@@ -111,7 +111,8 @@ def test_the_states_that_decoding_keeps_give_the_condition_of_a_second_pass(
     replier.decoding = replace(replier.decoding, layout=kind)
     inputs = ReplyInputs.of_batch(collator([items[name] for name in ("edit", "dialogue", "story", "text")]))
     start = replier._start(inputs.views, "nothing")
-    reader, compared = replier._reader(start.prompts, inputs), 0
+    reader = replier._reader(start.prompts, inputs)
+    compared: set[Place] = set()
     reads: list[Tensor] = []
     read = replier.model.read
     monkeypatch.setattr(replier.model, "read", lambda *args: reads.append(args[0]) or read(*args))
@@ -119,15 +120,14 @@ def test_the_states_that_decoding_keeps_give_the_condition_of_a_second_pass(
     pixels, arguments = inputs.context_pixels, (replier.special, replier.decoding, None, reader)
     for replies in stream_replies(replier.model, start.prompts, pixels, *arguments):
         # A picture's condition is needed as soon as its slots are decided, before the model has read them.
-        drawn = [(i, k) for i, reply in enumerate(replies) for k in range(len(reply) - 1)] if kind == "free" else []
-        for place in drawn[compared:]:
+        drawn = {(i, k) for i, reply in enumerate(replies) for k in range(len(reply) - 1)}
+        for place in drawn - compared:
             assert_kept(replier, [place], start.prompts, replies, inputs, reader, reads)
-            compared += 1
+        compared |= drawn
     replies = [finished(reply) for reply in replies]
     places = drawn_places(replies)
-    assert len(places) > 1 and len({i for i, _ in places}) > 1 and compared <= len(places)
+    assert len({i for i, _ in places}) > 1 and (kind == "forced" or compared & set(places))
     assert_kept(replier, places, start.prompts, replies, inputs, reader, reads)
-    assert kind == "forced" or compared > 1
 
 
 def assert_kept(replier: Replier, *arguments: Any) -> None:

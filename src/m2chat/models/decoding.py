@@ -103,14 +103,14 @@ class ReplyCache:
         stretched = llama.model.rotary_emb.rope_type in _STRETCHED
         return not stretched and not any(layer._forward_pre_hooks for layer in layers)
 
-    def advance(self, ids: Tensor, mask: Tensor, positions: Tensor, visual_query: Tensor) -> Tensor:
+    def advance(self, ids: Tensor, mask: Tensor, positions: Tensor, visual_query: Tensor | None) -> Tensor:
         """Reads new tokens.
 
         Args:
             ids: (B, T).
             mask: True at real tokens, those so far included, (B, n).
             positions: (B, T).
-            visual_query: (B, K, D); the same in every pass.
+            visual_query: (B, K, D), the same in every pass; None switches the prompts off.
 
         Returns:
             The state of the last token, from which the next one is predicted, (B, 1, D).
@@ -119,7 +119,7 @@ class ReplyCache:
         x: Tensor = model.embed_tokens(ids)
         if not self._prompts:
             self._is_padded = not bool(mask.all())
-            self._prompts = [_prompts(layer.self_attn, visual_query.to(x.dtype)) for layer in layers]
+            self._prompts = [_prompts(layer.self_attn, visual_query) for layer in layers]
         start, self.length = self.length, self.length + ids.shape[1]
         if self.length > self.room:
             self._grow(x)
@@ -192,11 +192,11 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def _prompts(attention: Any, visual_query: Tensor) -> tuple[Tensor, Tensor] | None:
+def _prompts(attention: Any, visual_query: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """Keys of a layer's prompts, and their values times the gate, (B, H, K, d); None if it has none."""
-    if attention.adapter_query is None:
+    if attention.adapter_query is None or visual_query is None:
         return None
-    prompts = attention.adapter_query + visual_query
+    prompts = attention.adapter_query + visual_query.to(attention.adapter_query.dtype)
     shape = (*prompts.shape[:2], -1, attention.head_dim)
     key, value = (
         layer.base(prompts).view(shape).transpose(1, 2).repeat_interleave(attention.num_key_value_groups, 1)

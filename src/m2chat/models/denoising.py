@@ -149,7 +149,8 @@ def denoise(
             acts = guided and interval[0] <= 1 - float(timestep) / whole <= interval[1]
             predicted = stage.unet(scaled, fixed=stage.condition, index=index, guided=acts)
             if acts:
-                predicted = torch.lerp(*predicted.chunk(2), guidance)
+                negative, positive = predicted.chunk(2)
+                predicted = negative + guidance * (positive - negative)
             output = scheduler.step(predicted, timestep, latents, **random)
             estimate = getattr(output, "pred_original_sample", None)
             number += 1

@@ -297,6 +297,7 @@ class AdapterLlamaForCausalLM(LlamaForCausalLM):
             kwargs: Passed on.
         """
         if isinstance(cache, ReplyCache):
+            assert input_ids is not None and attention_mask is not None and position_ids is not None
             last = cache.advance(input_ids, attention_mask, position_ids, visual_query)
             return CausalLMOutputWithPast(logits=self.lm_head(last), cache=cache)
         return super().forward(
