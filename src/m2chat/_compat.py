@@ -1,7 +1,7 @@
 """Cures for two ailments of libraries: a torchvision that cannot load, and a torchmetrics that loads too much.
 
-CPU builds of torch may stand beside a torchvision built for CUDA. Such a torchvision cannot load its operators, and then
-its import (so that of open_clip, lightning and torchmetrics too) raises "operator torchvision::nms does not exist".
+CPU builds of torch may stand beside a torchvision built for CUDA. Such a torchvision cannot load its operators, and
+then its import (so that of open_clip, lightning and torchmetrics too) raises "operator torchvision::nms does not exist".
 Nothing here uses those operators; declaring their schemas lets the import pass.
 """
 

@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(", ".join(f"{name} {version(name)}" for name in ("m2chat", "torch", "lightning")))
         return 0
-    if any(
-        argument in ("-h", "--help") or argument.startswith(("--help=", "--print_config")) for argument in arguments
-    ):
+    if any(argument.startswith(("-h", "--help", "--print_config")) for argument in arguments):  # nothing is computed
         from m2chat._compat import quick_torchmetrics
 
         quick_torchmetrics()
