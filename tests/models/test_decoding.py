@@ -106,3 +106,18 @@ def test_where_layers_are_gathered_for_their_call_they_are_called() -> None:
     assert not ReplyCache.fits(model)
     stretched = random_llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
     assert not ReplyCache.fits(stretched)
+
+
+@torch.inference_mode()
+def test_decoding_in_mixed_precision() -> None:
+    model, ids, seen = random_llama(num_key_value_heads=2), torch.arange(1, 11)[None], torch.randn(1, 3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = model(ids, visual_query=seen).logits[:, -1]
+        cache = ReplyCache(model)
+        for end in (8, 9, 10):
+            new = slice(0 if end == 8 else end - 1, end)
+            output = model(
+                input_ids=ids[:, new], attention_mask=torch.ones(1, end), position_ids=torch.arange(end)[None, new],
+                cache=cache, visual_query=seen,
+            )  # fmt: skip
+    torch.testing.assert_close(output.logits[:, -1].float(), wanted.float(), atol=0.05 * float(wanted.std()), rtol=0.05)

@@ -148,7 +148,7 @@ class ReplyCache:
         heads = self._qkv[number](x).view(batch, length, -1, width).transpose(1, 2)
         turned, value = heads[:, :-shared], heads[:, -shared:]
         cos, sin = rotation
-        turned = torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin)
+        turned = turned * cos + turned.roll(width // 2, -1) * sin
         query, key = turned[:, :-shared], turned[:, -shared:]
         cache = self._keys[number]
         cache[0, :, :, start : self.length] = key
