@@ -173,9 +173,8 @@ class _Step:
         if linear:
             y = attention.proj_out(y)
         y = y.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
-        if not linear:
-            y = attention.proj_out(y)
-        return x + y
+        output: Tensor = x + (y if linear else attention.proj_out(y))
+        return output
 
     def transform(self, block: Any, x: Tensor) -> Tensor:
         """`BasicTransformerBlock`, (R, h * w, channels)."""
@@ -199,7 +198,8 @@ def _pairs(block: Any) -> list[tuple[Any, Any]]:
 
 def _heads(attention: Any, x: Tensor) -> Tensor:
     """(R, tokens, heads * width) to (R, heads, tokens, width)."""
-    return x.view(*x.shape[:2], attention.heads, -1).transpose(1, 2)
+    heads: Tensor = x.view(*x.shape[:2], attention.heads, -1).transpose(1, 2)
+    return heads
 
 
 def _attention(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
