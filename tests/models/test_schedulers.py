@@ -58,7 +58,8 @@ def test_a_preset_is_a_scheduler_with_its_numbers(
     assert (config.steps, config.guidance) == (preset.steps, preset.guidance)
     # The noise of training stays that of the folder.
     assert decoder.noiser.config.rescale_betas_zero_snr and decoder.noiser.config.prediction_type == "v_prediction"
-    ours = decoder.sample(*encoded, SIZE, [11, 12], config.steps, config.guidance)
+    assert config.interval == preset.interval
+    ours = decoder.sample(*encoded, SIZE, [11, 12], config.steps, config.guidance, interval=(0.0, 1.0))
     theirs = drawn(
         config.steps, config.guidance, scheduler=type(decoder.scheduler).from_config(decoder.scheduler.config)
     )
