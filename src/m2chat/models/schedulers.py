@@ -73,8 +73,8 @@ PRESETS = {
     "fast": Preset("dpmpp_2m", 12, 5.0, "trailing", interval=(0.0, 0.7)),
 }
 """``turbo``: SDXL-Turbo (arXiv:2311.17042); ``lightning-4``: SDXL-Lightning's four-step files (arXiv:2402.13929);
-``lcm-4``: an LCM-LoRA (arXiv:2311.05556); ``fast``: any SDXL in half of the steps, guided until 70 % of the noise schedule
-is done (docs/performance.md)."""
+``lcm-4``: an LCM-LoRA (arXiv:2311.05556); ``fast``: any SDXL in half of the steps, guided until 70 % of the noise
+schedule is done (docs/performance.md)."""
 
 
 def one_of(value: str, choices: Mapping[str, Any] | tuple[str, ...], setting: str) -> str:
