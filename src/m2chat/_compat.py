@@ -111,7 +111,7 @@ def quick_torchmetrics() -> None:
             cache.message = "left out for a quick start"
         check(cache)
 
-    RequirementCache._check_available = quick_check  # type: ignore[method-assign]
+    RequirementCache._check_available = quick_check  # type: ignore[assignment,method-assign]
     try:
         import torchmetrics  # noqa: F401
     finally:

@@ -155,8 +155,8 @@ class _Step:
         """`ResnetBlock2D`, (R, channels, h, w)."""
         y = block.conv1(F.silu(block.norm1(x), inplace=True)) + self.shifts[block]
         y = block.conv2(F.silu(block.norm2(y), inplace=True))
-        shortcut: Tensor = x if block.conv_shortcut is None else block.conv_shortcut(x)
-        return shortcut + y
+        output: Tensor = y + (x if block.conv_shortcut is None else block.conv_shortcut(x))
+        return output
 
     def attend(self, attention: Any, x: Tensor) -> Tensor:
         """`Transformer2DModel`, (R, channels, h, w); None passes on."""
