@@ -143,7 +143,7 @@ class _Step:
 
     Args:
         shifts: Shift of each residual block, (R, channels, 1, 1).
-        attended: Keys and values of each cross-attention.
+        attended: Keys and values of each cross-attention, of the positive condition.
         negative: Number of the rows with the negative condition, which come first.
     """
 
@@ -182,9 +182,11 @@ class _Step:
         y = block.norm1(x)
         query, key, value = (_heads(own, layer(y)) for layer in (own.to_q, own.to_k, own.to_v))
         x = x + _attention(own, query, key, value)
-        negative, positive = x[: self.negative], x[self.negative :]
-        positive = positive + _attention(cross, _heads(cross, cross.to_q(block.norm2(positive))), *self.attended[block])
-        x = torch.cat([negative + cross.to_out[0].bias, positive]) if self.negative else positive
+        positive = x[self.negative :]
+        query = _heads(cross, cross.to_q(block.norm2(positive)))
+        positive += _attention(cross, query, *self.attended[block])
+        if self.negative:
+            x[: self.negative] += cross.to_out[0].bias
         y, gate = feed_forward[0].proj(block.norm3(x)).chunk(2, -1)
         output: Tensor = feed_forward[2](F.gelu(gate) * y)
         return x + output
