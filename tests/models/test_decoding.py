@@ -64,7 +64,6 @@ def test_decoding_equals_a_whole_pass(settings: dict[str, Any], is_laid_out: boo
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     for rows in ([0, 1], [0]):  # with padding and without
         cache, end, logits = ReplyCache(model, LAYERS), 0, []
-        assert (cache._qkv[0].weight is not None) == (is_laid_out and "lora_rank" not in settings)
         for length in PARTS:
             end += length
             new = slice(end - length, end)
@@ -73,6 +72,7 @@ def test_decoding_equals_a_whole_pass(settings: dict[str, Any], is_laid_out: boo
                 cache=cache, use_cache=True, visual_query=seen[rows], logits_to_keep=1,
             )  # fmt: skip
             logits.append(output.logits)
+        assert (cache._qkv[0].weight is not None) == (is_laid_out and "lora_rank" not in settings)
         states = torch.cat(cache.states, 2)
         last = torch.tensor(PARTS).cumsum(0) - 1
         for row in rows:
@@ -121,3 +121,20 @@ def test_decoding_in_mixed_precision() -> None:
                 cache=cache, visual_query=seen,
             )  # fmt: skip
     torch.testing.assert_close(output.logits[:, -1].float(), wanted.float(), atol=0.05 * float(wanted.std()), rtol=0.05)
+
+
+@torch.inference_mode()
+def test_weights_may_move_until_the_model_is_called() -> None:
+    model, ids, seen = random_llama(), torch.arange(1, 11)[None], torch.randn(1, 3, 32)
+    side_by_side(model)
+    wanted, cache = model(ids, visual_query=seen).logits[:, -1], ReplyCache(model)
+
+    def move(*_: object) -> None:  # as `Offload` does to a language model that is called
+        for parameter in model.parameters():
+            before, parameter.data = parameter.data, parameter.data.clone()
+            before.fill_(torch.nan)
+
+    model.register_forward_pre_hook(move)
+    mask, positions = torch.ones(1, 10), torch.arange(10)[None]
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, visual_query=seen)
+    torch.testing.assert_close(output.logits[:, -1], wanted, atol=1e-5, rtol=1e-5)

@@ -91,10 +91,8 @@ class ReplyCache:
         self._keys: list[Tensor] = []
         self._prompts: list[tuple[Tensor, Tensor] | None] = []
         self._is_padded = False
-        self._qkv = [
-            _Maps([getattr(layer.self_attn, f"{name}_proj") for name in "qkv"]) for layer in llama.model.layers
-        ]
-        self._gate_up = [_Maps([layer.mlp.gate_proj, layer.mlp.up_proj]) for layer in llama.model.layers]
+        self._qkv: list[_Maps] = []
+        self._gate_up: list[_Maps] = []
 
     @staticmethod
     def fits(llama: Any) -> bool:
@@ -119,7 +117,10 @@ class ReplyCache:
         x: Tensor = model.embed_tokens(ids)
         if not self._prompts:
             self._is_padded = not bool(mask.all())
+            # Not before: a language model that takes turns on the device is there only now.
             self._prompts = [_prompts(layer.self_attn, visual_query) for layer in layers]
+            self._qkv = [_Maps([getattr(layer.self_attn, f"{name}_proj") for name in "qkv"]) for layer in layers]
+            self._gate_up = [_Maps([layer.mlp.gate_proj, layer.mlp.up_proj]) for layer in layers]
         start, self.length = self.length, self.length + ids.shape[1]
         if self.length > self.room:
             self._grow(x)
