@@ -1,4 +1,4 @@
-"""Cures for two ailments of libraries: a torchvision that cannot load, and imports of far more than is used.
+"""Cures for two ailments of libraries: a torchvision that cannot load, and a torchmetrics that loads too much.
 
 CPU builds of torch may stand beside a torchvision built for CUDA. Such a torchvision cannot load its operators, and
 then its import (so that of open_clip, lightning and torchmetrics too) raises "operator torchvision::nms does not
@@ -8,40 +8,12 @@ exist". Nothing here uses those operators; declaring their schemas lets the impo
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 _LIBRARIES: list[object] = []  # a torch.library.Library undeclares its operators when it is garbage collected
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """While torchvision is imported, torch's compiler is not: two seconds for one function of `torchvision.ops`.
-
-    A stand-in imports it at its first call.
-    """
-    names = ("torch._dynamo", "torch._dynamo.utils")
-    if names[0] in sys.modules:
-        yield
-        return
-    package, utils = (ModuleType(name) for name in names)
-
-    def is_compile_supported(device_type: str) -> bool:
-        return bool(import_module(names[1]).is_compile_supported(device_type))
-
-    utils.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
-    stand_ins = dict(zip(names, (package, utils), strict=True))
-    sys.modules.update(stand_ins)
-    try:
-        yield
-    finally:
-        for name, module in stand_ins.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
 
 
 class _TolerantLoader(Loader):
@@ -54,22 +26,20 @@ class _TolerantLoader(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        import torch
-
         try:
-            with _without_compiler():
-                self.loader.exec_module(module)
+            self.loader.exec_module(module)
         except RuntimeError as error:
             if "torchvision::nms" not in str(error):
                 raise
+            import torch
+
             for name in [name for name in sys.modules if name.startswith("torchvision.")]:
                 del sys.modules[name]
             library = torch.library.Library("torchvision", "DEF")
             library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _LIBRARIES.append(library)
-            with _without_compiler():
-                self.loader.exec_module(module)
+            self.loader.exec_module(module)
 
 
 class _Finder(MetaPathFinder):
