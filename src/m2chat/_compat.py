@@ -66,8 +66,8 @@ def ensure_torchvision() -> None:
 def quick_torchmetrics() -> None:
     """Imports torchmetrics as if optional packages were missing that it loads whole, for metrics that we do not use.
 
-    They take two thirds of the time of lightning's import. Only for processes that compute nothing, such as ``--help``:
-    in this one torchmetrics' plots, BERTScore and the like stay out of reach.
+    Only for processes that compute nothing, such as ``--help``, which is a fifth faster so: in this one torchmetrics'
+    plots, BERTScore and the like stay out of reach.
     """
     if "torchmetrics" in sys.modules:
         return
