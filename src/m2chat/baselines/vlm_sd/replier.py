@@ -42,6 +42,10 @@ class PromptReplier(Replier):
         super().__init__(model, layout, decoding, draw)  # type: ignore[arg-type]  # no M³Adapter is asked for
         self.prompt: PromptSource = prompt
 
+    def _reader(self, prompts: list[list[int]], inputs: ReplyInputs) -> SequenceReader:
+        """A reader that keeps no states: pictures depend on words alone."""
+        return SequenceReader(self.model, prompts, inputs.context_pixels, self.special.pad)
+
     def _draw(
         self,
         prompts: list[list[int]],
