@@ -136,7 +136,9 @@ class BlankDecoder(ImageDecoder):
     """
 
     def __init__(self, folder: str | Path, config: DecoderConfig | None = None) -> None:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, schedulers
+        from diffusers import AutoencoderKL, DDPMScheduler, schedulers
+
+        from m2chat.models.drawing_unet import UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         nn.Module.__init__(self)
