@@ -137,9 +137,9 @@ class BlankDecoder(ImageDecoder):
 
     def __init__(self, folder: str | Path, config: DecoderConfig | None = None) -> None:
         from diffusers import AutoencoderKL, DDPMScheduler, schedulers
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         from m2chat.models.drawing_unet import UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         nn.Module.__init__(self)
         self.config, self.preview_vae, self.refiner = config or DecoderConfig(), None, None
