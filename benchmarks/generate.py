@@ -1,8 +1,8 @@
-"""Drawing beside diffusers, decoding beside transformers, and how long a user waits.
+"""Drawing beside diffusers, decoding beside transformers, a reply beside both, and how long a user waits.
 
 To run again, from the folder of the project (some five minutes of one core):
 
-    OMP_NUM_THREADS=1 python benchmarks/generate.py [image] [text] [wait]
+    OMP_NUM_THREADS=1 python benchmarks/generate.py [image] [text] [reply] [wait]
 
 It writes ``benchmarks/results/generate.json``. Both sides run the same weights in the same process, in turn; that they
 give the same is asserted first. The micro model is small: much of this is what a call costs beside its arithmetic.
@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,8 +23,9 @@ from typing import Any
 from timing import chosen_parts, compare
 
 if __name__ == "__main__":  # before what takes seconds to import
-    CHOSEN = chosen_parts(__doc__, ("image", "text", "wait"))
+    CHOSEN = chosen_parts(__doc__, ("image", "text", "reply", "wait"))
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +37,9 @@ ensure_torchvision()
 
 from m2chat.models.generation import Decoding, stream_replies  # noqa: E402
 from m2chat.pipeline import Drawn, M2ChatPipeline, Words  # noqa: E402
-from m2chat.pipeline.inputs import vision_pixels  # noqa: E402
+from m2chat.pipeline.drawing import noise_seed  # noqa: E402
+from m2chat.pipeline.inputs import vision_pixels, waiting  # noqa: E402
+from m2chat.schema import Conversation, Turn  # noqa: E402
 from m2chat.text import Request  # noqa: E402
 
 STEPS, GUIDANCE = 25, 5.0
@@ -47,37 +51,39 @@ PROMPTS = (
 )
 
 
-def beside_diffusers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
-    """Drawing from a given condition: our loop and `StableDiffusionXLPipeline`."""
+def diffusers_pipeline() -> Any:
+    """`StableDiffusionXLPipeline` as a user of diffusers loads the same weights."""
     from diffusers import StableDiffusionXLPipeline
 
-    decoder = pipe.model.decoder
-    theirs = StableDiffusionXLPipeline(
-        vae=decoder.vae, text_encoder=decoder.text_encoder, text_encoder_2=decoder.text_encoder_2,
-        tokenizer=None, tokenizer_2=None, unet=decoder.unet,
-        scheduler=type(decoder.scheduler).from_config(decoder.scheduler.config), add_watermarker=False,
-    )  # fmt: skip
-    theirs.set_progress_bar_config(disable=True)
+    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(ROOT / "data/micro/sdxl", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn_by(theirs: Any, sequence: torch.Tensor, pooled: torch.Tensor, seeds: Sequence[int], side: int) -> Any:
+    """Pictures of diffusers' pipeline from given conditions, (B, 3, H, W) in [0, 1]."""
+    shape = (theirs.unet.config.in_channels, side // theirs.vae_scale_factor, side // theirs.vae_scale_factor)
+    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return theirs(
+        prompt_embeds=sequence, pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=torch.zeros_like(sequence), negative_pooled_prompt_embeds=torch.zeros_like(pooled),
+        latents=noise, height=side, width=side, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="pt",
+    ).images  # fmt: skip
+
+
+def beside_diffusers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
+    """Drawing from a given condition: our loop and `StableDiffusionXLPipeline`."""
+    decoder, theirs = pipe.model.decoder, diffusers_pipeline()
     ids, ids_2 = pipe.captions(list(PROMPTS[:batch]))
     sequence, pooled = decoder.encode_text(ids, ids_2)
+    assert pooled is not None
     side, seeds = pipe.image_size, list(range(batch))
     time_ids = torch.tensor([[side, side, 0, 0, side, side]] * batch, dtype=torch.float32)
-    shape = (decoder.unet.config.in_channels, side // decoder.vae_factor, side // decoder.vae_factor)
-    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def our_pictures() -> torch.Tensor:
         return (decoder.sample(sequence, pooled, time_ids, seeds, STEPS, GUIDANCE) + 1) / 2
 
-    def their_pictures() -> torch.Tensor:
-        pictures: torch.Tensor = theirs(
-            prompt_embeds=sequence, pooled_prompt_embeds=pooled,
-            negative_prompt_embeds=torch.zeros_like(sequence), negative_pooled_prompt_embeds=torch.zeros_like(pooled),
-            latents=noise.clone(), height=side, width=side, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
-            output_type="pt",
-        ).images  # fmt: skip
-        return pictures
-
-    difference = float((our_pictures() - their_pictures()).abs().max())
+    difference = float((our_pictures() - drawn_by(theirs, sequence, pooled, seeds, side)).abs().max())
     assert difference < 1e-4, f"the pictures differ by {difference}"
 
     def ours() -> int:
@@ -85,10 +91,24 @@ def beside_diffusers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
         return batch
 
     def diffusers() -> int:
-        their_pictures()
+        drawn_by(theirs, sequence, pooled, seeds, side)
         return batch
 
     return {"steps": STEPS, "max_difference": difference, **compare(ours, diffusers)}
+
+
+def generated(pipe: M2ChatPipeline, prompts: Sequence[Sequence[int]], query: torch.Tensor) -> list[list[int]]:
+    """Greedy tokens of transformers' `generate` up to the first image token or the end."""
+    tokens, longest = pipe.layout.tokenizer, max(map(len, prompts))
+    ids = torch.tensor([[tokens.pad_id] * (longest - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    out = pipe.model.llama.generate(
+        ids, attention_mask=mask, visual_query=query, do_sample=False, max_new_tokens=64,
+        eos_token_id=[tokens.eos_id, tokens.img_id], pad_token_id=tokens.pad_id,
+    )  # fmt: skip
+    ends = {tokens.eos_id, tokens.img_id}
+    rows = [row[longest:] for row in out.tolist()]
+    return [row[: next((k for k, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 
 def beside_transformers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
@@ -97,9 +117,6 @@ def beside_transformers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
     replier = pipe.replier()
     pixels = vision_pixels([None] * batch, pipe.vision, pipe.device)
     prompts = [pipe.layout.prompt(Request(text), 200)[0] for text in PROMPTS[:batch]]
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[tokens.pad_id] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
 
     def our_tokens() -> list[list[int]]:
         segments: list[Any] = []
@@ -110,14 +127,7 @@ def beside_transformers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
         return [[*own[0].answer, tokens.ic_id, *(own[0].caption or [])] for own in segments]
 
     def their_tokens() -> list[list[int]]:
-        query = model.visual_query(model.clip(pixels))
-        out = model.llama.generate(
-            ids, attention_mask=mask, visual_query=query, do_sample=False, max_new_tokens=64,
-            eos_token_id=[tokens.eos_id, tokens.img_id], pad_token_id=tokens.pad_id,
-        )  # fmt: skip
-        ends = {tokens.eos_id, tokens.img_id}
-        rows = [row[longest:] for row in out.tolist()]
-        return [row[: next((k for k, token in enumerate(row) if token in ends), len(row))] for row in rows]
+        return generated(pipe, prompts, model.visual_query(model.clip(pixels)))
 
     first, second = our_tokens(), their_tokens()
     assert first == second, f"the tokens differ: {first} {second}"
@@ -134,14 +144,55 @@ def beside_transformers(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
     return {"tokens": count, **compare(ours, transformers)}
 
 
-def waiting(pipe: M2ChatPipeline, rounds: int = 7) -> dict[str, Any]:
+def beside_both(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
+    """A whole reply with one picture, and `generate`, a second pass over the sequence, and diffusers' pipeline."""
+    tokens, model, theirs = pipe.layout.tokenizer, pipe.model, diffusers_pipeline()
+    talks = [Conversation(f"{k}", (Turn("user", (text,)),)) for k, text in enumerate(PROMPTS[:batch])]
+    inputs = waiting(talks, pipe.vision, pipe.device)
+    replier = pipe.replier("force", 1, pipe.draw_settings(STEPS, GUIDANCE))
+    seeds = [noise_seed(0, f"{name}/0") for name in inputs.names]
+
+    def our_pictures() -> Any:
+        return np.stack([reply.images[0] for reply in replier.reply(inputs, seeds=[0] * batch)[0]])  # type: ignore[arg-type]
+
+    def their_pictures() -> Any:
+        prompts = replier._start(inputs.views, "nothing").prompts
+        f_img = model.clip(inputs.context_pixels)
+        query = model.visual_query(f_img)
+        rows = []
+        for prompt, row in zip(prompts, generated(pipe, prompts, query), strict=True):
+            split = row.index(tokens.ic_id)
+            rows.append(pipe.layout.assemble(prompt, [row[:split]], [row[split + 1 :]], 0))
+        longest = max(len(row.input_ids) for row in rows)
+        ids, *spans = (
+            torch.tensor([getattr(row, name) + [0] * (longest - len(row.input_ids)) for row in rows])
+            for name in ("input_ids", "answer", "caption", "image")
+        )
+        states = model.llama.model(ids, visual_query=query).last_hidden_state
+        condition = model.m3adapter(states, *(span.bool() for span in spans), f_img, inputs.has_context)
+        pixels = drawn_by(theirs, condition.h_align, condition.h_palign, seeds, pipe.image_size)
+        return (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+    difference = int(np.abs(our_pictures().astype(int) - their_pictures().astype(int)).max())
+    assert difference <= 1, f"the pictures differ by {difference} of 255"
+
+    def ours() -> int:
+        our_pictures()
+        return batch
+
+    def both() -> int:
+        their_pictures()
+        return batch
+
+    return {"steps": STEPS, "max_difference_of_255": difference, **compare(ours, both)}
+
+
+def waits(pipe: M2ChatPipeline, rounds: int = 7) -> dict[str, Any]:
     """What a user waits for: the first words of a reply, and a picture from its first denoising step to its last.
 
     The first words come from a request whose reply begins with words; with a picture shown, which must be described
     first.
     """
-    import numpy as np
-
     picture = np.full((64, 64, 3), 200, np.uint8)
     words, pictures, cpu_words, cpu_pictures = [], [], [], []
     for number in range(rounds + 1):
@@ -186,8 +237,10 @@ def main(parts: list[str]) -> None:
                 result["image"] = {f"batch {n}": beside_diffusers(pipe, n) for n in (1, 4)}
             elif what == "text":
                 result["text"] = {f"batch {n}": beside_transformers(pipe, n) for n in (1, 4)}
+            elif what == "reply":
+                result["reply"] = {f"batch {n}": beside_both(pipe, n) for n in (1, 4)}
             else:
-                result["wait"] = waiting(pipe)
+                result["wait"] = waits(pipe)
             print(json.dumps({what: result[what]}, indent=1))
             path.write_text(json.dumps(result, indent=1) + "\n")
 

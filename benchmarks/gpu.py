@@ -56,6 +56,8 @@ ensure_torchvision()
 
 from m2chat.models.blank import blank_m2chat  # noqa: E402
 from m2chat.models.config import BackboneConfig, M3AdapterConfig  # noqa: E402
+from m2chat.models.decoding import ReplyCache  # noqa: E402
+from m2chat.models.layouts import lay_out  # noqa: E402
 from m2chat.models.m2chat import FrozenFeatures, M2ChatModel  # noqa: E402
 from m2chat.models.memory import lower_parameters  # noqa: E402
 from m2chat.models.trainable import Stage, set_trainable, trainable_names  # noqa: E402
@@ -265,12 +267,14 @@ class Bench:
         visual_query = model.visual_query(model.clip(batch.context_pixels))
 
         def decode() -> None:
-            ids, cache = batch.input_ids, None
+            ids, cache, start = batch.input_ids, ReplyCache(model.llama), 0
             for _ in range(words):
+                end = start + ids.shape[1]
                 output = model.llama(
-                    input_ids=ids, cache=cache, use_cache=True, visual_query=visual_query, logits_to_keep=1
-                )
-                cache, ids = output.cache, output.logits[:, -1].argmax(-1, keepdim=True)
+                    input_ids=ids, attention_mask=ids.new_ones(1, end), visual_query=visual_query, cache=cache,
+                    position_ids=torch.arange(start, end, device=self.device)[None], logits_to_keep=1,
+                )  # fmt: skip
+                start, ids = end, output.logits[:, -1].argmax(-1, keepdim=True)
 
         rate = words / self.time(decode)
         limit = result["roofline_tokens_per_s"]
@@ -281,6 +285,7 @@ class Bench:
         self.model.requires_grad_(False).eval()
         if self.device == "cuda":
             lower_parameters(self.model.parameters(), torch.bfloat16)
+        lay_out(self.model)
         self.peak()
         return self.model
 

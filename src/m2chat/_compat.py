@@ -1,8 +1,8 @@
-"""One cure for one ailment: CPU builds of torch beside a torchvision built for CUDA.
+"""Cures for two ailments of libraries: a torchvision that cannot load, and a torchmetrics that loads too much.
 
-Such a torchvision cannot load its operators, and then its import (so that of open_clip, lightning and torchmetrics
-too) raises "operator torchvision::nms does not exist". Nothing here uses those operators; declaring their schemas
-lets the import pass.
+CPU builds of torch may stand beside a torchvision built for CUDA. Such a torchvision cannot load its operators, and
+then its import (so that of open_clip, lightning and torchmetrics too) raises "operator torchvision::nms does not
+exist". Nothing here uses those operators; declaring their schemas lets the import pass.
 """
 
 from __future__ import annotations
@@ -61,3 +61,28 @@ def ensure_torchvision() -> None:
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def quick_torchmetrics() -> None:
+    """Imports torchmetrics as if optional packages were missing that it loads whole, for metrics that we do not use.
+
+    Only for processes that compute nothing, such as ``--help``, which is a fifth faster so: in this one torchmetrics'
+    plots, BERTScore and the like stay out of reach.
+    """
+    if "torchmetrics" in sys.modules:
+        return
+    from lightning_utilities.core.imports import RequirementCache
+
+    check = RequirementCache._check_available
+
+    def quick_check(cache: RequirementCache) -> None:
+        if str(cache.requirement).startswith(("matplotlib", "torch_fidelity", "torchvision", "transformers")):
+            cache.available = False
+            cache.message = "left out for a quick start"
+        check(cache)
+
+    RequirementCache._check_available = quick_check  # type: ignore[assignment,method-assign]
+    try:
+        import torchmetrics  # noqa: F401
+    finally:
+        RequirementCache._check_available = check  # type: ignore[method-assign]

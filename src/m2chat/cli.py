@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(", ".join(f"{name} {version(name)}" for name in ("m2chat", "torch", "lightning")))
         return 0
+    if any(argument.startswith(("-h", "--help", "--print_config")) for argument in arguments):  # nothing is computed
+        from m2chat._compat import quick_torchmetrics
+
+        quick_torchmetrics()
     from m2chat.lightning_cli import run
 
     before = sys.argv

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2chat.commands import main
+from m2chat.commands import command_parser, main
+from m2chat.commands.common import decoder_changes
 from m2chat.data.images import load_image, save_png
+from m2chat.models.config import DecoderConfig
 from m2chat.worlds.shapes.metrics import Findings
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
@@ -22,6 +24,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "before.png").write_bytes(save_png(render(SCENE, np.random.default_rng(0))))
     return tmp_path
+
+
+def test_options_of_the_image_decoder_are_settings_of_it() -> None:
+    given = ["--preset", "fast", "--guidance-interval", "0.1", "0.8", "--lora", "a.safetensors=0.5"]
+    changes = decoder_changes(command_parser().parse_args(["draw", "a ring", *given]))
+    assert changes["lora"] == [{"path": "a.safetensors", "weight": 0.5}]
+    assert DecoderConfig(**changes).interval == (0.1, 0.8) != DecoderConfig(preset="fast").interval
 
 
 @pytest.mark.parametrize(

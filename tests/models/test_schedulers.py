@@ -58,7 +58,8 @@ def test_a_preset_is_a_scheduler_with_its_numbers(
     assert (config.steps, config.guidance) == (preset.steps, preset.guidance)
     # The noise of training stays that of the folder.
     assert decoder.noiser.config.rescale_betas_zero_snr and decoder.noiser.config.prediction_type == "v_prediction"
-    ours = decoder.sample(*encoded, SIZE, [11, 12], config.steps, config.guidance)
+    assert config.interval == preset.interval
+    ours = decoder.sample(*encoded, SIZE, [11, 12], config.steps, config.guidance, interval=(0.0, 1.0))
     theirs = drawn(
         config.steps, config.guidance, scheduler=type(decoder.scheduler).from_config(decoder.scheduler.config)
     )
@@ -95,6 +96,8 @@ def test_the_timesteps_that_few_step_networks_learned(backbone: BackboneConfig, 
         ({"spacing": "linspace"}, r"backbone\.decoder\.spacing='linspace': choose one of leading, trailing"),
         ({"scheduler": "lcm", "spacing": "trailing"}, r"the scheduler 'lcm' has timesteps of its own"),
         ({"preset": "lcm-4", "spacing": "leading"}, r"the scheduler 'lcm' has timesteps of its own"),
+        ({"guidance_interval": [0.7, 0.2]}, r"backbone\.decoder\.guidance_interval=\[0\.7, 0\.2\]: give two shares"),
+        ({"guidance_interval": [0.0, float("nan")]}, r"guidance_interval=\[0\.0, nan\]: give two shares"),
     ],
 )
 def test_wrong_names(settings: dict[str, Any], message: str) -> None:

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from m2chat.data.collate import Collator
 from m2chat.models.denoising import Denoising
+from m2chat.models.generation import TokenSegment, finished, stream_replies
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
-from m2chat.models.m3adapter import Condition
-from m2chat.pipeline import Replier
+from m2chat.models.m3adapter import Condition, M3Adapter
+from m2chat.pipeline import M2ChatPipeline, Replier
+from m2chat.pipeline.inputs import ReplyInputs
+from m2chat.pipeline.replier import Place, drawn_places
 from m2chat.schema import Batch, Sample, Turn
 from m2chat.text.view import segments_of
 
@@ -90,6 +93,54 @@ def test_alone(
     batch = collator([items[name]])
     assert bool(batch.cut_tokens[0]) == (name == "long")
     assert_equal(in_training(micro_model, batch, noise), 0, in_generation(batch)[0, items[name][2] or 0])
+
+
+@pytest.mark.parametrize("layers", [[-1], [2, -1]])
+@pytest.mark.parametrize("kind", ["free", "forced"])
+def test_the_states_that_decoding_keeps_give_the_condition_of_a_second_pass(
+    kind: Any,
+    layers: list[int],
+    pipe: M2ChatPipeline,
+    collator: Collator,
+    items: dict[str, Item],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipe.model.m3adapter.config, "layers", layers)
+    monkeypatch.setattr(M3Adapter, "mix_layers", lambda _, states: states.mean(0) if states.ndim == 4 else states)
+    replier = pipe.replier("force", max_images=2, max_new_tokens=24)
+    replier.decoding = replace(replier.decoding, layout=kind)
+    inputs = ReplyInputs.of_batch(collator([items[name] for name in ("edit", "dialogue", "story", "text")]))
+    start = replier._start(inputs.views, "nothing")
+    reader = replier._reader(start.prompts, inputs)
+    compared: set[Place] = set()
+    reads: list[Tensor] = []
+    read = replier.model.read
+    monkeypatch.setattr(replier.model, "read", lambda *args: reads.append(args[0]) or read(*args))
+    replies: list[list[TokenSegment]] = []
+    pixels, arguments = inputs.context_pixels, (replier.special, replier.decoding, None, reader)
+    for replies in stream_replies(replier.model, start.prompts, pixels, *arguments):
+        # A picture's condition is needed as soon as its slots are decided, before the model has read them.
+        drawn = {(i, k) for i, reply in enumerate(replies) for k in range(len(reply) - 1)}
+        for place in drawn - compared:
+            assert_kept(replier, [place], start.prompts, replies, inputs, reader, reads)
+        compared |= drawn
+    replies = [finished(reply) for reply in replies]
+    places = drawn_places(replies)
+    assert len({i for i, _ in places}) > 1 and (kind == "forced" or compared & set(places))
+    assert_kept(replier, places, start.prompts, replies, inputs, reader, reads)
+
+
+def assert_kept(replier: Replier, *arguments: Any) -> None:
+    """Both conditions are equal; the one is made without reading, the other by it."""
+    *shared, reader, reads = arguments
+    reads.clear()
+    with torch.no_grad():
+        kept = replier._condition(*shared, reader)
+        assert not reads
+        again = replier._condition(*shared)
+        assert reads
+    for name in ("h_align", "h_palign", "gate", "cosine"):
+        torch.testing.assert_close(getattr(kept, name), getattr(again, name), atol=1e-4, rtol=0)
 
 
 def with_words(item: Item, answer: str | None = None, caption: str | None = None) -> Item:

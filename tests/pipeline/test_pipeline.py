@@ -134,6 +134,9 @@ def test_a_preset_gives_steps_and_guidance(tmp_path: Path) -> None:
     quick = M2ChatPipeline.from_pretrained(decoder={"preset": "lightning-4"})
     assert (quick.draw_settings().steps, quick.draw_settings().guidance) == (4, 1.0)
     assert (quick.draw_settings(9).steps, quick.draw_settings(guidance=2.0).guidance) == (9, 2.0)
+    assert quick.draw_settings(guidance_interval=(0.2, 0.8)).guidance_interval == (0.2, 0.8)
+    with pytest.raises(UserError, match=r"guidance_interval=\[0\.8, 0\.2\]: give two shares"):
+        quick.draw_settings(guidance_interval=(0.8, 0.2))
     steps: list[int] = []
     quick.set_progress_bar_config(disable=True)
 

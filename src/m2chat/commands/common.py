@@ -32,6 +32,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument("--scheduler", metavar="NAME", help="scheduler, such as ddim, euler, dpmpp_2m or lcm "
                          "(docs/chat.md lists all)")  # fmt: skip
     drawing.add_argument("--spacing", metavar="NAME", help="spacing of the timesteps: leading or trailing")
+    drawing.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "UNTIL"), help="shares of the "
+                         "noise schedule, 0 to 1, between which guidance acts; steps outside take half as long "
+                         "(default: all of it)")  # fmt: skip
     drawing.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="LoRA, with its factor "
                          "(default: 1); may be given several times")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="device, such as cuda (default: %(default)s)")
@@ -61,7 +64,8 @@ def decoder_changes(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: If the factor of a LoRA is no number.
     """
-    changes = {name: getattr(options, name) for name in ("preset", "scheduler", "spacing") if getattr(options, name)}
+    names = ("preset", "scheduler", "spacing", "guidance_interval")
+    changes = {name: getattr(options, name) for name in names if getattr(options, name)}
     loras = []
     for item in options.lora:
         path, _, weight = item.partition("=")

@@ -127,8 +127,10 @@ class BlankDecoder(ImageDecoder):
     """
 
     def __init__(self, folder: str | Path, config: DecoderConfig | None = None) -> None:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, schedulers
+        from diffusers import AutoencoderKL, DDPMScheduler, schedulers
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        from m2chat.models.drawing_unet import UNet2DConditionModel
 
         nn.Module.__init__(self)
         self.config, self.preview_vae, self.refiner = config or DecoderConfig(), None, None

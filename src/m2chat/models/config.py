@@ -14,8 +14,11 @@ from m2chat.models.schedulers import (
     PRESETS,
     SCHEDULERS,
     SPACINGS,
+    WHOLE,
+    Interval,
     Preset,
     Spacing,
+    checked_interval,
     one_of,
 )
 
@@ -93,6 +96,8 @@ class DecoderConfig:
         refiner_start: Share of the noise schedule after which the refiner takes over, 0-1.
         preset: ``turbo``, ``lightning-4``, ``lcm-4`` or ``fast``: scheduler, spacing, and defaults of steps and of
             guidance.
+        guidance_interval: Two shares of the noise schedule, 0-1, between which guidance acts; None takes those of the
+            preset, else the whole schedule. Steps outside compute half as much.
 
     Raises:
         UserError: If a name does not exist, or the scheduler has no use for a spacing.
@@ -107,6 +112,7 @@ class DecoderConfig:
     preset: str | None = None
     refiner: str | None = None
     refiner_start: float = 0.8
+    guidance_interval: list[float] | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.refiner_start < 1.0:
@@ -114,6 +120,9 @@ class DecoderConfig:
                 f"backbone.decoder.refiner_start={self.refiner_start}: must lie between 0 and 1; 0.8 leaves the last "
                 "fifth of the noise to the refiner"
             )
+        if self.guidance_interval is not None:
+            interval = checked_interval(self.guidance_interval, "backbone.decoder.guidance_interval")
+            self.guidance_interval = list(interval)
         self.lora = [LoraConfig(**item) if isinstance(item, Mapping) else item for item in self.lora or []]
         for name, choices in (("scheduler", SCHEDULERS), ("preset", PRESETS), ("spacing", SPACINGS)):
             value = getattr(self, name)
@@ -151,6 +160,13 @@ class DecoderConfig:
     def guidance(self) -> float:
         """Guidance scale where none is given."""
         return self.settings.guidance if self.settings else DEFAULT_GUIDANCE
+
+    @property
+    def interval(self) -> Interval:
+        """Shares of the noise schedule between which guidance acts."""
+        if self.guidance_interval is not None:
+            return checked_interval(self.guidance_interval, "backbone.decoder.guidance_interval")
+        return self.settings.interval if self.settings else WHOLE
 
 
 @dataclass

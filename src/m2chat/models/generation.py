@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from m2chat.models.decoding import ReplyCache
 from m2chat.models.reading import ReadingModel
 
 DecodingLayout = Literal["free", "forced"]
@@ -161,6 +163,93 @@ class _OpenReply:
         return self.special.img
 
 
+class SequenceReader:
+    """A batch of sequences while the language model reads them, prompt first, and what is kept of the reading.
+
+    Args:
+        model: The model.
+        prompts: Tokens of each prompt.
+        context_pixels: (B, 3, S, S), zeros where there is no picture.
+        pad: Number of the padding in front of shorter prompts.
+        layers: Layers whose states are kept, as `ReadingModel.read_layers`; none keeps no states.
+
+    Attributes:
+        f_img: CLIP tokens of the pictures, (B, I, W).
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: ReadingModel,
+        prompts: Sequence[Sequence[int]],
+        context_pixels: Tensor,
+        pad: int = 0,
+        layers: Sequence[int] = (),
+    ) -> None:
+        from m2chat.models.llama_adapter import AdapterLlamaForCausalLM  # seconds, where no model has been built yet
+
+        self.model, self.layers, self.device = model, tuple(layers), context_pixels.device
+        longest = max(map(len, prompts))
+        self._padding = [longest - len(prompt) for prompt in prompts]
+        self._rows = [list(prompt) for prompt in prompts]
+        rows = [[pad] * count + list(prompt) for count, prompt in zip(self._padding, prompts, strict=True)]
+        self._ids: Tensor | None = torch.tensor(rows, device=self.device)
+        starts = torch.tensor(self._padding, device=self.device)[:, None]
+        self._mask = (torch.arange(longest, device=self.device) >= starts).long()
+        self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+        self.f_img = model.clip(context_pixels)
+        self._visual_query = model.visual_query(self.f_img)
+        fits = isinstance(model.llama, AdapterLlamaForCausalLM) and ReplyCache.fits(model.llama)
+        self._cache: Any = ReplyCache(model.llama, self.layers) if fits else None
+        self._logits: Tensor
+
+    def add(self, rows: Sequence[Sequence[int]]) -> None:
+        """Adds as many tokens to each sequence; they are read when something of them is asked for."""
+        for row, added in zip(self._rows, rows, strict=True):
+            row += added
+        self._ids = torch.tensor(rows, device=self.device)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(self._ids.shape)], 1)
+        self._positions = self._positions[:, -1:] + torch.arange(1, self._ids.shape[1] + 1, device=self.device)
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Logits of the next token of each sequence, (B, V)."""
+        if self._ids is not None:
+            output = self.model.llama(
+                input_ids=self._ids,
+                attention_mask=self._mask,
+                position_ids=self._positions,
+                cache=self._cache,
+                use_cache=True,
+                visual_query=self._visual_query,
+                logits_to_keep=1,
+            )
+            self._cache, self._ids = output.cache, None
+            self._logits = output.logits[:, -1].float()
+        return self._logits
+
+    @torch.inference_mode()
+    def states(self, beginnings: Sequence[tuple[int, Sequence[int]]]) -> Tensor | None:
+        """Kept states of the beginnings of sequences, those that `ReadingModel.read` would compute.
+
+        Args:
+            beginnings: Index of each sequence, and the tokens with which it must begin; T of them at most.
+
+        Returns:
+            Padded with zeros on the right, (B, T, D), or (L, B, T, D) of several layers; None if no states were kept,
+            or a sequence begins otherwise.
+        """
+        begin_so = all(self._rows[row][: len(tokens)] == list(tokens) for row, tokens in beginnings)
+        if not self.layers or not isinstance(self._cache, ReplyCache) or not begin_so:
+            return None
+        self.logits()
+        whole = torch.cat(self._cache.states, 2)  # (L, all sequences, all tokens, D)
+        longest = max(len(tokens) for _, tokens in beginnings)
+        cut = [whole[:, row, self._padding[row] :][:, : len(tokens)] for row, tokens in beginnings]
+        states = torch.stack([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in cut], 1)
+        return states if len(self.layers) > 1 else states[0]
+
+
 @torch.inference_mode()
 def stream_replies(
     model: ReadingModel,
@@ -169,6 +258,7 @@ def stream_replies(
     special: SpecialTokens,
     decoding: Decoding,
     generator: torch.Generator | None = None,
+    reader: SequenceReader | None = None,
 ) -> Iterator[list[list[TokenSegment]]]:
     """Decodes the replies to several prompts together; each is what it would be alone.
 
@@ -179,32 +269,18 @@ def stream_replies(
         special: Tokens that steer.
         decoding: How.
         generator: Generator of the sampling, if the temperature is above 0.
+        reader: Reader of the prompts, for a caller that needs the states; None makes one.
 
     Yields:
         After every pass of the language model the segments of each reply so far. They are the same lists each time
         and grow; behind a picture whose slots are filled stands a new segment, which may stay empty.
     """
-    device = context_pixels.device
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[special.pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    visual_query = model.visual_query(model.clip(context_pixels))
+    reader = reader or SequenceReader(model, prompts, context_pixels, special.pad)
     replies = [_OpenReply(special, decoding) for _ in prompts]
-    cache = rules = None
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    rules = None
     while True:
-        output = model.llama(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            cache=cache,
-            use_cache=True,
-            visual_query=visual_query,
-            logits_to_keep=1,
-        )
-        cache = output.cache
-        logits = output.logits[:, -1].float()
-        rules = _rules(special, logits.shape[-1], device) if rules is None else rules
+        logits = reader.logits()
+        rules = _rules(special, logits.shape[-1], logits.device) if rules is None else rules
         allowed = logits + rules[[reply.rule for reply in replies]]
         choices = _choose(allowed, decoding, generator)
         rows = [[reply.take(choice)] for reply, choice in zip(replies, choices, strict=True)]
@@ -212,12 +288,10 @@ def stream_replies(
         sure = min((reply.slots for reply in replies if not reply.done), default=0)
         for reply, row in zip(replies, rows, strict=True):
             row += [reply.take(special.img) for _ in range(sure)]
+        reader.add(rows)
         yield [reply.segments for reply in replies]
         if all(reply.done for reply in replies):
             return
-        ids = torch.tensor(rows, device=device)
-        mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
-        positions = positions[:, -1:] + torch.arange(1, ids.shape[1] + 1, device=device)
 
 
 def finished(segments: list[TokenSegment]) -> list[TokenSegment]:

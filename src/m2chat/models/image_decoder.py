@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
 from m2chat.models.denoising import Denoising, OnStep, denoise
-from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS, Interval
 from m2chat.models.vae import decode, encode
 from m2chat.models.weights.diffusion import load_diffusion
 
@@ -170,7 +170,6 @@ class ImageDecoder(nn.Module):
         h_align: Tensor,
         h_palign: Tensor | None,
         time_ids: Tensor,
-        unet: Any = None,
     ) -> Tensor:
         """h_unet of Eq. 4; gradients reach the condition through the frozen UNet.
 
@@ -179,12 +178,10 @@ class ImageDecoder(nn.Module):
             timesteps: (B,) or a single one.
             h_align: (B, Q, C).
             h_palign: (B, P); ignored by SD 1.5.
-            time_ids: (B, 6); (B, 5) for the refiner, with an aesthetic score in place of the target size.
-            unet: UNet that predicts; the base's by default.
+            time_ids: (B, 6).
         """
         added = {"text_embeds": h_palign, "time_ids": time_ids} if self.is_xl else None
-        network = self.unet if unet is None else unet
-        output: Tensor = network(noisy, timesteps, h_align, added_cond_kwargs=added).sample
+        output: Tensor = self.unet(noisy, timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
     def denoise(
@@ -195,6 +192,7 @@ class ImageDecoder(nn.Module):
         seeds: Sequence[int],
         steps: int = DEFAULT_STEPS,
         guidance: float = DEFAULT_GUIDANCE,
+        interval: Interval | None = None,
     ) -> Iterator[Denoising]:
         """Draws a step at a time; see `m2chat.models.denoising`.
 
@@ -206,11 +204,14 @@ class ImageDecoder(nn.Module):
             steps: Denoising steps.
             guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained. 1 or
                 less leaves it out.
+            interval: Shares of the noise schedule, 0-1, between which guidance acts (arXiv:2404.07724): steps outside
+                it compute half as much. None takes that of the configuration.
 
         Returns:
             The state after every step.
         """
-        return denoise(self, h_align, h_palign, time_ids, seeds, steps, guidance)
+        interval = self.config.interval if interval is None else interval
+        return denoise(self, h_align, h_palign, time_ids, seeds, steps, guidance, interval)
 
     def sample(
         self,
@@ -221,6 +222,7 @@ class ImageDecoder(nn.Module):
         steps: int = DEFAULT_STEPS,
         guidance: float = DEFAULT_GUIDANCE,
         on_step: OnStep | None = None,
+        interval: Interval | None = None,
     ) -> Tensor:
         """Draws pictures; arguments as for `denoise`.
 
@@ -232,12 +234,13 @@ class ImageDecoder(nn.Module):
             steps: Denoising steps.
             guidance: Weight of classifier-free guidance.
             on_step: Looks at every step.
+            interval: Shares of the noise schedule between which guidance acts.
 
         Returns:
             (B, 3, H, W) in [-1, 1].
         """
         latents = h_align
-        for state in self.denoise(h_align, h_palign, time_ids, seeds, steps, guidance):
+        for state in self.denoise(h_align, h_palign, time_ids, seeds, steps, guidance, interval):
             ended = on_step is not None and on_step(state)
             latents = state.latents
             if ended:

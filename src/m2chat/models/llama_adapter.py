@@ -23,6 +23,8 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from m2chat.models.decoding import ReplyCache
+
 
 class AdapterLlamaConfig(LlamaConfig):
     """LLaMA's configuration and the adapter's.
@@ -117,11 +119,13 @@ class AdapterLlamaAttention(LlamaAttention):
         value = self.v_proj.base(prompts).view(shape).transpose(1, 2)
         grouped = self.num_key_value_groups > 1
         attended = F.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), enable_gqa=grouped)
-        gate = torch.tanh(self.adapter_gate)
-        if self.adapter_new_gate is not None:
-            gate = gate * self.adapter_new_gate
-        gated = gate.to(attended.dtype)[:, None, None] * attended
+        gated = self.gate().to(attended.dtype)[:, None, None] * attended
         return gated.transpose(1, 2).flatten(2)
+
+    def gate(self) -> Tensor:
+        """Weight of the prompts in each head, (H,)."""
+        gate = torch.tanh(self.adapter_gate)
+        return gate if self.adapter_new_gate is None else gate * self.adapter_new_gate
 
     def forward(
         self,
@@ -285,13 +289,17 @@ class AdapterLlamaForCausalLM(LlamaForCausalLM):
             input_ids: (B, T).
             attention_mask: True at real tokens, (B, T).
             position_ids: (B, T).
-            cache: Cache.
+            cache: Cache; with a `ReplyCache` the pass goes through it, and only the last token gets logits.
             inputs_embeds: Instead of `input_ids`, (B, T, D).
             use_cache: Whether to return a cache.
             visual_query: (B, K, D); None switches the prompts off.
             logits_to_keep: How many of the last positions get logits; 0 for all.
             kwargs: Passed on.
         """
+        if isinstance(cache, ReplyCache):
+            assert input_ids is not None and attention_mask is not None and position_ids is not None
+            last = cache.advance(input_ids, attention_mask, position_ids, visual_query)
+            return CausalLMOutputWithPast(logits=self.lm_head(last), cache=cache)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

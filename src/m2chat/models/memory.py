@@ -149,8 +149,8 @@ def offload_parts(model: M2ChatModel) -> dict[str, OffloadGroup]:
     decoder = model.decoder
     parts: dict[str, OffloadGroup] = {
         "vision": ([model.clip, model.visual_query], [model.clip, model.visual_query]),
-        # `M2ChatModel.read` calls the inner model.
-        "language": ([model.llama], [model.llama.model, model.llama.lm_head]),
+        # `M2ChatModel.read` calls the inner model, decoding the whole one.
+        "language": ([model.llama], [model.llama, model.llama.model, model.llama.lm_head]),
         "unet": ([decoder.unet], [decoder.unet]),
         # The VAE itself is never called, only its two directions.
         "vae": ([decoder.vae], [m for m in decoder.vae.children() if isinstance(m, nn.Module)]),

@@ -30,7 +30,7 @@ class Refiner(nn.Module):
     def condition(
         self, h_align: Tensor, h_palign: Tensor, time_ids: Tensor, guided: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What its UNet takes, behind the negative condition under guidance.
+        """What its UNet takes.
 
         Args:
             h_align: (B, Q, C) of the base: of both text encoders, the second one's behind.
@@ -39,7 +39,8 @@ class Refiner(nn.Module):
             guided: Whether a negative condition of zeros comes first.
 
         Returns:
-            (B, Q, width of the second text encoder), (B, P) and (B, 5); 2B rows under guidance.
+            (B, Q, width of the second text encoder), without the negative condition, whose sequence is zeros; (B, P)
+            and (B, 5), under guidance 2 B rows, those of the negative condition first.
         """
         text = h_align[..., -int(self.unet.config.cross_attention_dim) :]
         positive, negative = (
@@ -48,11 +49,7 @@ class Refiner(nn.Module):
         )
         if not guided:
             return text, h_palign, positive
-        return (
-            torch.cat([torch.zeros_like(text), text]),
-            torch.cat([torch.zeros_like(h_palign), h_palign]),
-            torch.cat([negative, positive]),
-        )
+        return text, torch.cat([torch.zeros_like(h_palign), h_palign]), torch.cat([negative, positive])
 
 
 def steps_before(scheduler: Any, start: float) -> int:

@@ -5,10 +5,10 @@ Every scheduler named here draws the same picture as `StableDiffusionXLPipeline`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from m2chat.errors import UserError
 
@@ -39,6 +39,11 @@ DEFAULT_STEPS, DEFAULT_GUIDANCE = 25, 5.0
 """Steps and guidance without a preset."""
 
 
+Interval: TypeAlias = tuple[float, float]
+"""Two shares of the noise schedule, 0 (pure noise) to 1 (the picture), between which guidance acts."""
+WHOLE: Interval = (0.0, 1.0)
+
+
 @dataclass(frozen=True)
 class Preset:
     """Settings that belong together.
@@ -50,6 +55,7 @@ class Preset:
         spacing: Spacing of the timesteps; None leaves the scheduler's.
         learned: Number of timesteps, spread evenly, that a network of few steps was distilled on; None for a network
             that was trained on the whole schedule.
+        interval: Shares of the noise schedule between which guidance acts.
     """
 
     scheduler: str
@@ -57,16 +63,18 @@ class Preset:
     guidance: float
     spacing: Spacing | None = None
     learned: int | None = None
+    interval: Interval = WHOLE
 
 
 PRESETS = {
     "turbo": Preset("euler_a", 1, 1.0, "trailing", 4),
     "lightning-4": Preset("euler", 4, 1.0, "trailing", 4),
     "lcm-4": Preset("lcm", 4, 1.0, None, 50),
-    "fast": Preset("dpmpp_2m", 12, 5.0, "trailing"),
+    "fast": Preset("dpmpp_2m", 12, 5.0, "trailing", interval=(0.0, 0.7)),
 }
 """``turbo``: SDXL-Turbo (arXiv:2311.17042); ``lightning-4``: SDXL-Lightning's four-step files (arXiv:2402.13929);
-``lcm-4``: an LCM-LoRA (arXiv:2311.05556); ``fast``: any SDXL in half of the steps."""
+``lcm-4``: an LCM-LoRA (arXiv:2311.05556); ``fast``: any SDXL in half of the steps, guided until 70 % of the noise
+schedule is done (docs/performance.md)."""
 
 
 def one_of(value: str, choices: Mapping[str, Any] | tuple[str, ...], setting: str) -> str:
@@ -81,6 +89,20 @@ def one_of(value: str, choices: Mapping[str, Any] | tuple[str, ...], setting: st
     raise UserError(
         f"{setting}={value!r}: choose one of {', '.join(choices)}" + (f". Did you mean {meant[0]!r}?" if meant else "")
     )
+
+
+def checked_interval(value: Sequence[float], setting: str) -> Interval:
+    """An interval of guidance, if it is one.
+
+    Raises:
+        UserError: That names the setting, if these are not two shares, the smaller one first.
+    """
+    if len(value) != 2 or not 0 <= value[0] < value[1] <= 1:
+        raise UserError(
+            f"{setting}={list(value)}: give two shares of the noise schedule, 0 to 1, the smaller one first: [0, 0.7] "
+            "guides until 70 % of the noise schedule is done"
+        )
+    return float(value[0]), float(value[1])
 
 
 def scheduler_name(class_name: str, where: str) -> str:

@@ -12,10 +12,11 @@ import torch
 from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
 from m2chat.models.generation import Decoding
+from m2chat.models.layouts import lay_out
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.models.memory import MemoryMode, fit_to_memory
-from m2chat.models.schedulers import scheduler_name
+from m2chat.models.schedulers import Interval, checked_interval, scheduler_name
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.events import finish, in_turns
@@ -58,6 +59,7 @@ class PipelineBase:
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the model to a device or a dtype, as `torch.nn.Module.to`."""
         self.model.to(*args, **kwargs)
+        lay_out(self.model)
         return self
 
     def fit_to_memory(self, mode: MemoryMode, device: torch.device | str = "cpu") -> Self:
@@ -71,6 +73,7 @@ class PipelineBase:
             UserError: If the mode is unknown, or needs torchao and that is not installed.
         """
         fit_to_memory(self.model, mode, device)
+        lay_out(self.model)
         return self
 
     @property
@@ -106,6 +109,7 @@ class PipelineBase:
         preview_every: int = 0,
         height: int | None = None,
         width: int | None = None,
+        guidance_interval: Interval | None = None,
     ) -> DrawSettings:
         """Settings of drawing, with the image decoder's values for what is None.
 
@@ -117,6 +121,7 @@ class PipelineBase:
             preview_every: Denoising steps between two previews; 0 for none.
             height: Height in pixels, in place of `size`.
             width: Width in pixels, in place of `size`.
+            guidance_interval: Two shares of the noise schedule, 0-1, between which guidance acts.
 
         Raises:
             UserError: If a number is out of its range, or a side is not one that VAE and UNet can draw.
@@ -125,7 +130,10 @@ class PipelineBase:
         steps = config.steps if steps is None else steps
         guidance = config.guidance if guidance is None else guidance
         side = self.image_size if size is None else size
-        return self._checked(DrawSettings(steps, guidance, seed, side, preview_every, height, width))
+        if guidance_interval is not None:
+            guidance_interval = checked_interval(guidance_interval, "guidance_interval")
+        draw = DrawSettings(steps, guidance, seed, side, preview_every, height, width, guidance_interval)
+        return self._checked(draw)
 
     def _checked(self, draw: DrawSettings) -> DrawSettings:
         """The settings, if their numbers are in range and VAE and UNet can draw the sides."""

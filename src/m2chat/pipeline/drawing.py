@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS, Interval
 from m2chat.schema import Picture
 
 
@@ -24,6 +24,8 @@ class DrawSettings:
         preview_every: Denoising steps between two previews while a reply is streamed; 0 for none.
         height: Height of the pictures in pixels.
         width: Width of the pictures in pixels.
+        guidance_interval: Two shares of the noise schedule, 0-1, between which guidance acts; None for those of the
+            image decoder.
     """
 
     steps: int = DEFAULT_STEPS
@@ -33,6 +35,7 @@ class DrawSettings:
     preview_every: int = 0
     height: int | None = None
     width: int | None = None
+    guidance_interval: Interval | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.models.denoising import Denoising, OnStep, size_ids
-from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, finished, stream_replies
+from m2chat.models.generation import (
+    Decoding,
+    SequenceReader,
+    SpecialTokens,
+    TokenSegment,
+    finished,
+    stream_replies,
+)
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
 from m2chat.pipeline.drawing import DrawSettings, noise_seed, to_pictures
@@ -134,16 +141,18 @@ class Replier:
         prompts, cut = start.prompts, start.cut
         tokens = start.given
         ends = ["" for _ in prompts]
+        reader = None
         if tokens is None:
+            reader = self._reader(prompts, inputs)
             generated: list[list[TokenSegment]] = []
             # Each item holds all replies so far; the last one is complete.
             for generated in stream_replies(  # noqa: B007
-                self.model, prompts, inputs.context_pixels, self.special, self.decoding, generator
+                self.model, prompts, inputs.context_pixels, self.special, self.decoding, generator, reader
             ):
                 yield
             ends = ["length" if any(segment.cut for segment in segments) else "" for segments in generated]
             tokens = [finished(segments) for segments in generated]
-        pictures, gates = yield from self._draw(prompts, tokens, inputs, seeds, on_step)
+        pictures, gates = yield from self._draw(prompts, tokens, inputs, seeds, on_step, reader)
         replies, notes = [], []
         for index, token_segments in enumerate(tokens):
             segments = tuple(self._segment(segment) for segment in token_segments)
@@ -158,6 +167,12 @@ class Replier:
                 }
             )
         return replies, notes
+
+    def _reader(self, prompts: list[list[int]], inputs: ReplyInputs) -> SequenceReader:
+        """Reader of the prompts that keeps the states on which pictures depend."""
+        return SequenceReader(
+            self.model, prompts, inputs.context_pixels, self.special.pad, layers=self.model.read_layers
+        )
 
     def _response_room(self) -> int:
         """Tokens that are kept free for the reply: two texts, one picture, three special tokens."""
@@ -201,12 +216,13 @@ class Replier:
         inputs: ReplyInputs,
         seeds: Sequence[int],
         on_step: OnStep | None,
+        reader: SequenceReader | None,
     ) -> Generator[None, None, Drawings]:
         """All pictures of all replies as one batch."""
         places = drawn_places(replies)
         if not places:
             return {}, {}
-        condition = self._condition(places, prompts, replies, inputs)
+        condition = self._condition(places, prompts, replies, inputs, reader)
         pixels = yield from self.painting(condition, self._seeds(places, inputs, seeds), on_step)
         gates = zip(condition.gate.tolist(), condition.cosine.tolist(), strict=True)
         return dict(zip(places, pixels, strict=True)), dict(zip(places, gates, strict=True))
@@ -217,26 +233,62 @@ class Replier:
         return [noise_seed(seeds[i], f"{inputs.names[i]}/{k}") for i, k in places]
 
     def _condition(
-        self, places: list[Place], prompts: list[list[int]], replies: list[list[TokenSegment]], inputs: ReplyInputs
+        self,
+        places: list[Place],
+        prompts: list[list[int]],
+        replies: list[list[TokenSegment]],
+        inputs: ReplyInputs,
+        reader: SequenceReader | None = None,
     ) -> Condition:
-        """The image decoder's condition of each picture: as in training, from whole sequences, one row a picture."""
+        """The image decoder's condition of each picture: as in training, from whole sequences, one row a picture.
+
+        Arguments as for `_computed_condition`.
+        """
+        condition = self._computed_condition(places, prompts, replies, inputs, reader)
+        if self.conditioner == "text_encoder":
+            condition.h_align, condition.h_palign = self._encoded_captions(places, inputs.batch)
+        return condition
+
+    def _computed_condition(
+        self,
+        places: list[Place],
+        prompts: list[list[int]],
+        replies: list[list[TokenSegment]],
+        inputs: ReplyInputs,
+        reader: SequenceReader | None,
+    ) -> Condition:
+        """The same from the language model's states of whole sequences.
+
+        Args:
+            places: Places of the pictures.
+            prompts: Tokens of each prompt.
+            replies: Segments of each reply.
+            inputs: Context pictures.
+            reader: Reader that has decoded the replies; without one, or where it has read other tokens, the sequences
+                are read here.
+        """
         rows = [
             self.layout.assemble(prompts[i], [s.answer for s in replies[i]], [s.caption for s in replies[i]], k)
             for i, k in places
         ]
-        longest, device = max(map(len, rows)), inputs.context_pixels.device
+        # What stands behind a picture's last token has no influence on its condition.
+        lengths = [len(row.image) - row.image[::-1].index(True) for row in rows]
+        longest, device = max(lengths), inputs.context_pixels.device
 
         def padded(name: str, fill: int | bool) -> Tensor:
-            values = [getattr(row, name) for row in rows]
+            values = [getattr(row, name)[:length] for row, length in zip(rows, lengths, strict=True)]
             return torch.tensor([value + [fill] * (longest - len(value)) for value in values], device=device)
 
         chosen = torch.tensor([i for i, _ in places], device=device)
-        ids = padded("input_ids", self.layout.tokenizer.pad_id)
-        states, f_img, _ = self.model.read(ids, inputs.context_pixels[chosen])
+        read = [(i, row.input_ids[:length]) for (i, _), row, length in zip(places, rows, lengths, strict=True)]
+        states = None if reader is None else reader.states(read)
+        if reader is not None and states is not None:
+            f_img = reader.f_img[chosen]
+        else:
+            ids = padded("input_ids", self.layout.tokenizer.pad_id)
+            states, f_img, _ = self.model.read(ids, inputs.context_pixels[chosen])
         spans = (padded(name, False) for name in ("answer", "caption", "image"))
         condition: Condition = self.model.m3adapter(states, *spans, f_img, inputs.has_context[chosen], self.use_image)
-        if self.conditioner == "text_encoder":
-            condition.h_align, condition.h_palign = self._encoded_captions(places, inputs.batch)
         return condition
 
     def _encoded_captions(self, places: list[Place], batch: Batch | None) -> tuple[Tensor, Tensor | None]:
@@ -286,8 +338,9 @@ class Replier:
         """The image decoder's denoising with the settings of drawing; arguments as for `painting`."""
         (height, width), count = self.draw.shape, len(condition.h_align)
         ids = size_ids(height, width, count)
+        how = self.draw.steps, self.draw.guidance, self.draw.guidance_interval
         states: Iterator[Denoising] = self.model.decoder.denoise(
-            condition.h_align, condition.h_palign, ids, seeds, self.draw.steps, self.draw.guidance
+            condition.h_align, condition.h_palign, ids, seeds, *how
         )
         return states
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from m2chat.models.generation import TokenSegment, stream_replies
+from m2chat.models.generation import SequenceReader, TokenSegment, stream_replies
 from m2chat.pipeline.drawing import to_pictures
 from m2chat.pipeline.events import Drawn, Notice, Progress, Usage, Words
 from m2chat.pipeline.inputs import ReplyInputs
@@ -51,8 +51,12 @@ class StreamingReplier(Replier):
     ) -> Generator[Notice | Words | Progress | Drawn | Usage, None, None]:
         """The events after tokenisation."""
         prompts, (cut,) = start.prompts, start.cut
+        reader = None
         if start.given is None:
-            replies = stream_replies(self.model, prompts, inputs.context_pixels, self.special, self.decoding, generator)
+            reader = self._reader(prompts, inputs)
+            replies = stream_replies(
+                self.model, prompts, inputs.context_pixels, self.special, self.decoding, generator, reader
+            )
         else:
             replies = iter([[[*start.given[0], TokenSegment()]]])
         if cut:
@@ -63,10 +67,10 @@ class StreamingReplier(Replier):
         for (segments,) in replies:
             # A segment with another behind it is complete: all its image tokens are there.
             while done < len(segments) - 1:
-                yield from self._finish(prompts, segments, done, sent, inputs, seed)
+                yield from self._finish(prompts, segments, done, sent, inputs, seed, reader)
                 done += 1
             yield from self._words(segments, done, sent)
-        yield from self._finish(prompts, segments, done, sent, inputs, seed)
+        yield from self._finish(prompts, segments, done, sent, inputs, seed, reader)
         for segment in segments:
             if segment.cut:
                 yield self._limit(segment.cut)
@@ -120,6 +124,7 @@ class StreamingReplier(Replier):
         sent: dict[tuple[int, str], str],
         inputs: ReplyInputs,
         seed: int,
+        reader: SequenceReader | None,
     ) -> Iterator[Words | Progress | Drawn]:
         """The rest of the text of a complete segment, and its picture if it has one."""
         yield from self._words(segments, index, sent, complete=True)
@@ -127,7 +132,7 @@ class StreamingReplier(Replier):
         if segment.caption is None:
             return
         place, decoder, every = [(0, index)], self.model.decoder, self.draw.preview_every
-        condition = self._condition(place, prompts, [segments[: index + 1]], inputs)
+        condition = self._condition(place, prompts, [segments[: index + 1]], inputs, reader)
         latents = condition.h_align
         for state in self.denoise(condition, self._seeds(place, inputs, [seed])):
             latents = state.latents

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from m2chat.baselines.vlm_sd.model import VLMSDModel
 from m2chat.models.denoising import OnStep
-from m2chat.models.generation import Decoding, TokenSegment
+from m2chat.models.generation import Decoding, SequenceReader, TokenSegment
 from m2chat.models.m3adapter import Condition
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.inputs import ReplyInputs
@@ -42,6 +42,10 @@ class PromptReplier(Replier):
         super().__init__(model, layout, decoding, draw)  # type: ignore[arg-type]  # no M³Adapter is asked for
         self.prompt: PromptSource = prompt
 
+    def _reader(self, prompts: list[list[int]], inputs: ReplyInputs) -> SequenceReader:
+        """A reader that keeps no states: pictures depend on words alone."""
+        return SequenceReader(self.model, prompts, inputs.context_pixels, self.special.pad)
+
     def _draw(
         self,
         prompts: list[list[int]],
@@ -49,6 +53,7 @@ class PromptReplier(Replier):
         inputs: ReplyInputs,
         seeds: Sequence[int],
         on_step: OnStep | None,
+        reader: SequenceReader | None = None,
     ) -> Generator[None, None, Drawings]:
         """Every picture of every reply in one go; there is no gate."""
         model: Any = self.model

@@ -156,7 +156,8 @@ def drawing_seconds(drawings: Sequence[Drawing], rounds: int = ROUNDS, batch: in
 
 def _key(drawing: Drawing) -> str:
     """A short name of what draws and how: other weights under the same path are evaluated anew."""
-    how = {"steps": drawing.steps, "guidance": drawing.guidance}
+    interval = drawing.backbone.decoder.guidance_interval
+    how = {"steps": drawing.steps, "guidance": drawing.guidance, **({"interval": interval} if interval else {})}
     return settings_hash({**drawing.fingerprints, **how})[:6]
 
 

@@ -212,8 +212,10 @@ def skeleton(name: str, config: dict[str, Any]) -> Any:
         name: ``unet``, ``vae``, ``preview_vae``, ``text_encoder`` or ``text_encoder_2``.
         config: Contents of its ``config.json``.
     """
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from m2chat.models.drawing_unet import UNet2DConditionModel
 
     if not name.startswith("text"):
         tiny = config.get("_class_name") == "AutoencoderTiny"
