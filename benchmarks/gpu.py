@@ -56,12 +56,13 @@ ensure_torchvision()
 
 from m2chat.models.blank import blank_m2chat  # noqa: E402
 from m2chat.models.config import BackboneConfig, M3AdapterConfig  # noqa: E402
-from m2chat.models.m2chat import FrozenFeatures, M2ChatModel  # noqa: E402
+from m2chat.models.m2chat import M2ChatModel  # noqa: E402
 from m2chat.models.memory import lower_parameters  # noqa: E402
 from m2chat.models.trainable import Stage, set_trainable, trainable_names  # noqa: E402
 from m2chat.planning.gpus import GPUS, Gpu  # noqa: E402
 from m2chat.planning.inference import half_bytes, plan_inference  # noqa: E402
 from m2chat.planning.step import BatchShape, blank_batch, blank_noise, measure_step, step_loss  # noqa: E402
+from m2chat.schema import FrozenFeatures  # noqa: E402
 
 PAPER = BackboneConfig("data/weights/llama-7b", "data/weights/BIAS-7B.pth", "ViT-L-14-quickgelu:openai",
                        "data/weights/stable-diffusion-xl-base-1.0", 32, "bgr")  # fmt: skip
@@ -210,7 +211,7 @@ class Bench:
         features: FrozenFeatures | None = None
         if cached:
             with self.autocast():
-                features = model.frozen_features(batch, noise.samples)
+                features = model.frozen_features(batch)
         self.peak()
 
         def step() -> None:

@@ -38,6 +38,7 @@ class Item(NamedTuple):
         position: Position in the epoch, the same for any number of ranks and workers.
         lot: Seed of any further random draw about it, such as its augmentation; empty for none.
         missed: Source and reason of each sample that could not be read in its place.
+        place: Number of the source, number of the shard, and index among the shard's kept samples.
     """
 
     sample: Sample
@@ -46,6 +47,7 @@ class Item(NamedTuple):
     position: int = 0
     lot: str = ""
     missed: tuple[tuple[str, str], ...] = ()
+    place: tuple[int, int, int] = (0, 0, 0)
 
 
 class _Stream(IterableDataset[list[Item]]):
@@ -223,7 +225,7 @@ class ShardStream(_Stream):
             place = self._orders[which](draw + offset)
             sample = self._read(source, *place, missed)
             if sample is not None:
-                item = self._choose(sample, [*source.lengths(*place)], position)
+                item = self._choose(sample, [*source.lengths(*place)], position)._replace(place=(which, *place))
                 return _described(item) if source.config.describe else item
         reasons = ", ".join(f"{count} x {why}" for (_, why), count in Counter(missed).most_common())
         raise UserError(
@@ -288,7 +290,7 @@ class EvalStream(_Stream):
         sample = self._read(self.sources[number], shard, index, missed)
         if sample is None:
             return None
-        item = Item(sample, turn, None, position)
+        item = Item(sample, turn, None, position, place=(number, shard, index))
         return _described(item) if self.sources[number].config.describe else item
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.losses import align_loss, ddpm_loss, text_loss
-from m2chat.models.m2chat import DiffusionNoise, FrozenFeatures, M2ChatModel
+from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.models.reading import ReadingModel
 from m2chat.models.trainable import AnyStage, Stage
 from m2chat.models.units import components, shard_units
 from m2chat.planning.meter import FlopMeter, LiveBytes
 from m2chat.planning.rules import GpuRules
-from m2chat.schema import Batch
+from m2chat.schema import Batch, FrozenFeatures
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,27 @@ def blank_batch(model: ReadingModel, shape: BatchShape, device: torch.device | s
         time_ids=torch.tensor([[size, size, 0.0, 0.0, size, size]], device=device).expand(count, -1),
         caption_ids=torch.randint(3, 600, (count, queries), device=device),
         caption_ids_2=torch.randint(3, 600, (count, queries), device=device),
+    )
+
+
+def blank_features(model: M2ChatModel, shape: BatchShape, device: torch.device | str = "meta") -> FrozenFeatures:
+    """Kept features of a batch of `blank_batch`, in fp32.
+
+    Args:
+        model: Model whose sizes they follow.
+        shape: Sizes of the batch.
+        device: Device of the tensors.
+    """
+    decoder, layers = model.decoder, len(model.read_layers)
+    read = shape.image_tokens + max(1, (shape.tokens - shape.image_tokens) // 4)
+    states = (shape.batch, read, int(model.llama.config.hidden_size))
+    side = shape.image_size // decoder.vae_factor
+    return FrozenFeatures(
+        states=torch.randn(*states if layers == 1 else (layers, *states), device=device),
+        e_clip=torch.randn(shape.batch, decoder.queries, decoder.sequence_width, device=device),
+        e_pclip=torch.randn(shape.batch, decoder.pooled_width, device=device) if decoder.pooled_width else None,
+        latents=torch.randn(shape.batch, int(decoder.vae.config.latent_channels), side, side, device=device),
+        mask=torch.ones(shape.batch, read, dtype=torch.bool, device=device),
     )
 
 
@@ -132,7 +153,11 @@ class StepMeasure:
 
 
 def measure_step(
-    model: ReadingModel, stage: AnyStage, shape: BatchShape, autocast: torch.dtype | None = None
+    model: ReadingModel,
+    stage: AnyStage,
+    shape: BatchShape,
+    autocast: torch.dtype | None = None,
+    cached: bool = False,
 ) -> StepMeasure:
     """Runs a forward and a backward pass and measures them.
 
@@ -141,9 +166,13 @@ def measure_step(
         stage: Training stage, which decides the loss.
         shape: Sizes of the batch.
         autocast: Precision of autocast, as under ``bf16-mixed``; None for none.
+        cached: Whether the outputs of the frozen networks come from a feature cache (stage 1).
     """
     measure, parts = StepMeasure(), components(model)
     batch = blank_batch(model, shape)
+    if cached:
+        assert isinstance(model, M2ChatModel)
+        batch.features = blank_features(model, shape)
     weights = [*model.parameters(), *model.buffers()]
     with _watch_units(model, measure.backward_units), _gradients_leave(model), LiveBytes(weights) as live:
         with FlopMeter(model) as meter, GpuRules(autocast):

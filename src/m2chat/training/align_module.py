@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.m2chat import FrozenFeatures
-from m2chat.schema import Batch
+from m2chat.schema import Batch, FrozenFeatures
 from m2chat.training.m2chat_module import M2ChatModule
 
 
@@ -23,7 +22,7 @@ class AlignModule(M2ChatModule):
 
         Args:
             batch: Raw samples.
-            features: Features of the frozen networks; None computes them.
+            features: Features of the frozen networks; None takes those of the batch, or computes them.
 
         Raises:
             UserError: If a sample has a context picture: stage 1 has no use for it and would not look at it.
