@@ -213,8 +213,9 @@ class FrozenFeatures:
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> FrozenFeatures:
         """The features with every tensor changed, such as moved to another device."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return FrozenFeatures(**{name: None if value is None else change(value) for name, value in values.items()})
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        changed: dict[str, Any] = {name: None if value is None else change(value) for name, value in values.items()}
+        return FrozenFeatures(**changed)
 
 
 @dataclass

@@ -117,7 +117,7 @@ class Source:
         self.files_left_out: Counter[str] = sum((Counter(shard.skipped) for shard in self.shards), Counter())
         """Number of files that belong to no sample, by reason."""
         self.features: FeaturePart | None = None
-        """Kept features that are read in place of the shards' contents; None reads those."""
+        """Kept features of the samples; training reads them in place of the shards' contents."""
         self.samples, self.faults = 0, Counter[str]()
         """Number of all samples, and of the bad ones by reason."""
         self.kept: list[NDArray[np.int32]] = []
@@ -151,8 +151,6 @@ class Source:
             BadSample: If it has become bad since it was indexed.
             OSError: If it cannot be read.
         """
-        if self.features is not None:
-            return self.features.sample(self.number(shard, index), self.name)
         place = int(self.kept[shard][index])
         opened = self.shards[shard]
         return sample_of(opened.members(place), opened.entries[place].key, self.name)

@@ -22,8 +22,7 @@ from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source
 from m2chat.data.feature_file import INDEX, NO_PICTURE, FeaturePart, Form, Index, View
 from m2chat.data.index import Shard
-from m2chat.data.peek import is_picture, peek
-from m2chat.data.prints import without_pictures
+from m2chat.data.peek import peek
 from m2chat.data.sources import BadSample
 from m2chat.data.stream import Item
 from m2chat.errors import UserError
@@ -317,12 +316,10 @@ def plan_part(source: Source, layout: Layout, split: str) -> Index:
     """
     samples = []
     for shard, kept in zip(source.shards, source.kept, strict=True):
-        texts = without_pictures(shard)
         for place in map(int, kept):
             entry = shard.entries[place]
             try:
-                blank = {suffix: b"" for suffix, _, _ in entry.members if is_picture(suffix)}
-                sample = peek({**texts.members(place), **blank}, entry.key, source.name)
+                sample = peek(shard.members(place), entry.key, source.name)
             except (BadSample, OSError) as error:
                 raise _unreadable(source, shard, place, error) from error
             remedy = f"leave the source out of data.{split}, or set its `kinds` to [caption]"

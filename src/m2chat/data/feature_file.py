@@ -158,7 +158,9 @@ class Index:
         ids = [name.encode() for name, _, _ in samples]
         return cls(
             np.array([len(each) for _, _, each in samples], np.uint16),
-            *(np.array([view[k] for view in views], kind) for k, kind in enumerate((np.int16, np.int16, np.uint16))),
+            np.array([view.turn for view in views], np.int16),
+            np.array([view.target for view in views], np.int16),
+            np.array([view.rows for view in views], np.uint16),
             np.array([KINDS.index(kind) for _, kind, _ in samples], np.uint8),  # type: ignore[arg-type]
             np.frombuffer(b"".join(ids), np.uint8),
             np.cumsum([len(name) for name in ids], dtype=np.int64),

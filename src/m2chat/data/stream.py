@@ -232,6 +232,12 @@ class ShardStream(_Stream):
             f"source {source.name!r}: {_TRIES} unreadable samples in a row ({reasons}): check {source.config.path}"
         )
 
+    def _read(self, source: Source, shard: int, index: int, missed: list[tuple[str, str]]) -> Sample | None:
+        """A sample; without words and pictures if its features are kept."""
+        if source.features is not None:
+            return source.features.sample(source.number(shard, index), source.name)
+        return super()._read(source, shard, index, missed)
+
     def _draw(self, position: int) -> tuple[Source, int, int]:
         """Source of a position, its number, and how often it was drawn before."""
         which, draw = self._mixture(self.before + position)

@@ -44,9 +44,12 @@ def build_m2chat(
     """
     if kept is not None:
         decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder, kept.of_the_decoder)
-        absent: Any = Absent("language model", config=SimpleNamespace(hidden_size=kept.width))
-        encoders: Any = Absent("visual query"), Absent("vision encoder", width=kept.clip_width)
-        return composed(m3adapter, absent, *encoders, decoder)
+        reader: tuple[Any, Any, Any] = (
+            Absent("language model", config=SimpleNamespace(hidden_size=kept.width)),
+            Absent("visual query"),
+            Absent("vision encoder", width=kept.clip_width),
+        )
+        return composed(m3adapter, *reader, decoder)
     llama, visual_query, clip = load_reader(backbone, frozen_dtype)
     decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder)
     return composed(m3adapter, llama, visual_query, clip, decoder)

@@ -151,9 +151,10 @@ class M2ChatModel(ReadingModel):
             condition = self.condition(batch, states, f_img, use_image)
         else:
             features = features or batch.features or self.frozen_features(batch, with_latents=False)
-            e_clip, e_pclip = features.e_clip, features.e_pclip
-            if e_clip is None:
+            if features.e_clip is None:
                 e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
+            else:
+                e_clip, e_pclip = features.e_clip, features.e_pclip
             if features.latents is None:  # only of the samples that are drawn
                 latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
             else:

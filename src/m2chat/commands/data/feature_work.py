@@ -128,6 +128,11 @@ class Work(Dataset[tuple[Stretch, Batch]]):
         return stretch, self.collator.compact([source_item(source, part, record) for record in stretch.records])
 
 
+def _as_it_is(item: Any) -> Any:
+    """Leaves a batch alone; the loader's default would take ranges apart."""
+    return item
+
+
 class Writer:
     """The frozen networks, and the files that their outputs go to.
 
@@ -159,7 +164,7 @@ class Writer:
         Yields:
             Number of records, after each batch.
         """
-        loader: DataLoader[Any] = DataLoader(work, batch_size=None, num_workers=workers)
+        loader: DataLoader[Any] = DataLoader(work, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
         records: list[Any] = []
         rows: list[Any] = []
         for stretch, batch in loader:
