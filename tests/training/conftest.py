@@ -115,14 +115,15 @@ class Micro:
         **settings: Any,
     ) -> M2ChatDataModule:
         backbone = backbone or self.backbone()
-        return M2ChatDataModule(
-            train=[
+        of_run: dict[str, Any] = {
+            "train": [
                 SourceConfig(kind, str(self.shards / kind), describe=stage == "describe") for kind in SOURCES[stage]
             ],
-            language_model=backbone.language_model, vision_encoder=backbone.vision_encoder,
-            image_decoder=backbone.image_decoder, num_image_tokens=8, num_workers=workers,
-            **{"batch_size": batch_size, "samples_per_epoch": 24, "max_tokens": 256, **settings},
-        )  # fmt: skip
+            "language_model": backbone.language_model, "vision_encoder": backbone.vision_encoder,
+            "image_decoder": backbone.image_decoder, "batch_size": batch_size, "samples_per_epoch": 24,
+            "max_tokens": 256, "num_image_tokens": 8, "num_workers": workers,
+        }  # fmt: skip
+        return M2ChatDataModule(**{**of_run, **settings})
 
     def fit(
         self,

@@ -127,10 +127,13 @@ def test_a_build_goes_on_and_is_shared_with_the_same_bytes(
     monkeypatch.setattr(FeaturePart, "write", dies_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         build(micro, val, tmp_path / "out")
-    written: list[int] = []
-    monkeypatch.setattr(
-        FeaturePart, "write", lambda self, chunk, *rest: written.append(chunk) or write(self, chunk, *rest)
-    )
+    written: list[tuple[str, int]] = []
+
+    def notes(self: FeaturePart, chunk: int, *arguments: Any) -> None:
+        written.append((self.folder.name, chunk))
+        write(self, chunk, *arguments)
+
+    monkeypatch.setattr(FeaturePart, "write", notes)
     with pytest.raises(UserError, match=r"not finished: 2 of 3 files of train/caption.*again, which goes on"):
         fit_from(micro, tmp_path / "out")
     assert build(micro, val, tmp_path / "out", "--shard", "1/2") == 0

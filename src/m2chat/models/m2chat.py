@@ -158,7 +158,7 @@ class M2ChatModel(ReadingModel):
             if features.latents is None:  # only of the samples that are drawn
                 latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
             else:
-                latents = features.latents[noise.samples]
+                latents = features.latents[noise.samples].to(self.decoder.unet.dtype)  # as the VAE gives them
             if features.mask is None:
                 f_img = features.states.new_zeros(len(batch), 1, self.clip.width)  # no context picture is read
                 condition = self.condition(batch, features.states, f_img, use_image)

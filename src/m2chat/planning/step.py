@@ -98,7 +98,8 @@ def blank_features(model: M2ChatModel, shape: BatchShape, device: torch.device |
 def blank_noise(model: M2ChatModel, batch: Batch) -> DiffusionNoise:
     """Noise for a batch, with nothing dropped."""
     device, count = batch.target_pixels.device, len(batch)
-    side = batch.target_pixels.shape[-1] // model.decoder.vae_factor
+    kept = None if batch.features is None else batch.features.latents
+    side = batch.target_pixels.shape[-1] // model.decoder.vae_factor if kept is None else kept.shape[-1]
     return DiffusionNoise(
         samples=torch.arange(count, device=device),
         timesteps=torch.randint(int(model.decoder.noiser.config.num_train_timesteps), (count,), device=device),
