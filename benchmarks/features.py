@@ -2,11 +2,12 @@
 
 To run again, from the folder of the project (some three minutes of one core):
 
-    OMP_NUM_THREADS=1 python benchmarks/features.py [step] [run] [memory]
+    OMP_NUM_THREADS=1 python benchmarks/features.py [step] [shipped] [run] [memory]
 
 It writes ``benchmarks/results/features.json``. Before anything is timed, the losses of both sides are held against each
-other. ``step`` is forward, backward and AdamW on a batch that is there; ``run`` is four epochs with the loader, and on
-our side with the building of the cache too. Beside each ratio stands the limit that follows from the floating-point
+other. ``step`` is forward, backward and AdamW on a batch that is there, of which every sample is drawn, as at the paper's
+scale; ``shipped`` the same with the batch of ``configs/stage1.yaml``, of which an eighth is drawn; ``run`` is four epochs
+of the former with the loader, and on our side with the building of the cache too. Beside each ratio stands the limit that follows from the floating-point
 operations, counted on the meta device with the very shapes of the batches. ``memory`` is the bytes of the parameters
 at the paper's sizes, from the descriptions.
 """
@@ -23,7 +24,7 @@ from typing import Any
 
 from timing import chosen_parts, compare
 
-PARTS = ("step", "run", "memory")
+PARTS = ("step", "shipped", "run", "memory")
 if __name__ == "__main__":  # before what takes seconds to import
     CHOSEN = chosen_parts(__doc__, PARTS)
 
@@ -65,12 +66,16 @@ class Side:
     Args:
         shards: Folder of the samples.
         features: Feature cache; None asks the networks.
+        batch: Samples of a batch.
+        drawn: Samples of a batch that L_ddpm uses; None for all.
     """
 
-    def __init__(self, shards: Path, features: Path | None = None) -> None:
+    def __init__(
+        self, shards: Path, features: Path | None = None, batch: int = BATCH, drawn: int | None = None
+    ) -> None:
         overrides = (
-            "--model.init_args.ddpm_samples=null",  # every sample is drawn, as at the paper's scale
-            f"--data.batch_size={BATCH}",
+            f"--model.init_args.ddpm_samples={'null' if drawn is None else drawn}",
+            f"--data.batch_size={batch}",
             f"--data.samples_per_epoch={SAMPLES}",
             f"--data.train={json.dumps([{'name': 'cc3m', 'path': str(shards)}])}",
             "--data.val=[]",
@@ -135,7 +140,7 @@ def flops(batch: Batch, side: Side) -> int:
     if blank.features is not None:
         without_cached(model)
     set_trainable(model, trainable_names(model, "align"))
-    noise = blank_noise(model, blank)
+    noise = blank_noise(model, blank.select(list(range(side.module.ddpm_samples or len(batch)))))
     with FlopMeter(model) as meter, GpuRules():
         step_loss(model, blank, noise, "align").backward()
     return meter.total
@@ -152,6 +157,20 @@ def agree(ours: list[float], theirs: list[float]) -> float:
     return difference
 
 
+def steps(ours: Side, theirs: Side) -> dict[str, Any]:
+    """A step of both, on the first batch."""
+    batches = {side: side.batch() for side in (ours, theirs)}
+    limit = flops(batches[theirs], theirs) / flops(batches[ours], ours)
+
+    def four(side: Side) -> int:
+        for _ in range(4):
+            side.step(batches[side])
+        return 4 * len(batches[side])
+
+    found = compare(lambda: four(ours), lambda: four(theirs))
+    return {**found, "flop_limit": round(limit, 3), "of_limit": round(found["cpu"]["ratio"] / limit, 3)}
+
+
 def measure(parts: list[str]) -> dict[str, Any]:
     """Step and run."""
     results: dict[str, Any] = {}
@@ -164,21 +183,11 @@ def measure(parts: list[str]) -> dict[str, Any]:
         kept = Side(root / "shards", cache.build(root / "cache"))
         batches = {side: side.batch() for side in (kept, whole)}
         work = {side: flops(batches[side], side) for side in (kept, whole)}
-        limit = work[whole] / work[kept]
         results["equality"] = {"largest_relative_difference": agree(kept.losses(2), whole.losses(2))}
         if "step" in parts:
-
-            def steps(side: Side) -> int:
-                for _ in range(4):
-                    side.step(batches[side])
-                return 4 * BATCH
-
-            found = compare(lambda: steps(kept), lambda: steps(whole))
-            results["step"] = {
-                **found,
-                "flop_limit": round(limit, 3),
-                "of_limit": round(found["cpu"]["ratio"] / limit, 3),
-            }
+            results["step"] = steps(kept, whole)
+        if "shipped" in parts:
+            results["shipped"] = steps(*(Side(root / "shards", of, 64, 8) for of in (root / "cache", None)))
         if "run" in parts:
             # Of a sample: building is what the cached step leaves out, once.
             formula = EPOCHS * work[whole] / (work[whole] - work[kept] + EPOCHS * work[kept])
@@ -227,7 +236,7 @@ def main(parts: list[str]) -> None:
         "protocol": "one process, one thread, sides in turn, 2 rounds of warm-up, medians of the rounds' ratios; "
         f"micro backbones, batches of {BATCH}, all drawn, fp32",
     }
-    if {"step", "run"} & set(parts):
+    if set(parts) - {"memory"}:
         results |= {"load_average": round(os.getloadavg()[0], 1), **measure(parts)}
     if "memory" in parts:
         results["memory"] = memory()
