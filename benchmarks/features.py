@@ -5,11 +5,11 @@ To run again, from the folder of the project (some three minutes of one core):
     OMP_NUM_THREADS=1 python benchmarks/features.py [step] [shipped] [run] [memory]
 
 It writes ``benchmarks/results/features.json``. Before anything is timed, the losses of both sides are held against each
-other. ``step`` is forward, backward and AdamW on a batch that is there, of which every sample is drawn, as at the paper's
-scale; ``shipped`` the same with the batch of ``configs/stage1.yaml``, of which an eighth is drawn; ``run`` is four epochs
-of the former with the loader, and on our side with the building of the cache too. Beside each ratio stands the limit that follows from the floating-point
-operations, counted on the meta device with the very shapes of the batches. ``memory`` is the bytes of the parameters
-at the paper's sizes, from the descriptions.
+other. ``step`` is forward, backward and AdamW on a batch that is there, of which every sample is drawn, as at the
+paper's scale; ``shipped`` the same with the batch of ``configs/stage1.yaml``, of which an eighth is drawn; ``run`` is
+four epochs of the former with the loader, and on our side with the building of the cache too. Beside each ratio stands
+the limit that follows from the floating-point operations, counted on the meta device with the very shapes of the
+batches. ``memory`` is the bytes of the parameters at the paper's sizes, from the descriptions.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Cache:
     """
 
     def __init__(self, side: Side) -> None:
-        self.side, self.sources = side, side.data.cached_sources(False)
+        self.side, self.sources = side, side.data.cached_sources("align", False)
         self.writer = Writer(side.module, "32-true", "cpu", {})
 
     def build(self, out: Path) -> Path:

@@ -191,25 +191,29 @@ class FrozenFeatures:
 
     Args:
         states: States of the language model, (B, S, D), or (L, B, S, D) of several layers: of whole sequences, or,
-            with `mask`, of the tokens alone that the M³Adapter reads.
+            with `mask`, of the tokens alone that the M³Adapter reads. None in stage 2, where they change.
         e_clip: Target of h_align, (B, Q, C); None if it is to be computed from the batch's captions.
         e_pclip: Target of h_palign, (B, P).
         latents: Latents of the target pictures, (B, c, h, w); None where nothing is learned from them.
         mask: True at the caption and image tokens among the states, (B, S) bool; None for the batch's own masks.
+        f_img: CLIP tokens of the context pictures, (B, I, W), in stage 2; of an empty picture where there is none.
     """
 
-    states: torch.Tensor
+    states: torch.Tensor | None
     e_clip: torch.Tensor | None
     e_pclip: torch.Tensor | None
     latents: torch.Tensor | None
     mask: torch.Tensor | None = None
+    f_img: torch.Tensor | None = None
 
     def select(self, rows: list[int] | torch.Tensor) -> FrozenFeatures:
         """The features of some of the samples."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         chosen = {name: None if value is None else value[rows] for name, value in values.items() if name != "states"}
-        several = self.states.ndim == 4
-        return FrozenFeatures(states=self.states[:, rows] if several else self.states[rows], **chosen)
+        states = self.states
+        if states is not None:
+            states = states[:, rows] if states.ndim == 4 else states[rows]
+        return FrozenFeatures(states=states, **chosen)
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> FrozenFeatures:
         """The features with every tensor changed, such as moved to another device."""
@@ -245,8 +249,8 @@ class Batch:
         cut_tokens: Prompt tokens that did not fit, one count per sample.
         normalisation: Mean and standard deviation of each channel, in [0, 1], with which `ready` normalises
             `context_pixels`; None if the batch has no context picture.
-        features: Outputs of the frozen networks, from a feature cache. A batch to train on then has neither tokens
-            nor pictures: those dimensions are 0 in their fields.
+        features: Outputs of the frozen networks, from a feature cache. A batch of stage 1 to train on then has neither
+            tokens nor pictures: those dimensions are 0 in their fields.
     """
 
     input_ids: torch.Tensor

@@ -25,6 +25,7 @@ from m2chat.models.checkpoints import trainable_state_dict
 from m2chat.training.config import EvalConfig
 
 ROOT = Path(__file__).parents[2]
+STAGE_2 = ("dialogue", "edit", "story")
 STEPS = 6  # epochs have 4
 
 
@@ -166,8 +167,10 @@ def test_other_inputs_are_refused_by_name(micro: Any, val: SourceConfig, cache: 
     assert origin.misfits(other) == ["the stage ('align', now 'm3ft')", "the vae"]
     with pytest.raises(UserError, match=r"is no feature cache: make one with `m2chat data features"):
         fit_from(micro, tmp_path)
-    with pytest.raises(UserError, match=r"only stage 1 \(AlignModule\) trains from a feature cache"):
-        micro.data("m3ft", features=str(cache)).train_dataloader()
+    with pytest.raises(UserError, match=r"stages 1 and 2 alone train from a feature cache"):
+        micro.data("align", features=str(cache)).train_dataloader()  # no module has opened it
+    with pytest.raises(UserError, match=r"the stage \('align', now 'm3ft'\)"):
+        micro.data("m3ft", features=str(cache)).open_features("m3ft", {}, [-1])
 
 
 def test_a_flipped_bit_is_never_trained_on(micro: Any, cache: Path, tmp_path: Path) -> None:
@@ -196,10 +199,10 @@ def test_a_full_disk_and_wrong_options_are_refused(
     assert not (tmp_path / "out").exists()
     assert build(micro, val, tmp_path / "out", "--shard", "2/2") == 2
     monkeypatch.chdir(ROOT)
-    assert main(["data", "features", "--config", "configs/stage2.yaml", str(tmp_path / "out")]) == 2
+    assert main(["data", "features", "--config", "configs/stage0.yaml", str(tmp_path / "out")]) == 2
     assert main(["data", "features", "--config", "configs/stage1.yaml", "--data.flip=0.5", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "--shard 2/2: give I/N" in error and "trains M3FTModule" in error and "data.flip to 0" in error
+    assert "--shard 2/2: give I/N" in error and "trains DescribeModule" in error and "data.flip to 0" in error
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 1 / 254)])
@@ -208,9 +211,43 @@ def test_numbers_come_back_within_their_precision(dtype: str, error: float) -> N
     values = torch.randn(5, 2, 16, generator=torch.Generator().manual_seed(0)) * 10
     values[0] = 0
     rows = np.zeros(5, form.row)
-    form.put(rows, "states", values.numpy())
-    bits = form.get(rows, "states")
+    form.put(rows, "values", values.numpy())
+    bits = form.get(rows, "values")
     back = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float() if dtype == "bfloat16" else bits
     largest = values.abs().amax(-1, keepdim=True) if dtype == "int8" else values.abs()
     assert bool(((torch.as_tensor(back) - values).abs() <= error * largest * 1.001).all())
     assert torch.equal(torch.from_numpy(rounded(values.numpy()).view(np.int16)), values.bfloat16().view(torch.int16))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_small_cache_trains_nearly_the_same(micro: Any, val: SourceConfig, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    assert build(micro, val, out, "--dtype", "int8", "--text", "recomputed", "--trainer.limit_val_batches=0") == 0
+    sizes = [sum(map(len, contents(folder / "train-caption").values())) for folder in (out, cache)]
+    assert sizes[0] < sizes[1] / 4
+    kept = micro.fit("align", tmp_path, 3, data={"features": str(out)})
+    whole = micro.fit("align", tmp_path, 3, data={"features": str(cache)})
+    assert not isinstance(kept.module.model.decoder.text_encoder, Absent)
+    for ours, theirs in zip(kept.losses, whole.losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=0.01) and ours != theirs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stage_2_keeps_what_stays_frozen(micro: Any, tmp_path: Path) -> None:
+    sources = [{"name": kind, "path": str(micro.shards / kind)} for kind in STAGE_2]
+    out = tmp_path / "features"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        given = ["--config", "configs/stage2.yaml", str(out), "--chunk", "16", "--batch", "5", "--device", "cpu"]
+        assert main(["data", "features", *given, f"--data.train={json.dumps(sources)}"]) == 0
+    whole = micro.fit("m3ft", tmp_path, STEPS, ddpm_samples=4)
+    kept = micro.fit("m3ft", tmp_path, STEPS, ddpm_samples=4, data={"features": str(out), "max_tokens": 256})
+    for ours, theirs in zip(kept.losses, whole.losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    model = kept.module.model
+    parts = (model.clip, model.decoder.text_encoder, model.decoder.text_encoder_2, model.decoder.vae.encoder)
+    assert all(isinstance(part, Absent) for part in parts) and not isinstance(model.llama, Absent)
+    assert trainable_state_dict(model).keys() == trainable_state_dict(whole.module.model).keys()
+    module = micro.module("m3ft")
+    with pytest.raises(UserError, match=r"the stage \('m3ft', now 'align'\)"):
+        micro.data("m3ft", features=str(out)).open_features("align", module.backbones().components, [-1])

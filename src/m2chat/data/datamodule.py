@@ -16,7 +16,9 @@ from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.feature_cache import (
     MANIFEST,
+    READING,
     ROOT,
+    STAGES,
     FeatureCache,
     FeatureCollator,
     Origin,
@@ -74,8 +76,8 @@ class M2ChatDataModule(LightningDataModule):
         prefetch_factor: Batches that each reading process prepares ahead. With a GPU they wait in pinned memory.
         max_bad_share: Share of bad samples above which the run stops; judged from 200 samples on.
         cache_dir: Folder for indices of remote or read-only shards and the output of ``pipe:``.
-        features: Folder of a feature cache (`m2chat data features`), from which stage 1 trains without loading the
-            networks whose outputs it has: the same samples in the same order. ``auto`` takes one under
+        features: Folder of a feature cache (`m2chat data features`), from which stages 1 and 2 train without loading
+            the networks whose outputs it has: the same samples in the same order. ``auto`` takes one under
             ``data/features`` that fits, or none.
     """
 
@@ -204,9 +206,10 @@ class M2ChatDataModule(LightningDataModule):
                 f"data.features={self.features!r} has one crop of each picture, the middle: set data.random_crop to "
                 "false and data.flip to 0, or train without data.features"
             )
-        validates = self.trainer is None or self.trainer.limit_val_batches != 0
-        parts = {name: data_print(source) for name, source in self.cached_sources(validates).items()}
-        run = Origin(stage, networks, settings_of(self.collator, layers), parts)
+        if stage not in STAGES:
+            raise UserError(f"data.features={self.features!r}: stage {stage!r} has no feature cache, leave it out")
+        parts = {name: data_print(source) for name, source in self.cached_sources(stage, self.validates).items()}
+        run = Origin(stage, networks, settings_of(self.collator, stage, layers), parts)
         if self.features != "auto":
             self._cache = fitting_cache(Path(self.features), run)
             return self._cache
@@ -222,17 +225,23 @@ class M2ChatDataModule(LightningDataModule):
         rank_zero_info("\n".join(["data.features=auto: no feature cache fits, so none is used", *reasons]))
         return None
 
-    def cached_sources(self, validates: bool) -> dict[str, Source]:
+    @property
+    def validates(self) -> bool:
+        """Whether the training validates."""
+        return bool(self.configs["val"]) and (self.trainer is None or self.trainer.limit_val_batches != 0)
+
+    def cached_sources(self, stage: str, validates: bool) -> dict[str, Source]:
         """The sources of a training whose features a cache has, by the names of its parts.
 
         Args:
+            stage: Stage that trains; stage 2 validates with all of its networks but the text encoders.
             validates: Whether the training validates.
 
         Raises:
             UserError: If two sources of a split have the same name.
         """
         found: dict[str, Source] = {}
-        for split in ("train", "val") if validates else ("train",):
+        for split in ("train", "val") if validates and stage == READING else ("train",):
             for source in self._open(split):
                 name = f"{split}/{source.name}"
                 if split == "train" and source.config.weight <= 0:
@@ -245,7 +254,7 @@ class M2ChatDataModule(LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """Training batches; every iteration is an epoch, or the rest of one after resuming."""
         if self.features not in (None, "auto") and self._cache is None:
-            raise UserError(f"data.features={self.features!r}: only stage 1 (AlignModule) trains from a feature cache")
+            raise UserError(f"data.features={self.features!r}: stages 1 and 2 alone train from a feature cache")
         self._refuse_overlap()
         if self.trainer is not None:
             self._leave_epoch()  # Lightning may open the data again for each epoch.
@@ -343,7 +352,8 @@ class M2ChatDataModule(LightningDataModule):
     def _loader(self, split: str, stream: ShardStream | EvalStream, *hooks: Callable[[], None]) -> StreamLoader:
         collator: Collator | FeatureCollator = self.collator
         if any(source.features is not None for source in stream.sources):
-            collator = FeatureCollator.of(stream.sources, None if split == "train" else self.collator)
+            alone = split == "train" and all(s.features is None or s.features.form.whole for s in stream.sources)
+            collator = FeatureCollator.of(stream.sources, None if alone else self.collator)
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         skips = self.skips[split]
         return StreamLoader(stream, collator, skips, self.num_workers, self.prefetch_factor, pin, *hooks)

@@ -35,6 +35,9 @@ MANIFEST = "features.json"
 ROOT = Path("data/features")
 """Folder of the caches among which ``data.features: auto`` chooses."""
 VERSION = 1
+STAGES = ("align", "m3ft")
+READING = "align"
+"""Stage whose language model is frozen, so that its states are kept."""
 PAIRS = ("caption", "instruct")
 """Kinds whose validation needs no language model: their captions are given."""
 _LOOKS = 16
@@ -139,7 +142,12 @@ class FeatureCache:
     def sizes(self) -> dict[str, Any]:
         """What a model must know of the networks that it does without: arguments of `m2chat.models.absent.Kept`."""
         form = self.manifest.form
-        return {"width": form.width, "clip_width": self.manifest.clip_width, "text": form.text}
+        return {
+            "width": form.width,
+            "clip_width": self.manifest.clip_width,
+            "text": form.text,
+            "reading": form.whole,
+        }
 
     def part(self, name: str) -> FeaturePart:
         """The records of ``<split>/<source>``.
@@ -220,21 +228,27 @@ def folder_of(part: str) -> str:
 # Fingerprints
 
 
-def settings_of(collator: Collator, layers: Sequence[int]) -> dict[str, Any]:
+def settings_of(collator: Collator, stage: str, layers: Sequence[int]) -> dict[str, Any]:
     """Settings on which the outputs depend, beside networks and data.
 
     Args:
         collator: Collator of the run.
+        stage: Stage that trains.
         layers: Layers of the language model that the M³Adapter reads.
     """
     layout = collator.layout
+    settings = {
+        "data.image_size": collator.image_size,
+        "tokens of captions": _digest(repr([ids.tolist() for ids in collator.captions(["a red circle"])])),
+    }
+    if stage != READING:
+        return {**settings, "input of the vision encoder": repr(collator.vision)}
     return {
+        **settings,
         "data.max_tokens": layout.max_tokens,
         "num_image_tokens": layout.num_image_tokens,
-        "data.image_size": collator.image_size,
         "m3adapter.layers": list(layers),
         "prompts": _prompts(layout),
-        "tokens of captions": _digest(repr([ids.tolist() for ids in collator.captions(["a red circle"])])),
     }
 
 
@@ -286,30 +300,36 @@ def _digest(text: str) -> str:
 # What to compute
 
 
-def views_of(sample: Sample, layout: Layout) -> list[View]:
+def views_of(sample: Sample, layout: Layout, looked: int | None = None) -> list[View]:
     """The replies of a sample that training may draw, each with each of its pictures.
 
     Args:
         sample: The sample; its pixels do not matter.
         layout: Layout of the sequences.
+        looked: CLIP tokens of a context picture, which are the rows of stage 2; None for those of stage 1.
     """
     views = []
     for turn in replies_of(sample):
         view = view_of(sample, turn)
         drawn = [place for place, picture in enumerate(view.targets) if picture is not None]
         for target in drawn or [NO_PICTURE]:
-            encoded = layout.encode(view.request, view.reply, max(target, 0))
-            views.append(View(turn, target, sum(map(bool, encoded.caption)) + sum(map(bool, encoded.image))))
+            if looked is None:
+                encoded = layout.encode(view.request, view.reply, max(target, 0))
+                rows = sum(map(bool, encoded.caption)) + sum(map(bool, encoded.image))
+            else:
+                rows = 0 if view.context is None else looked
+            views.append(View(turn, target, rows))
     return views
 
 
-def plan_part(source: Source, layout: Layout, split: str) -> Index:
+def plan_part(source: Source, layout: Layout, split: str, looked: int | None = None) -> Index:
     """The index of a source: its replies, and how many tokens of each the M³Adapter reads.
 
     Args:
         source: The opened source.
         layout: Layout of the sequences.
         split: ``train`` or ``val``.
+        looked: CLIP tokens of a context picture for stage 2; None for stage 1.
 
     Raises:
         UserError: If a sample cannot be read, has a context picture, or cannot be validated without a language model.
@@ -322,6 +342,9 @@ def plan_part(source: Source, layout: Layout, split: str) -> Index:
                 sample = peek(shard.members(place), entry.key, source.name)
             except (BadSample, OSError) as error:
                 raise _unreadable(source, shard, place, error) from error
+            if looked is not None:
+                samples.append((sample.id, sample.kind, views_of(sample, layout, looked)))
+                continue
             remedy = f"leave the source out of data.{split}, or set its `kinds` to [caption]"
             if any(view_of(sample, turn).context is not None for turn in replies_of(sample)):
                 raise UserError(
@@ -363,8 +386,8 @@ class FeatureCollator:
     Args:
         parts: Records of each source, in the stream's order.
         starts: For each source, number of its kept samples before each shard.
-        collator: Collator of the samples, for validation, which shows the reference pictures; None for training, which
-            needs neither words nor pictures.
+        collator: Collator of the samples, for stage 2, and for validation, which shows the reference pictures; None to
+            train stage 1, which needs neither words nor pictures.
     """
 
     parts: Sequence[FeaturePart]
@@ -387,20 +410,24 @@ class FeatureCollator:
         read = [part.read(record) for part, record in found]
         records = np.stack([record for record, _ in read])
         states, mask = _states(form, [rows for _, rows in read])
-        if self.collator is not None:
+        if form.whole and self.collator is not None:
             batch = self.collator.compact(items)
             batch.features = FrozenFeatures(states, None, None, None, mask)
             return batch
+        features = FrozenFeatures(
+            states if form.whole else None,
+            _tensor(form.get(records, "e_clip")) if form.text else None,
+            torch.from_numpy(records["e_pclip"].copy()) if form.text and form.pooled_width else None,
+            torch.from_numpy(records["latents"].copy()),
+            mask if form.whole else None,
+            None if form.whole else states,
+        )
+        if self.collator is not None:
+            batch = self.collator.compact(items)
+            batch.features = features
+            return batch
         count = len(items)
         no, nothing = torch.zeros(count, dtype=torch.bool), torch.zeros(count, 0, dtype=torch.bool)
-        pooled = form.text and form.pooled_width
-        features = FrozenFeatures(
-            states,
-            _tensor(form.get(records, "e_clip")) if form.text else None,
-            torch.from_numpy(records["e_pclip"].copy()) if pooled else None,
-            torch.from_numpy(records["latents"].copy()),
-            mask,
-        )
         captions = [
             nothing.long() if form.text else torch.from_numpy(records[name].astype(np.int64))
             for name in ("caption_ids", "caption_ids_2")
@@ -422,14 +449,14 @@ class FeatureCollator:
 
 
 def _states(form: Form, rows: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
-    """Rows of several samples as states, padded with zeros, and the mask of what is no padding."""
+    """Rows of several samples, padded with zeros, and the mask of what is no padding."""
     longest = max(map(len, rows))
     whole = np.zeros((len(rows), longest), form.row)
     mask = np.zeros((len(rows), longest), bool)
     for number, each in enumerate(rows):
         whole[number, : len(each)] = each
         mask[number, : len(each)] = True
-    states = _tensor(form.get(whole, "states"))  # (B, S, L, D)
+    states = _tensor(form.get(whole, "values"))  # (B, S, L, D)
     return states[:, :, 0] if form.layers == 1 else states.permute(2, 0, 1, 3), torch.from_numpy(mask)
 
 

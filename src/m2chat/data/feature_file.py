@@ -1,11 +1,11 @@
-"""The files of a feature cache: records of one size, and beside them the rows of their states.
+"""The files of a feature cache: records of one size, and beside them rows: states, or CLIP tokens.
 
 A part of a cache is one source of one split. It has an index, from which the place of every record follows, and
 chunks of records. A chunk file appears under its name when it is whole, so that a build that was killed goes on with
 the next, and several processes share the work without talking.
 
-Shapes: R rows (the tokens that the M³Adapter reads), L layers, D width of the language model, Q queries, C and P widths
-of the image decoder's condition.
+Shapes: R rows (in stage 1 the tokens that the M³Adapter reads), L layers, D width of the language model, Q queries, C
+and P widths of the image decoder's condition.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class View(NamedTuple):
     Args:
         turn: Index of the reply among the turns.
         target: Index of its segment whose picture is drawn; `NO_PICTURE` if it has none.
-        rows: R.
+        rows: R; 0 for a sample of stage 2 without a context picture.
     """
 
     turn: int
@@ -65,6 +65,8 @@ class Form:
         sequence_width: C.
         pooled_width: P; 0 for none.
         latents: Shape of the latents, (c, h, w).
+        whole: Whether a record stands in for the whole sample, as in stage 1, and its rows are the states of L layers.
+            In stage 2 they are the CLIP tokens of the context picture: L is 1, and D their width.
     """
 
     dtype: str
@@ -75,6 +77,7 @@ class Form:
     sequence_width: int
     pooled_width: int
     latents: tuple[int, int, int]
+    whole: bool = True
 
     @cached_property
     def record(self) -> np.dtype[Any]:
@@ -89,8 +92,8 @@ class Form:
 
     @cached_property
     def row(self) -> np.dtype[Any]:
-        """The states of one token."""
-        return np.dtype(self._numbers("states", (self.layers, self.width)))
+        """The states of one token, or one CLIP token."""
+        return np.dtype(self._numbers("values", (self.layers, self.width)))
 
     def _numbers(self, name: str, shape: tuple[int, ...]) -> list[Any]:
         fields: list[Any] = [(name, _STORED[self.dtype], shape)]
@@ -243,6 +246,28 @@ class FeaturePart:
 
     # Building
 
+    def write_blank(self, rows: NDArray[Any]) -> None:
+        """Writes the CLIP tokens of an empty picture, which samples without a context picture have."""
+        data = rows.tobytes()
+        with whole_file(self._blank_path) as part:
+            part.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+
+    @property
+    def _blank_path(self) -> Path:
+        return self.folder / "blank.bin"
+
+    @cached_property
+    def _blank(self) -> NDArray[Any]:
+        """What `write_blank` wrote.
+
+        Raises:
+            UserError: If it is missing or damaged.
+        """
+        data = self._blank_path.read_bytes() if self._blank_path.is_file() else b""
+        if len(data) <= 4 or zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
+            raise UserError(f"{self._blank_path} is missing or damaged: run `m2chat data features` again")
+        return np.frombuffer(data[:-4], self.form.row)
+
     def write(self, chunk: int, records: NDArray[Any], rows: NDArray[Any]) -> None:
         """Writes a chunk.
 
@@ -328,7 +353,7 @@ class FeaturePart:
                 f"{self.path(chunk)} is damaged: record {place} differs from its checksum; remove the file and run "
                 "`m2chat data features` again, which makes it anew"
             )
-        return whole, rows
+        return whole, rows if count or form.whole else self._blank
 
     def _map(self, chunk: int) -> mmap.mmap:
         if chunk in self._maps:

@@ -234,7 +234,7 @@ class ShardStream(_Stream):
 
     def _read(self, source: Source, shard: int, index: int, missed: list[tuple[str, str]]) -> Sample | None:
         """A sample; without words and pictures if its features are kept."""
-        if source.features is not None:
+        if source.features is not None and source.features.form.whole:
             return source.features.sample(source.number(shard, index), source.name)
         return super()._read(source, shard, index, missed)
 

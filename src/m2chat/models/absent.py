@@ -16,11 +16,16 @@ class Kept:
         width: D, width of the language model.
         clip_width: W, width of the vision encoder's tokens.
         text: Whether the alignment targets are kept; if not, the text encoders compute them in every step.
+        reading: Whether the language model's states are kept, as for stage 1; if not, it is loaded, and so is the
+            encoder of the visual query.
+        looking: Whether CLIP is needed beside the cache, as for the validation of stage 2.
     """
 
     width: int
     clip_width: int
     text: bool
+    reading: bool = True
+    looking: bool = False
 
     @property
     def of_the_decoder(self) -> frozenset[str]:

@@ -33,7 +33,7 @@ def build_m2chat(
         backbone: Paths of the pretrained networks.
         m3adapter: Sizes and gate of the connector.
         frozen_dtype: Precision of CLIP, SDXL and LLaMA itself; what may be trained is fp32.
-        kept: What a feature cache has of stage 1: the networks whose outputs it keeps are not loaded.
+        kept: What a feature cache has: the networks whose outputs it keeps are not loaded.
 
     Returns:
         The model, everything but the connector as pretrained; only CLIP and SDXL are frozen yet.
@@ -44,15 +44,21 @@ def build_m2chat(
     """
     if kept is not None:
         decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder, kept.of_the_decoder)
-        reader: tuple[Any, Any, Any] = (
-            Absent("language model", config=SimpleNamespace(hidden_size=kept.width)),
-            Absent("visual query"),
-            Absent("vision encoder", width=kept.clip_width),
-        )
-        return composed(m3adapter, *reader, decoder)
+        return composed(m3adapter, *_reader_beside(backbone, kept, frozen_dtype), decoder)
     llama, visual_query, clip = load_reader(backbone, frozen_dtype)
     decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder)
     return composed(m3adapter, llama, visual_query, clip, decoder)
+
+
+def _reader_beside(backbone: BackboneConfig, kept: Kept, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """What reads, as far as a feature cache does not replace it."""
+    if kept.looking:
+        return load_reader(backbone, dtype)
+    clip = Absent("vision encoder", width=kept.clip_width)
+    if kept.reading:
+        language = Absent("language model", config=SimpleNamespace(hidden_size=kept.width))
+        return language, Absent("visual query"), clip
+    return *load_language(backbone, dtype), clip
 
 
 def composed(

@@ -102,7 +102,7 @@ class M2ChatModel(ReadingModel):
             features: Features with their `mask`.
             has_context: Whether each sample has a context picture, (B,); none of them is looked at.
         """
-        assert features.mask is not None
+        assert features.states is not None and features.mask is not None
         states = features.states.to(self.m3adapter.queries.dtype)  # a cache may hold them in half precision
         f_img = states.new_zeros(len(has_context), 1, self.clip.width)
         # Of caption and image tokens the M³Adapter takes the union; the gate, which tells them apart, is out.
@@ -110,17 +110,15 @@ class M2ChatModel(ReadingModel):
         return self.m3adapter(states, nothing, features.mask, nothing, f_img, has_context, False)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def frozen_features(self, batch: Batch, with_latents: bool = True, with_text: bool = True) -> FrozenFeatures:
+    def frozen_features(self, batch: Batch, with_latents: bool = True) -> FrozenFeatures:
         """Features of the frozen networks that stage 1 needs.
 
         Args:
             batch: Raw inputs without context pictures, so that the empty one is encoded once for all.
             with_latents: Whether the pictures are encoded too.
-            with_text: Whether the captions are.
         """
         states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1], batch.attention_mask.sum(1))
-        captions = batch.caption_ids, batch.caption_ids_2
-        e_clip, e_pclip = self.decoder.encode_text(*captions) if with_text else (None, None)
+        e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
         latents = self.decoder.encode_pixels(batch.target_pixels) if with_latents else None
         return FrozenFeatures(states, e_clip, e_pclip, latents)
 
@@ -140,30 +138,32 @@ class M2ChatModel(ReadingModel):
             use_image: Whether the image branch and the gate take part (stage 2).
             with_text: Whether the language model is trained and its logits are wanted (stage 2).
             features: Features of the frozen networks, for stage 1; None takes those of the batch, or computes them.
+                Stage 2 takes those of the batch.
         """
         logits = labels = None
         if with_text:
             lengths = batch.attention_mask.sum(1)
-            states, f_img, last = self.read(batch.input_ids, batch.context_pixels, lengths)
+            features = batch.features
+            kept_tokens = None if features is None else features.f_img
+            states, f_img, last = self.read(batch.input_ids, batch.context_pixels, lengths, kept_tokens)
             logits, labels = self.scored(batch, last)
-            e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
-            latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
             condition = self.condition(batch, states, f_img, use_image)
         else:
             features = features or batch.features or self.frozen_features(batch, with_latents=False)
-            if features.e_clip is None:
-                e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
-            else:
-                e_clip, e_pclip = features.e_clip, features.e_pclip
-            if features.latents is None:  # only of the samples that are drawn
-                latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
-            else:
-                latents = features.latents[noise.samples].to(self.decoder.unet.dtype)  # as the VAE gives them
+            assert features.states is not None
             if features.mask is None:
                 f_img = features.states.new_zeros(len(batch), 1, self.clip.width)  # no context picture is read
                 condition = self.condition(batch, features.states, f_img, use_image)
             else:
                 condition = self.text_condition(features, batch.has_context)
+        if features is None or features.e_clip is None:
+            e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
+        else:
+            e_clip, e_pclip = features.e_clip, features.e_pclip
+        if features is None or features.latents is None:  # only of the samples that are drawn
+            latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
+        else:
+            latents = features.latents[noise.samples].to(self.decoder.unet.dtype)  # as the VAE gives them
         chosen = noise.samples.repeat(noise.draws)
         latents = latents.repeat(noise.draws, 1, 1, 1)
         noisy, target = self.decoder.diffuse(latents, noise.noise, noise.timesteps)

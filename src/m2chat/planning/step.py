@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.losses import align_loss, ddpm_loss, text_loss
+from m2chat.models.absent import Absent
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.models.reading import ReadingModel
 from m2chat.models.trainable import AnyStage, Stage
@@ -47,7 +48,7 @@ def blank_batch(model: ReadingModel, shape: BatchShape, device: torch.device | s
     """
     count, tokens = shape.batch, shape.tokens
     queries = model.decoder.queries if isinstance(model, M2ChatModel) else 1  # stage 0 has no text encoders
-    side = model.clip.visual.image_size
+    side = 0 if isinstance(model.clip, Absent) else model.clip.visual.image_size  # no picture is looked at
     side = side[0] if isinstance(side, tuple) else side
     position = torch.arange(tokens, device=device).expand(count, -1)
     end, text = tokens - shape.image_tokens, max(1, (tokens - shape.image_tokens) // 4)

@@ -46,7 +46,7 @@ class M2ChatModule(TrainingModule):
         kept = None
         if getattr(data, "features", None) and self.trainer.state.fn == TrainerFn.FITTING:
             cache = data.open_features(self.stage, self.backbones().components, self.m3adapter.layers)
-            kept = cache and Kept(**cache.sizes)
+            kept = cache and Kept(**cache.sizes, looking=self.stage == "m3ft" and data.validates)
         return build_m2chat(self.backbone, self.m3adapter, kept=kept)
 
     def trained_parts(self) -> dict[str, tuple[nn.Module, float]]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m2chat.data.collate import Collator
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import Source
-from m2chat.data.feature_cache import Manifest, Origin, data_print, folder_of, settings_of, source_item
+from m2chat.data.feature_cache import READING, Manifest, Origin, data_print, folder_of, settings_of, source_item
 from m2chat.data.feature_file import FeaturePart, Form, Index
+from m2chat.models.absent import Absent
 from m2chat.models.blank import blank_m2chat
-from m2chat.models.build import composed, load_reader
+from m2chat.models.build import composed, load_clip, load_reader
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import set_trainable
@@ -45,24 +48,32 @@ def manifest_of(
         batch: Samples that are computed at once.
     """
     model, _ = blank_m2chat(module.backbone, module.m3adapter)
-    decoder, layers = model.decoder, module.m3adapter.layers
+    decoder, layers, whole = model.decoder, module.m3adapter.layers, module.stage == READING
     side = data.collator.image_size // decoder.vae_factor
     form = Form(
         dtype,
         text,
-        len(layers),
-        int(model.llama.config.hidden_size),
+        len(layers) if whole else 1,
+        int(model.llama.config.hidden_size) if whole else model.clip.width,
         decoder.queries,
         decoder.sequence_width,
         decoder.pooled_width,
         (int(decoder.vae.config.latent_channels), side, side),
+        whole,
     )
-    needed = {"language_model", "adapter", "vision_encoder", "channel_order", "vae"}
+    needed = {"vision_encoder", "channel_order", "vae"} | ({"language_model", "adapter"} if whole else set())
     needed |= {"text_encoder", "text_encoder_2"} if text else set()
     networks = {name: value for name, value in module.backbones().components.items() if name in needed}
     prints = {name: data_print(source) for name, source in sources.items()}
-    origin = Origin(module.stage, networks, settings_of(data.collator, layers), prints)
+    origin = Origin(module.stage, networks, settings_of(data.collator, module.stage, layers), prints)
     return Manifest(origin, form, model.clip.width, chunk, batch)
+
+
+def tokens_of_a_picture(module: Any) -> int:
+    """Number of CLIP tokens of a picture, by the description of the vision encoder."""
+    model, _ = blank_m2chat(module.backbone, module.m3adapter)
+    visual: Any = model.clip.visual
+    return len(visual.positional_embedding)
 
 
 def parts_of(out: Path, manifest: Manifest, indices: Mapping[str, Index]) -> dict[str, FeaturePart]:
@@ -149,7 +160,13 @@ class Writer:
         backbone = module.backbone
         dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
         decoder = ImageDecoder(backbone.image_decoder, dtype, backbone.decoder, ("unet",))
-        model = composed(module.m3adapter, *load_reader(backbone, dtype), decoder)
+        reader: tuple[Any, Any, Any]
+        if module.stage == READING:
+            reader = load_reader(backbone, dtype)
+        else:
+            clip = load_clip(backbone, dtype)
+            reader = Absent("language model", config=SimpleNamespace(hidden_size=1)), Absent("visual query"), clip
+        model = composed(module.m3adapter, *reader, decoder)
         set_trainable(model, set())
         self._autocast = module.prepare_precision(model, precision)
         self.model: M2ChatModel = model.to(self.device).eval()
@@ -164,6 +181,8 @@ class Writer:
         Yields:
             Number of records, after each batch.
         """
+        if not all(part.form.whole for part in self.parts.values()):
+            self.write_blanks()
         loader: DataLoader[Any] = DataLoader(work, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
         records: list[Any] = []
         rows: list[Any] = []
@@ -180,28 +199,58 @@ class Writer:
     @torch.no_grad()
     def _compute(self, part: FeaturePart, stretch: Stretch, batch: Batch) -> tuple[Any, Any]:
         """Records of a stretch, and their rows."""
-        form = part.form
-        scope: AbstractContextManager[Any] = nullcontext()
-        if self._autocast is not None:
-            scope = torch.autocast(torch.device(self.device).type, self._autocast)
-        with scope:
-            features = self.model.frozen_features(batch, with_text=form.text)
+        form, model = part.form, self.model
+        with self._scope():
+            e_clip, e_pclip = None, None
+            if form.text:
+                e_clip, e_pclip = model.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
+            latents = model.decoder.encode_pixels(batch.target_pixels)
+            if form.whole:
+                values = self._states(batch)
+            else:
+                values = model.clip(batch.context_pixels[batch.has_context]).flatten(0, 1)[:, None]
         records = np.zeros(len(batch), form.record)
         records["time_ids"] = batch.time_ids.cpu().numpy()
-        assert features.latents is not None
-        records["latents"] = features.latents.float().cpu().numpy()
-        if form.text:
-            assert features.e_clip is not None
-            form.put(records, "e_clip", features.e_clip.float().cpu().numpy())
-            if features.e_pclip is not None:
-                records["e_pclip"] = features.e_pclip.float().cpu().numpy()
+        records["latents"] = _numbers(latents)
+        if e_clip is not None:
+            form.put(records, "e_clip", _numbers(e_clip))
+            if e_pclip is not None:
+                records["e_pclip"] = _numbers(e_pclip)
         else:
             records["caption_ids"] = batch.caption_ids.cpu().numpy()
             records["caption_ids_2"] = batch.caption_ids_2.cpu().numpy()
-        states = features.states if features.states.ndim == 4 else features.states[None]  # (L, B, T, D)
-        read = batch.caption_mask | batch.image_mask
-        counts = [part.view(record).rows for record in stretch.records]
-        assert read.sum(1).tolist() == counts, f"{stretch}: other tokens than its index has"
-        rows = np.zeros(sum(counts), form.row)
-        form.put(rows, "states", states.permute(1, 2, 0, 3)[read].float().cpu().numpy())
-        return records, rows
+        count = sum(part.view(record).rows for record in stretch.records)
+        assert len(values) == count, f"{stretch}: {len(values)} tokens, and its index has {count}"
+        return records, self._rows(form, values)
+
+    def _states(self, batch: Batch) -> Tensor:
+        """States at caption and image tokens, one sample behind the other, (rows, L, D)."""
+        states, _, _ = self.model.read(batch.input_ids, batch.context_pixels[:1], batch.attention_mask.sum(1))
+        layers = states if states.ndim == 4 else states[None]  # (L, B, T, D)
+        return layers.permute(1, 2, 0, 3)[batch.caption_mask | batch.image_mask]
+
+    @torch.no_grad()
+    def write_blanks(self) -> None:
+        """Writes, for stage 2, the CLIP tokens of an empty picture into every part."""
+        visual: Any = self.model.clip.visual
+        side = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
+        with self._scope():
+            tokens = self.model.clip(torch.zeros(1, 3, *side, device=self.device))[0][:, None]
+        for part in self.parts.values():
+            part.write_blank(self._rows(part.form, tokens))
+
+    @staticmethod
+    def _rows(form: Form, values: Tensor) -> Any:
+        rows = np.zeros(len(values), form.row)
+        form.put(rows, "values", _numbers(values))
+        return rows
+
+    def _scope(self) -> AbstractContextManager[Any]:
+        """Autocast as in training."""
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, self._autocast)
+
+
+def _numbers(values: Tensor) -> Any:
+    return values.float().cpu().numpy()

@@ -29,9 +29,9 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="keep the outputs of the frozen networks, from which stage 1 trains two to three times faster",
         description="Computes for every sample of a stage-1 configuration, to train and to validate on, what the "
         "frozen networks say of it: the language model's states at caption and image tokens, the picture's latents, "
-        "the text encoders' targets. `lightning fit --data.features OUT` then trains without loading those networks. "
-        "A build that was interrupted goes on; the result is the same byte for byte. Further arguments override "
-        "settings, as for `lightning`.",
+        "the text encoders' targets; of stage 2, CLIP's tokens of the context picture in place of the states. "
+        "`lightning fit --data.features OUT` then trains without loading those networks. A build that was interrupted "
+        "goes on; the result is the same byte for byte. Further arguments override settings, as for `lightning`.",
     )
     parser.add_argument("--config", action="append", required=True, help="as for `lightning`; may be repeated")
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder of the cache (default: data/features/"
@@ -56,10 +56,10 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a setting does not fit, a sample cannot be read, or the disk would not hold it.
     """
-    from m2chat.commands.data.feature_work import manifest_of, parts_of
+    from m2chat.commands.data.feature_work import manifest_of, parts_of, tokens_of_a_picture
     from m2chat.data.augment import Augmentation
     from m2chat.data.datamodule import M2ChatDataModule
-    from m2chat.data.feature_cache import ROOT, create, plan_part
+    from m2chat.data.feature_cache import READING, ROOT, STAGES, create, plan_part
     from m2chat.lightning_cli import read_config
 
     for name in ("batch", "chunk"):
@@ -67,10 +67,10 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(options, name)}: give a number of at least 1")
     shard, shards = _shard(options.shard)
     settings, module = read_config(options.config, options.overrides)
-    if module.stage != "align":
+    if module.stage not in STAGES:
         raise UserError(
-            f"{options.config[-1]} trains {type(module).__name__}, whose language model changes with every step: only "
-            "stage 1 (AlignModule, configs/stage1.yaml) has outputs that can be kept"
+            f"{options.config[-1]} trains {type(module).__name__}, which has no feature cache: name a configuration of "
+            "stage 1 or 2, such as configs/stage1.yaml"
         )
     data = M2ChatDataModule(**{**settings.data.as_dict(), "features": None})
     if data.augmentation != Augmentation():
@@ -82,9 +82,11 @@ def run(options: argparse.Namespace) -> None:
     for configs in (data.configs["train"], data.configs["val"]):
         for config in configs:
             config.generate()
-    sources = data.cached_sources(settings.trainer.limit_val_batches != 0)
+    sources = data.cached_sources(module.stage, settings.trainer.limit_val_batches != 0)
+    looked = None if module.stage == READING else tokens_of_a_picture(module)
     indices = {
-        name: plan_part(source, data.collator.layout, name.partition("/")[0]) for name, source in sources.items()
+        name: plan_part(source, data.collator.layout, name.partition("/")[0], looked)
+        for name, source in sources.items()
     }
     dtype = options.dtype or ("bfloat16" if settings.trainer.precision == "bf16-mixed" else "float32")
     manifest = manifest_of(module, data, sources, dtype, options.text == "kept", options.chunk, options.batch)
@@ -132,8 +134,9 @@ def _estimate(
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     print(
-        f"{out}: {records:,} samples with {rows / max(1, records):.1f} tokens each that the M³Adapter reads, "
-        f"{form.dtype}, targets {options.text}: {_bytes(whole)} ({_bytes(there)} of it there), {_bytes(free)} free"
+        f"{out}: {records:,} replies with {rows / max(1, records):.1f} "
+        f"{'tokens that the M³Adapter reads' if form.whole else 'CLIP tokens'} each, {form.dtype}, targets "
+        f"{options.text}: {_bytes(whole)} ({_bytes(there)} of it there), {_bytes(free)} free"
     )
     if whole - there > free:
         smaller = [
