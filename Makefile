@@ -12,7 +12,7 @@ LOGS ?= lightning_logs
 SEEDS ?= 0 1 2
 # Which rows `make ablations` runs, all by default: `m2chat eval rows --list` names them.
 ROWS ?=
-# Processes of `make test`; each needs about 2 GB. Tests of one file share what they load, so they stay together.
+# Processes of `make test`; each needs about 2 GB.
 PROCESSES ?= 2
 
 .PHONY: help install data train seeds ablations tables test test-slow golden lint format backbones smollm2 tensorboard clean
@@ -52,7 +52,7 @@ tables: install ## Write docs/results/tables.md, a plot and LaTeX from the resul
 	$(BIN)/m2chat eval table --format latex --into docs/results/tables.tex
 
 test: lint data ## Check style and types, run the tests
-	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal
 
 test-slow: install ## Run the tests that take longer
 	$(BIN)/pytest -m slow

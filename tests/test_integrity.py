@@ -34,7 +34,7 @@ from m2chat.models.weights.diffusion import load_diffusion, open_diffusion, open
 from m2chat.models.weights.exported import Manifest, export_weights, read_exported
 from m2chat.models.weights.files import read_safetensors
 from m2chat.models.weights.llama import open_llama
-from m2chat.pipeline.weights import read_settings
+from m2chat.pipeline.run_settings import read_settings
 from m2chat.text import M2ChatTokenizer
 from m2chat.text.clip_tokenizers import clip_tokenizers
 from m2chat.training.atomic_io import AtomicCheckpointIO

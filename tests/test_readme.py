@@ -40,7 +40,14 @@ def test_the_readme_has_commands() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def is_slow(command: str) -> bool:
+    """Whether it does what the command before it does, and takes half a minute."""
+    return command.startswith("m2chat plan --config configs/paper/stage2.yaml")
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, marks=[pytest.mark.slow] * is_slow(command)) for command in COMMANDS]
+)
 def test_command(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 from m2chat.evaluation.grid import GAP, comparison, conversation_table
 from m2chat.evaluation.targets import known_of, targets_of
 from m2chat.schema import Prediction, Reply, Segment
+from m2chat.worlds.shapes import WORLD
 from m2chat.worlds.shapes.captions import caption_of
-from m2chat.worlds.shapes.judge import judge_targets
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 SCENE = Scene(Shape("circle", "red"), "blue", None, "large", "left")
@@ -17,7 +17,7 @@ SCENE = Scene(Shape("circle", "red"), "blue", None, "large", "left")
 def test_a_right_picture_is_right_in_every_way(make_prediction: Callable[..., Prediction]) -> None:
     caption = caption_of(SCENE, omit=["size"])
     prediction = make_prediction("x", render(SCENE), caption, scene=SCENE.attributes, omitted=["size"])
-    judged = judge_targets(targets_of(prediction))
+    judged = WORLD.judge(targets_of(prediction))
     assert (judged.all_right, judged.scene_right, judged.omitted_right) == ([True], [True], [True])
     assert judged.oracle == [False]  # the fixture's true picture is plain grey
     assert judged.attributes["colour"] == [True]
@@ -27,12 +27,12 @@ def test_a_wrong_omitted_attribute_is_no_fault_of_the_caption(make_prediction: C
     caption = caption_of(SCENE, omit=["size"])
     drawn = render(SCENE.with_attribute("size", "small"))
     prediction = make_prediction("x", drawn, caption, scene=SCENE.attributes, omitted=["size"])
-    judged = judge_targets(targets_of(prediction))
+    judged = WORLD.judge(targets_of(prediction))
     assert (judged.all_right, judged.scene_right, judged.omitted_right) == ([True], [False], [False])
 
 
 def test_a_picture_that_was_not_drawn_is_left_out(make_prediction: Callable[..., Prediction]) -> None:
-    judged = judge_targets(targets_of(make_prediction("x", None, caption_of(SCENE))))
+    judged = WORLD.judge(targets_of(make_prediction("x", None, caption_of(SCENE))))
     assert judged.all_right == []
     assert judged.oracle == [False]
 
@@ -41,7 +41,7 @@ def test_pictures_from_outside_the_micro_world_are_left_out() -> None:
     photo = np.zeros((40, 70, 3), np.uint8)
     reply = Reply((Segment("", "my cat on the sofa"), Segment("", caption_of(SCENE))), (photo, photo))
     generated = Reply(reply.segments, (render(SCENE), render(SCENE)))
-    judged = judge_targets(targets_of(Prediction("x", "caption", "own", "", reply, generated)))
+    judged = WORLD.judge(targets_of(Prediction("x", "caption", "own", "", reply, generated)))
     assert (judged.all_right, judged.scene_right, judged.oracle) == ([True], [], [])
 
 
@@ -51,7 +51,7 @@ def test_each_of_several_pictures_has_its_own_scene() -> None:
     reply = Reply(segments, (render(SCENE), None, render(other)))
     meta = {"scene": [SCENE.attributes, other.attributes], "omitted": [[], ["colour"]]}
     targets = targets_of(Prediction("x", "story", "test", "", reply, reply, None, meta))
-    judged = judge_targets(targets)
+    judged = WORLD.judge(targets)
     assert judged.scene_right == [True, True]
     assert judged.omitted_right == [True]
 

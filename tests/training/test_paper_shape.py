@@ -73,7 +73,9 @@ def losses(folder: Path, version: int) -> dict[int, float]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("stage", "precision"), [(1, "32-true"), (2, "32-true"), (2, "bf16-mixed")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(1, "32-true"), (2, "32-true"), pytest.param(2, "bf16-mixed", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_save_and_one_goes_on(
     micro: Any,
     on_two_ranks: Callable[..., Any],

@@ -249,13 +249,13 @@ def wrong(seed: int, shards: Path, folder: Path, ranks: int = 1) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seeds", [range(10), pytest.param(range(10, 110), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 106), marks=pytest.mark.slow)], ids=len)
 def test_chains_of_interruptions(micro: Any, tmp_path: Path, seeds: range) -> None:
     assert "\n".join(filter(None, (wrong(seed, micro.shards, tmp_path) for seed in seeds))) == ""
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 43), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 42), marks=pytest.mark.slow)], ids=len)
 def test_chains_on_two_ranks(
     micro: Any, tmp_path: Path, on_two_ranks: Callable[[Callable[[], object]], Any], seeds: range
 ) -> None:
@@ -264,7 +264,7 @@ def test_chains_on_two_ranks(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 43), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 42), marks=pytest.mark.slow)], ids=len)
 def test_chains_with_other_ranks_and_batches(
     micro: Any, tmp_path: Path, on_ranks: Callable[..., Any], seeds: range
 ) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m2chat.models.visual_encoder import VisualQueryEncoder
+
 LINEAR = {
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
@@ -54,6 +56,22 @@ class AdapterShape:
     clip_width: int
     bias: bool
     lora_rank: int
+
+    def visual_query(self, width: int) -> VisualQueryEncoder:
+        """A visual query encoder of these sizes, whose tensors are still random.
+
+        Args:
+            width: D, width of the language model.
+        """
+        return VisualQueryEncoder(
+            self.clip_width,
+            width,
+            self.prompts,
+            self.visual_depth,
+            self.visual_heads,
+            self.visual_width,
+            self.visual_hidden,
+        )
 
 
 def read_shape(official: Mapping[str, Tensor], visual_heads: int) -> AdapterShape:

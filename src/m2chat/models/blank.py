@@ -109,16 +109,7 @@ def _language(backbone: BackboneConfig, clip_width: int, assumed: list[str]) -> 
         lora_rank=shape.lora_rank,
         **{key: value for key, value in settings.items() if key not in _NOT_SHAPES},
     )
-    visual_query = VisualQueryEncoder(
-        shape.clip_width,
-        config.hidden_size,
-        shape.prompts,
-        shape.visual_depth,
-        shape.visual_heads,
-        shape.visual_width,
-        shape.visual_hidden,
-    )
-    return AdapterLlamaForCausalLM(config), visual_query
+    return AdapterLlamaForCausalLM(config), shape.visual_query(config.hidden_size)
 
 
 def _clip(backbone: BackboneConfig, assumed: list[str]) -> ClipTokens:

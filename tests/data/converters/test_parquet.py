@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from m2chat.data.converters import parquet as module
+from m2chat.data.converters.columns import ColumnPicture
 from m2chat.data.converters.engine import convert
 from m2chat.data.images import load_image
 from m2chat.errors import UserError
@@ -114,7 +114,7 @@ def test_columns_are_not_guessed(raw: Any, job: Callable[..., Any]) -> None:
 
 def test_a_picture_is_read_by_any_process_and_never_of_an_older_file(raw: Any) -> None:
     path = write(raw, "t.parquet", [{"image": cell(raw, i)} for i in range(4)], group=4)
-    pictures = [module.ColumnPicture(str(path), row, column="image") for row in (0, 3, 3, 1)]
+    pictures = [ColumnPicture(str(path), row, column="image") for row in (0, 3, 3, 1)]
     for picture, seed in zip(pickle.loads(pickle.dumps(pictures)), (0, 3, 3, 1), strict=True):
         assert picture.read() == raw.as_bytes(raw.photo(seed), "PNG")
     write(raw, "t.parquet", [{"image": cell(raw, i + 5)} for i in range(4)], group=4)

@@ -14,7 +14,8 @@ from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.weights.exported import Manifest, export_weights
 from m2chat.models.weights.known import verify_file
-from m2chat.pipeline.weights import m3adapter_of, run_settings
+from m2chat.pipeline.run_settings import run_settings
+from m2chat.pipeline.weights import m3adapter_of
 
 _SHARD = "5GB"
 

@@ -39,18 +39,7 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
         **source.settings,
     )
     llama = on_meta(lambda: AdapterLlamaForCausalLM(config))
-    visual_query = on_meta(
-        lambda: VisualQueryEncoder(
-            shape.clip_width,
-            config.hidden_size,
-            shape.prompts,
-            shape.visual_depth,
-            shape.visual_heads,
-            shape.visual_width,
-            shape.visual_hidden,
-        )
-    )
-    return llama, visual_query
+    return llama, on_meta(lambda: shape.visual_query(config.hidden_size))
 
 
 def own_llama(adapter: AdapterSource) -> LlamaSource:

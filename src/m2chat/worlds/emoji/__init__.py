@@ -52,9 +52,10 @@ class Emoji:
 
     def judge(self, targets: Sequence[Target]) -> Judged:
         """Verdicts on the generated and the reference pictures of a reply."""
-        from m2chat.worlds.emoji.judge import judge_targets
+        from m2chat.worlds.emoji.judge import caption_reader, verdicts
+        from m2chat.worlds.shared import judge_targets
 
-        return judge_targets(targets)
+        return judge_targets(targets, caption_reader().read, verdicts, SIZE)
 
     def examples(self) -> Mapping[str, Sequence[Example]]:
         """Requests that the pocket model understands."""

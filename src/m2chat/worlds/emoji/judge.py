@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.schema import Picture
-from m2chat.world import Judged, Target
 from m2chat.worlds.emoji.captions import CaptionReader
 from m2chat.worlds.emoji.scenes import GENDERS, HAIRS, MAX_ERROR, SIZE, STYLES, TONES, Pictures, Scene
 
@@ -74,6 +73,11 @@ class Verdict:
     scene: Scene
     error: float
     top: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Attributes of the scene as text."""
+        return "/".join(self.scene.attributes.values())
 
     @property
     def seen(self) -> dict[str, str]:
@@ -173,11 +177,16 @@ def caption_reader(root: Path = ROOT) -> CaptionReader:
     return CaptionReader(read_scenes(root / "pictures"))
 
 
-def _verdicts(pictures: Sequence[Picture | None], root: Path) -> list[Verdict | None]:
-    """A verdict a picture; None where it is missing."""
+def verdicts(pictures: Sequence[Picture | None], root: Path = ROOT) -> list[Verdict | None]:
+    """A verdict a picture; None where it is missing.
+
+    Args:
+        pictures: RGB, (64, 64, 3), 0-255, or None.
+        root: Folder with ``judge/`` and ``pictures/``.
+    """
     there = [picture for picture in pictures if picture is not None]
-    verdicts = iter(_judge(root).read(np.stack(there)) if there else [])
-    return [None if picture is None else next(verdicts) for picture in pictures]
+    judged = iter(_judge(root).read(np.stack(there)) if there else [])
+    return [None if picture is None else next(judged) for picture in pictures]
 
 
 def seen_in(pictures: Sequence[Picture | None], root: Path = ROOT) -> list[dict[str, str]]:
@@ -187,33 +196,4 @@ def seen_in(pictures: Sequence[Picture | None], root: Path = ROOT) -> list[dict[
         pictures: RGB, (H, W, 3), 0-255, or None.
         root: Folder with ``judge/`` and ``pictures/``.
     """
-    return [{} if verdict is None else verdict.seen for verdict in _verdicts(pictures, root)]
-
-
-def judge_targets(targets: Sequence[Target], root: Path = ROOT) -> Judged:
-    """Judges the generated and the true pictures of a reply; those that were not drawn are left out.
-
-    So are targets whose captions name nothing of this world and whose attributes are not known.
-
-    Args:
-        targets: Reference pictures and the generated ones in their place.
-        root: Folder with ``judge/`` and ``pictures/``.
-    """
-    judged, reader = Judged(), caption_reader(root)
-    wanted = [(target, reader.read(target.caption)) for target in targets]
-    wanted = [(target, named) for target, named in wanted if named or target.attributes is not None]
-    for (target, named), verdict in zip(wanted, _verdicts([t.generated for t, _ in wanted], root), strict=True):
-        if verdict is None:
-            continue
-        judged.seen.append("/".join(verdict.scene.attributes.values()))
-        judged.all_right.append(verdict.all_right(named))
-        for name, is_right in verdict.right(named).items():
-            judged.attributes.setdefault(name, []).append(is_right)
-        if target.attributes is not None:
-            judged.scene_right.append(verdict.all_right(target.attributes))
-            judged.omitted_right += verdict.right({name: target.attributes[name] for name in target.omitted}).values()
-    truths = [t.truth if t.truth is not None and t.truth.shape == (SIZE, SIZE, 3) else None for t, _ in wanted]
-    for (_, named), verdict in zip(wanted, _verdicts(truths, root), strict=True):
-        if verdict is not None:
-            judged.oracle.append(verdict.all_right(named))
-    return judged
+    return [{} if verdict is None else verdict.seen for verdict in verdicts(pictures, root)]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups
-from m2chat.files import locked, whole_folder
 from m2chat.worlds.emoji.captions import captions_of
 from m2chat.worlds.emoji.pictures import ATTRIBUTIONS, read_pictures
 from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
+from m2chat.worlds.shared import generate_once
 
 VERSION = 1
 """Raised whenever the generated data change, so that old shards are made anew."""
@@ -72,21 +72,16 @@ def write_world(root: Path, pictures: Path = PICTURES) -> None:
     """Generates every data set of the emoji world under a folder, unless they are there already.
 
     Args:
-        root: Folder to write, such as ``data/pocket/shards``; it appears only when it is complete.
+        root: Folder to write, such as ``data/pocket/shards``; see `generate_once`.
         pictures: Folder of the shipped pictures.
 
     Raises:
         UserError: If the shipped pictures are missing or damaged.
     """
-    stamp = root / "version.json"
-    wanted = json.dumps({"version": VERSION}) + "\n"
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root):
-        if not stamp.is_file() or stamp.read_text() != wanted:
-            shipped = read_pictures(pictures)
-            with whole_folder(root, replace=True) as part:
-                for split, indices in _places(shipped).items():
-                    write_groups(_pairs(shipped, indices, split), part / "emoji" / split, "emoji", 1000)
-                (part / stamp.name).write_text(wanted)
+
+    def write(part: Path) -> None:
+        shipped = read_pictures(pictures)
+        for split, indices in _places(shipped).items():
+            write_groups(_pairs(shipped, indices, split), part / "emoji" / split, "emoji", 1000)
+
+    generate_once(root, {"version": VERSION}, write)

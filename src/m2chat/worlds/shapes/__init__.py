@@ -12,9 +12,10 @@ from typing import Any
 from m2chat.schema import Picture
 from m2chat.world import Attributes, Example, Judged, Target, World
 from m2chat.worlds.shapes.captions import parse_caption
-from m2chat.worlds.shapes.judge import MAX_ERROR, judge_targets, seen_in
+from m2chat.worlds.shapes.judge import MAX_ERROR, seen_in, verdicts
 from m2chat.worlds.shapes.phrases import examples
 from m2chat.worlds.shapes.scenes import ATTRIBUTES, IMAGE_SIZE
+from m2chat.worlds.shared import judge_targets
 
 
 class Shapes:
@@ -51,7 +52,7 @@ class Shapes:
 
     def judge(self, targets: Sequence[Target]) -> Judged:
         """Verdicts on the generated and the reference pictures of a reply."""
-        return judge_targets(targets)
+        return judge_targets(targets, parse_caption, verdicts, IMAGE_SIZE)
 
     def examples(self) -> Mapping[str, Sequence[Example]]:
         """Requests that the micro model understands."""

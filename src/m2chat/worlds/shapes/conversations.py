@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -193,9 +194,9 @@ class ConversationMaker:
     def _again(self, talk: ConversationBuilder) -> bool:
         """A wish for something else in the place of the newest picture, naming the same attributes."""
         last, omit = talk.scenes[-1], talk.unnamed()
-        place = [last.attributes.get(name) for name in HIDDEN]
-        pool = scenes_of_split(self.split, 1)
-        alike = [s for s in pool if s != last and [s.attributes[name] for name in HIDDEN] == place]
+        hidden = attrgetter(*HIDDEN)
+        place = hidden(last)
+        alike = [scene for scene in scenes_of_split(self.split, 1) if hidden(scene) == place and scene != last]
         if not alike:
             return False
         scene = self.rng.choice(alike)

@@ -16,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2chat.schema import Picture
-from m2chat.world import Judged, Target
-from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.scenes import (
     COLOURS,
     IMAGE_SIZE,
@@ -46,6 +44,11 @@ class Verdict:
 
     scene: Scene
     error: float
+
+    @property
+    def key(self) -> str:
+        """Key of the scene."""
+        return self.scene.key
 
     @property
     def seen(self) -> dict[str, str]:
@@ -115,7 +118,7 @@ def judge(pictures: NDArray[np.uint8]) -> list[Verdict]:
         for pixels, (rows, norms, _) in zip(flat, (whole, left, right), strict=True)
     ]
     grounds = np.array([name[3] for name in left[2]])
-    verdicts = []
+    read = []
     for index in range(len(images)):
         best = int(errors[0][index].argmin())
         place, shape, colour, ground = whole[2][best]
@@ -129,8 +132,8 @@ def judge(pictures: NDArray[np.uint8]) -> list[Verdict]:
             if total < error:
                 pair = [Shape(*side[2][k][1:3]) for side, k in ((left, first), (right, second))]
                 scene, error = Scene(pair[0], ground, pair[1]), total
-        verdicts.append(Verdict(scene, float(np.sqrt(max(error, 0.0) / flat[0].shape[1]))))
-    return verdicts
+        read.append(Verdict(scene, float(np.sqrt(max(error, 0.0) / flat[0].shape[1]))))
+    return read
 
 
 _DRAW_WORDS = re.compile(r"\b(draw|paint|picture|show|sketch)\b", re.IGNORECASE)
@@ -141,11 +144,16 @@ def asks_openly(request: str) -> bool:
     return _DRAW_WORDS.search(request) is not None
 
 
+def verdicts(pictures: Sequence[Picture | None]) -> list[Verdict | None]:
+    """A verdict a picture; None where it is missing."""
+    there = [picture for picture in pictures if picture is not None]
+    judged = iter(judge(np.stack(there)) if there else [])
+    return [None if picture is None else next(judged) for picture in pictures]
+
+
 def seen_in(pictures: Sequence[Picture | None]) -> list[dict[str, str]]:
     """Attributes that the judge reads; none in a picture that is missing or resembles no scene."""
-    there = [picture for picture in pictures if picture is not None]
-    verdicts = iter(judge(np.stack(there)) if there else [])
-    return [{} if picture is None else next(verdicts).seen for picture in pictures]
+    return [{} if verdict is None else verdict.seen for verdict in verdicts(pictures)]
 
 
 def shows(seen: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -171,33 +179,3 @@ def kept(frames: Sequence[Picture | None], changing: str) -> list[bool]:
     """
     seen = [{name: value for name, value in attributes.items() if name != changing} for attributes in seen_in(frames)]
     return [bool(first) and first == second for first, second in pairwise(seen)]
-
-
-def judge_targets(targets: Sequence[Target]) -> Judged:
-    """Judges the generated and the true pictures of a reply; those that were not drawn are left out.
-
-    So are targets from outside the shapes world, whose captions name nothing that the judge could look for.
-    """
-    judged = Judged()
-    targets = [target for target in targets if target.attributes is not None or parse_caption(target.caption)]
-    drawn = [(target, target.generated) for target in targets if target.generated is not None]
-    known = [
-        (target, target.truth)
-        for target in targets
-        if target.truth is not None and target.truth.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
-    ]
-    pictures = [picture for _, picture in (*drawn, *known)]
-    verdicts = judge(np.stack(pictures)) if pictures else []
-    for (target, _), verdict in zip(drawn, verdicts[: len(drawn)], strict=True):
-        named = parse_caption(target.caption)
-        judged.seen.append(verdict.scene.key)
-        judged.all_right.append(verdict.all_right(named))
-        for name, right in verdict.right(named).items():
-            judged.attributes.setdefault(name, []).append(right)
-        if target.attributes is not None:
-            judged.scene_right.append(verdict.all_right(target.attributes))
-            hidden = {name: target.attributes[name] for name in target.omitted}
-            judged.omitted_right += verdict.right(hidden).values()
-    for (target, _), verdict in zip(known, verdicts[len(drawn) :], strict=True):
-        judged.oracle.append(verdict.all_right(parse_caption(target.caption)))
-    return judged

@@ -14,11 +14,11 @@ from pathlib import Path
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.data.sources import caption_sample
-from m2chat.files import locked, whole_folder
 from m2chat.schema import Image, Kind, Sample
 from m2chat.worlds.shapes.captions import alt_text, caption_of, paraphrases
 from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.scenes import Scene, Split, render
+from m2chat.worlds.shared import generate_once
 
 VERSION = 5
 """Raised whenever the generated data change, so that old shards are made anew."""
@@ -121,22 +121,10 @@ def _talks(name: str, split: Split, count: int, training_texts: set[tuple[str, .
 def write_world(root: Path) -> None:
     """Generates every data set of the shapes world under a folder, unless they are there already.
 
-    Of several processes that want them at once, one generates and the others wait for it.
-
     Args:
-        root: Folder to write, such as ``data/micro/shards``. It appears only when it is complete, so an interrupted
-            run leaves nothing half made.
+        root: Folder to write, such as ``data/micro/shards``; see `generate_once`.
     """
-    stamp = root / "version.json"
-    wanted = json.dumps({"version": VERSION, "seed": SEED}) + "\n"
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root):
-        if not stamp.is_file() or stamp.read_text() != wanted:
-            with whole_folder(root, replace=True) as part:
-                _generate(part)
-                (part / stamp.name).write_text(wanted)
+    generate_once(root, {"version": VERSION, "seed": SEED}, _generate)
 
 
 def _generate(part: Path) -> None:
