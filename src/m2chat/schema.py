@@ -187,7 +187,7 @@ def normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 
 @dataclass
 class FrozenFeatures:
-    """What the frozen networks say of a batch; computed once, it may be kept (`m2chat data features`).
+    """Outputs of the frozen networks for a batch, which may be kept (`m2chat data features`).
 
     Args:
         states: States of the language model, (B, S, D), or (L, B, S, D) of several layers: of whole sequences, or,
@@ -195,7 +195,7 @@ class FrozenFeatures:
         e_clip: Target of h_align, (B, Q, C); None if it is to be computed from the batch's captions.
         e_pclip: Target of h_palign, (B, P).
         latents: Latents of the target pictures, (B, c, h, w); None where nothing is learned from them.
-        mask: True at the caption and image tokens among the states, (B, S) bool; None for the batch's own masks.
+        mask: True at the caption and image tokens among the states, (B, S) bool; None for the batch's masks.
         f_img: CLIP tokens of the context pictures, (B, I, W), in stage 2; of an empty picture where there is none.
     """
 

@@ -198,11 +198,15 @@ def test_a_full_disk_and_wrong_options_are_refused(
     assert "1 kB are free there" in error and "with --dtype int8 --text recomputed" in error
     assert not (tmp_path / "out").exists()
     assert build(micro, val, tmp_path / "out", "--shard", "2/2") == 2
+    assert "--shard 2/2: give I/N" in capsys.readouterr().err
     monkeypatch.chdir(ROOT)
-    assert main(["data", "features", "--config", "configs/stage0.yaml", str(tmp_path / "out")]) == 2
-    assert main(["data", "features", "--config", "configs/stage1.yaml", "--data.flip=0.5", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert "--shard 2/2: give I/N" in error and "trains DescribeModule" in error and "data.flip to 0" in error
+    for arguments, message in (
+        (["configs/stage0.yaml", "out"], "trains DescribeModule, which has no feature cache"),
+        (["configs/stage1.yaml", "out", "--data.flip=0.5"], "data.flip to 0"),
+        (["configs/stage1.yaml", "--data.train=[{name: a, path: b}]", "out"], "OUT comes before the settings"),
+    ):
+        assert main(["data", "features", "--config", *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 1 / 254)])

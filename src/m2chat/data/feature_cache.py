@@ -203,7 +203,7 @@ def create(folder: Path, manifest: Manifest, indices: Mapping[str, Index]) -> No
                 there = Manifest.read(folder)
                 if there.text() == manifest.text():
                     return
-                other = "the options (--dtype, --text, --batch, --chunk)"
+                other = "other sources or options (--dtype, --text, --batch, --chunk)"
                 reasons = there.origin.misfits(manifest.origin) or [other]
                 raise UserError(
                     f"{folder} is a feature cache of something else: {', '.join(reasons)}; name a new folder, or "

@@ -139,6 +139,14 @@ class Work(Dataset[tuple[Stretch, Batch]]):
         return stretch, self.collator.compact([source_item(source, part, record) for record in stretch.records])
 
 
+def _reader(module: Any, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """What reads, as far as its outputs are kept: of stage 2, CLIP alone."""
+    if module.stage == READING:
+        return load_reader(module.backbone, dtype)
+    language = Absent("language model", config=SimpleNamespace(hidden_size=1))
+    return language, Absent("visual query"), load_clip(module.backbone, dtype)
+
+
 def _as_it_is(item: Any) -> Any:
     """Leaves a batch alone; the loader's default would take ranges apart."""
     return item
@@ -160,13 +168,7 @@ class Writer:
         backbone = module.backbone
         dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
         decoder = ImageDecoder(backbone.image_decoder, dtype, backbone.decoder, ("unet",))
-        reader: tuple[Any, Any, Any]
-        if module.stage == READING:
-            reader = load_reader(backbone, dtype)
-        else:
-            clip = load_clip(backbone, dtype)
-            reader = Absent("language model", config=SimpleNamespace(hidden_size=1)), Absent("visual query"), clip
-        model = composed(module.m3adapter, *reader, decoder)
+        model = composed(module.m3adapter, *_reader(module, dtype), decoder)
         set_trainable(model, set())
         self._autocast = module.prepare_precision(model, precision)
         self.model: M2ChatModel = model.to(self.device).eval()

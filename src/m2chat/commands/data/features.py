@@ -1,4 +1,4 @@
-"""`m2chat data features`: keeps what the frozen networks say of every sample, so that training need not ask again."""
+"""`m2chat data features`: keeps the outputs of the frozen networks, so that training need not compute them again."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the action."""
     parser = actions.add_parser(
         "features",
-        help="keep the outputs of the frozen networks, from which stage 1 trains two to three times faster",
-        description="Computes for every sample of a stage-1 configuration, to train and to validate on, what the "
-        "frozen networks say of it: the language model's states at caption and image tokens, the picture's latents, "
-        "the text encoders' targets; of stage 2, CLIP's tokens of the context picture in place of the states. "
+        help="keep the outputs of the frozen networks, from which training then starts",
+        description="Computes the outputs of the frozen networks for every sample that a configuration of stage 1 "
+        "trains and validates on: the language model's states at caption and image tokens, the picture's latents, the "
+        "text encoders' targets; of stage 2, CLIP's tokens of the context picture in place of the states. "
         "`lightning fit --data.features OUT` then trains without loading those networks. A build that was interrupted "
         "goes on; the result is the same byte for byte. Further arguments override settings, as for `lightning`.",
     )
     parser.add_argument("--config", action="append", required=True, help="as for `lightning`; may be repeated")
-    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder of the cache (default: data/features/"
+    parser.add_argument("out", metavar="OUT", nargs="?", help="folder of the cache (default: data/features/"
                         "NAME, where `--data.features auto` looks)")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), help="precision of states and targets "
                         "(default: that of the training; int8 has a scale per token)")  # fmt: skip
@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> None:
     for name in ("batch", "chunk"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: give a number of at least 1")
+    if (options.out or "").startswith("-"):  # argparse takes a setting with a blank for OUT
+        raise UserError(f"OUT comes before the settings: m2chat data features --config FILE OUT '{options.out}'")
     shard, shards = _shard(options.shard)
     settings, module = read_config(options.config, options.overrides)
     if module.stage not in STAGES:
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
             "data.random_crop or data.flip is on, and a cache has one crop of each picture, the middle: set "
             "data.random_crop to false and data.flip to 0"
         )
-    out = options.out or ROOT / Path(options.config[0]).stem
+    out = Path(options.out) if options.out else ROOT / Path(options.config[0]).stem
     for configs in (data.configs["train"], data.configs["val"]):
         for config in configs:
             config.generate()
