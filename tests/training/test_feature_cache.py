@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from m2chat.errors import UserError
 from m2chat.models.absent import Absent
 from m2chat.models.checkpoints import trainable_state_dict
 from m2chat.training.config import EvalConfig
+from m2chat.training.strategy import M2ChatFSDPStrategy
 
 ROOT = Path(__file__).parents[2]
 STAGE_2 = ("dialogue", "edit", "story")
@@ -90,6 +92,23 @@ def test_losses_steps_and_checkpoints_are_those_of_a_run_without(micro: Any, cac
     assert shapes[0] == shapes[1] and checkpoints[0].keys() == checkpoints[1].keys()
     for name in ("m2chat", "config", "M2ChatDataModule"):
         assert checkpoints[0][name] == checkpoints[1][name]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_sharded_ranks_train_from_it(
+    micro: Any, cache: Path, on_two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = {"features": str(cache)}
+
+    def task() -> list[dict[str, float]]:
+        run = micro.fit("align", tmp_path, 3, batch_size=3, strategy=M2ChatFSDPStrategy(), data=data)
+        assert isinstance(run.module.model.llama, Absent)
+        return run.losses  # type: ignore[no-any-return]
+
+    alone = micro.fit("align", tmp_path, 3, data=data)
+    for ours, theirs in zip(on_two_ranks(task), alone.losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_validation_draws_the_same_pictures(micro: Any, val: SourceConfig, cache: Path) -> None:
@@ -223,6 +242,7 @@ def test_numbers_come_back_within_their_precision(dtype: str, error: float) -> N
     assert torch.equal(torch.from_numpy(rounded(values.numpy()).view(np.int16)), values.bfloat16().view(torch.int16))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_small_cache_trains_nearly_the_same(micro: Any, val: SourceConfig, cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "small"

@@ -275,14 +275,22 @@ class FeaturePart:
             chunk: Number of the chunk.
             records: Its records, of `Form.record`; their checksums are computed here.
             rows: Rows of all of them, one behind the other, of `Form.row`.
+
+        Raises:
+            UserError: If it cannot be written.
         """
         start = self.records(chunk).start
         ends = self._row_ends[start : start + len(records) + 1] - self._row_ends[start]
         for number, record in enumerate(records):
             record["crc"] = _checksum(record.tobytes(), rows[ends[number] : ends[number + 1]].tobytes())
-        with whole_file(self.path(chunk)) as part, part.open("wb") as file:
-            file.write(records.tobytes())
-            file.write(rows.tobytes())
+        try:
+            with whole_file(self.path(chunk)) as part, part.open("wb") as file:
+                file.write(records.tobytes())
+                file.write(rows.tobytes())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path(chunk)}: {error}; make room and run the same command again, it goes on"
+            ) from error
 
     # Reading
 

@@ -85,11 +85,13 @@ def run(options: argparse.Namespace) -> None:
         for config in configs:
             config.generate()
     sources = data.cached_sources(module.stage, settings.trainer.limit_val_batches != 0)
+    if not sources:
+        raise UserError(f"{options.config[-1]} has no data.train with a weight above 0: nothing would be kept")
     looked = None if module.stage == READING else tokens_of_a_picture(module)
-    indices = {
-        name: plan_part(source, data.collator.layout, name.partition("/")[0], looked)
-        for name, source in sources.items()
-    }
+    indices = {}
+    for name, source in sources.items():
+        print(f"{time.strftime('%H:%M:%S')} {name}: counting the tokens of {len(source):,} samples", flush=True)
+        indices[name] = plan_part(source, data.collator.layout, name.partition("/")[0], looked)
     dtype = options.dtype or ("bfloat16" if settings.trainer.precision == "bf16-mixed" else "float32")
     manifest = manifest_of(module, data, sources, dtype, options.text == "kept", options.chunk, options.batch)
     parts = parts_of(out, manifest, indices)
