@@ -40,7 +40,7 @@ ensure_torchvision()
 
 from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
 
-from m2chat.commands.data.feature_work import Work, Writer, manifest_of, parts_of  # noqa: E402
+from m2chat.commands.data.feature_work import FeatureWork, Writer, manifest_of, parts_of  # noqa: E402
 from m2chat.data.datamodule import M2ChatDataModule  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
 from m2chat.data.feature_cache import create, plan_part  # noqa: E402
@@ -128,7 +128,7 @@ class Cache:
         self.writer.parts = parts = parts_of(out, manifest, indices)
         create(out, manifest, indices)
         chunks = [(name, chunk) for name, part in parts.items() for chunk in part.chunks]
-        for _ in self.writer.write(Work(self.sources, parts, data.collator, chunks, 32), 0):
+        for _ in self.writer.write(FeatureWork(self.sources, parts, data.collator, chunks, 32), 0):
             pass
         return out
 

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from m2chat.commands import main
 from m2chat.data.dataset import SourceConfig
-from m2chat.data.feature_cache import Origin
+from m2chat.data.feature_cache import FeatureOrigin
 from m2chat.data.feature_file import FeaturePart, Form, rounded
 from m2chat.data.shards import write_shards
 from m2chat.errors import UserError
@@ -181,8 +181,8 @@ def test_other_inputs_are_refused_by_name(micro: Any, val: SourceConfig, cache: 
     ):
         with pytest.raises(UserError, match=message):
             fit_from(micro, cache, **data)
-    origin = Origin("align", {"language_model": "a", "vae": "b"}, {}, {"train/x": "1", "val/x": "2"})
-    other = Origin("m3ft", {"language_model": "a", "vae": "c", "unet": "d"}, {}, {"train/x": "1"})
+    origin = FeatureOrigin("align", {"language_model": "a", "vae": "b"}, {}, {"train/x": "1", "val/x": "2"})
+    other = FeatureOrigin("m3ft", {"language_model": "a", "vae": "c", "unet": "d"}, {}, {"train/x": "1"})
     assert origin.misfits(other) == ["the stage ('align', now 'm3ft')", "the vae"]
     with pytest.raises(UserError, match=r"is no feature cache: make one with `m2chat data features"):
         fit_from(micro, tmp_path)

@@ -21,7 +21,7 @@ from m2chat.data.feature_cache import (
     STAGES,
     FeatureCache,
     FeatureCollator,
-    Origin,
+    FeatureOrigin,
     data_print,
     fitting_cache,
     settings_of,
@@ -209,7 +209,7 @@ class M2ChatDataModule(LightningDataModule):
         if stage not in STAGES:
             raise UserError(f"data.features={self.features!r}: stage {stage!r} has no feature cache, leave it out")
         parts = {name: data_print(source) for name, source in self.cached_sources(stage, self.validates).items()}
-        run = Origin(stage, networks, settings_of(self.collator, stage, layers), parts)
+        run = FeatureOrigin(stage, networks, settings_of(self.collator, stage, layers), parts)
         if self.features != "auto":
             self._cache = fitting_cache(Path(self.features), run)
             return self._cache

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source
-from m2chat.data.feature_file import INDEX, NO_PICTURE, FeaturePart, Form, Index, View
+from m2chat.data.feature_file import INDEX, NO_PICTURE, FeaturePart, FeatureView, Form, Index
 from m2chat.data.index import Shard
 from m2chat.data.peek import peek
 from m2chat.data.sources import BadSample
@@ -45,7 +45,7 @@ _LOOKS = 16
 
 
 @dataclass(frozen=True)
-class Origin:
+class FeatureOrigin:
     """What the features of a run depend on.
 
     Args:
@@ -60,7 +60,7 @@ class Origin:
     settings: Mapping[str, Any]
     parts: Mapping[str, str]
 
-    def misfits(self, run: Origin) -> list[str]:
+    def misfits(self, run: FeatureOrigin) -> list[str]:
         """What of a run these features do not fit, in words: a run may have more networks and fewer data."""
         found = [] if self.stage == run.stage else [f"the stage ({self.stage!r}, now {run.stage!r})"]
         found += [f"the {name}" for name, value in self.networks.items() if run.networks.get(name) != value]
@@ -77,7 +77,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class FeatureManifest:
     """What a cache is.
 
     Args:
@@ -89,7 +89,7 @@ class Manifest:
         version: Version of the layout.
     """
 
-    origin: Origin
+    origin: FeatureOrigin
     form: Form
     clip_width: int
     chunk: int
@@ -101,7 +101,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: Path) -> FeatureManifest:
         """The manifest of a cache.
 
         Raises:
@@ -114,7 +114,7 @@ class Manifest:
                     f"{folder} is a feature cache of version {content['version']}, and this program reads {VERSION}: "
                     "build it again with `m2chat data features`"
                 )
-            origin, form = Origin(**content.pop("origin")), content.pop("form")
+            origin, form = FeatureOrigin(**content.pop("origin")), content.pop("form")
             return cls(origin, Form(**{**form, "latents": tuple(form["latents"])}), **content)
         except FileNotFoundError:
             raise UserError(
@@ -136,7 +136,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.manifest = folder, Manifest.read(folder)
+        self.folder, self.manifest = folder, FeatureManifest.read(folder)
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class FeatureCache:
         return part
 
 
-def fitting_cache(folder: Path, run: Origin) -> FeatureCache:
+def fitting_cache(folder: Path, run: FeatureOrigin) -> FeatureCache:
     """The cache in a folder, if a run can train from it.
 
     Raises:
@@ -183,7 +183,7 @@ def fitting_cache(folder: Path, run: Origin) -> FeatureCache:
     return cache
 
 
-def create(folder: Path, manifest: Manifest, indices: Mapping[str, Index]) -> None:
+def create(folder: Path, manifest: FeatureManifest, indices: Mapping[str, Index]) -> None:
     """Makes a cache without records, or makes sure that the one that is there is the same.
 
     Several processes may call it at once.
@@ -200,7 +200,7 @@ def create(folder: Path, manifest: Manifest, indices: Mapping[str, Index]) -> No
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / MANIFEST):
             if (folder / MANIFEST).is_file():
-                there = Manifest.read(folder)
+                there = FeatureManifest.read(folder)
                 if there.text() == manifest.text():
                     return
                 other = "other sources or options (--dtype, --text, --batch, --chunk)"
@@ -300,7 +300,7 @@ def _digest(text: str) -> str:
 # What to compute
 
 
-def views_of(sample: Sample, layout: Layout, looked: int | None = None) -> list[View]:
+def views_of(sample: Sample, layout: Layout, looked: int | None = None) -> list[FeatureView]:
     """The replies of a sample that training may draw, each with each of its pictures.
 
     Args:
@@ -318,7 +318,7 @@ def views_of(sample: Sample, layout: Layout, looked: int | None = None) -> list[
                 rows = sum(map(bool, encoded.caption)) + sum(map(bool, encoded.image))
             else:
                 rows = 0 if view.context is None else looked
-            views.append(View(turn, target, rows))
+            views.append(FeatureView(turn, target, rows))
     return views
 
 

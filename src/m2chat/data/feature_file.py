@@ -29,7 +29,7 @@ from m2chat.schema import KINDS, Image, Sample, Turn
 
 INDEX = "index.npz"
 NO_PICTURE = -1
-"""`View.target` of a reply without a picture."""
+"""`FeatureView.target` of a reply without a picture."""
 _OPEN_CHUNKS = 64
 """Chunks that a process holds open at once."""
 _PIXEL = np.zeros((1, 1, 3), np.uint8)
@@ -38,7 +38,7 @@ _STORED = {"float32": "<f4", "bfloat16": "<u2", "int8": "<i1"}
 DTYPES = tuple(_STORED)
 
 
-class View(NamedTuple):
+class FeatureView(NamedTuple):
     """One reply of a sample from which a training step may learn.
 
     Args:
@@ -134,9 +134,9 @@ class Index:
 
     Args:
         counts: Number of records of each kept sample of the source, in its order.
-        turns: `View.turn` of each record.
-        targets: `View.target` of each record.
-        rows: `View.rows` of each record.
+        turns: `FeatureView.turn` of each record.
+        targets: `FeatureView.target` of each record.
+        rows: `FeatureView.rows` of each record.
         kinds: Index in `KINDS` of each sample's kind.
         ids: Id of each sample, as UTF-8 one behind the other.
         id_ends: End of each of them.
@@ -151,7 +151,7 @@ class Index:
     id_ends: NDArray[np.int64]
 
     @classmethod
-    def of(cls, samples: Sequence[tuple[str, str, Sequence[View]]]) -> Index:
+    def of(cls, samples: Sequence[tuple[str, str, Sequence[FeatureView]]]) -> Index:
         """The index of samples.
 
         Args:
@@ -316,7 +316,7 @@ class FeaturePart:
         kind = KINDS[self.index.kinds[number]]
         return Sample(name, tuple(turns), (Image(_PIXEL),) * images, kind=kind, source=source)
 
-    def views(self, number: int) -> list[View]:
+    def views(self, number: int) -> list[FeatureView]:
         """The views of a sample, in the order of its records."""
         first = int(self._firsts[number])
         return [self.view(record) for record in range(first, first + int(self.index.counts[number]))]
@@ -325,9 +325,9 @@ class FeaturePart:
         """Number of the sample, among the kept samples of the source, that a record belongs to."""
         return int(np.searchsorted(self._firsts, record, side="right")) - 1
 
-    def view(self, record: int) -> View:
+    def view(self, record: int) -> FeatureView:
         """The view that a record is of."""
-        return View(int(self.index.turns[record]), int(self.index.targets[record]), int(self.index.rows[record]))
+        return FeatureView(int(self.index.turns[record]), int(self.index.targets[record]), int(self.index.rows[record]))
 
     def find(self, number: int, turn: int, target: int | None) -> int:
         """The record of a reply.

@@ -16,7 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 from m2chat.data.collate import Collator
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import Source
-from m2chat.data.feature_cache import READING, Manifest, Origin, data_print, folder_of, settings_of, source_item
+from m2chat.data.feature_cache import (
+    READING,
+    FeatureManifest,
+    FeatureOrigin,
+    data_print,
+    folder_of,
+    settings_of,
+    source_item,
+)
 from m2chat.data.feature_file import FeaturePart, Form, Index
 from m2chat.models.absent import Absent
 from m2chat.models.blank import blank_m2chat
@@ -35,7 +43,7 @@ def manifest_of(
     text: bool = True,
     chunk: int = 1024,
     batch: int = 32,
-) -> Manifest:
+) -> FeatureManifest:
     """The manifest of the features that a configuration asks for; no weight is loaded.
 
     Args:
@@ -65,8 +73,8 @@ def manifest_of(
     needed |= {"text_encoder", "text_encoder_2"} if text else set()
     networks = {name: value for name, value in module.backbones().components.items() if name in needed}
     prints = {name: data_print(source) for name, source in sources.items()}
-    origin = Origin(module.stage, networks, settings_of(data.collator, module.stage, layers), prints)
-    return Manifest(origin, form, model.clip.width, chunk, batch)
+    origin = FeatureOrigin(module.stage, networks, settings_of(data.collator, module.stage, layers), prints)
+    return FeatureManifest(origin, form, model.clip.width, chunk, batch)
 
 
 def tokens_of_a_picture(module: Any) -> int:
@@ -76,7 +84,7 @@ def tokens_of_a_picture(module: Any) -> int:
     return len(visual.positional_embedding)
 
 
-def parts_of(out: Path, manifest: Manifest, indices: Mapping[str, Index]) -> dict[str, FeaturePart]:
+def parts_of(out: Path, manifest: FeatureManifest, indices: Mapping[str, Index]) -> dict[str, FeaturePart]:
     """The parts of a cache, to be written."""
     return {
         name: FeaturePart(out / folder_of(name), manifest.form, manifest.chunk, index)
@@ -98,7 +106,7 @@ class Stretch(NamedTuple):
     records: range
 
 
-class Work(Dataset[tuple[Stretch, Batch]]):
+class FeatureWork(Dataset[tuple[Stretch, Batch]]):
     """Batches of the chunks to compute; it can be sent to worker processes.
 
     Args:
@@ -173,7 +181,7 @@ class Writer:
         self._autocast = module.prepare_precision(model, precision)
         self.model: M2ChatModel = model.to(self.device).eval()
 
-    def write(self, work: Work, workers: int) -> Iterator[int]:
+    def write(self, work: FeatureWork, workers: int) -> Iterator[int]:
         """Computes and writes.
 
         Args:

@@ -15,7 +15,7 @@ from m2chat.errors import UserError
 if TYPE_CHECKING:
     from m2chat.data.datamodule import M2ChatDataModule
     from m2chat.data.dataset import Source
-    from m2chat.data.feature_cache import Manifest
+    from m2chat.data.feature_cache import FeatureManifest
     from m2chat.data.feature_file import FeaturePart, Form, Index
 
 _EVERY = 5.0
@@ -114,7 +114,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _estimate(
     options: argparse.Namespace,
     out: Path,
-    manifest: Manifest,
+    manifest: FeatureManifest,
     indices: dict[str, Index],
     parts: dict[str, FeaturePart],
 ) -> None:
@@ -172,7 +172,7 @@ def _build(
     shard: tuple[int, int],
 ) -> None:
     """Computes the chunks of this process that are missing."""
-    from m2chat.commands.data.feature_work import Work, Writer
+    from m2chat.commands.data.feature_work import FeatureWork, Writer
 
     mine = [(name, chunk) for name, part in parts.items() for chunk in part.chunks][shard[0] :: shard[1]]
     out = next(iter(parts.values())).folder.parent
@@ -184,7 +184,7 @@ def _build(
         todo = [(name, chunk) for name, chunk in mine if not parts[name].is_there(chunk)]
         if not todo:
             return
-        work = Work(sources, parts, data.collator, todo, options.batch)
+        work = FeatureWork(sources, parts, data.collator, todo, options.batch)
         writer = Writer(module, settings.trainer.precision, options.device, parts)
         for done in _with_progress(writer.write(work, options.workers), work.samples):
             del done
