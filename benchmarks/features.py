@@ -46,13 +46,14 @@ from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
 from m2chat.data.feature_cache import create, plan_part  # noqa: E402
 from m2chat.data.shards import write_shards  # noqa: E402
 from m2chat.lightning_cli import read_config  # noqa: E402
+from m2chat.losses import align_loss, ddpm_loss  # noqa: E402
 from m2chat.models.blank import blank_m2chat, without_cached  # noqa: E402
 from m2chat.models.config import BackboneConfig, M3AdapterConfig  # noqa: E402
 from m2chat.models.memory import lower_parameters  # noqa: E402
 from m2chat.models.trainable import set_trainable, trainable_names  # noqa: E402
 from m2chat.planning.meter import FlopMeter  # noqa: E402
 from m2chat.planning.rules import GpuRules  # noqa: E402
-from m2chat.planning.step import blank_noise, step_loss  # noqa: E402
+from m2chat.planning.step import blank_noise  # noqa: E402
 from m2chat.schema import Batch  # noqa: E402
 
 BATCH, SAMPLES, EPOCHS = 16, 128, 4
@@ -142,7 +143,11 @@ def flops(batch: Batch, side: Side) -> int:
     set_trainable(model, trainable_names(model, "align"))
     noise = blank_noise(model, blank.select(list(range(side.module.ddpm_samples or len(batch)))))
     with FlopMeter(model) as meter, GpuRules():
-        step_loss(model, blank, noise, "align").backward()
+        output = model(blank, noise, use_image=False, with_text=False)
+        condition = output.condition
+        loss = ddpm_loss(output.prediction, output.diffusion_target, blank.has_target[: len(noise.samples)])
+        loss = loss + align_loss(condition.h_align, output.e_clip, condition.h_palign, output.e_pclip, blank.has_target)
+        loss.backward()
     return meter.total
 
 
