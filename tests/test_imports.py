@@ -48,6 +48,7 @@ OURS: dict[str, set[str]] = {
         "data.images",
         "data.network_inputs",
     },  # pictures are resized and normalised as in training
+    "benchmarks": {"pipeline", "evaluation", "data"},
     "app": {"pipeline", "data.images", "data.network_inputs"},
     # Generated worlds are found by name, through `world`: nothing but commands may import one.
     "worlds": {"text", "models", "losses", "metrics", "evaluation", "data", "pipeline"},
@@ -71,6 +72,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "metrics": {"lightning"},
     "evaluation": {"lightning"},
     "pipeline": {"lightning"},
+    "benchmarks": {"lightning"},
 }
 
 

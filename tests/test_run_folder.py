@@ -194,7 +194,12 @@ def test_two_loggers_share_a_folder_and_going_on_keeps_the_table(
 def test_the_last_checkpoint_of_the_same_name(lightning: Callable[..., int], refusal: Callable[..., str]) -> None:
     saving = "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {save_last: true}}]"
     arguments = (*NAMED, saving, "--ckpt_path=last")
-    assert lightning("fit", *arguments) == 0  # there is none yet
+    for stage in ("fit", "test"):  # never from scratch, and never with weights that happen to be there
+        assert "--ckpt_path last: the folder of this run holds no such checkpoint" in refusal(stage, *arguments)
+    assert not Path("lightning_logs/mine").exists()
+    assert lightning("fit", *NAMED, saving) == 0
+    assert "the newest is lightning_logs/mine/checkpoints/" in refusal("fit", "--ckpt_path=last")
+    assert "--ckpt_path best" in refusal("fit", "--ckpt_path=best")
     assert lightning("fit", *arguments, "--trainer.max_steps=5") == 0
     assert Path("lightning_logs/mine/config.0.yaml").is_file()
     Path("lightning_logs/mine/checkpoints/last.ckpt").unlink()

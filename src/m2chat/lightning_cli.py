@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
@@ -160,9 +161,34 @@ class M2ChatCLI(LightningCLI):
         Else it looks for weights to start from, in vain perhaps, and records them as those that are evaluated.
         """
         settings: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        if settings.get("ckpt_path") not in (None, *_CHOSEN_BY_LIGHTNING):
+        chosen = settings.get("ckpt_path")
+        if chosen not in (None, *_CHOSEN_BY_LIGHTNING):
             self.trainer.ckpt_path = settings.pop("ckpt_path")
+        elif chosen in ("best", "last", "hpc"):
+            self._require_checkpoint(chosen)
         return settings
+
+    def _require_checkpoint(self, chosen: str) -> None:
+        """Makes sure that there is a checkpoint where Lightning looks for the ``best``, ``last`` or ``hpc`` one.
+
+        Without a last one, Lightning trains from scratch, or tests the weights that happen to be there.
+
+        Raises:
+            UserError: If there is none.
+        """
+        savers = [item for item in self.trainer.checkpoint_callbacks if isinstance(item, ModelCheckpoint)]
+        if chosen == "last":
+            there = any(saver._find_last_checkpoints(self.trainer) for saver in savers)
+        elif chosen == "best":  # known only to a callback that has saved in this process
+            there = any(saver.best_model_path for saver in savers)
+        else:
+            there = bool(self.trainer._checkpoint_connector._hpc_resume_path)
+        if not there:
+            roots = {Path(logger.save_dir or ".") for logger in self.trainer.loggers}
+            files = [path for root in roots for path in root.glob("**/checkpoints/*.ckpt")]
+            newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+            such = "a file" if newest is None else f"a file; the newest is {os.path.relpath(newest)}"
+            raise UserError(f"--ckpt_path {chosen}: the folder of this run holds no such checkpoint: name {such}")
 
     def _continues(self, subcommand: str) -> list[Path]:
         """What the run goes on with: a training with its checkpoint, an evaluation with its replies."""

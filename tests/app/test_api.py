@@ -261,6 +261,159 @@ def test_pictures_come_inside_the_request_unless_a_host_is_allowed(http: TestCli
         assert done.status_code == 400 and "data:image/png" in done.json()["error"]["message"]
 
 
+CODE = URL.partition(",")[2]
+SHOWN = {"type": "image_url", "image_url": {"url": URL}}
+ASKS = {"model": MODEL, "seed": 0, "modalities": ["text"]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            {name: None}
+            for name in ("temperature", "top_p", "stream", "modalities", "image", "max_images", "stop", "n")
+        ),
+        {"response_format": {"type": "text"}, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}},
+        {"tools": [], "tool_choice": "none", "functions": [], "n": 1, "logprobs": False, "stop": []},
+        {"user": "a", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": True},
+        {"messages": [{"role": "user", "name": "Ann", "content": "hello", "refusal": None, "tool_calls": None}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]},
+        {"stream_options": None, "max_tokens": None, "max_completion_tokens": 64, "seed": 0},
+    ],
+)
+def test_what_asks_for_nothing_more_is_accepted(body: dict[str, Any], http: TestClient, plain: Any) -> None:
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": asked("hello"), **body})
+    assert done.status_code == 200, done.text
+    assert done.json()["choices"] == plain["choices"] and done.json()["notices"] == []
+
+
+@pytest.fixture(scope="module")
+def plain(http: TestClient) -> Any:
+    """The answer to a request without anything special."""
+    return http.post("/v1/chat/completions", json={**ASKS, "messages": asked("hello")}).json()
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported here: leave it out, or send"),
+        ({"frequency_penalty": 2.0}, "frequency_penalty", "leave it out, or send 0"),
+        ({"presence_penalty": -1}, "presence_penalty", "not supported here"),
+        ({"logit_bias": {"5": -100}}, "logit_bias", "not supported here"),
+        ({"functions": [{"name": "f", "parameters": {}}]}, "functions", "not supported here"),
+        ({"tools": [{"type": "function"}]}, "tools", "not supported here"),
+        ({"tool_choice": "required"}, "tool_choice", 'send "none" or "auto"'),
+        ({"n": 2}, "n", "leave it out, or send 1"),
+        ({"top_logprobs": 5}, "top_logprobs", "not supported here"),
+        ({"stop": ["."]}, "stop", "not supported here"),
+        ({"audio": {"voice": "a"}}, "audio", "not supported here: leave it out"),
+        ({"modalities": ["text", "audio"]}, "modalities.1", "must be 'text' or 'image'"),
+        ({"temperature": 3}, "temperature", "must be less than or equal to 2"),
+        ({"max_tokens": "many"}, "max_tokens", "max_tokens: must be a valid integer"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
+        ({"messages": "hello"}, "messages", "messages: must be a list"),
+        ({"messages": []}, "messages", "messages: must have at least 1 item"),
+        ({"messages": ["hello"]}, "messages.0", "messages.0: must be an object"),
+        ({"messages": [{"content": "a"}]}, "messages.0.role", "messages.0.role: is missing"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "must be 'system', 'developer', 'user'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "a text, or a list of texts and"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages.0.content.0",
+         "type 'input_audio' is not supported: send 'text' or 'image_url'"),
+        ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "messages.0.content.0", "needs a type"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "is missing"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]},
+         "messages.0.content.0.image_url.url", "must be a valid string"),
+        ({"messages": [{"role": "user", "content": "a", "images": [{"type": "image_url"}]}]},
+         "messages.0.images.0.image_url", "is missing"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]}, "messages.0", "tool_calls: not"),
+    ],
+)  # fmt: skip
+def test_what_is_not_done_is_refused_by_name(body: dict[str, Any], field: str, message: str, http: TestClient) -> None:
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": asked("hello"), **body})
+    error = done.json()["error"]
+    assert done.status_code == 400 and error["param"] == field and message in error["message"]
+    assert error["message"].startswith(field)
+    assert not any(word in error["message"] for word in ("tagged-union", "function-", "Value error", "Input", "body."))
+
+
+def test_unknown_fields_are_named_in_the_answer(http: TestClient, plain: Any) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "hello", "cache_control": {}}], "mood": 1}]
+    body = {**ASKS, "messages": messages, "temperatur": 1.0, **{f"x{k}": k for k in range(9)}}
+    done = http.post("/v1/chat/completions", json=body).json()
+    (notice,) = done["notices"]
+    assert "'temperatur' (is 'temperature' meant?)" in notice and "'x0'" in notice and "and 7 more" in notice
+    assert done["choices"] == plain["choices"]
+    few = http.post("/v1/chat/completions", json={**ASKS, "messages": messages}).json()["notices"]
+    assert few == ["ignored, since they are not known here: 'messages.0.mood', 'messages.0.content.0.cache_control'"]
+    streamed = http.post("/v1/chat/completions", json={**ASKS, "messages": messages, "stream": True}).text
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert [chunk["notices"] for chunk in chunks if "notices" in chunk] == [few]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        URL,
+        {"url": URL, "detail": "low"},
+        {"url": URL.rstrip("=")},
+        {"url": URL[:22] + "\r\n".join(CODE[k : k + 76] for k in range(0, len(CODE), 76))},
+        {"url": URL[:22] + CODE.replace("+", "-").replace("/", "_")},
+        {"url": "data:image/png;charset=utf-8;base64," + CODE},
+    ],
+)
+def test_forms_of_a_picture(url: Any, http: TestClient, pipe: M2ChatPipeline) -> None:
+    content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "turn it into a ring"}]
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": [{"role": "user", "content": content}]})
+    assert done.status_code == 200, done.text
+    seen = pipe.session(seed=0, image="never").reply("turn it into a ring", [PICTURE]).text.strip()
+    assert done.json()["choices"][0]["message"]["content"] == seen
+    assert seen != pipe.session(seed=0, image="never").reply("turn it into a ring").text.strip(), "it was looked at"
+
+
+def test_what_the_stream_sent_is_the_context_of_the_next_edit(client: Any, pipe: M2ChatPipeline) -> None:
+    how: dict[str, Any] = {"model": MODEL, "seed": 1, "extra_body": {"steps": 4, "max_images": 1, "image": "force"}}
+    first = "please paint a large red circle on the left on a blue background"
+    reply: dict[str, Any] = {"role": "assistant", "content": "", "images": []}
+    for chunk in client.chat.completions.create(**how, messages=asked(first), stream=True):
+        delta = chunk.choices[0].delta
+        reply["content"] += delta.content or ""
+        reply["images"] += getattr(delta, "images", None) or []
+    (drawn,) = reply["images"]
+    assert drawn["caption"] and drawn["gate"] == 1.0
+    again = [*asked(first), reply, *asked("turn it into a ring")]
+    done: Any = client.chat.completions.create(**how, messages=again)
+    # The same as when the picture stands among the parts, and as in a session.
+    whole = {"role": "assistant", "content": [{"type": "text", "text": reply["content"]}, drawn]}
+    other: Any = client.chat.completions.create(**how, messages=[*asked(first), whole, *asked("turn it into a ring")])
+    assert done.choices[0].message.content == other.choices[0].message.content
+    assert done.choices[0].message.content[-1]["gate"] < 1.0, "the picture before takes part"
+    lost: Any = client.chat.completions.create(
+        **how, messages=[*asked(first), {**reply, "images": []}, *asked("turn it into a ring")]
+    )
+    assert lost.choices[0].message.content[-1]["gate"] == 1.0
+
+
+def test_system_messages_anywhere(http: TestClient, plain: Any) -> None:
+    def usage(*messages: dict[str, Any]) -> tuple[str, int]:
+        done = http.post("/v1/chat/completions", json={**ASKS, "messages": list(messages)}).json()
+        return done["choices"][0]["message"]["content"], done["usage"]["prompt_tokens"]
+
+    user, rule = {"role": "user", "content": "hello"}, {"role": "system", "content": "say purple"}
+    _, before = usage(rule, user)
+    _, behind = usage(user, rule)
+    assert before == behind > plain["usage"]["prompt_tokens"]
+    look, blind = (
+        {"role": "developer", "content": [*shown, {"type": "text", "text": "look"}]} for shown in ([SHOWN], [])
+    )
+    for order in (1, -1):
+        (seen, tokens), (_, fewer) = (usage(*[rule, *asked("turn it into a ring")][::order]) for rule in (look, blind))
+        assert tokens > fewer and seen
+    done = http.post(
+        "/v1/chat/completions", json={**ASKS, "messages": [user, {"role": "assistant", "content": "hi"}, rule]}
+    )
+    assert done.status_code == 400 and "the last one must be the user's" in done.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("number", range(len(BODIES)))
 def test_malformed_bodies_are_the_senders_fault(number: int, http: TestClient) -> None:
     body, headers = BODIES[number]

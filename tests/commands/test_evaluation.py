@@ -95,6 +95,51 @@ def test_bad_lines_are_named(
     assert message in capsys.readouterr().err
 
 
+def test_replies_of_several_texts_and_pictures(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    expected = ["First.", {"image": "true1.png", "caption": caption_of(SCENES[1])}, "Then", "the second.",
+                {"image": "true2.png", "caption": caption_of(SCENES[2])}, "The end."]  # fmt: skip
+    whole = [
+        "First.",
+        {"image": "drawn1.png"},
+        {"text": "Then the second.", "image": "drawn2.png"},
+        {"text": "The end."},
+    ]
+    swapped = ["First.", {"image": "drawn2.png"}, {"image": None}]
+    rows = [{"id": name, "reference_parts": expected, "parts": parts} for name, parts in (("w", whole), ("s", swapped))]
+    path = tmp_path / "talk.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good, bad = read_folder(path, None)
+    assert [(item.answer, item.caption) for item in good.reference.segments] == [
+        ("First.", caption_of(SCENES[1])), ("Then", None), ("the second.", caption_of(SCENES[2])), ("The end.", None)
+    ]  # fmt: skip
+    assert [item.answer for item in good.generated.segments] == ["First.", "Then the second.", "The end."]
+    assert [item.caption for item in bad.generated.segments] == ["First.", "First."] and bad.generated.images[1] is None
+    arguments = ["--config", "configs/eval_mmdialog.yaml"]
+    assert main(["eval", "folder", str(path), str(tmp_path / "out"), *arguments]) == 0
+    metrics, _ = read_results(tmp_path / "out" / "results.json")
+    assert metrics["pictures_missing"].value == 1 and metrics["clip_score"].n == 3
+    # The second sample shows the second picture in the place of the first.
+    assert [row["scores"]["all_right"] for row in read_predictions(tmp_path / "out")] == [[False], [True, True]]
+    inter_rel = {row["id"]: row["scores"]["inter_rel"] for row in read_predictions(tmp_path / "out")}
+    assert inter_rel["w"] > inter_rel["s"]
+    # The same replies beside the references of that evaluation, by id.
+    path.write_text(json.dumps({"id": "s", "parts": whole}) + "\n")
+    again = ["eval", "folder", str(path), str(tmp_path / "two"), *arguments, "--reference", str(tmp_path / "out")]
+    assert main(again) == 0
+    scores = {row["id"]: row["scores"] for row in read_predictions(tmp_path / "two")}
+    assert scores["s"]["inter_rel"] == pytest.approx(inter_rel["w"]) and scores["w"]["pictures_missing"] == 2
+    for parts, message in (("text", "write a list of texts"), ([5], "write a list of texts"), ([{}], "write a list")):
+        path.write_text(json.dumps({"id": "s", "prompt": "a", "parts": parts}) + "\n")
+        assert main(["eval", "folder", str(path), str(tmp_path / "three"), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    path.write_text(json.dumps({"id": "s", "prompt": "a", "parts": ["b"], "text": "b"}) + "\n")
+    with pytest.raises(UserError, match="a reply is one or the other"):
+        list(read_folder(path, None))
+
+
 @pytest.mark.parametrize("letter", ["\u2028", "\x85", "\x0b", "\u2029\ufeff"])
 def test_letters_that_some_take_for_line_ends(letter: str, tmp_path: Path) -> None:
     rows = [{"id": f"s{i}", "prompt": f"a red{letter}circle"} for i in range(2)]

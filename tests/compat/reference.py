@@ -33,8 +33,6 @@ ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).with_name("1fe35e7") / "reference.json"
 TOLERANCE = 1e-6
 PACKAGES = ("torch", "numpy", "diffusers", "transformers", "lightning", "torchmetrics", "pillow", "matplotlib")
-SEED_TABLES = ("-m", "m2chat.evaluation.tables")
-"""What writes the tables of `make seeds`: the only entry point that `pyproject.toml` does not name."""
 
 RING = "a small red ring at the top on a white background"
 WISH = "I dream of a ball like the sea in front of snow"
@@ -232,8 +230,8 @@ def tables(work: Path) -> Values:
         target = work / "seeds" / path.parent.name / path.stem / "results.json"
         target.parent.mkdir(parents=True)
         shutil.copy(path, target)
-    execute(work, *SEED_TABLES, "seeds", "seeds.md")
-    found |= texts("seed tables", (work / "seeds.md").read_text("utf-8"))
+    seeds = command("m2chat", work, "eval", "table", "--group", "seeds", "--seeds", "0", "1", "2", "--results", "seeds")
+    found |= texts("seed tables", seeds)
     return found | texts("report", command("m2chat", work, "report", "--root", "seeds/seed_0/eval_mmdialog"))
 
 

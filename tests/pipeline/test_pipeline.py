@@ -19,7 +19,7 @@ import m2chat
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
 from m2chat.pipeline import M2ChatPipeline, OutputImage, Progress, weights
-from m2chat.pipeline.tasks import edit
+from m2chat.pipeline.tasks import edit, text_to_image
 from m2chat.pipeline.weights import micro_root
 from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.captions import parse_caption
@@ -214,6 +214,8 @@ def test_shown_pictures_are_described_by_the_released_model(pipe: M2ChatPipeline
         ({"prompt": "a", "top_p": 1.5}, "top_p=1.5: choose above 0 to 1"),
         ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens=0: choose a whole number from 1"),
         ({"prompt": "a", "max_images": 17}, "max_images=17: choose a whole number from 1 to 16"),
+        ({"prompt": "a", "given": "reply"}, "given='reply': choose nothing or caption"),
+        ({"prompt": "a", "generator": 5}, "generator=5: give a torch.Generator"),
         (
             {"prompt": "a", "generator": Mock(spec=torch.Generator, device=torch.device("cuda:0"))},
             "of device cuda:0: g",
@@ -223,6 +225,31 @@ def test_shown_pictures_are_described_by_the_released_model(pipe: M2ChatPipeline
 def test_bad_calls(call: dict[str, Any], message: str, pipe: M2ChatPipeline) -> None:
     with pytest.raises(UserError, match=message):
         pipe(**call)
+
+
+def test_bad_calls_of_sessions_and_tasks(pipe: M2ChatPipeline) -> None:
+    for call, message in (
+        (lambda: pipe.session(seed=2**70).stream("hello"), "seed=1180591620717411303424: choose a whole number"),
+        (lambda: pipe.session(seed=1.5).stream("hello"), "seed=1.5: choose a whole number"),
+        (lambda: pipe.session().stream("hello", picture="1"), "picture='1': this session has 0 pictures"),
+        (lambda: pipe.session().stream("hello", ["a.png"]), "str is no picture"),
+        (lambda: pipe.session().stream([]), "say something, or show a picture"),
+        (lambda: text_to_image(pipe, "a", seeds=()), "seeds: name at least one"),
+        (lambda: text_to_image(pipe, "a", guidance=float("nan")), "guidance=nan: choose from 0"),
+        (lambda: pipe.draw_captions(["a", "b"], [0]), "1 seeds for 2 captions"),
+        (lambda: M2ChatPipeline(pipe.model, pipe.origin, max_tokens=-1), "max_tokens=-1: choose a whole number from 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_a_message_of_texts_and_pictures_in_their_order(pipe: M2ChatPipeline) -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    session = pipe.session(image="never", max_new_tokens=4)
+    session.reply(["look", picture, " and ", Pillow.new("RGB", (8, 8)), "see"], [picture])
+    assert session.turns[0].parts == (0, "look", 1, "and", 2, "see") and len(session.images) == 3
+    session.reply("see", [picture])
+    assert session.turns[2].parts == (3, "see")
 
 
 @pytest.mark.parametrize("content", ["", "manifest.json"])

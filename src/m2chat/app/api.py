@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -19,7 +19,8 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from m2chat import __version__
 from m2chat.app.limits import BodyLimit, Deadline, SlotResponse, Slots
-from m2chat.app.protocol import ChatRequest, conversation, encodable, image_part, usage_of
+from m2chat.app.protocol import conversation, image_part, usage_of
+from m2chat.app.requests import ChatRequest, encodable, faults_of
 from m2chat.app.uploads import read_url
 from m2chat.errors import UserError
 from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Session, Usage, Words
@@ -77,7 +78,7 @@ def build_api(
         slots.check()
         deadline = Deadline(time_limit)
         session, text, pictures = await deadline.within(run_in_threadpool(conversation, body, pipe, reader))
-        events = deadline.each(session.stream(text, pictures))
+        events = _after(body.notices(), deadline.each(session.stream(text, pictures)))
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": MODEL}
         slot = AsyncExitStack()
         slot.callback(session.stop)  # the reply ends with the request, also if the client disconnects
@@ -92,6 +93,14 @@ def build_api(
         return whole(received, head)
 
     return api
+
+
+async def _after(notices: Sequence[str], events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    """The events of a reply behind notices about its request."""
+    for text in notices:
+        yield Notice(text)
+    async for event in events:
+        yield event
 
 
 async def _stop_without_client(request: Request, session: Session) -> None:
@@ -161,21 +170,24 @@ def _check_model(name: str) -> None:
         raise HTTPException(404, f"there is no model {name[:100]!r}: choose {MODEL!r}")
 
 
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(_error_body(status, message), status, headers)
+def _error(
+    status: int, message: str, headers: Mapping[str, str] | None = None, field: str | None = None
+) -> JSONResponse:
+    return JSONResponse(_error_body(status, message, field), status, headers)
 
 
-def _error_body(status: int, message: str) -> dict[str, Any]:
+def _error_body(status: int, message: str, field: str | None = None) -> dict[str, Any]:
     """An error in OpenAI's form."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": encodable(message[:2000]), "type": kind, "param": None, "code": None}}
+    param = field and encodable(field[:200])
+    return {"error": {"message": encodable(message[:2000]), "type": kind, "param": param, "code": None}}
 
 
 async def invalid(_: Request, error: Exception) -> JSONResponse:
     """Answers 400 with the faults of a body, without echoing it."""
     assert isinstance(error, RequestValidationError)
-    faults = [f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()[:3]]
-    return _error(400, "; ".join(faults))
+    message, field = faults_of(error.errors())
+    return _error(400, message, field=field or None)
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:

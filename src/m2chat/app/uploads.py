@@ -33,6 +33,7 @@ MAX_SIDE = 1024
 MAX_UNPACKED = 200 * 2**20
 """Maximum size of an unpacked session: an archive of some kB can expand to any size."""
 MAX_FILES = 500
+_URL_SAFE = str.maketrans("-_", "+/")
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -80,12 +81,14 @@ def read_data_url(url: str) -> Picture:
         UserError: If there is none.
     """
     head, comma, body = url.partition(",")
-    if not comma or not head.lower().startswith("data:") or not head.lower().endswith(";base64"):
+    if not comma or not head.lower().startswith("data:") or not head.lower().rstrip().endswith(";base64"):
         raise UserError("image_url: give the picture itself as 'data:image/png;base64,...'")
+    # Mail programs break the lines, some libraries leave out the padding, URLs have letters of their own for + and /.
+    body = "".join(body.split()).rstrip("=").translate(_URL_SAFE)
     if len(body) > MAX_BYTES * 4 // 3 + 4:
         raise UserError(f"image_url: at most {MAX_BYTES // 2**20} MiB are accepted")
     try:
-        data = base64.b64decode(body, validate=True)
+        data = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise UserError(f"image_url: not base64 ({error})") from error
     return read_picture(data)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = (
-    "chat", "serve", "tasks", "lens", "data", "evaluation", "report", "measure", "plan", "weights", "release_weights",
-    "consolidate", "backbones",
+    "chat", "serve", "tasks", "lens", "data", "evaluation", "bench", "report", "measure", "plan", "weights",
+    "release_weights", "consolidate", "backbones",
 )  # fmt: skip
 """Modules of this package in the order of the help."""
 

@@ -97,7 +97,10 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
     pipe = M2ChatPipeline.from_pretrained(
         options.weights, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
     )
-    pipe = pipe.fit_to_memory(options.memory, options.device) if options.memory else pipe.to(options.device)
+    try:
+        pipe = pipe.fit_to_memory(options.memory, options.device) if options.memory else pipe.to(options.device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
+        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}; cpu is always there") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -7,7 +7,8 @@ later run takes the replies from there, with any number of ranks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,12 +31,17 @@ class Journal:
         folder: Folder of the evaluation; made if it does not exist.
         rank: Rank of this process.
         generation: Hash of the settings on which replies depend.
+        keep: Whether the rows of an older file stay, which has the same settings.
     """
 
-    def __init__(self, folder: Path, rank: int, generation: str) -> None:
+    def __init__(self, folder: Path, rank: int, generation: str, keep: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / _PART.format(rank=rank)
-        self.path.write_text(line_of({_HEAD: generation}), encoding="utf-8")
+        if not (keep and self.path.is_file() and self.path.stat().st_size):
+            self.path.write_text(line_of({_HEAD: generation}), encoding="utf-8")
+        elif not self.path.read_bytes().endswith(b"\n"):  # the process was killed while it wrote the line
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Appends a row of ``predictions.jsonl``, whose pictures are on disk already."""
@@ -62,24 +68,41 @@ def known_replies(
     Raises:
         UserError: If the folder holds no evaluation, or one with other settings.
     """
-    replies: dict[str, tuple[Reply, Mapping[str, Any]]] = {}
-    files = list(_files(folder))
-    if not files:
+    if not any(_files(folder)):
         raise UserError(f"evaluation.resume={str(folder)!r} holds no predictions: name a folder of `lightning test`")
-    for path, recorded in files:
-        if recorded not in (generation, as_before):
+    replies: dict[str, tuple[Reply, Mapping[str, Any]]] = {}
+    remedy = "evaluate the same checkpoint with the same settings, or leave resume out"
+    for row in journal_rows(folder, (generation, as_before), f"evaluation.resume={str(folder)!r}", remedy):
+        with suppress(OSError, ValueError):  # the process was killed while it wrote the picture
+            replies[row["id"]] = read_reply(folder, row["generated"]), row["meta"]
+    return replies
+
+
+def journal_rows(
+    folder: Path, generations: Sequence[str | None], what: str, remedy: str
+) -> Iterator[Mapping[str, Any]]:
+    """The rows that an earlier run has written, finished or not; a line that was cut off is left out.
+
+    Args:
+        folder: Folder of the earlier run.
+        generations: Hashes of the settings that are those of this one, the newest form first.
+        what: What names the folder, for messages.
+        remedy: What to do about other settings, for messages.
+
+    Raises:
+        UserError: If the rows were written with other settings.
+    """
+    for path, recorded in _files(folder):
+        if recorded not in generations:
             raise UserError(
-                f"evaluation.resume={str(folder)!r} was generated with other settings or weights (hash {recorded}, "
-                f"and {generation} here): evaluate the same checkpoint with the same settings, or leave resume out"
+                f"{what} was generated with other settings or weights (hash {recorded}, and {generations[0]} here): "
+                f"{remedy}"
             )
         for line in lines_of(path):
-            try:
+            with suppress(ValueError):  # the process was killed while it wrote the line
                 row = json.loads(line)
                 if "id" in row:
-                    replies[row["id"]] = read_reply(folder, row["generated"]), row["meta"]
-            except (ValueError, OSError):  # the process was killed while it wrote the line or the picture
-                continue
-    return replies
+                    yield row
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:

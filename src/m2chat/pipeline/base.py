@@ -41,6 +41,8 @@ class PipelineBase:
     """
 
     def __init__(self, model: M2ChatModel, origin: Origin, max_tokens: int | None = None) -> None:
+        if max_tokens is not None:
+            check_ranges(max_tokens=max_tokens)
         self.model, self.origin = model, origin
         self.layout = Layout(
             M2ChatTokenizer(origin.backbone.language_model),
@@ -221,7 +223,12 @@ class PipelineBase:
 
         Returns:
             One picture per caption; none if the drawing was stopped.
+
+        Raises:
+            UserError: If there are not as many seeds as captions.
         """
+        if len(seeds) != len(captions):
+            raise UserError(f"seeds: {len(seeds)} seeds for {len(captions)} captions: give one each")
         ones = torch.ones(len(captions), device=self.device)
         painting = self.replier(draw=draw).painting(Condition(*self.encode_captions(captions), ones, ones), seeds)
         return finish(in_turns(painting, self.lock, stop)) or []

@@ -153,8 +153,12 @@ class M2ChatPipeline(PipelineBase):
             raise UserError(f"image: {len(shown)} pictures for {len(prompts)} prompts: give one per prompt, or None")
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        generators = [generator] if isinstance(generator, torch.Generator) or generator is None else list(generator)
+        if given not in ("nothing", "caption"):
+            raise UserError(f"given={given!r}: choose nothing or caption, which draws the prompt as it is")
+        generators: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator]
         for each in generators:
+            if each is not None and not isinstance(each, torch.Generator):
+                raise UserError(f"generator={each!r}: give a torch.Generator, such as torch.Generator().manual_seed(0)")
             if each is not None and each.device.type != "cpu":
                 raise UserError(
                     f"generator: one of device {each.device}: give one of the CPU, such as "

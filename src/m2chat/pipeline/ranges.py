@@ -11,7 +11,9 @@ _WHOLE: dict[str, tuple[int, int]] = {
     "max_images": (1, 16),
     "max_new_tokens": (1, 100_000),
     "max_caption_tokens": (1, 100_000),
+    "max_tokens": (1, 10_000_000),
     "preview_every": (0, 1000),
+    "seed": (-(2**63), 2**63 - 1),
 }
 _REAL: dict[str, tuple[float, float]] = {"guidance": (0.0, 100.0), "temperature": (0.0, 100.0), "top_p": (0.0, 1.0)}
 _HINTS = {

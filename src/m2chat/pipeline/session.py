@@ -19,6 +19,7 @@ from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, whole
+from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.state import SavedSession, SessionSettings, SessionState, read_session, write_session
 from m2chat.pipeline.streaming import StreamingReplier
@@ -85,7 +86,7 @@ class Session:
 
     def stream(
         self,
-        text: str,
+        text: str | Sequence[Any],
         images: Sequence[Any] = (),
         *,
         image: ImageMode | None = None,
@@ -96,8 +97,8 @@ class Session:
         """Sends a message and yields the events of the reply; the session changes with the last event.
 
         Args:
-            text: Text of the message.
-            images: Pictures of the message: Pillow pictures, or RGB uint8 (H, W, 3).
+            text: Text of the message, or its texts and pictures in their order.
+            images: Pictures before the text: Pillow pictures, or RGB uint8 (H, W, 3).
             image: Whether the reply has pictures; None as in the settings.
             max_images: Maximum number of its pictures; None as in the settings.
             seed: Seed of this reply; None as in the settings.
@@ -110,16 +111,21 @@ class Session:
         Raises:
             UserError: If the message is empty, there is no such picture, or another reply is being generated.
         """
-        shown = tuple(Image(as_pixels(item)) for item in images)
+        content: list[str | Image] = [Image(as_pixels(item)) for item in images]
+        parts = [text] if isinstance(text, str) else text
+        content += [part if isinstance(part, str) else Image(as_pixels(part)) for part in parts]
+        text = " ".join(part for part in content if isinstance(part, str))
+        shown = tuple(part for part in content if isinstance(part, Image))
         if not text.strip() and not shown:
             raise UserError("text: say something, or show a picture")
         known = len(self.images) + len(shown)
         if picture is None and (named := _PICTURE.search(text)) and 1 <= int(named[1]) <= known:
             picture = int(named[1])
-        if picture is not None and not 1 <= picture <= known:
-            raise UserError(f"picture={picture}: this session has {known} pictures, numbered from 1")
-        numbers = range(len(self.images), known)
-        asked = Turn("user", (*numbers, text.strip()), context=None if picture is None else picture - 1)
+        if picture is not None and not (isinstance(picture, int) and 1 <= picture <= known):
+            raise UserError(f"picture={picture!r}: this session has {known} pictures, numbered from 1")
+        numbers = iter(range(len(self.images), known))
+        numbered = tuple(part.strip() if isinstance(part, str) else next(numbers) for part in content)
+        asked = Turn("user", numbered, context=None if picture is None else picture - 1)
         before = self.state.conversation
         after = replace(before, turns=(*before.turns, asked), images=(*before.images, *shown))
         return self._start(SessionState(after, (*self.notes, {})), image, max_images, seed)
@@ -136,7 +142,7 @@ class Session:
             raise UserError("there is nothing to continue: say something first")
         return self._start(self.state, image, max_images, seed)
 
-    def reply(self, text: str, images: Sequence[Any] = (), **kwargs: Any) -> PipelineOutput:
+    def reply(self, text: str | Sequence[Any], images: Sequence[Any] = (), **kwargs: Any) -> PipelineOutput:
         """Sends a message and waits for the whole reply; arguments as for `stream`."""
         return whole(self.stream(text, images, **kwargs))
 
@@ -245,6 +251,7 @@ class Session:
         settings = self.settings
         seed = settings.seed if seed is None else seed
         seed = secrets.randbelow(2**31) if seed is None else seed
+        check_ranges(seed=seed)
         task = _Task(state, image or settings.image, settings.max_images if max_images is None else max_images, seed)
         replier = self._replier(task)  # raises on a wrong setting before anything runs
         if self._running is not None:

@@ -253,7 +253,13 @@ def _at_seeds(
     given: Given,
     stop: Event | None,
 ) -> list[PipelineOutput]:
-    """The next reply of a conversation, once for each seed of its pictures; nothing if it was stopped."""
+    """The next reply of a conversation, once for each seed of its pictures; nothing if it was stopped.
+
+    Raises:
+        UserError: If there is no seed.
+    """
+    if not seeds:
+        raise UserError("seeds: name at least one, such as [0]; each gives a picture")
     inputs = waiting([conversation] * len(seeds), pipe.vision, pipe.device)
     result = finish(in_turns(replier.pieces(inputs, given, seeds), pipe.lock, stop))
     if result is None:

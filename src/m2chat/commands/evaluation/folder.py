@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from m2chat.data.images import BadImage, read_image
 from m2chat.errors import UserError
 from m2chat.evaluation.page import write_page
+from m2chat.evaluation.parts import PicturePart, reply_of
 from m2chat.evaluation.results import (
     PREDICTIONS,
     RESULTS,
@@ -44,11 +46,36 @@ def _image(path: Path, where: str) -> NDArray[np.uint8]:
 
 
 def _reply(row: Mapping[str, Any], folder: Path, where: str, prefix: str = "") -> Reply:
-    """A reply of at most one picture: `text`, `image` and `prompt`, or the same with ``reference_``."""
+    """A reply: `parts`, or `text`, `image` and `prompt`, or the same with ``reference_``."""
     name = row.get(f"{prefix}image")
+    if (parts := row.get(f"{prefix}parts")) is not None:
+        if name or row.get(f"{prefix}text"):
+            raise UserError(f"{where}: {prefix}parts and {prefix}text or {prefix}image: a reply is one or the other")
+        return reply_of(_parts(parts, folder, f"{where}: {prefix}parts"), str(row.get("prompt") or ""))
     picture = None if not name else _image(folder / name, where)
     caption = row.get("prompt") if picture is not None or prefix or row.get("prompt") else None
     return Reply((Segment(str(row.get(f"{prefix}text") or ""), caption),), (picture,))
+
+
+def _parts(parts: object, folder: Path, where: str) -> Iterator[str | PicturePart]:
+    """Texts and pictures of a reply in their order.
+
+    Raises:
+        UserError: If a part is neither, or a picture cannot be read.
+    """
+    for part in parts if isinstance(parts, list) else [None]:
+        if isinstance(part, str):
+            yield part
+            continue
+        if not isinstance(part, dict) or not part.keys() & {"text", "image"}:
+            raise UserError(
+                f'{where}: write a list of texts and objects such as {{"image": "a.png", "caption": "..."}}'
+            )
+        if part.get("text"):
+            yield str(part["text"])
+        if "image" in part:
+            picture = _image(folder / part["image"], where) if part["image"] else None
+            yield PicturePart(picture, None if part.get("caption") is None else str(part["caption"]))
 
 
 def read_folder(jsonl: Path, reference: Path | None) -> Iterator[Prediction]:
@@ -57,7 +84,8 @@ def read_folder(jsonl: Path, reference: Path | None) -> Iterator[Prediction]:
     Args:
         jsonl: A JSON object per line. ``id``, ``prompt`` (what the picture should show), ``image`` (a path beside the
             file; absent or null where nothing was drawn), ``text`` (the system's words). Without `reference` also
-            ``reference_image``, ``reference_text``, ``kind`` and ``request``.
+            ``reference_image``, ``reference_text``, ``kind`` and ``request``. A reply of several texts and pictures is
+            a list ``parts``, or ``reference_parts``: texts, and objects with ``image`` and ``caption`` (or ``text``).
         reference: Folder of an evaluation of M²Chat. Everything but the system's outputs is taken from it by id, and
             samples that the system lacks count as missing.
 
@@ -71,7 +99,7 @@ def read_folder(jsonl: Path, reference: Path | None) -> Iterator[Prediction]:
             if kind not in KINDS:
                 raise UserError(f"{where}: kind {kind!r}; choose one of {', '.join(KINDS)}")
             expected = _reply(row, jsonl.parent, where, "reference_")
-            request = str(row.get("request") or row["prompt"])
+            request = str(row.get("request") or row.get("prompt") or "")
             yield Prediction(id_, kind, "folder", request, expected, _reply(row, jsonl.parent, where))
         return
     samples = {sample["id"]: sample for sample in read_predictions(reference)}
@@ -95,7 +123,7 @@ def _read_lines(jsonl: Path, keys: Sequence[str]) -> dict[str, tuple[Mapping[str
 
     Args:
         jsonl: A JSON object per line; empty lines are skipped.
-        keys: Keys that every object needs.
+        keys: Keys that every object needs; one with ``reference_parts`` needs no ``prompt``.
 
     Raises:
         UserError: If the file does not exist, or a line is no such object.
@@ -115,7 +143,7 @@ def _read_lines(jsonl: Path, keys: Sequence[str]) -> dict[str, tuple[Mapping[str
             raise UserError(f"{where} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"{where} is no JSON object but {type(row).__name__}: write one object a line")
-        if any(key not in row for key in keys):
+        if any(key not in row and not (key == "prompt" and "reference_parts" in row) for key in keys):
             raise UserError(f"{where} needs the keys {' and '.join(keys)}; it has {sorted(row)}")
         if row["id"] is None:
             raise UserError(f"{where}: the id is null; give every line an id of its own")
@@ -179,22 +207,38 @@ def score_folder(jsonl: Path, out: Path, config: Path, reference: Path | None = 
 
 def _score(jsonl: Path, out: Path, config: Path, reference: Path | None, name: str) -> Path:
     metrics, dataset = metrics_of(config)
-    store, rows = EvalStore(), []
-    predictions = list(read_folder(jsonl, reference))
-    for start in range(0, len(predictions), _BATCH):
-        batch = predictions[start : start + _BATCH]
+    protocol = {"dataset": dataset, "stage": name or jsonl.stem, "weights": str(jsonl)}
+    return score_predictions(read_folder(jsonl, reference), out, metrics, protocol)
+
+
+def score_predictions(
+    predictions: Iterable[Prediction], out: Path, metrics: Sequence[Any], protocol: Mapping[str, Any]
+) -> Path:
+    """Scores replies, and writes what ``lightning test`` leaves.
+
+    Args:
+        predictions: Replies with their references; taken some at a time.
+        out: Folder to write into.
+        metrics: Metric callbacks.
+        protocol: What was measured, for ``results.json``: ``dataset``, ``stage`` (name of the system), ``weights``, …
+
+    Returns:
+        Path of ``results.json``.
+    """
+    store, rows, results = EvalStore(), list[dict[str, Any]](), dict[str, Estimate]()
+    coming = iter(predictions)
+    while batch := list(islice(coming, _BATCH)):
         for metric in metrics:
             metric.update(store, batch)
         rows += [prediction_row(prediction, write_images(out, prediction)) for prediction in batch]
-    results: dict[str, Estimate] = {}
-    protocol: dict[str, Any] = {"dataset": dataset, "stage": name or jsonl.stem, "weights": str(jsonl)}
+    whole = dict(protocol)
     for metric in metrics:
         results |= metric.results(full=True)
-        protocol |= metric.protocol()
+        whole |= metric.protocol()
     ids = "\n".join(sorted(row["id"] for row in rows))
-    protocol["samples"] = {"n": len(rows), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
+    whole["samples"] = {"n": len(rows), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
     write_predictions(out, [row | {"scores": store.scores(row["id"])} for row in rows])
-    path = write_results(out, results, {**protocol, "versions": versions(), "config_hash": settings_hash(protocol)})
+    path = write_results(out, results, {**whole, "versions": versions(), "config_hash": settings_hash(whole)})
     write_page(out)
     return path
 

@@ -56,7 +56,7 @@ def samples(job: Job) -> RawSamples:
                 if not caption and (description := dii.get(photo)):
                     caption, by = description, "human"
                 words = one_line(row.get("original_text")) or one_line(row.get("text"))
-                parts.append((words, _photo(folder, photo, caption=caption, caption_by=by, media_key=photo)))
+                parts.append((words, photo_file(folder, photo, caption=caption, caption_by=by, media_key=photo)))
             yield _story(job, story, parts)
 
 
@@ -142,7 +142,7 @@ def _first_folder(*folders: Path) -> Path:
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
-def _photo(folder: Path, name: str, **facts: Any) -> PictureFile:
+def photo_file(folder: Path, name: str, **facts: Any) -> PictureFile:
     """The file of a photo, with any of the suffixes."""
     files = (file_in(folder, f"{name}.{suffix}", **facts) for suffix in _SUFFIXES)
     missing = file_in(folder, f"{name}.{_SUFFIXES[0]}", **facts)
