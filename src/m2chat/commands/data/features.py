@@ -191,9 +191,12 @@ def _build(
 
 
 def _alone(out: Path, shard: tuple[int, int]) -> Any:
+    """Holds this process's share of the work, so that no other does the same."""
     from m2chat.files import locked
 
-    return locked(out / f"shard-{shard[0]}-of-{shard[1]}", wait=False)
+    # Beside the folder: the lock file of a killed process stays, and the folder is to hold the cache alone.
+    whole = out.absolute()
+    return locked(whole.with_name(f"{whole.name}-shard-{shard[0]}-of-{shard[1]}"), wait=False)
 
 
 def _with_progress(counts: Iterator[int], total: int) -> Iterator[int]:
