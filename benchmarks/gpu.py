@@ -20,6 +20,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,12 +59,20 @@ from m2chat.models.blank import blank_m2chat  # noqa: E402
 from m2chat.models.config import BackboneConfig, M3AdapterConfig  # noqa: E402
 from m2chat.models.decoding import ReplyCache  # noqa: E402
 from m2chat.models.layouts import lay_out  # noqa: E402
-from m2chat.models.m2chat import FrozenFeatures, M2ChatModel  # noqa: E402
+from m2chat.models.m2chat import M2ChatModel  # noqa: E402
 from m2chat.models.memory import lower_parameters  # noqa: E402
 from m2chat.models.trainable import Stage, set_trainable, trainable_names  # noqa: E402
 from m2chat.planning.gpus import GPUS, Gpu  # noqa: E402
 from m2chat.planning.inference import half_bytes, plan_inference  # noqa: E402
-from m2chat.planning.step import BatchShape, blank_batch, blank_noise, measure_step, step_loss  # noqa: E402
+from m2chat.planning.step import (  # noqa: E402
+    BatchShape,
+    blank_batch,
+    blank_features,
+    blank_noise,
+    measure_step,
+    step_loss,
+)
+from m2chat.schema import FrozenFeatures  # noqa: E402
 
 PAPER = BackboneConfig("data/weights/llama-7b", "data/weights/BIAS-7B.pth", "ViT-L-14-quickgelu:openai",
                        "data/weights/stable-diffusion-xl-base-1.0", 32, "bgr")  # fmt: skip
@@ -77,8 +86,6 @@ TRAINING: dict[str, tuple[Stage, BatchShape, bool, float]] = {
 }
 GOALS = {"image": "2.2 s eager, 1.6 s compiled", "text": "197 tokens/s (256 tokens in 1.3 s)"}
 SEQUENCE, SIDE, STEPS, WORDS = 384, 1024, 30, 256
-CACHED = ("M³Adapter", "UNet")
-"""The components that still work when the frozen features are known."""
 
 
 class Bench:
@@ -174,13 +181,8 @@ class Bench:
         shape = self.shape(wanted)
         set_trainable(self.blank, trainable_names(self.blank, stage))
         lower_parameters((p for p in self.blank.parameters() if not p.requires_grad), torch.bfloat16)
-        planned = measure_step(self.blank, stage, shape, torch.bfloat16)
-        useful = sum(
-            flops
-            for part in (planned.forward, planned.backward)
-            for component, flops in part.items()
-            if not cached or component in CACHED
-        )
+        planned = measure_step(self.blank, stage, shape, torch.bfloat16, cached)
+        useful = planned.flops
         useful = useful / shape.batch  # of the batch, since stage 1 looks at its empty picture once for all samples
         result: dict[str, Any] = {
             "batch": shape.batch,
@@ -210,9 +212,10 @@ class Bench:
         batch = blank_batch(model, shape, self.device)
         noise = blank_noise(model, batch)
         features: FrozenFeatures | None = None
-        if cached:
-            with self.autocast():
-                features = model.frozen_features(batch, noise.samples)
+        if cached:  # as a feature cache in bf16 has them
+            half = torch.bfloat16 if self.device == "cuda" else torch.float32
+            features = blank_features(model, shape, self.device)
+            features = replace(features, states=features.states.to(half), e_clip=features.e_clip.to(half))
         self.peak()
 
         def step() -> None:

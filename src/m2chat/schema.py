@@ -186,6 +186,43 @@ def normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 
 
 @dataclass
+class FrozenFeatures:
+    """Outputs of the frozen networks for a batch, which may be kept (`m2chat data features`).
+
+    Args:
+        states: States of the language model, (B, S, D), or (L, B, S, D) of several layers: of whole sequences, or,
+            with `mask`, of the tokens alone that the M³Adapter reads. None in stage 2, where they change.
+        e_clip: Target of h_align, (B, Q, C); None if it is to be computed from the batch's captions.
+        e_pclip: Target of h_palign, (B, P).
+        latents: Latents of the target pictures, (B, c, h, w); None where nothing is learned from them.
+        mask: True at the caption and image tokens among the states, (B, S) bool; None for the batch's masks.
+        f_img: CLIP tokens of the context pictures, (B, I, W), in stage 2; of an empty picture where there is none.
+    """
+
+    states: torch.Tensor | None
+    e_clip: torch.Tensor | None
+    e_pclip: torch.Tensor | None
+    latents: torch.Tensor | None
+    mask: torch.Tensor | None = None
+    f_img: torch.Tensor | None = None
+
+    def select(self, rows: list[int] | torch.Tensor) -> FrozenFeatures:
+        """The features of some of the samples."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        chosen = {name: None if value is None else value[rows] for name, value in values.items() if name != "states"}
+        states = self.states
+        if states is not None:
+            states = states[:, rows] if states.ndim == 4 else states[rows]
+        return FrozenFeatures(states=states, **chosen)
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> FrozenFeatures:
+        """The features with every tensor changed, such as moved to another device."""
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        changed: dict[str, Any] = {name: None if value is None else change(value) for name, value in values.items()}
+        return FrozenFeatures(**changed)
+
+
+@dataclass
 class Batch:
     """Input of training and evaluation. Fields that are tensors share the first dimension B.
 
@@ -212,6 +249,8 @@ class Batch:
         cut_tokens: Prompt tokens that did not fit, one count per sample.
         normalisation: Mean and standard deviation of each channel, in [0, 1], with which `ready` normalises
             `context_pixels`; None if the batch has no context picture.
+        features: Outputs of the frozen networks, from a feature cache. A batch of stage 1 to train on then has neither
+            tokens nor pictures: those dimensions are 0 in their fields.
     """
 
     input_ids: torch.Tensor
@@ -231,6 +270,7 @@ class Batch:
     turns: list[int] = field(default_factory=list)
     cut_tokens: list[int] = field(default_factory=list)
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    features: FrozenFeatures | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -240,9 +280,10 @@ class Batch:
         changed: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name != "normalisation":
+            if item.name not in ("normalisation", "features"):
                 changed[item.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
-        return replace(self, **changed)
+        features = None if self.features is None else self.features.select(rows)
+        return replace(self, **changed, features=features)
 
     def ready(self) -> Batch:
         """The same batch with its pictures as floats, the networks' input; the batch itself if they already are."""
@@ -268,7 +309,8 @@ class Batch:
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         changed: dict[str, Any] = {name: change(value) for name, value in values.items() if hasattr(value, "to")}
-        return replace(self, **changed)
+        features = None if self.features is None else self.features.each(change)
+        return replace(self, **changed, features=features)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def test_a_training_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "yes" in rows["fits"] and "GPU-hours of 32,000 samples" in out
 
 
+def test_stage_1_from_a_feature_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("configs/stage1.yaml", "--features", "--data.batch_size=4") == 0
+    out = capsys.readouterr().out
+    found = re.search(r"From a feature cache: ([\d.]+) of ([\d.]+) TFLOP a sample, so at most ([\d.]+) times", out)
+    assert found and 1.4 < float(found[3]) < 2.5
+    rows = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("|")}
+    assert "UNet" in rows and "M³Adapter" in rows
+    assert not {"language model", "vision encoder", "visual query", "text encoder 1"} & rows.keys()
+
+
 def test_the_largest_batch(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("configs/stage2.yaml", "--memory", "4", "--micro-batch", "auto") == 0
     assert "yes" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| fits"))
@@ -48,6 +59,7 @@ def test_generation(capsys: pytest.CaptureFixture[str]) -> None:
         (("configs/stage1.yaml", "--micro-batch", "auto", "--memory", "1"), "one sample needs"),
         (("configs/stage1.yaml", "--data.batchsize=4"), "Did you mean 'data.batch_size'?"),
         (("configs/nothing.yaml",), "nothing.yaml"),
+        (("configs/stage2.yaml", "--features"), "trains M3FTModule, and only stage 1"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,7 +207,7 @@ def test_stage_1_may_be_given_what_the_frozen_networks_say(
     batch = collator([items["caption"], items["instruct"]])
     with torch.no_grad():
         raw = micro_model(batch, noise(batch), use_image=False, with_text=False)
-        features = micro_model.frozen_features(batch, torch.arange(len(batch)))
+        features = micro_model.frozen_features(batch)
         blank = replace(batch, context_pixels=batch.context_pixels * 0, target_pixels=batch.target_pixels * 0)
         kept = micro_model(blank, noise(batch), use_image=False, with_text=False, features=features)
     assert raw.logits is None

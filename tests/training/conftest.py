@@ -107,17 +107,23 @@ class Micro:
         return kind(backbone=self.backbone(), m3adapter=m3adapter, **options)
 
     def data(
-        self, stage: str, batch_size: int = 6, workers: int = 0, backbone: BackboneConfig | None = None
+        self,
+        stage: str,
+        batch_size: int = 6,
+        workers: int = 0,
+        backbone: BackboneConfig | None = None,
+        **settings: Any,
     ) -> M2ChatDataModule:
         backbone = backbone or self.backbone()
-        return M2ChatDataModule(
-            train=[
+        of_run: dict[str, Any] = {
+            "train": [
                 SourceConfig(kind, str(self.shards / kind), describe=stage == "describe") for kind in SOURCES[stage]
             ],
-            language_model=backbone.language_model, vision_encoder=backbone.vision_encoder,
-            image_decoder=backbone.image_decoder, batch_size=batch_size, samples_per_epoch=24, max_tokens=256,
-            num_image_tokens=8, num_workers=workers,
-        )  # fmt: skip
+            "language_model": backbone.language_model, "vision_encoder": backbone.vision_encoder,
+            "image_decoder": backbone.image_decoder, "batch_size": batch_size, "samples_per_epoch": 24,
+            "max_tokens": 256, "num_image_tokens": 8, "num_workers": workers,
+        }  # fmt: skip
+        return M2ChatDataModule(**{**of_run, **settings})
 
     def fit(
         self,
@@ -132,9 +138,13 @@ class Micro:
         strategy: str | Strategy = "auto",
         accumulate: int = 1,
         workers: int = 0,
+        data: dict[str, Any] | None = None,
         **options: Any,
     ) -> Run:
-        """Trains on the epochs' 24 samples; the same samples, noise and start in every call."""
+        """Trains on the epochs' 24 samples; the same samples, noise and start in every call.
+
+        `data` are further settings of the data.
+        """
         recorder, module = Recorder(), self.module(stage, **options)
         own = [recorder, NonFiniteGuard(), *([SaveAt(*save)] if save else [])]
         trainer = Trainer(
@@ -147,7 +157,7 @@ class Micro:
         run = Run(module, trainer, recorder.losses)
         trainer.fit(
             module,
-            datamodule=self.data(stage, batch_size, workers, options.get("backbone")),
+            datamodule=self.data(stage, batch_size, workers, options.get("backbone"), **(data or {})),
             ckpt_path=ckpt,
             weights_only=True,
         )

@@ -55,7 +55,8 @@ def test_the_loss_of_eq_6(module: AlignModule, batch: Batch) -> None:
 
 
 def test_frozen_features_may_be_given(module: AlignModule, batch: Batch) -> None:
-    features = module.model.frozen_features(batch, torch.arange(len(batch)))
+    features = module.model.frozen_features(batch)
+    assert features.states is not None
     assert module.losses(batch, features) == module.losses(batch)
     zeros = replace(features, states=torch.zeros_like(features.states))
     assert module.losses(batch, zeros)["loss"] != module.losses(batch)["loss"]

@@ -18,6 +18,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--gpu", default="h100", help="GPU whose data sheet counts: a100, h100, h800 or h200")
     parser.add_argument("--micro-batch", default=None, help="samples of a GPU, or 'auto' for the most that fit")
     parser.add_argument("--tokens", type=int, default=None, help="length of a usual sequence, at which work is counted")
+    parser.add_argument("--features", action="store_true", help="stage 1 from a feature cache, which `m2chat data "
+                        "features` makes: its networks are not loaded")  # fmt: skip
     parser.set_defaults(run=run, rest=True)
 
 
@@ -47,26 +49,55 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _training(options: argparse.Namespace, settings: Any, module: Any, model: Any, gpu: Any) -> None:
+    from dataclasses import replace
+
     from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
     from m2chat.planning.report import training_report
     from m2chat.planning.step import BatchShape
     from m2chat.planning.training import largest_batch, plan_training
 
-    set_trainable(model, adapter_names(model) if module.stage == "describe" else trainable_names(model, module.stage))
-    autocast = module.prepare_precision(model, str(settings.trainer.precision))
-    devices, limit = options.devices or _devices(settings), options.memory * 1e9
     data = settings.data
     size = data.image_size or model.decoder.image_size
     shape = BatchShape(data.batch_size, data.max_tokens, size, module.backbone.num_image_tokens)
+    usual = min(options.tokens or USUAL_TOKENS[module.stage], shape.tokens)
+    set_trainable(model, adapter_names(model) if module.stage == "describe" else trainable_names(model, module.stage))
+    autocast = module.prepare_precision(model, str(settings.trainer.precision))
+    devices, limit = options.devices or _devices(settings), options.memory * 1e9
+    whole = _take_out(options, module, model, replace(shape, tokens=usual), autocast) if options.features else None
     if options.micro_batch == "auto":
-        batch = largest_batch(model, module.stage, shape, devices, autocast, limit, module.shard_frozen)
+        batch = largest_batch(
+            model, module.stage, shape, devices, autocast, limit, module.shard_frozen, options.features
+        )
         shape = BatchShape(batch, shape.tokens, shape.image_size, shape.image_tokens)
     elif options.micro_batch is not None:
         shape = BatchShape(_count(options.micro_batch), shape.tokens, shape.image_size, shape.image_tokens)
-    usual = min(options.tokens or USUAL_TOKENS[module.stage], shape.tokens)
-    plan = plan_training(model, module.stage, shape, usual, devices, autocast)
+    plan = plan_training(model, module.stage, shape, usual, devices, autocast, options.features)
+    if whole is not None:
+        print(
+            f"\nFrom a feature cache: {plan.flops / 1e12:.3f} of {whole / 1e12:.3f} TFLOP a sample, so at most "
+            f"{whole / plan.flops:.2f} times as many samples/s."
+        )
     samples = data.samples_per_epoch * settings.trainer.max_epochs if data.samples_per_epoch else None
     print(training_report(plan, gpu, devices, limit, samples, module.shard_frozen))
+
+
+def _take_out(options: argparse.Namespace, module: Any, model: Any, shape: Any, autocast: Any) -> float:
+    """Takes out what a feature cache makes superfluous; returns the operations of a sample without one.
+
+    Raises:
+        UserError: If the configuration does not train stage 1.
+    """
+    from m2chat.errors import UserError
+    from m2chat.models.blank import without_cached
+    from m2chat.planning.step import measure_step
+
+    if module.stage != "align":
+        raise UserError(
+            f"--features: {options.config[-1]} trains {type(module).__name__}, and only stage 1 has a cache"
+        )
+    whole = measure_step(model, module.stage, shape, autocast).flops / shape.batch
+    without_cached(model)
+    return float(whole)
 
 
 def _inference(options: argparse.Namespace, settings: Any, module: Any, model: Any, gpu: Any) -> None:

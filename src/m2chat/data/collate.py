@@ -69,7 +69,9 @@ class Collator:
             Tensors on the CPU; pictures are uint8, see `Batch.ready`.
         """
         rows = [self._row(item[0], item[1], item[2], getattr(item, "lot", "")) for item in items]
-        tokens = {name: self._padded(name, [getattr(row.encoded, source) for row in rows]) for name, source in _TOKENS}
+        tokens: dict[str, Any] = {
+            name: self._padded(name, [getattr(row.encoded, source) for row in rows]) for name, source in _TOKENS
+        }
         captions, captions_2 = self.captions([row.caption for row in rows])
         lengths = torch.tensor([len(row.encoded) for row in rows])
         return Batch(

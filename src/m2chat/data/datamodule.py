@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from m2chat.data.augment import Augmentation
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source, SourceConfig
+from m2chat.data.feature_cache import (
+    MANIFEST,
+    READING,
+    ROOT,
+    STAGES,
+    FeatureCache,
+    FeatureCollator,
+    FeatureOrigin,
+    data_print,
+    fitting_cache,
+    settings_of,
+)
 from m2chat.data.leak import refuse_leaks
 from m2chat.data.loader import Skips, StreamLoader
 from m2chat.data.network_inputs import VisionInput, drawn_size
@@ -63,6 +76,9 @@ class M2ChatDataModule(LightningDataModule):
         prefetch_factor: Batches that each reading process prepares ahead. With a GPU they wait in pinned memory.
         max_bad_share: Share of bad samples above which the run stops; judged from 200 samples on.
         cache_dir: Folder for indices of remote or read-only shards and the output of ``pipe:``.
+        features: Folder of a feature cache (`m2chat data features`), from which stages 1 and 2 train without loading
+            the networks whose outputs it has: the same samples in the same order. ``auto`` takes one under
+            ``data/features`` that fits, or none.
     """
 
     def __init__(
@@ -93,6 +109,7 @@ class M2ChatDataModule(LightningDataModule):
         max_bad_share: float = 0.05,
         cache_dir: str = CACHE,
         prompt: PromptFormat = "auto",
+        features: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("flip", flip), ("max_bad_share", max_bad_share)):
@@ -122,6 +139,8 @@ class M2ChatDataModule(LightningDataModule):
         """Where the next iteration of the training data starts, as in a checkpoint; empty for the beginning."""
         self._finished, self._keeps_count = FinishedBatches(), KeepsCount(self)
         self._collator: Collator | None = None
+        self.features = features
+        self._cache: FeatureCache | None = None
 
     def prepare_data(self) -> None:
         """Generates the shards of generated worlds on first use, indexes what has no index yet, and refuses leaks."""
@@ -166,8 +185,76 @@ class M2ChatDataModule(LightningDataModule):
             raise UserError(f"data.{name} is not set: give the model a backbone, which the data follow, or set it")
         return value
 
+    def open_features(self, stage: str, networks: Mapping[str, str], layers: Sequence[int]) -> FeatureCache | None:
+        """The feature cache to train from; the module calls this before it builds its model.
+
+        Args:
+            stage: Stage that trains.
+            networks: Fingerprint of each network of the run.
+            layers: Layers of the language model that the M³Adapter reads.
+
+        Returns:
+            None if the run is to compute the features.
+
+        Raises:
+            UserError: If there is none, it is not finished, or it is of something else.
+        """
+        if self.features is None:
+            return None
+        if self.augmentation != Augmentation():
+            raise UserError(
+                f"data.features={self.features!r} has one crop of each picture, the middle: set data.random_crop to "
+                "false and data.flip to 0, or train without data.features"
+            )
+        if stage not in STAGES:
+            raise UserError(f"data.features={self.features!r}: stage {stage!r} has no feature cache, leave it out")
+        parts = {name: data_print(source) for name, source in self.cached_sources(stage, self.validates).items()}
+        run = FeatureOrigin(stage, networks, settings_of(self.collator, stage, layers), parts)
+        if self.features != "auto":
+            self._cache = fitting_cache(Path(self.features), run)
+            return self._cache
+        reasons = []
+        for folder in sorted(path.parent for path in ROOT.glob(f"*/{MANIFEST}")):
+            try:
+                self._cache = fitting_cache(folder, run)
+            except UserError as error:
+                reasons.append(str(error))
+            else:
+                rank_zero_info(f"data.features=auto: training from {folder}")
+                return self._cache
+        rank_zero_info("\n".join(["data.features=auto: no feature cache fits, so none is used", *reasons]))
+        return None
+
+    @property
+    def validates(self) -> bool:
+        """Whether the training validates."""
+        return bool(self.configs["val"]) and (self.trainer is None or self.trainer.limit_val_batches != 0)
+
+    def cached_sources(self, stage: str, validates: bool) -> dict[str, Source]:
+        """The sources of a training whose features a cache has, by the names of its parts.
+
+        Args:
+            stage: Stage that trains; stage 2 validates with all of its networks but the text encoders.
+            validates: Whether the training validates.
+
+        Raises:
+            UserError: If two sources of a split have the same name.
+        """
+        found: dict[str, Source] = {}
+        for split in ("train", "val") if validates and stage == READING else ("train",):
+            for source in self._open(split):
+                name = f"{split}/{source.name}"
+                if split == "train" and source.config.weight <= 0:
+                    continue
+                if name in found:
+                    raise UserError(f"data.{split} has two sources {source.name!r}: a feature cache needs two names")
+                found[name] = source
+        return found
+
     def train_dataloader(self) -> StreamLoader:
         """Training batches; every iteration is an epoch, or the rest of one after resuming."""
+        if self.features not in (None, "auto") and self._cache is None:
+            raise UserError(f"data.features={self.features!r}: stages 1 and 2 alone train from a feature cache")
         self._refuse_overlap()
         if self.trainer is not None:
             self._leave_epoch()  # Lightning may open the data again for each epoch.
@@ -249,6 +336,9 @@ class M2ChatDataModule(LightningDataModule):
         for config in self.configs[split]:
             sources.append(Source(config, split, self.cache_dir, max(1, self.num_workers)))
             skips.add(sources[-1])
+            name = f"{split}/{config.name}"
+            if self._cache is not None and name in self._cache.manifest.origin.parts:
+                sources[-1].features = self._cache.part(name)
         return sources
 
     def _eval_loader(self, split: str) -> StreamLoader | list[Any]:
@@ -260,9 +350,13 @@ class M2ChatDataModule(LightningDataModule):
         return self._loader(split, stream)
 
     def _loader(self, split: str, stream: ShardStream | EvalStream, *hooks: Callable[[], None]) -> StreamLoader:
+        collator: Collator | FeatureCollator = self.collator
+        if any(source.features is not None for source in stream.sources):
+            alone = split == "train" and all(s.features is None or s.features.form.whole for s in stream.sources)
+            collator = FeatureCollator.of(stream.sources, None if alone else self.collator)
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         skips = self.skips[split]
-        return StreamLoader(stream, self.collator, skips, self.num_workers, self.prefetch_factor, pin, *hooks)
+        return StreamLoader(stream, collator, skips, self.num_workers, self.prefetch_factor, pin, *hooks)
 
     def _refuse_overlap(self) -> None:
         """Raises if a shard is trained on and validated on."""

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import register_type
 from numpy.typing import NDArray
 
+from m2chat.data.feature_file import FeaturePart
 from m2chat.data.index import open_shards
 from m2chat.data.remote import CACHE
 from m2chat.data.shards import find_shards
@@ -115,6 +116,8 @@ class Source:
         self.shards = open_shards(places, cache, threads)
         self.files_left_out: Counter[str] = sum((Counter(shard.skipped) for shard in self.shards), Counter())
         """Number of files that belong to no sample, by reason."""
+        self.features: FeaturePart | None = None
+        """Kept features of the samples; training reads them in place of the shards' contents."""
         self.samples, self.faults = 0, Counter[str]()
         """Number of all samples, and of the bad ones by reason."""
         self.kept: list[NDArray[np.int32]] = []
@@ -129,6 +132,7 @@ class Source:
                     kept.append(place)
             self.samples += len(shard.entries)
             self.kept.append(np.array(kept, dtype=np.int32))
+        self._starts = np.cumsum([0, *map(len, self.kept)])
         if not len(self):
             kinds = f" of the kinds {config.kinds}" if config.kinds else ""
             bad = ", ".join(f"{count} x {why}" for why, count in (self.faults + self.files_left_out).most_common())
@@ -150,6 +154,15 @@ class Source:
         place = int(self.kept[shard][index])
         opened = self.shards[shard]
         return sample_of(opened.members(place), opened.entries[place].key, self.name)
+
+    def number(self, shard: int, index: int) -> int:
+        """Number of a sample among all kept ones, by the number of its shard and its index there."""
+        return int(self._starts[shard]) + index
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The inverse of `number`."""
+        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return shard, number - int(self._starts[shard])
 
     def lengths(self, shard: int, index: int) -> dict[int, int]:
         """Turn and length, in bytes of text, of each reply of a sample; from the index alone."""

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source
+from m2chat.data.feature_cache import FeatureCollator
 from m2chat.data.stream import EvalStream, Item, ShardStream
 from m2chat.errors import UserError
 from m2chat.schema import Batch
@@ -78,7 +79,7 @@ class Skips:
 class _Collate:
     """A batch, with source and reason of each sample that was missed for it: both come from the worker process."""
 
-    collator: Collator
+    collator: Collator | FeatureCollator
 
     def __call__(self, items: Sequence[Item]) -> tuple[Batch, list[tuple[str, str]]]:
         return self.collator.compact(items), [key for item in items for key in item.missed]
@@ -104,7 +105,7 @@ class StreamLoader:
     def __init__(
         self,
         stream: ShardStream | EvalStream,
-        collator: Collator,
+        collator: Collator | FeatureCollator,
         skips: Skips,
         num_workers: int = 0,
         prefetch_factor: int = 2,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 
-from m2chat.data.images import FORMATS, save_png
+from m2chat.data.images import FORMATS
 from m2chat.data.sources import sample_of
 from m2chat.schema import Sample
 
@@ -17,6 +16,7 @@ ENDINGS = ("jpg", "jpeg", "png", "webp", "gif")
 """Last parts of the suffixes of pictures."""
 UNKNOWN_SIZE = (1, 1)
 """Original size, in `peek`'s samples, of a picture whose size is not recorded."""
+_DOT = np.zeros((*UNKNOWN_SIZE, 3), np.uint8)
 
 
 def is_picture(suffix: str) -> bool:
@@ -35,7 +35,7 @@ def peek(members: Mapping[str, bytes], key: str, source: str) -> Sample:
     Raises:
         BadSample: If it is broken or incomplete; faults within the pictures are not seen.
     """
-    return sample_of({suffix: _dot() if is_picture(suffix) else data for suffix, data in members.items()}, key, source)
+    return sample_of(members, key, source, lambda _: _DOT)
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
@@ -48,8 +48,3 @@ def size_of(data: bytes) -> tuple[int, int] | None:
             return image.height, image.width
     except broken:  # what Pillow's readers of `FORMATS` raise on damaged heads and sizes beyond reason
         return None
-
-
-@cache
-def _dot() -> bytes:
-    return save_png(np.zeros((*UNKNOWN_SIZE, 3), np.uint8))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.data.record import SCHEMA, ImagePartRecord, ImageRecord, Record, TextPartRecord, TurnRecord
-from m2chat.schema import Image, Kind, Sample, Turn
+from m2chat.schema import Image, Kind, Picture, Sample, Turn
 from m2chat.text.view import replies_of
 
 PICTURES = ("jpg", "png", "jpeg", "webp")
@@ -124,13 +124,16 @@ def outline(members: Mapping[str, bytes]) -> tuple[Kind, list[int]]:
     return sample.kind, replies_of(sample)
 
 
-def sample_of(members: Mapping[str, bytes], key: str, source: str) -> Sample:
+def sample_of(
+    members: Mapping[str, bytes], key: str, source: str, load: Callable[[bytes], Picture] = load_image
+) -> Sample:
     """Reads a sample.
 
     Args:
         members: Suffix (``json``, ``img0.png``, ``jpg``, ...) to the bytes of the file.
         key: Name of the sample in its shard.
         source: Name of the data set, for samples that do not state one.
+        load: Decoder of the pictures.
 
     Raises:
         BadSample: If it is broken or incomplete.
@@ -139,31 +142,39 @@ def sample_of(members: Mapping[str, bytes], key: str, source: str) -> Sample:
     record = _checked(content)
     try:
         if record is not None:
-            return _m2c(record, members, key, source)
-        return _img2dataset(content, members, key, source)
+            return _m2c(record, members, key, source, load)
+        return _img2dataset(content, members, key, source, load)
     except BadImage as error:
         raise BadSample(error.reason) from error
 
 
-def _m2c(record: Record, members: Mapping[str, bytes], key: str, source: str) -> Sample:
+def _m2c(
+    record: Record, members: Mapping[str, bytes], key: str, source: str, load: Callable[[bytes], Picture]
+) -> Sample:
     sample = _skeleton(record, key, source)
     images = []
     for entry in record.images:
         if entry.member not in members:
             raise BadSample("picture missing")
-        pixels = load_image(members[entry.member])
+        pixels = load(members[entry.member])
         size = entry.original_size or pixels.shape[:2]
         images.append(Image(pixels, entry.caption or "", size, entry.crop or (0, 0), entry.caption_by or ""))
     return replace(sample, images=tuple(images))
 
 
-def _img2dataset(record: Mapping[str, Any], members: Mapping[str, bytes], key: str, source: str) -> Sample:
+def _img2dataset(
+    record: Mapping[str, Any],
+    members: Mapping[str, bytes],
+    key: str,
+    source: str,
+    load: Callable[[bytes], Picture],
+) -> Sample:
     """A caption pair: its request is to draw the caption."""
     picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
     if picture is None:
         raise BadSample("no picture")
     caption, size = pair_facts(members, record)
-    pixels = load_image(picture)
+    pixels = load(picture)
     return caption_sample(f"{source}/{key}", source, Image(pixels, caption, size or pixels.shape[:2]), record)
 
 

@@ -38,6 +38,7 @@ class Item(NamedTuple):
         position: Position in the epoch, the same for any number of ranks and workers.
         lot: Seed of any further random draw about it, such as its augmentation; empty for none.
         missed: Source and reason of each sample that could not be read in its place.
+        place: Number of the source, number of the shard, and index among the shard's kept samples.
     """
 
     sample: Sample
@@ -46,6 +47,7 @@ class Item(NamedTuple):
     position: int = 0
     lot: str = ""
     missed: tuple[tuple[str, str], ...] = ()
+    place: tuple[int, int, int] = (0, 0, 0)
 
 
 class _Stream(IterableDataset[list[Item]]):
@@ -223,12 +225,18 @@ class ShardStream(_Stream):
             place = self._orders[which](draw + offset)
             sample = self._read(source, *place, missed)
             if sample is not None:
-                item = self._choose(sample, [*source.lengths(*place)], position)
+                item = self._choose(sample, [*source.lengths(*place)], position)._replace(place=(which, *place))
                 return _described(item) if source.config.describe else item
         reasons = ", ".join(f"{count} x {why}" for (_, why), count in Counter(missed).most_common())
         raise UserError(
             f"source {source.name!r}: {_TRIES} unreadable samples in a row ({reasons}): check {source.config.path}"
         )
+
+    def _read(self, source: Source, shard: int, index: int, missed: list[tuple[str, str]]) -> Sample | None:
+        """A sample; without words and pictures if its features are kept."""
+        if source.features is not None and source.features.form.whole:
+            return source.features.sample(source.number(shard, index), source.name)
+        return super()._read(source, shard, index, missed)
 
     def _draw(self, position: int) -> tuple[Source, int, int]:
         """Source of a position, its number, and how often it was drawn before."""
@@ -288,7 +296,7 @@ class EvalStream(_Stream):
         sample = self._read(self.sources[number], shard, index, missed)
         if sample is None:
             return None
-        item = Item(sample, turn, None, position)
+        item = Item(sample, turn, None, position, place=(number, shard, index))
         return _described(item) if self.sources[number].config.describe else item
 
 

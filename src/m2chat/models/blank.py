@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from m2chat.models import published
+from m2chat.models.absent import Absent
 from m2chat.models.adapter_file import AdapterShape
 from m2chat.models.build import composed
 from m2chat.models.config import NEW, BackboneConfig, DecoderConfig, M3AdapterConfig
@@ -58,6 +59,19 @@ def blank_reading(backbone: BackboneConfig, device: torch.device | str = "meta")
         clip = _clip(backbone, assumed)
         llama, visual_query = _language(backbone, clip.width, assumed)
         return ReadingModel(llama, clip, visual_query), assumed
+
+
+def without_cached(model: M2ChatModel) -> None:
+    """Takes the networks whose outputs a feature cache keeps out of a model, in place."""
+    model.clip = Absent("vision encoder", width=model.clip.width)  # type: ignore[assignment]
+    model.llama = Absent("language model", config=model.llama.config)
+    model.visual_query = Absent("visual query")  # type: ignore[assignment]
+    decoder = model.decoder
+    for name in ("text_encoder", "text_encoder_2"):
+        if (encoder := getattr(decoder, name)) is not None:
+            setattr(decoder, name, Absent(name.replace("_", " "), config=encoder.config))
+    for half in ("encoder", "quant_conv"):
+        setattr(decoder.vae, half, Absent(f"VAE's {half}"))
 
 
 def _language(backbone: BackboneConfig, clip_width: int, assumed: list[str]) -> tuple[Any, VisualQueryEncoder]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from m2chat.errors import UserError
+from m2chat.models.absent import Absent, Kept
 from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def build_m2chat(
-    backbone: BackboneConfig, m3adapter: M3AdapterConfig, frozen_dtype: torch.dtype = torch.float32
+    backbone: BackboneConfig,
+    m3adapter: M3AdapterConfig,
+    frozen_dtype: torch.dtype = torch.float32,
+    kept: Kept | None = None,
 ) -> M2ChatModel:
     """Loads the backbones and puts a new M³Adapter between them.
 
@@ -28,6 +33,7 @@ def build_m2chat(
         backbone: Paths of the pretrained networks.
         m3adapter: Sizes and gate of the connector.
         frozen_dtype: Precision of CLIP, SDXL and LLaMA itself; what may be trained is fp32.
+        kept: What a feature cache has: the networks whose outputs it keeps are not loaded.
 
     Returns:
         The model, everything but the connector as pretrained; only CLIP and SDXL are frozen yet.
@@ -36,9 +42,23 @@ def build_m2chat(
         UserError: If a folder or a file is missing, broken or of another network; names the setting, the path and the
             remedy.
     """
+    if kept is not None:
+        decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder, kept.of_the_decoder)
+        return composed(m3adapter, *_reader_beside(backbone, kept, frozen_dtype), decoder)
     llama, visual_query, clip = load_reader(backbone, frozen_dtype)
     decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder)
     return composed(m3adapter, llama, visual_query, clip, decoder)
+
+
+def _reader_beside(backbone: BackboneConfig, kept: Kept, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """What reads, as far as a feature cache does not replace it."""
+    if kept.looking:
+        return load_reader(backbone, dtype)
+    clip = Absent("vision encoder", width=kept.clip_width)
+    if kept.reading:
+        language = Absent("language model", config=SimpleNamespace(hidden_size=kept.width))
+        return language, Absent("visual query"), clip
+    return *load_language(backbone, dtype), clip
 
 
 def composed(

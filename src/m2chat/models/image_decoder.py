@@ -5,7 +5,7 @@ Shapes: B batch, Q tokens of a caption, C and P widths of the sequence and the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ImageDecoder(nn.Module):
         path: A diffusers folder, or SDXL in one ``.safetensors`` file.
         dtype: Precision of the networks; None keeps the files'.
         config: Parts that replace those of `path`, and the way it draws; None for nothing of that.
+        without: Parts that are not loaded, see `m2chat.models.absent.Kept`.
 
     Raises:
         UserError: If something is missing, broken or of another kind.
@@ -37,12 +38,13 @@ class ImageDecoder(nn.Module):
         path: str | Path,
         dtype: torch.dtype | None = torch.float32,
         config: DecoderConfig | None = None,
+        without: Collection[str] = (),
     ) -> None:
         from diffusers import DDPMScheduler
 
         super().__init__()
         self.config = config or DecoderConfig()
-        parts = load_diffusion(Path(path), "backbone.image_decoder", dtype, self.config)
+        parts = load_diffusion(Path(path), "backbone.image_decoder", dtype, self.config, without)
         self.text_encoder, self.text_encoder_2 = parts.text_encoder, parts.text_encoder_2
         self.vae, self.unet, self.scheduler = parts.vae, parts.unet, parts.scheduler
         self.preview_vae: Any = parts.preview_vae

@@ -16,7 +16,7 @@ from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m3adapter import Condition, M3Adapter
 from m2chat.models.reading import ReadingModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
-from m2chat.schema import Batch
+from m2chat.schema import Batch, FrozenFeatures
 
 
 @dataclass
@@ -36,23 +36,6 @@ class DiffusionNoise:
     noise: Tensor
     drop: Tensor
     draws: int = 1
-
-
-@dataclass
-class FrozenFeatures:
-    """What the frozen networks say of a batch; may be computed once and kept.
-
-    Args:
-        states: States of the language model, as `M2ChatModel.read` returns them.
-        e_clip: (B, Q, C).
-        e_pclip: (B, P).
-        latents: (n, c, h, w).
-    """
-
-    states: Tensor
-    e_clip: Tensor
-    e_pclip: Tensor | None
-    latents: Tensor
 
 
 @dataclass
@@ -112,17 +95,32 @@ class M2ChatModel(ReadingModel):
             states, batch.answer_mask, batch.caption_mask, batch.image_mask, f_img, batch.has_context, use_image
         )
 
+    def text_condition(self, features: FrozenFeatures, has_context: Tensor) -> Condition:
+        """The condition of pictures from kept states, without image branch and gate: that of stage 1.
+
+        Args:
+            features: Features with their `mask`.
+            has_context: Whether each sample has a context picture, (B,); none of them is looked at.
+        """
+        assert features.states is not None and features.mask is not None
+        states = features.states.to(self.m3adapter.queries.dtype)  # a cache may hold them in half precision
+        f_img = states.new_zeros(len(has_context), 1, self.clip.width)
+        # Of caption and image tokens the M³Adapter takes the union; the gate, which tells them apart, is out.
+        nothing = torch.zeros_like(features.mask)
+        return self.m3adapter(states, nothing, features.mask, nothing, f_img, has_context, False)  # type: ignore[no-any-return]
+
     @torch.no_grad()
-    def frozen_features(self, batch: Batch, samples: Tensor) -> FrozenFeatures:
+    def frozen_features(self, batch: Batch, with_latents: bool = True) -> FrozenFeatures:
         """Features of the frozen networks that stage 1 needs.
 
         Args:
             batch: Raw inputs without context pictures, so that the empty one is encoded once for all.
-            samples: Indices of the samples whose latents are computed, (n,).
+            with_latents: Whether the pictures are encoded too.
         """
         states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1], batch.attention_mask.sum(1))
         e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
-        return FrozenFeatures(states, e_clip, e_pclip, self.decoder.encode_pixels(batch.target_pixels[samples]))
+        latents = self.decoder.encode_pixels(batch.target_pixels) if with_latents else None
+        return FrozenFeatures(states, e_clip, e_pclip, latents)
 
     def forward(  # type: ignore[override]  # the stages of M³FT have noise as well
         self,
@@ -139,21 +137,33 @@ class M2ChatModel(ReadingModel):
             noise: Noise of the samples that are drawn.
             use_image: Whether the image branch and the gate take part (stage 2).
             with_text: Whether the language model is trained and its logits are wanted (stage 2).
-            features: Features of the frozen networks, for stage 1; None computes them.
+            features: Features of the frozen networks, for stage 1; None takes those of the batch, or computes them.
+                Stage 2 takes those of the batch.
         """
         logits = labels = None
         if with_text:
             lengths = batch.attention_mask.sum(1)
-            states, f_img, last = self.read(batch.input_ids, batch.context_pixels, lengths)
+            features = batch.features
+            kept_tokens = None if features is None else features.f_img
+            states, f_img, last = self.read(batch.input_ids, batch.context_pixels, lengths, kept_tokens)
             logits, labels = self.scored(batch, last)
+            condition = self.condition(batch, states, f_img, use_image)
+        else:
+            features = features or batch.features or self.frozen_features(batch, with_latents=False)
+            assert features.states is not None
+            if features.mask is None:
+                f_img = features.states.new_zeros(len(batch), 1, self.clip.width)  # no context picture is read
+                condition = self.condition(batch, features.states, f_img, use_image)
+            else:
+                condition = self.text_condition(features, batch.has_context)
+        if features is None or features.e_clip is None:
             e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
+        else:
+            e_clip, e_pclip = features.e_clip, features.e_pclip
+        if features is None or features.latents is None:  # only of the samples that are drawn
             latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
         else:
-            features = features or self.frozen_features(batch, noise.samples)
-            states, latents = features.states, features.latents
-            e_clip, e_pclip = features.e_clip, features.e_pclip
-            f_img = states.new_zeros(len(batch), 1, self.clip.width)  # stage 1 reads no context picture
-        condition = self.condition(batch, states, f_img, use_image)
+            latents = features.latents[noise.samples].to(self.decoder.unet.dtype)  # as the VAE gives them
         chosen = noise.samples.repeat(noise.draws)
         latents = latents.repeat(noise.draws, 1, 1, 1)
         noisy, target = self.decoder.diffuse(latents, noise.noise, noise.timesteps)

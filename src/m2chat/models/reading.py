@@ -42,7 +42,11 @@ class ReadingModel(nn.Module):
         return (-1,)
 
     def read(
-        self, input_ids: Tensor, context_pixels: Tensor, lengths: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        context_pixels: Tensor,
+        lengths: Tensor | None = None,
+        f_img: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The language model's states of whole sequences.
 
@@ -52,12 +56,13 @@ class ReadingModel(nn.Module):
                 that all sequences share, (1, 3, S, S).
             lengths: Real tokens of each sequence, (B,); given, `read_parts` counts, and states of padding are zero
                 where no part computed them.
+            f_img: CLIP tokens of the context pictures where they are known, (B, I, W); None asks CLIP.
 
         Returns:
             States of the layers of `read_layers`, (B, T, D), or (L, B, T, D) if they are several; f_img
             (B or 1, I, W); and the states from which the next token is predicted, (B, T, D).
         """
-        f_img = self.clip(context_pixels)
+        f_img = self.clip(context_pixels) if f_img is None else f_img
         visual_query = self.visual_query(f_img).expand(len(input_ids), -1, -1)
         if lengths is None or self.read_parts == 1:
             states, last = self._states(input_ids, visual_query)

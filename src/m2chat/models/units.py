@@ -6,14 +6,17 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from m2chat.models.absent import Absent
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.reading import ReadingModel
 
 
 def shard_units(model: ReadingModel) -> Iterator[nn.Module]:
     """The modules that are gathered one at a time: layers of the language model, blocks of the networks around it."""
-    yield from model.llama.model.layers
-    yield from model.clip.visual.transformer.resblocks
+    if not isinstance(model.llama, Absent):
+        yield from model.llama.model.layers
+    if not isinstance(model.clip, Absent):
+        yield from model.clip.visual.transformer.resblocks
     if not isinstance(model, M2ChatModel):
         return
     yield from model.m3adapter.text_blocks
@@ -24,18 +27,25 @@ def shard_units(model: ReadingModel) -> Iterator[nn.Module]:
         yield decoder.unet.mid_block
     yield from decoder.unet.up_blocks
     for encoder in (decoder.text_encoder, decoder.text_encoder_2):
-        if encoder is not None:
+        if encoder is not None and not isinstance(encoder, Absent):
             # CLIPTextModel keeps its layers one level deeper in some versions of transformers.
             yield from getattr(encoder, "text_model", encoder).encoder.layers
 
 
 def components(model: ReadingModel) -> dict[str, nn.Module]:
-    """The model's parts by the names that tables use; together they hold every parameter once."""
+    """The model's parts by the names that tables use; together they hold every parameter once.
+
+    A network that was not loaded is none of them.
+    """
     parts = {"language model": model.llama, "vision encoder": model.clip, "visual query": model.visual_query}
-    if not isinstance(model, M2ChatModel):
-        return parts
+    if isinstance(model, M2ChatModel):
+        parts |= _of_the_picture(model)
+    return {name: module for name, module in parts.items() if module is not None and not isinstance(module, Absent)}
+
+
+def _of_the_picture(model: M2ChatModel) -> dict[str, nn.Module]:
     decoder = model.decoder
-    parts |= {
+    return {
         "M³Adapter": model.m3adapter,
         "UNet": decoder.unet,
         "VAE": decoder.vae,
@@ -44,4 +54,3 @@ def components(model: ReadingModel) -> dict[str, nn.Module]:
         "text encoder 1": decoder.text_encoder,
         "text encoder 2": decoder.text_encoder_2,
     }
-    return {name: module for name, module in parts.items() if module is not None}

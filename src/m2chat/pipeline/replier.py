@@ -244,7 +244,10 @@ class Replier:
 
         Arguments as for `_computed_condition`.
         """
-        condition = self._computed_condition(places, prompts, replies, inputs, reader)
+        if inputs.batch is not None and inputs.batch.features is not None:
+            condition = self._kept_condition(places, inputs.batch)
+        else:
+            condition = self._computed_condition(places, prompts, replies, inputs, reader)
         if self.conditioner == "text_encoder":
             condition.h_align, condition.h_palign = self._encoded_captions(places, inputs.batch)
         return condition
@@ -289,6 +292,18 @@ class Replier:
             states, f_img, _ = self.model.read(ids, inputs.context_pixels[chosen])
         spans = (padded(name, False) for name in ("answer", "caption", "image"))
         condition: Condition = self.model.m3adapter(states, *spans, f_img, inputs.has_context[chosen], self.use_image)
+        return condition
+
+    def _kept_condition(self, places: list[Place], batch: Batch) -> Condition:
+        """The same from kept features, which are those of the given captions: of each reply's first picture."""
+        assert batch.features is not None
+        if any(k for _, k in places):
+            raise UserError(
+                "a feature cache has the first picture of each reply to validate, and one has several: set "
+                "trainer.limit_val_batches to 0, or train without data.features"
+            )
+        chosen = torch.tensor([i for i, _ in places], device=batch.has_context.device)
+        condition: Condition = self.model.text_condition(batch.features.select(chosen), batch.has_context[chosen])
         return condition
 
     def _encoded_captions(self, places: list[Place], batch: Batch | None) -> tuple[Tensor, Tensor | None]:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.losses import align_loss, ddpm_loss, text_loss
-from m2chat.models.m2chat import DiffusionNoise, FrozenFeatures, M2ChatModel
+from m2chat.models.absent import Absent
+from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.models.reading import ReadingModel
 from m2chat.models.trainable import AnyStage, Stage
 from m2chat.models.units import components, shard_units
 from m2chat.planning.meter import FlopMeter, LiveBytes
 from m2chat.planning.rules import GpuRules
-from m2chat.schema import Batch
+from m2chat.schema import Batch, FrozenFeatures
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def blank_batch(model: ReadingModel, shape: BatchShape, device: torch.device | s
     """
     count, tokens = shape.batch, shape.tokens
     queries = model.decoder.queries if isinstance(model, M2ChatModel) else 1  # stage 0 has no text encoders
-    side = model.clip.visual.image_size
+    side = 0 if isinstance(model.clip, Absent) else model.clip.visual.image_size  # no picture is looked at
     side = side[0] if isinstance(side, tuple) else side
     position = torch.arange(tokens, device=device).expand(count, -1)
     end, text = tokens - shape.image_tokens, max(1, (tokens - shape.image_tokens) // 4)
@@ -74,10 +75,32 @@ def blank_batch(model: ReadingModel, shape: BatchShape, device: torch.device | s
     )
 
 
+def blank_features(model: M2ChatModel, shape: BatchShape, device: torch.device | str = "meta") -> FrozenFeatures:
+    """Kept features of a batch of `blank_batch`, in fp32.
+
+    Args:
+        model: Model whose sizes they follow.
+        shape: Sizes of the batch.
+        device: Device of the tensors.
+    """
+    decoder, layers = model.decoder, len(model.read_layers)
+    read = shape.image_tokens + max(1, (shape.tokens - shape.image_tokens) // 4)
+    states = (shape.batch, read, int(model.llama.config.hidden_size))
+    side = shape.image_size // decoder.vae_factor
+    return FrozenFeatures(
+        states=torch.randn(*states if layers == 1 else (layers, *states), device=device),
+        e_clip=torch.randn(shape.batch, decoder.queries, decoder.sequence_width, device=device),
+        e_pclip=torch.randn(shape.batch, decoder.pooled_width, device=device) if decoder.pooled_width else None,
+        latents=torch.randn(shape.batch, int(decoder.vae.config.latent_channels), side, side, device=device),
+        mask=torch.ones(shape.batch, read, dtype=torch.bool, device=device),
+    )
+
+
 def blank_noise(model: M2ChatModel, batch: Batch) -> DiffusionNoise:
     """Noise for a batch, with nothing dropped."""
     device, count = batch.target_pixels.device, len(batch)
-    side = batch.target_pixels.shape[-1] // model.decoder.vae_factor
+    kept = None if batch.features is None else batch.features.latents
+    side = batch.target_pixels.shape[-1] // model.decoder.vae_factor if kept is None else kept.shape[-1]
     return DiffusionNoise(
         samples=torch.arange(count, device=device),
         timesteps=torch.randint(int(model.decoder.noiser.config.num_train_timesteps), (count,), device=device),
@@ -132,7 +155,11 @@ class StepMeasure:
 
 
 def measure_step(
-    model: ReadingModel, stage: AnyStage, shape: BatchShape, autocast: torch.dtype | None = None
+    model: ReadingModel,
+    stage: AnyStage,
+    shape: BatchShape,
+    autocast: torch.dtype | None = None,
+    cached: bool = False,
 ) -> StepMeasure:
     """Runs a forward and a backward pass and measures them.
 
@@ -141,9 +168,13 @@ def measure_step(
         stage: Training stage, which decides the loss.
         shape: Sizes of the batch.
         autocast: Precision of autocast, as under ``bf16-mixed``; None for none.
+        cached: Whether the outputs of the frozen networks come from a feature cache (stage 1).
     """
     measure, parts = StepMeasure(), components(model)
     batch = blank_batch(model, shape)
+    if cached:
+        assert isinstance(model, M2ChatModel)
+        batch.features = blank_features(model, shape)
     weights = [*model.parameters(), *model.buffers()]
     with _watch_units(model, measure.backward_units), _gradients_leave(model), LiveBytes(weights) as live:
         with FlopMeter(model) as meter, GpuRules(autocast):

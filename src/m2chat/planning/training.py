@@ -104,6 +104,7 @@ def plan_training(
     usual_tokens: int,
     devices: int,
     autocast: torch.dtype | None,
+    cached: bool = False,
 ) -> TrainingPlan:
     """Measures a step on the meta device and adds up what each GPU will hold and send.
 
@@ -114,11 +115,12 @@ def plan_training(
         usual_tokens: The length at which work is counted.
         devices: Number of GPUs.
         autocast: Precision under autocast; None for none.
+        cached: Whether the outputs of the frozen networks come from a feature cache.
     """
-    longest = measure_step(model, stage, shape, autocast)
+    longest = measure_step(model, stage, shape, autocast, cached)
     usual = longest
     if usual_tokens != shape.tokens:
-        usual = measure_step(model, stage, replace(shape, tokens=usual_tokens), autocast)
+        usual = measure_step(model, stage, replace(shape, tokens=usual_tokens), autocast, cached)
     once = sum(parameter.nbytes for parameter in model.parameters())
     again = sum(parameter.nbytes for unit in longest.backward_units for parameter in unit.parameters())
     return TrainingPlan(
@@ -182,6 +184,7 @@ def largest_batch(
     autocast: torch.dtype | None,
     limit: float,
     shard_frozen: bool,
+    cached: bool = False,
 ) -> int:
     """The most samples of a GPU that fit.
 
@@ -195,13 +198,14 @@ def largest_batch(
         autocast: Precision under autocast; None for none.
         limit: Bytes of a GPU.
         shard_frozen: Whether the frozen networks are sharded.
+        cached: Whether the outputs of the frozen networks come from a feature cache.
 
     Raises:
         UserError: If not even one sample fits.
     """
     need = []
     for batch in (1, 2):
-        measure = measure_step(model, stage, replace(shape, batch=batch), autocast)
+        measure = measure_step(model, stage, replace(shape, batch=batch), autocast, cached)
         need.append(lay_out(model, measure, devices, shard_frozen).memory.total)
     if need[0] > limit:
         raise UserError(

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.m2chat import FrozenFeatures
-from m2chat.schema import Batch
+from m2chat.schema import Batch, FrozenFeatures
 from m2chat.training.m2chat_module import M2ChatModule
 
 
@@ -23,12 +22,13 @@ class AlignModule(M2ChatModule):
 
         Args:
             batch: Raw samples.
-            features: Features of the frozen networks; None computes them.
+            features: Features of the frozen networks; None takes those of the batch, or computes them.
 
         Raises:
             UserError: If a sample has a context picture: stage 1 has no use for it and would not look at it.
         """
-        if bool(batch.has_context.any()):
+        # A feature cache has no such samples, and to look would make a GPU wait.
+        if batch.features is None and bool(batch.has_context.any()):
             first = next(s.id for s, has in zip(batch.samples, batch.has_context.tolist(), strict=True) if has)
             raise UserError(
                 f"stage 1 trains on caption pairs, but sample {first!r} has a context picture: leave its source out "

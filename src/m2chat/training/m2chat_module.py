@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from m2chat.losses import align_loss, ddpm_loss
+from m2chat.models.absent import Kept
 from m2chat.models.build import build_m2chat
 from m2chat.models.config import M3AdapterConfig
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
@@ -36,8 +38,16 @@ class M2ChatModule(TrainingModule):
         self.m3adapter, self.phi = required(m3adapter, "m3adapter", "configs/m3adapter/micro.yaml"), phi
 
     def build(self) -> M2ChatModel:
-        """The pretrained networks, and a connector that has learned nothing."""
-        return build_m2chat(self.backbone, self.m3adapter)
+        """The pretrained networks, and a connector that has learned nothing.
+
+        A training from a feature cache does without the networks whose outputs the cache has.
+        """
+        data: Any = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
+        kept = None
+        if getattr(data, "features", None) and self.trainer.state.fn == TrainerFn.FITTING:
+            cache = data.open_features(self.stage, self.backbones().components, self.m3adapter.layers)
+            kept = cache and Kept(**cache.sizes, looking=self.stage == "m3ft" and data.validates)
+        return build_m2chat(self.backbone, self.m3adapter, kept=kept)
 
     def trained_parts(self) -> dict[str, tuple[nn.Module, float]]:
         """Parts that may be trained: name in the model to module and peak learning rate."""

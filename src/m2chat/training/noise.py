@@ -47,10 +47,11 @@ def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConf
     with_picture = [index for index, has in enumerate(batch.has_target.tolist()) if has]
     # Without any picture one sample is drawn in vain: under FSDP every process must call the UNet.
     chosen = with_picture[: config.samples] or [0]
-    shape = (
-        int(decoder.unet.config.in_channels),
-        *(side // decoder.vae_factor for side in batch.target_pixels.shape[-2:]),
-    )
+    if batch.features is not None and batch.features.latents is not None:
+        shape = tuple(batch.features.latents.shape[1:])
+    else:
+        sides = (side // decoder.vae_factor for side in batch.target_pixels.shape[-2:])
+        shape = (int(decoder.unet.config.in_channels), *sides)
     learned = decoder.learned_timesteps
     timesteps = torch.arange(decoder.noiser.config.num_train_timesteps) if learned is None else torch.tensor(learned)
     steps, noise, drop = [], [], []

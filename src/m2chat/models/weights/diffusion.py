@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
+from m2chat.models.absent import VAE_ENCODER, Absent
 from m2chat.models.config import DecoderConfig
 from m2chat.models.refiner import Refiner
 from m2chat.models.schedulers import make_scheduler, scheduler_name
@@ -67,12 +69,13 @@ class DiffusionParts:
     refiner: Refiner | None = None
 
 
-def open_diffusion(path: Path, what: str) -> DiffusionSource:
+def open_diffusion(path: Path, what: str, without: Collection[str] = ()) -> DiffusionSource:
     """Opens a diffusers folder or a single file; tensors stay on disk until they are used.
 
     Args:
         path: The folder, or a ``.safetensors`` file.
         what: The setting that names it, for messages.
+        without: Networks whose tensors are not opened.
 
     Raises:
         UserError: If it is missing, incomplete, broken or another kind of network.
@@ -86,7 +89,8 @@ def open_diffusion(path: Path, what: str) -> DiffusionSource:
         if parts.report.unexpected:
             _LOG.warning("%s: %d tensors have no place here, such as %s", where, len(parts.report.unexpected),
                          parts.report.unexpected[0])  # fmt: skip
-        return DiffusionSource(parts.configs, parts.states, parts.report, where)
+        states = {name: state for name, state in parts.states.items() if name not in without}
+        return DiffusionSource(parts.configs, states, parts.report, where)
     index = load_json(path / "model_index.json", what)
     require_family(index, where)
     names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None])[0]]
@@ -95,12 +99,16 @@ def open_diffusion(path: Path, what: str) -> DiffusionSource:
         configs[name] = load_json(path / name / "config.json", what)
         weight_files(path / name, what)
     require_supported(configs, where)
-    states = {name: read_folder(path / name, what) for name in configs if name != "scheduler"}
+    states = {name: read_folder(path / name, what) for name in configs if name not in ("scheduler", *without)}
     return DiffusionSource(configs, states, KeyReport(), where)
 
 
 def load_diffusion(
-    path: Path, what: str, dtype: torch.dtype | None = None, config: DecoderConfig | None = None
+    path: Path,
+    what: str,
+    dtype: torch.dtype | None = None,
+    config: DecoderConfig | None = None,
+    without: Collection[str] = (),
 ) -> DiffusionParts:
     """Builds the networks of a diffusion model.
 
@@ -109,15 +117,17 @@ def load_diffusion(
         what: The setting that names it, for messages.
         dtype: Precision of the networks; None keeps the files'.
         config: Parts in place of those of `path`, LoRAs, and the scheduler; None for those of `path` alone.
+        without: Text encoders, UNet, or the VAE's encoder, that are not loaded; `Absent` stands in their places.
 
     Raises:
         UserError: If it cannot be opened, is of an unsupported family, or a tensor is missing, too much or of another
             shape.
     """
     config = config or DecoderConfig()
-    source, where = open_with_parts(path, what, config)
+    source, where = open_with_parts(path, what, config, without)
     scheduler = _scheduler(source, config)
-    built = {name: _build(name, source, where[name], dtype) for name in source.states}
+    built = {name: _build(name, source, where[name], dtype, without) for name in source.states}
+    built |= {name: _absent(name, source) for name in without if name in source.configs}
     parts = DiffusionParts(
         built["unet"],
         built["vae"],
@@ -128,17 +138,21 @@ def load_diffusion(
         source.configs["scheduler"],
         None if config.refiner is None else _load_refiner(source, config, dtype),
     )
-    add_loras(parts.unet, config.lora)
+    if not isinstance(parts.unet, Absent):
+        add_loras(parts.unet, config.lora)
     return parts
 
 
-def open_with_parts(path: Path, what: str, config: DecoderConfig) -> tuple[DiffusionSource, dict[str, str]]:
+def open_with_parts(
+    path: Path, what: str, config: DecoderConfig, without: Collection[str] = ()
+) -> tuple[DiffusionSource, dict[str, str]]:
     """Opens a diffusion model and puts others in the places of its parts.
 
     Args:
         path: See `open_diffusion`.
         what: The setting that names it, for messages.
         config: Parts in place of those of `path`.
+        without: Networks whose tensors are not opened.
 
     Returns:
         The model, and the name of each part in messages.
@@ -146,9 +160,10 @@ def open_with_parts(path: Path, what: str, config: DecoderConfig) -> tuple[Diffu
     Raises:
         UserError: If something cannot be opened, or does not fit.
     """
-    source = open_diffusion(path, what)
+    source = open_diffusion(path, what, without)
     where = {name: f"{source.where}, {name}" for name in source.states}
     replaced = {"unet": (config.unet, open_unet), "vae": (config.vae, open_vae)}
+    replaced = {name: item for name, item in replaced.items() if name not in without}
     if config.preview_vae is not None:
         replaced["preview_vae"] = (config.preview_vae, open_vae)
     for name, (other, opener) in replaced.items():
@@ -247,6 +262,18 @@ def part_report(name: str, source: DiffusionSource) -> KeyReport:
     return compare(named_for(module, dict(source.states[name])), module.state_dict())
 
 
-def _build(name: str, source: DiffusionSource, where: str, dtype: torch.dtype | None) -> Any:
-    module = skeleton(name, source.configs[name])
-    return fill(module, named_for(module, source.states[name]), where, dtype).eval()
+def _build(
+    name: str, source: DiffusionSource, where: str, dtype: torch.dtype | None, without: Collection[str] = ()
+) -> Any:
+    module, state = skeleton(name, source.configs[name]), source.states[name]
+    if name == "vae" and VAE_ENCODER in without:
+        for half in ("encoder", "quant_conv"):
+            if getattr(module, half, None) is not None:
+                setattr(module, half, Absent(f"VAE's {half}"))
+        state = {key: value for key, value in state.items() if not key.startswith(("encoder.", "quant_conv."))}
+    return fill(module, named_for(module, state), where, dtype).eval()
+
+
+def _absent(name: str, source: DiffusionSource) -> Absent:
+    """A network that was not loaded, with its configuration."""
+    return Absent(name.replace("_", " "), config=skeleton(name, source.configs[name]).config)
