@@ -16,8 +16,8 @@ from m2chat.models.generation import TokenSegment, finished, stream_replies
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.models.m3adapter import Condition, M3Adapter
 from m2chat.pipeline import M2ChatPipeline, Replier
+from m2chat.pipeline.conditions import Place, drawn_places
 from m2chat.pipeline.inputs import ReplyInputs
-from m2chat.pipeline.replier import Place, drawn_places
 from m2chat.schema import Batch, Sample, Turn
 from m2chat.text.view import segments_of
 
@@ -135,9 +135,9 @@ def assert_kept(replier: Replier, *arguments: Any) -> None:
     *shared, reader, reads = arguments
     reads.clear()
     with torch.no_grad():
-        kept = replier._condition(*shared, reader)
+        kept = replier.conditions.read(*shared, reader)
         assert not reads
-        again = replier._condition(*shared)
+        again = replier.conditions.read(*shared)
         assert reads
     for name in ("h_align", "h_palign", "gate", "cosine"):
         torch.testing.assert_close(getattr(kept, name), getattr(again, name), atol=1e-4, rtol=0)

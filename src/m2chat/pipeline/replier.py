@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
 
-from m2chat.errors import UserError
 from m2chat.models.denoising import Denoising, OnStep, size_ids
 from m2chat.models.generation import (
     Decoding,
@@ -21,6 +19,7 @@ from m2chat.models.generation import (
 )
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
+from m2chat.pipeline.conditions import Conditioner, PictureConditions, Place, drawn_places
 from m2chat.pipeline.drawing import DrawSettings, noise_seed, to_pictures
 from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import ReplyInputs
@@ -30,17 +29,12 @@ from m2chat.text import Layout, View
 Given = Literal["nothing", "caption", "reply"]
 """Part of the reply that is given instead of generated: ``caption`` is text-to-image (the caption is the prompt, there
 is no answer), ``reply`` is answer and caption, so that only the picture is generated."""
-Conditioner = Literal["m3adapter", "text_encoder"]
-"""Source of the image decoder's condition: the M³Adapter, or for comparison its own text encoders, which read the
-reference captions."""
 ImageMode = Literal["auto", "force", "never"]
 """Whether a reply has pictures: as the model decides, at least one, or none."""
 IMAGE_MODES: tuple[ImageMode, ...] = ("auto", "force", "never")
 Replies: TypeAlias = tuple[list[Reply], list[dict[str, Any]]]
 """Replies, and a note for each: ``gate`` and ``cosine`` of each picture, ``cut_tokens``; only where a limit has cut an
 answer or a caption, ``finish_reason``, which is ``length``."""
-Place: TypeAlias = tuple[int, int]
-"""Place of a picture: index of the reply in the batch, index of the segment in the reply."""
 Drawings: TypeAlias = tuple[dict[Place, Picture], dict[Place, tuple[float, float]]]
 """Pictures, and gate and cosine of each."""
 
@@ -82,8 +76,8 @@ class Replier:
         conditioner: Conditioner = "m3adapter",
     ) -> None:
         self.model: Any = model
-        self.layout, self.draw, self.use_image = layout, draw, use_image
-        self.conditioner = conditioner
+        self.layout, self.draw = layout, draw
+        self.conditions = PictureConditions(model, layout, use_image, conditioner)
         self.decoding = replace(decoding, num_image_tokens=layout.num_image_tokens)
         tokens = layout.tokenizer
         self.special = SpecialTokens(tokens.ic_id, tokens.img_id, layout.end_id, tokens.pad_id)
@@ -222,7 +216,7 @@ class Replier:
         places = drawn_places(replies)
         if not places:
             return {}, {}
-        condition = self._condition(places, prompts, replies, inputs, reader)
+        condition = self.conditions.read(places, prompts, replies, inputs, reader)
         pixels = yield from self.painting(condition, self._seeds(places, inputs, seeds), on_step)
         gates = zip(condition.gate.tolist(), condition.cosine.tolist(), strict=True)
         return dict(zip(places, pixels, strict=True)), dict(zip(places, gates, strict=True))
@@ -231,93 +225,6 @@ class Replier:
     def _seeds(places: list[Place], inputs: ReplyInputs, seeds: Sequence[int]) -> list[int]:
         """Seed of each picture's noise, from the name of its reply and its segment there."""
         return [noise_seed(seeds[i], f"{inputs.names[i]}/{k}") for i, k in places]
-
-    def _condition(
-        self,
-        places: list[Place],
-        prompts: list[list[int]],
-        replies: list[list[TokenSegment]],
-        inputs: ReplyInputs,
-        reader: SequenceReader | None = None,
-    ) -> Condition:
-        """The image decoder's condition of each picture: as in training, from whole sequences, one row a picture.
-
-        Arguments as for `_computed_condition`.
-        """
-        if inputs.batch is not None and inputs.batch.features is not None:
-            condition = self._kept_condition(places, inputs.batch)
-        else:
-            condition = self._computed_condition(places, prompts, replies, inputs, reader)
-        if self.conditioner == "text_encoder":
-            condition.h_align, condition.h_palign = self._encoded_captions(places, inputs.batch)
-        return condition
-
-    def _computed_condition(
-        self,
-        places: list[Place],
-        prompts: list[list[int]],
-        replies: list[list[TokenSegment]],
-        inputs: ReplyInputs,
-        reader: SequenceReader | None,
-    ) -> Condition:
-        """The same from the language model's states of whole sequences.
-
-        Args:
-            places: Places of the pictures.
-            prompts: Tokens of each prompt.
-            replies: Segments of each reply.
-            inputs: Context pictures.
-            reader: Reader that has decoded the replies; without one, or where it has read other tokens, the sequences
-                are read here.
-        """
-        rows = [
-            self.layout.assemble(prompts[i], [s.answer for s in replies[i]], [s.caption for s in replies[i]], k)
-            for i, k in places
-        ]
-        # What stands behind a picture's last token has no influence on its condition.
-        lengths = [len(row.image) - row.image[::-1].index(True) for row in rows]
-        longest, device = max(lengths), inputs.context_pixels.device
-
-        def padded(name: str, fill: int | bool) -> Tensor:
-            values = [getattr(row, name)[:length] for row, length in zip(rows, lengths, strict=True)]
-            return torch.tensor([value + [fill] * (longest - len(value)) for value in values], device=device)
-
-        chosen = torch.tensor([i for i, _ in places], device=device)
-        read = [(i, row.input_ids[:length]) for (i, _), row, length in zip(places, rows, lengths, strict=True)]
-        states = None if reader is None else reader.states(read)
-        if reader is not None and states is not None:
-            f_img = reader.f_img[chosen]
-        else:
-            ids = padded("input_ids", self.layout.tokenizer.pad_id)
-            states, f_img, _ = self.model.read(ids, inputs.context_pixels[chosen])
-        spans = (padded(name, False) for name in ("answer", "caption", "image"))
-        condition: Condition = self.model.m3adapter(states, *spans, f_img, inputs.has_context[chosen], self.use_image)
-        return condition
-
-    def _kept_condition(self, places: list[Place], batch: Batch) -> Condition:
-        """The same from kept features, which are those of the given captions: of each reply's first picture."""
-        assert batch.features is not None
-        if any(k for _, k in places):
-            raise UserError(
-                "a feature cache has the first picture of each reply to validate, and one has several: set "
-                "trainer.limit_val_batches to 0, or train without data.features"
-            )
-        chosen = torch.tensor([i for i, _ in places], device=batch.has_context.device)
-        condition: Condition = self.model.text_condition(batch.features.select(chosen), batch.has_context[chosen])
-        return condition
-
-    def _encoded_captions(self, places: list[Place], batch: Batch | None) -> tuple[Tensor, Tensor | None]:
-        """The decoder's text encoders' states of the reference captions."""
-        chosen = [i for i, _ in places]
-        if batch is None or any(k for _, k in places) or not all(bool(batch.has_target[i]) for i in chosen):
-            raise UserError(
-                "conditioner='text_encoder' draws one reference caption per reply: set evaluation.given to 'caption' "
-                "or 'reply' and test on replies of one picture"
-            )
-        encoded: tuple[Tensor, Tensor | None] = self.model.decoder.encode_text(
-            batch.caption_ids[chosen], batch.caption_ids_2[chosen]
-        )
-        return encoded
 
     def paint(self, condition: Condition, seeds: Sequence[int]) -> list[Picture]:
         """Pictures from conditions; arguments as for `painting`."""
@@ -358,8 +265,3 @@ class Replier:
             condition.h_align, condition.h_palign, ids, seeds, *how
         )
         return states
-
-
-def drawn_places(replies: Sequence[Sequence[TokenSegment]]) -> list[Place]:
-    """Reply and segment of every picture to draw."""
-    return [(i, k) for i, reply in enumerate(replies) for k, s in enumerate(reply) if s.caption is not None]

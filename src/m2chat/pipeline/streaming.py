@@ -132,7 +132,7 @@ class StreamingReplier(Replier):
         if segment.caption is None:
             return
         place, decoder, every = [(0, index)], self.model.decoder, self.draw.preview_every
-        condition = self._condition(place, prompts, [segments[: index + 1]], inputs, reader)
+        condition = self.conditions.read(place, prompts, [segments[: index + 1]], inputs, reader)
         latents = condition.h_align
         for state in self.denoise(condition, self._seeds(place, inputs, [seed])):
             latents = state.latents

@@ -7,7 +7,8 @@ from typing import Literal, TypeVar
 
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
-from m2chat.pipeline.replier import Conditioner, Given
+from m2chat.pipeline.conditions import Conditioner
+from m2chat.pipeline.replier import Given
 
 _Config = TypeVar("_Config")
 

@@ -9,9 +9,10 @@ from m2chat.baselines.vlm_sd.model import VLMSDModel
 from m2chat.models.denoising import OnStep
 from m2chat.models.generation import Decoding, SequenceReader, TokenSegment
 from m2chat.models.m3adapter import Condition
+from m2chat.pipeline.conditions import drawn_places
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.inputs import ReplyInputs
-from m2chat.pipeline.replier import Drawings, Replier, drawn_places
+from m2chat.pipeline.replier import Drawings, Replier
 from m2chat.schema import Segment
 from m2chat.text import Layout
 
