@@ -36,7 +36,7 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
         UserError: If the last message is not the user's, or a picture cannot be read.
     """
     session = request.session(pipe)
-    said: list[tuple[Role, list[str | Image]]] = []
+    contents: list[tuple[Role, list[str | Image]]] = []
     rules: list[str | Image] = []
     count = 0
     for message in request.messages:
@@ -47,18 +47,18 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
         if message.role in ("system", "developer"):
             rules += parts
         elif message.role == "assistant":
-            if not said:
+            if not contents:
                 raise UserError("messages: the first one must be the user's")
-            said.append(("assistant", parts))
+            contents.append(("assistant", parts))
         else:
-            said.append(("user", [*rules, *parts]))
+            contents.append(("user", [*rules, *parts]))
             rules = []
-    if not said or said[-1][0] != "user":
+    if not contents or contents[-1][0] != "user":
         raise UserError("messages: the last one must be the user's")
-    said[-1][1].extend(rules)
+    contents[-1][1].extend(rules)
     turns: list[Turn] = []
     images: list[Image] = []
-    for role, parts in said:
+    for role, parts in contents:
         numbered: list[str | int] = []
         for part in parts:
             numbered.append(part if isinstance(part, str) else len(images))

@@ -45,11 +45,11 @@ class MMIE(Benchmark):
         path = file_of(source.path, "data.json", "eval_inputs/data.json")
 
         def parts(items: Any) -> tuple[Part, ...]:
-            found: list[Part] = []
+            answer: list[Part] = []
             for item in items if isinstance(items, list) else [{"text": items}]:
-                found += [str(item["text"])] if item.get("text") else []
-                found += [source.picture(path.parent, item["image"])] if item.get("image") else []
-            return tuple(found)
+                answer += [str(item["text"])] if item.get("text") else []
+                answer += [source.picture(path.parent, item["image"])] if item.get("image") else []
+            return tuple(answer)
 
         def question(number: int, record: Any) -> Question:
             id_, asked, expected = fields_of(record, ("id", "question", "gt_answer"), f"{path}: record {number}")

@@ -48,11 +48,11 @@ class WEAVE(Benchmark):
         """Number of a picture in the session, by its number in the record."""
         asks: list[Ask] = []
         for asked, answer in zip(chats[::2], chats[1::2], strict=False):
-            named = [int(found) for found in _NAMED.findall(str(asked["content"]))]
+            named = [int(name) for name in _NAMED.findall(str(asked["content"]))]
             fresh = [k for k in dict.fromkeys(named) if k not in place and 1 <= k <= len(images)]
             for k in fresh:
                 place[k] = len(place) + 1
-            text = _NAMED.sub(lambda found: f"picture {place.get(int(found[1]), found[1])}", str(asked["content"]))
+            text = _NAMED.sub(lambda match: f"picture {place.get(int(match[1]), match[1])}", str(asked["content"]))
             shown: tuple[Part, ...] = tuple(source.picture(path.parent, images[k - 1]) for k in fresh)
             if answer["type"] == "image":
                 drawn = int(_NAMED.findall(str(answer["content"]))[0])

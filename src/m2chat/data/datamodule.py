@@ -240,16 +240,16 @@ class M2ChatDataModule(LightningDataModule):
         Raises:
             UserError: If two sources of a split have the same name.
         """
-        found: dict[str, Source] = {}
+        sources: dict[str, Source] = {}
         for split in ("train", "val") if validates and stage == READING else ("train",):
             for source in self._open(split):
                 name = f"{split}/{source.name}"
                 if split == "train" and source.config.weight <= 0:
                     continue
-                if name in found:
+                if name in sources:
                     raise UserError(f"data.{split} has two sources {source.name!r}: a feature cache needs two names")
-                found[name] = source
-        return found
+                sources[name] = source
+        return sources
 
     def train_dataloader(self) -> StreamLoader:
         """Training batches; every iteration is an epoch, or the rest of one after resuming."""

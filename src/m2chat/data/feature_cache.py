@@ -62,14 +62,14 @@ class FeatureOrigin:
 
     def misfits(self, run: FeatureOrigin) -> list[str]:
         """What of a run these features do not fit, in words: a run may have more networks and fewer data."""
-        found = [] if self.stage == run.stage else [f"the stage ({self.stage!r}, now {run.stage!r})"]
-        found += [f"the {name}" for name, value in self.networks.items() if run.networks.get(name) != value]
-        found += [
+        misfits = [] if self.stage == run.stage else [f"the stage ({self.stage!r}, now {run.stage!r})"]
+        misfits += [f"the {name}" for name, value in self.networks.items() if run.networks.get(name) != value]
+        misfits += [
             f"{name} ({value}, now {run.settings.get(name)})"
             for name, value in self.settings.items()
             if run.settings.get(name) != value
         ]
-        return found + [
+        return misfits + [
             f"the data of {name}" + ("" if name in self.parts else " (not in the cache)")
             for name, value in run.parts.items()
             if self.parts.get(name) != value
@@ -405,9 +405,9 @@ class FeatureCollator:
 
     def compact(self, items: Sequence[Item]) -> Batch:
         """The batch of some replies."""
-        found = [self._find(item) for item in items]
+        places = [self._find(item) for item in items]
         form = self.parts[0].form
-        read = [part.read(record) for part, record in found]
+        read = [part.read(record) for part, record in places]
         records = np.stack([record for record, _ in read])
         states, mask = _states(form, [rows for _, rows in read])
         if form.whole and self.collator is not None:
@@ -432,7 +432,7 @@ class FeatureCollator:
             nothing.long() if form.text else torch.from_numpy(records[name].astype(np.int64))
             for name in ("caption_ids", "caption_ids_2")
         ]
-        has_target = torch.tensor([part.view(record).target != NO_PICTURE for part, record in found])
+        has_target = torch.tensor([part.view(record).target != NO_PICTURE for part, record in places])
         return Batch(
             input_ids=nothing.long(), attention_mask=nothing, labels=nothing.long(), answer_mask=nothing,
             caption_mask=nothing, image_mask=nothing, context_pixels=torch.zeros(count, 3, 0, 0), has_context=no,

@@ -105,10 +105,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or int(found[1]) >= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
         raise UserError(f"--shard {text}: give I/N with I from 0 to N - 1, such as 0/2 and 1/2")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _estimate(
