@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ def open_unet(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], 
         UserError: If it is missing, broken, or has other inputs than the UNet that it replaces.
     """
     base = dict(configs["unet"])
+    if not path.exists():
+        raise UserError(f"{what}: there is no {path}; name a folder of a diffusers UNet, or one .safetensors file")
     if path.is_dir():
         described = load_json(path / "config.json", what)
+        if (kind := described.get("_class_name", "UNet2DConditionModel")) != "UNet2DConditionModel":
+            raise UserError(f"{what}={str(path)!r} is a {kind}: expected is a UNet2DConditionModel")
         differ = [name for name in _INTERFACE if described.get(name) != base.get(name)]
         if differ:
             raise UserError(
@@ -74,7 +79,8 @@ def open_vae(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], d
         Its configuration and its tensors.
 
     Raises:
-        UserError: If it is missing, broken, or its latents are not those of the VAE that it replaces.
+        UserError: If it is missing, broken, or its latents are not those of the VAE that it replaces: their number,
+            their size or their scale.
     """
     described, base = load_json(path / "config.json", what), configs["vae"]
     kind = described.get("_class_name")
@@ -89,7 +95,25 @@ def open_vae(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], d
                 f"{what}={str(path)!r} has {mine} {name}, the VAE of the image decoder {other}: name one that was made "
                 "for the same latents"
             )
+    for name in ("latents_mean", "latents_std", "shift_factor"):
+        if described.get(name):
+            raise UserError(f"{what}={str(path)!r} has {name}, as VAEs of other families: name one of the same family")
+    mine_scale, other_scale = _scale(described), _scale(base)
+    # An `AutoencoderTiny` was trained on scaled latents: its factor is 1 for every family.
+    tiny = "AutoencoderTiny" in (kind, base.get("_class_name"))
+    expected = 1.0 if kind == "AutoencoderTiny" else mine_scale if tiny else other_scale
+    if not math.isclose(mine_scale, expected, rel_tol=1e-4):
+        raise UserError(
+            f"{what}={str(path)!r} has scaling_factor {mine_scale:g}, expected is {expected:g} (the VAE of the image "
+            f"decoder has {other_scale:g}): its latents are scaled otherwise. Name one of the same latents"
+        )
     return described, read_folder(path, what)
+
+
+def _scale(config: Mapping[str, Any]) -> float:
+    """Factor between a VAE's latents and the UNet's; diffusers' default where it is not stated."""
+    default = 1.0 if config.get("_class_name") == "AutoencoderTiny" else 0.18215
+    return float(config.get("scaling_factor") or default)
 
 
 def _factor(config: Mapping[str, Any]) -> int:
@@ -118,11 +142,52 @@ def add_loras(unet: Any, loras: Sequence[LoraConfig]) -> None:
         raise UserError("backbone.decoder.lora needs PEFT, which is not installed: pip install peft") from error
     names = [f"lora_{number}" for number in range(len(loras))]
     for number, (name, lora) in enumerate(zip(names, loras, strict=True)):
-        state, alphas, metadata = _read_lora(unet, Path(lora.path), f"backbone.decoder.lora[{number}].path")
-        unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=metadata, adapter_name=name)
+        what = f"backbone.decoder.lora[{number}].path"
+        state, alphas, metadata = _read_lora(unet, Path(lora.path), what)
+        try:
+            unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=metadata, adapter_name=name)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"{what}={lora.path!r} cannot be added to the UNet here: {_first_line(error)}") from error
     unet.set_adapters(names, [lora.weight for lora in loras])
     unet.fuse_lora(adapter_names=names)
     unet.unload_lora()
+
+
+def require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuses tensors with numbers that are NaN or infinite.
+
+    Args:
+        state: Tensors by name.
+        where: Name of their source in messages.
+
+    Raises:
+        UserError: That names the first such tensor.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            raise UserError(
+                f"{where}: {name} has numbers that are not finite (NaN or infinite): its training diverged, or it is "
+                "damaged. Name another one"
+            )
+
+
+def lora_file(path: Path) -> Path | None:
+    """The LoRA that a path names: the file, or the only ``.safetensors`` file of a folder; None if it is none."""
+    if path.is_dir():
+        inside = sorted(path.glob("*.safetensors"))
+        return lora_file(inside[0]) if len(inside) == 1 else None
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    return path if any("lora" in name for name in read_safetensors(path, "LoRA")) else None
+
+
+_PEFT = "base_model.model."
+_PEFT_SETTINGS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
+"""Settings in PEFT's ``adapter_config.json`` that decide what a LoRA adds."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _read_lora(unet: Any, path: Path, what: str) -> tuple[dict[str, Tensor], Any, Any]:
@@ -137,9 +202,12 @@ def _read_lora(unet: Any, path: Path, what: str) -> tuple[dict[str, Tensor], Any
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
     where = f"{what}={str(path)!r}"
+    if not path.exists():
+        raise UserError(f"{what}: there is no {path}; expected is one .safetensors file")
     if path.suffix != ".safetensors":
         raise UserError(f"{where}: expected is one .safetensors file")
-    read_safetensors(path, what)  # compares its checksum; diffusers reads the file once more, for its header
+    # This compares its checksum; diffusers reads the file once more, for its header.
+    require_finite(read_safetensors(path, what), where)
     try:
         state, alphas, metadata = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
             str(path.parent), weight_name=path.name, local_files_only=True, unet_config=unet.config,
@@ -147,12 +215,12 @@ def _read_lora(unet: Any, path: Path, what: str) -> tuple[dict[str, Tensor], Any
         )  # fmt: skip
         if strange := [name for name in state if "lora" not in name]:
             raise ValueError(f"it holds {strange[0]}, which is of another method than LoRA")
+        state, metadata = _prefixed(unet, state, metadata, path, where)
         of_unet = {name: value for name, value in state.items() if name.startswith("unet.")}
         layers = {name.removeprefix("unet."): value for name, value in of_unet.items()}
         layers = layers if any("lora_A" in name for name in layers) else convert_unet_state_dict_to_peft(layers)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where} is no LoRA of a UNet that diffusers can read: {reason}") from error
+        raise UserError(f"{where} is no LoRA of a UNet that diffusers can read: {_first_line(error)}") from error
     faults = [fault for name, value in layers.items() if (fault := _misfit(unet, name, value))]
     if faults or not layers:
         reason = (
@@ -161,12 +229,44 @@ def _read_lora(unet: Any, path: Path, what: str) -> tuple[dict[str, Tensor], Any
         raise UserError(
             f"{where} was made for another network than the UNet here: {reason}. Name one of the same family"
         )
+    if unpaired := lora_gaps(layers):
+        raise UserError(f"{where} is not whole: {unpaired[0]}. Download or save it again")
     if len(of_unet) < len(state):
         _LOG.warning(
             "%s changes text encoders too; that part is left out: the M³Adapter was trained on the unchanged ones",
             where,
         )
     return of_unet, alphas, metadata
+
+
+def _prefixed(
+    unet: Any, state: dict[str, Tensor], metadata: Any, path: Path, where: str
+) -> tuple[dict[str, Tensor], Any]:
+    """Names and settings with ``unet.`` in front, for files of a UNet alone: PEFT's and diffusers' own of a network.
+
+    Args:
+        unet: UNet.
+        state: Tensors of the file.
+        metadata: Settings in its header, or None.
+        path: The file; PEFT keeps the settings in ``adapter_config.json`` beside it.
+        where: Name of the file in messages.
+    """
+    plain = {name.removeprefix(_PEFT): value for name, value in state.items()}
+    if any(name.startswith(_PEFT) for name in state):
+        beside = path.with_name("adapter_config.json")
+        if beside.is_file():
+            settings = load_json(beside, where)
+            metadata = {name: settings[name] for name in _PEFT_SETTINGS if settings.get(name) is not None}
+            metadata["target_modules"] = sorted({name.removeprefix("unet.").partition(".lora_")[0] for name in plain})
+            metadata = {f"unet.{name}": value for name, value in metadata.items()}
+        else:
+            _LOG.warning("%s: there is no adapter_config.json beside it, so that lora_alpha / r is taken for 1", where)
+    names = {name for name, _ in unet.named_modules()}
+    if any(name.partition(".lora_")[0] in names for name in plain):
+        plain = {name if name.startswith("text_encoder") else f"unet.{name}": value for name, value in plain.items()}
+        if metadata and not any(name.startswith("unet.") for name in metadata):
+            metadata = {f"unet.{name}": value for name, value in metadata.items()}
+    return plain, metadata
 
 
 def _misfit(unet: Any, name: str, value: Tensor) -> str | None:
@@ -183,6 +283,32 @@ def _misfit(unet: Any, name: str, value: Tensor) -> str | None:
     except AttributeError:
         return f"there is no layer {layer}"
     axis = 1 if side.startswith("A") else 0
-    if value.ndim >= 2 and weight.shape[axis] != value.shape[axis]:
+    if value.ndim < 2:  # a bias, or DoRA's magnitudes
+        fits = value.ndim == 0 or value.shape[0] == weight.shape[0]
+        return None if fits else f"{layer} is {weight.shape[0]} wide, and {value.shape[0]} in the file"
+    if weight.shape[axis] != value.shape[axis]:
         return f"{layer} is {weight.shape[axis]} wide, and {value.shape[axis]} in the file"
+    kernel = weight.shape[2:] if axis else [1] * (weight.ndim - 2)
+    if side.startswith(("A", "B")) and list(value.shape[2:]) != list(kernel):
+        return f"{layer} has weights of {list(weight.shape)}, and {name} has {list(value.shape)}"
     return None
+
+
+def lora_gaps(layers: Mapping[str, Tensor]) -> list[str]:
+    """Layers of a LoRA whose two matrices are not both there, or have different ranks.
+
+    Args:
+        layers: Tensors by PEFT's names.
+    """
+    ranks: dict[str, dict[str, int]] = {}
+    for name, value in layers.items():
+        layer, _, side = name.partition(".lora_")
+        if side in ("A.weight", "B.weight") and value.ndim >= 2:
+            ranks.setdefault(layer, {})[side[0]] = value.shape[0 if side[0] == "A" else 1]
+    gaps = []
+    for layer, sides in ranks.items():
+        if len(sides) < 2:
+            gaps.append(f"{layer} has lora_{next(iter(sides))} alone")
+        elif sides["A"] != sides["B"]:
+            gaps.append(f"{layer} has lora_A of rank {sides['A']} and lora_B of rank {sides['B']}")
+    return gaps

@@ -14,7 +14,7 @@ from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
 from m2chat.models.refiner import Refiner
 from m2chat.models.schedulers import make_scheduler, scheduler_name
-from m2chat.models.weights.decoder_parts import add_loras, open_unet, open_vae
+from m2chat.models.weights.decoder_parts import add_loras, open_unet, open_vae, require_finite
 from m2chat.models.weights.families import require_family, require_supported
 from m2chat.models.weights.files import load_json, read_folder, read_safetensors, weight_files
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta
@@ -33,12 +33,15 @@ class DiffusionSource:
         states: Tensors of each network.
         report: Use of each name of a single file; empty for a folder.
         where: Name in messages.
+        zeros: Whether its negative condition is zeros (`force_zeros_for_empty_prompt`); else it is the encoding of the
+            empty prompt. A single file does not state it: SDXL base has zeros, the refiner the empty prompt.
     """
 
     configs: dict[str, dict[str, Any]]
     states: dict[str, dict[str, Tensor]]
     report: KeyReport
     where: str
+    zeros: bool = True
 
 
 @dataclass
@@ -55,6 +58,7 @@ class DiffusionParts:
         refiner: SDXL's refiner, or None.
         noise_schedule: Configuration of the scheduler that the model's folder names: its noise is that of the
             UNet's training, whichever scheduler draws.
+        zeros: Whether the negative condition is zeros; else it is the encoding of the empty prompt.
     """
 
     unet: Any
@@ -65,6 +69,7 @@ class DiffusionParts:
     preview_vae: Any = None
     noise_schedule: Any = None
     refiner: Refiner | None = None
+    zeros: bool = True
 
 
 def open_diffusion(path: Path, what: str) -> DiffusionSource:
@@ -86,7 +91,7 @@ def open_diffusion(path: Path, what: str) -> DiffusionSource:
         if parts.report.unexpected:
             _LOG.warning("%s: %d tensors have no place here, such as %s", where, len(parts.report.unexpected),
                          parts.report.unexpected[0])  # fmt: skip
-        return DiffusionSource(parts.configs, parts.states, parts.report, where)
+        return DiffusionSource(parts.configs, parts.states, parts.report, where, "text_encoder" in parts.states)
     index = load_json(path / "model_index.json", what)
     require_family(index, where)
     names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None])[0]]
@@ -96,7 +101,8 @@ def open_diffusion(path: Path, what: str) -> DiffusionSource:
         weight_files(path / name, what)
     require_supported(configs, where)
     states = {name: read_folder(path / name, what) for name in configs if name != "scheduler"}
-    return DiffusionSource(configs, states, KeyReport(), where)
+    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    return DiffusionSource(configs, states, KeyReport(), where, zeros)
 
 
 def load_diffusion(
@@ -127,7 +133,11 @@ def load_diffusion(
         built.get("preview_vae"),
         source.configs["scheduler"],
         None if config.refiner is None else _load_refiner(source, config, dtype),
+        source.zeros,
     )
+    for name in ("unet", "vae", "preview_vae"):
+        if getattr(config, name) is not None:
+            require_finite(built[name].state_dict(), where[name])
     add_loras(parts.unet, config.lora)
     return parts
 
@@ -193,9 +203,9 @@ def _load_refiner(base: DiffusionSource, config: DecoderConfig, dtype: torch.dty
             f"{source.where} has another text space than the image decoder {base.where}: their text_encoder_2 differ. "
             f"{remedy}"
         )
-    return Refiner(
-        _build("unet", source, f"{source.where}, unet", dtype), _scheduler(source, config), config.refiner_start
-    )
+    network = _build("unet", source, f"{source.where}, unet", dtype)
+    require_finite(network.state_dict(), f"{source.where}, unet")
+    return Refiner(network, _scheduler(source, config), config.refiner_start, source.zeros)
 
 
 def _scheduler(source: DiffusionSource, config: DecoderConfig) -> Any:
