@@ -17,8 +17,8 @@ import yaml
 
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, decoder_config
-from m2chat.models.weights.decoder_parts import lora_file
 from m2chat.models.weights.files import read_safetensors
+from m2chat.models.weights.loras import lora_file
 from m2chat.models.weights.sdxl_file import is_single_file
 
 _LOG = logging.getLogger(__name__)

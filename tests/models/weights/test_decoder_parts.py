@@ -19,8 +19,8 @@ from m2chat.checksums import sha256
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, decoder_config
 from m2chat.models.image_decoder import ImageDecoder
-from m2chat.models.weights.decoder_parts import add_loras, lora_file
 from m2chat.models.weights.families import require_supported
+from m2chat.models.weights.loras import add_loras, lora_file
 from m2chat.models.weights.sdxl_file import take_apart
 
 SIZE = torch.tensor([[32.0, 32, 0, 0, 32, 32]]).expand(2, -1)

@@ -211,7 +211,8 @@ def _unet(path: Path, _: Path | None) -> Inventory:
 
 
 def _lora(path: Path, _: Path | None) -> Inventory:
-    from m2chat.models.weights.decoder_parts import lora_file, require_finite
+    from m2chat.models.weights.decoder_parts import require_finite
+    from m2chat.models.weights.loras import lora_file
 
     file = lora_file(path) or path
     state = read_safetensors(file, "weights")

@@ -9,10 +9,10 @@ from typing import Any
 
 from m2chat.errors import UserError
 from m2chat.models.swap import is_unet_folder
-from m2chat.models.weights.decoder_parts import lora_file
 from m2chat.models.weights.exported import is_exported
 from m2chat.models.weights.files import load_json, read_pickled, read_safetensors
 from m2chat.models.weights.gguf import is_gguf
+from m2chat.models.weights.loras import lora_file
 from m2chat.models.weights.script import is_script
 from m2chat.models.weights.sdxl_file import is_single_file
 

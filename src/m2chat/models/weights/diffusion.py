@@ -14,10 +14,11 @@ from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
 from m2chat.models.refiner import Refiner
 from m2chat.models.schedulers import make_scheduler, scheduler_name
-from m2chat.models.weights.decoder_parts import add_loras, open_unet, open_vae, require_finite
+from m2chat.models.weights.decoder_parts import open_unet, open_vae, require_finite
 from m2chat.models.weights.families import require_family, require_supported
 from m2chat.models.weights.files import load_json, read_folder, read_safetensors, weight_files
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta
+from m2chat.models.weights.loras import add_loras
 from m2chat.models.weights.sampled import tensor_fingerprint
 from m2chat.models.weights.sdxl_file import take_apart
 
