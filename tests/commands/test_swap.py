@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import yaml
 from safetensors.torch import save_file
 
 from m2chat.commands import main
+from m2chat.commands.evaluation.swap import Drawing, _key, judged
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, LoraConfig
-from m2chat.models.swap import with_decoder
+from m2chat.evaluation.statistics import Difference
+from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, decoder_config
+from m2chat.models.swap import changed, with_decoder
 from m2chat.pipeline import M2ChatPipeline
 
 STUB = """
@@ -63,7 +66,7 @@ def test_the_table_says_whether_the_meaning_is_kept(
     command = ["eval", "swap", str(run), "--decoder", str(same), "--decoder", str(settings), "--lightning", lightning]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "THE MEANING IS NOT KEPT (right pictures within 5 points)" in printed
+    assert "UNDECIDED with 20 pictures (right pictures -10.00 [" in printed and "not within 5; about" in printed
     assert printed.count("90.00") >= 2 and "-10.00 [" in printed and "CLIP score" in printed and "gate" in printed
     assert "seconds a picture" in printed and "fast.yaml: 4 steps, guidance 1;" in printed
     (fast,), (whole,) = ((run / "swap").glob(f"{name}-*/arguments.json") for name in ("fast", "same"))
@@ -73,9 +76,83 @@ def test_the_table_says_whether_the_meaning_is_kept(
     assert changed["backbone"]["decoder"]["preset"] == "lcm-4" and arguments[0] == "test"
     assert arguments[arguments.index("--ckpt_path") + 1] == "some.ckpt"
     written = whole.stat().st_mtime_ns
-    assert main([*command, "--tolerance", "10"]) == 0
-    assert "NOT KEPT" not in capsys.readouterr().out
+    assert main([*command, "--tolerance", "40"]) == 0
+    assert capsys.readouterr().out.count("the meaning is kept") == 2
     assert whole.stat().st_mtime_ns == written, "nothing is done twice"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "state", "needed"),
+    [
+        (-3.0, 4.0, 200, "kept", None),
+        (-30.0, -6.0, 9, "lost", None),
+        (-33.0, 0.0, 9, "undecided", 58),  # -11.5 misses by 6.5: (16.5 / 6.5)² times as many
+        (-8.0, 6.0, 100, "undecided", 307),
+        (0.0, 0.0, 9, "undecided", 60),  # no picture differs, and nine are too few to exclude a twentieth that does
+        (0.0, 0.0, 60, "kept", None),
+    ],
+)  # fmt: skip
+def test_three_verdicts(low: float, high: float, n: int, state: str, needed: int | None) -> None:
+    change = -11.5 if low == -33 else (low + high) / 2
+    verdict = judged(Difference("all_right", 80 + change, 80.0, low, high, 0.5, n), 5.0)
+    assert (verdict.state, verdict.needed) == (state, needed)
+
+
+def test_every_setting_that_changes_a_picture_is_in_the_key(backbone: BackboneConfig, tmp_path: Path) -> None:
+    def key(image_decoder: Path | None = None, **settings: object) -> str:
+        folder = str(image_decoder or backbone.image_decoder)
+        return _key(Drawing(replace(backbone, image_decoder=folder, decoder=decoder_config(settings)), 12, 5.0))
+
+    refiner = shutil.copytree(backbone.image_decoder, tmp_path / "refiner")
+    same = shutil.copytree(backbone.image_decoder, tmp_path / "same")
+    keys = [key(), key(refiner=str(refiner)), key(refiner=str(refiner), refiner_start=0.5), key(preset="fast")]
+    keys.append(key(scheduler="dpmpp_2m", spacing="trailing"))  # as `fast`, without its interval
+    for path, entries in (
+        (refiner / "scheduler" / "scheduler_config.json", {"timestep_spacing": "leading"}),
+        (refiner / "model_index.json", {"force_zeros_for_empty_prompt": False}),
+    ):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+        keys.append(key(refiner=str(refiner)))
+    assert key(same) == keys[0]
+    for path, entries in (
+        (same / "unet" / "config.json", {"attention_head_dim": 1}),
+        (same / "vae" / "config.json", {"scaling_factor": 2.0}),
+        (same / "model_index.json", {"force_zeros_for_empty_prompt": False}),
+    ):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+        keys.append(key(same))
+    assert len(set(keys)) == len(keys)
+
+
+def test_another_unet_draws_without_loras_and_preset_of_the_old_one(
+    backbone: BackboneConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unet, vae = (str(Path(backbone.image_decoder) / name) for name in ("unet", "vae"))
+    few = {"lora": [{"path": "a.safetensors"}], "preset": "lcm-4", "scheduler": "euler", "vae": vae}
+    before = replace(backbone, decoder=decoder_config(few))
+    found = with_decoder(before, unet).decoder
+    assert found == DecoderConfig(unet=unet, vae=vae)
+    assert "replaces the UNet for which lora and preset and scheduler was set: it draws without" in caplog.text
+    caplog.clear()
+    assert changed(before.decoder, {"unet": unet, "preset": "fast"}) == DecoderConfig(unet=unet, vae=vae, preset="fast")
+    assert changed(before.decoder, {"preset": "fast"}).lora == before.decoder.lora
+    plain = replace(backbone, decoder=decoder_config({"scheduler": "euler"}))
+    caplog.clear()
+    assert with_decoder(plain, unet).decoder == DecoderConfig(unet=unet, scheduler="euler") and not caplog.text
+    settings = tmp_path / "whole.yaml"
+    settings.write_text(f"unet: {unet}\n")
+    assert with_decoder(before, settings).decoder == DecoderConfig(unet=unet), "a file states all settings"
+
+
+def test_a_folder_with_a_lora_alone(backbone: BackboneConfig, tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    names = {f"unet.x.lora_{side}.weight": torch.zeros(1, 1) for side in "AB"}
+    save_file(names, tmp_path / "lora" / "adapter_model.safetensors")
+    (lora,) = with_decoder(backbone, tmp_path / "lora").decoder.lora
+    assert lora.path == str(tmp_path / "lora" / "adapter_model.safetensors")
+    save_file(names, tmp_path / "lora" / "second.safetensors")
+    with pytest.raises(UserError, match="a folder with that file alone"):
+        with_decoder(backbone, tmp_path / "lora")
 
 
 def test_another_text_space_is_refused_before_anything_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

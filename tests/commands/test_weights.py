@@ -34,6 +34,8 @@ def run(*arguments: object) -> int:
         ("clip", ["CLIP vision tower", "QuickGELU", "vision tower: 44 used, 0 missing, 0 unexpected"]),
         ("sdxl", ["diffusion model", "v_prediction", "2,995,944", "unet: 290 used, 0 missing, 0 unexpected"]),
         ("sd15", ["SD 1.5", "text_encoder: "]),
+        ("decoders/unet_small", ["UNet of a diffusion model", "UNet: ", " used, 0 missing, 0 unexpected"]),
+        ("decoders/lcm_lora", ["lcm_lora: LoRA", "changes", "ranks", " used, 0 missing, 0 unexpected"]),
         ("m2chat/m3ft.ckpt", ["training checkpoint", "m3ft", "1,133,042 (float16)", "trained: 148 used"]),
     ],
 )

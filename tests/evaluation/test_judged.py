@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from m2chat.evaluation.grid import GAP, comparison, conversation_table
+from m2chat.evaluation.grid import GAP, comparison, conversation_table, grid
 from m2chat.evaluation.targets import known_of, targets_of
 from m2chat.schema import Prediction, Reply, Segment
 from m2chat.worlds.shapes import WORLD
@@ -77,6 +77,13 @@ def test_the_grid_has_a_row_for_each_picture_and_keeps_pixels(make_prediction: C
     assert (picture[GAP : GAP + 8, column : column + 8] == (255, 0, 0)).all()
     assert (picture[2 * GAP + 16 : 2 * GAP + 32, column : column + 16] == 200).all()
     assert comparison([]) is None
+
+
+def test_the_grid_keeps_the_sides_of_pictures() -> None:
+    tall = grid([[np.zeros((48, 24, 3), np.uint8)]], size=32)[GAP:-GAP, GAP:-GAP]
+    assert (tall[:, 8:24] == 0).all() and (tall[:, :8] == 255).all() and (tall[:, 24:] == 255).all()
+    wide = grid([[np.zeros((24, 48, 3), np.uint8)]], size=32)[GAP:-GAP, GAP:-GAP]
+    assert np.array_equal(wide, tall.swapaxes(0, 1))
 
 
 def test_words_cannot_break_the_table(make_prediction: Callable[..., Prediction]) -> None:

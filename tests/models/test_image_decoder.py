@@ -12,6 +12,7 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig
 from m2chat.models.image_decoder import ImageDecoder
+from m2chat.models.schedulers import SCHEDULERS, make_scheduler
 from m2chat.models.vae import decode, encode
 from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
@@ -61,12 +62,25 @@ def test_other_sizes_equal_the_pipeline(decoder: ImageDecoder, drawn: Any, encod
     [
         ((33, 32), r"height=33: VAE and UNet need a multiple of 8; the nearest is 32 or 40"),
         ((32, 4), r"width=4: VAE and UNet need a multiple of 8; the nearest is 8"),
-        ((-8, 32), r"height=-8"),
+        ((-8, 32), r"height=-8: VAE and UNet need a multiple of 8; the nearest is 8$"),
+        (("32", 32), r"height='32': give a number of pixels, a multiple of 8"),
+        ((32.5, 32), r"height=32\.5: give a number of pixels"),
     ],
 )
-def test_sizes_that_cannot_be_drawn(decoder: ImageDecoder, size: tuple[int, int], message: str) -> None:
+def test_sizes_that_cannot_be_drawn(decoder: ImageDecoder, size: tuple[Any, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         decoder.checked_size(*size)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("lcm", 60), ("pndm", 2)])
+def test_steps_that_a_scheduler_does_not_have(decoder: ImageDecoder, name: str, steps: int) -> None:
+    before, decoder.scheduler = decoder.scheduler, make_scheduler(name, decoder.noiser.config)
+    try:
+        with pytest.raises(UserError, match=rf"steps={steps}: the scheduler {SCHEDULERS[name]} cannot draw in so many"):
+            decoder.checked_steps(steps)
+        assert decoder.checked_steps(20) == 20
+    finally:
+        decoder.scheduler = before
 
 
 @pytest.mark.parametrize("marked", [True, False])

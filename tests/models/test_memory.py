@@ -70,6 +70,18 @@ def test_parts_take_turns(micro_model: M2ChatModel, model: M2ChatModel, batch: B
     assert torch.equal(found, picture(micro_model, batch))
 
 
+def test_previews_move_their_vae_first(model: M2ChatModel) -> None:
+    decoder = model.decoder
+    decoder.preview_vae = copy.deepcopy(decoder.vae)
+    offload = Offload(offload_parts(model), torch.device("cpu"))
+    residents = []
+    for child in decoder.preview_vae.children():
+        child.register_forward_pre_hook(lambda *_: residents.append(offload.resident))
+    offload.bring("unet")
+    decoder.decode_latents(torch.randn(1, 8, 8, 8), preview=True)
+    assert residents == ["preview", "preview"]  # post_quant_conv and decoder
+
+
 def test_what_waits_is_not_on_the_device(model: M2ChatModel) -> None:
     offload = Offload(offload_parts(model), torch.device("meta"))  # a device that differs from where parts wait
     offload.bring("unet")

@@ -27,7 +27,7 @@ def folder(backbone: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -
     from diffusers import UNet2DConditionModel
 
     base, root = Path(backbone.image_decoder), tmp_path_factory.mktemp("refiner")
-    for name in ("text_encoder_2", "vae", "scheduler"):
+    for name in ("text_encoder_2", "vae", "scheduler", "tokenizer_2"):
         shutil.copytree(base / name, root / name)
     config = json.loads((base / "unet" / "config.json").read_text())
     second = json.loads((base / "text_encoder_2" / "config.json").read_text())
@@ -41,6 +41,7 @@ def folder(backbone: BackboneConfig, tmp_path_factory: pytest.TempPathFactory) -
     unet.save_pretrained(root / "unet")
     index = json.loads((base / "model_index.json").read_text())
     index |= {"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None], "tokenizer": [None] * 2}
+    index["requires_aesthetics_score"] = True
     (root / "model_index.json").write_text(json.dumps(index))
     return root
 
@@ -113,6 +114,49 @@ def test_two_stages_are_those_of_diffusers(
     theirs = both_pipelines(backbone, folder, condition, name and DPMSolverMultistepScheduler, split)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - drawn(backbone, condition, replace(config, refiner=None))).abs().mean() > 0.02
+
+
+def with_flag(source: Path, target: Path, zeros: bool) -> Path:
+    shutil.copytree(source, target)
+    index = json.loads((target / "model_index.json").read_text())
+    (target / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": zeros}))
+    return target
+
+
+@pytest.mark.parametrize(("of_base", "of_refiner"), [(True, False), (False, True)])
+def test_the_negative_condition_is_what_each_folder_states(
+    backbone: BackboneConfig, folder: Path, tmp_path: Path, of_base: bool, of_refiner: bool
+) -> None:
+    from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+
+    base_folder = with_flag(Path(backbone.image_decoder), tmp_path / "base", of_base)
+    folder = with_flag(folder, tmp_path / "refiner", of_refiner)
+    caption, numbers = "a large red circle on the left on a blue background", torch.tensor([[32.0, 48, 0, 0, 32, 48]])
+    decoder = ImageDecoder(base_folder, config=DecoderConfig(refiner=str(folder)))
+    assert decoder.refiner is not None and (decoder.zeros, decoder.refiner.zeros) == (of_base, of_refiner)
+    condition = decoder.encode_text(*CaptionTokens(base_folder)([caption]))
+    ours = decoder.sample(*condition, numbers, [7], STEPS, GUIDANCE)
+    base = StableDiffusionXLPipeline.from_pretrained(base_folder).to(torch.float32)
+    refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(
+        folder, text_encoder_2=base.text_encoder_2, tokenizer_2=base.tokenizer_2, text_encoder=None, tokenizer=None
+    ).to(torch.float32)
+    for pipe in (base, refiner):
+        pipe.set_progress_bar_config(disable=True)
+    shared: dict[str, Any] = {"prompt": caption, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+    noise = torch.randn(1, 8, 8, 12, generator=torch.Generator().manual_seed(7))
+    latents = base(
+        **shared, latents=noise, height=32, width=48, denoising_end=0.8, output_type="latent"
+    ).images  # fmt: skip
+    theirs = refiner(
+        **shared, image=torch.zeros(1, 3, 32, 48), latents=latents, denoising_start=0.8, original_size=(32, 48),
+        target_size=(32, 48), output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close((ours + 1) / 2, theirs, atol=1e-4, rtol=0)
+    decoder.zeros = decoder.refiner.zeros = True
+    assert (decoder.sample(*condition, numbers, [7], STEPS, GUIDANCE) - ours).abs().max() > 1e-3
+    decoder.zeros, decoder.refiner.zeros = of_base, of_refiner
+    partly = decoder.sample(*condition, numbers, [7], STEPS, GUIDANCE, interval=(0.0, 0.5))
+    assert partly.isfinite().all() and not torch.equal(partly, ours)
 
 
 def test_what_is_no_refiner_of_this_decoder(backbone: BackboneConfig, folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from m2chat.errors import UserError
+from m2chat.models.config import DecoderConfig
 from m2chat.pipeline import (
     Drawn,
     Event,
@@ -190,6 +192,30 @@ def test_damaged_sessions_are_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
         Session.load(pipe, tmp_path)
+
+
+def test_another_decoder_is_a_notice(
+    session: Session, pipe: M2ChatPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session.save(tmp_path)
+    Session.load(pipe, tmp_path)
+    assert not caplog.text
+    backbone = pipe.origin.backbone
+    for decoder in (
+        DecoderConfig(preset="fast"),
+        DecoderConfig(unet=f"{backbone.image_decoder}/../decoders/unet_small"),
+    ):
+        other = M2ChatPipeline(pipe.model, replace(pipe.origin, backbone=replace(backbone, decoder=decoder)))
+        caplog.clear()
+        Session.load(other, tmp_path)
+        assert "another image decoder, or other settings of it" in caplog.text and "other weights" not in caplog.text
+    path = tmp_path / "session.json"
+    content = json.loads(path.read_text())
+    del content["weights"]["decoder"]  # as earlier versions wrote it
+    path.write_text(json.dumps(content))
+    caplog.clear()
+    Session.load(other, tmp_path)
+    assert not caplog.text
 
 
 def test_no_session_there(pipe: M2ChatPipeline, tmp_path: Path) -> None:

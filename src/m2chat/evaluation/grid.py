@@ -17,12 +17,19 @@ _MISSING, _BACKGROUND = 200, 255
 
 
 def _cell(picture: Picture | None, size: int) -> Picture:
-    """A picture as a square: small ones are enlarged without smoothing, a missing one is grey."""
+    """A picture in the middle of a square as wide as its longer side.
+
+    Small ones are enlarged without smoothing; a missing one is grey.
+    """
     if picture is None:
         return np.full((size, size, 3), _MISSING, np.uint8)
-    nearest = max(picture.shape[:2]) <= size
-    method = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(picture).resize((size, size), method))
+    longest = max(picture.shape[:2])
+    method = Image.Resampling.NEAREST if longest <= size else Image.Resampling.LANCZOS
+    height, width = (max(1, round(side * size / longest)) for side in picture.shape[:2])
+    cell = np.full((size, size, 3), _BACKGROUND, np.uint8)
+    y, x = (size - height) // 2, (size - width) // 2
+    cell[y : y + height, x : x + width] = np.asarray(Image.fromarray(picture).resize((width, height), method))
+    return cell
 
 
 def grid(rows: Sequence[Sequence[Picture | None]], size: int = 128) -> Picture:

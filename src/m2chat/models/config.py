@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
+from os import PathLike
 from typing import Any, Literal
 
 from m2chat.errors import UserError
@@ -30,6 +32,9 @@ NEW = "new"
 """Value of `BackboneConfig.adapter` for an adapter that is yet to be trained."""
 DECODER_PATHS = ("unet", "vae", "preview_vae", "refiner")
 """Settings of `DecoderConfig` that are paths, beside those of the LoRAs."""
+MAX_LORA = 10.0
+"""Largest factor of a LoRA, of either sign: what is beyond adds nothing but noise."""
+_LORA_FORM = "give a list of files with their factors: [{path: style.safetensors, weight: 0.8}]"
 
 
 @dataclass
@@ -73,11 +78,22 @@ class LoraConfig:
 
     Args:
         path: ``.safetensors`` file in the form of diffusers, PEFT or kohya.
-        weight: Factor of its change; 1 applies it as it was trained.
+        weight: Factor of its change, -10 to 10; 1 applies it as it was trained.
+
+    Raises:
+        UserError: If the path or the factor is no valid one.
     """
 
     path: str
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.path = _path(self.path, "backbone.decoder.lora: path")
+        if isinstance(self.weight, bool) or not isinstance(self.weight, Real) or not abs(self.weight) <= MAX_LORA:
+            raise UserError(
+                f"backbone.decoder.lora: weight={self.weight!r} of {self.path}: give a number from {-MAX_LORA:g} to "
+                f"{MAX_LORA:g}; 1 applies the LoRA as it was trained"
+            )
 
 
 @dataclass
@@ -115,15 +131,21 @@ class DecoderConfig:
     guidance_interval: list[float] | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.refiner_start < 1.0:
+        for name in DECODER_PATHS:
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, _path(value, f"backbone.decoder.{name}"))
+        number = isinstance(self.refiner_start, Real) and not isinstance(self.refiner_start, bool)
+        if not number or not 0.0 < self.refiner_start < 1.0:
             raise UserError(
-                f"backbone.decoder.refiner_start={self.refiner_start}: must lie between 0 and 1; 0.8 leaves the last "
+                f"backbone.decoder.refiner_start={self.refiner_start!r}: must lie between 0 and 1; 0.8 leaves the last "
                 "fifth of the noise to the refiner"
             )
         if self.guidance_interval is not None:
             interval = checked_interval(self.guidance_interval, "backbone.decoder.guidance_interval")
             self.guidance_interval = list(interval)
-        self.lora = [LoraConfig(**item) if isinstance(item, Mapping) else item for item in self.lora or []]
+        if isinstance(self.lora, str) or not isinstance(self.lora or [], Sequence):
+            raise UserError(f"backbone.decoder.lora={self.lora!r}: {_LORA_FORM}")
+        self.lora = [_lora_config(item) for item in self.lora or []]
         for name, choices in (("scheduler", SCHEDULERS), ("preset", PRESETS), ("spacing", SPACINGS)):
             value = getattr(self, name)
             if value is not None:
@@ -218,12 +240,42 @@ class BackboneConfig:
             )
 
 
+def _path(value: object, setting: str) -> str:
+    """A path as text.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if not isinstance(value, (str, PathLike)) or not str(value):
+        raise UserError(f"{setting}={value!r}: give a path")
+    return str(value)
+
+
+def _lora_config(item: object) -> LoraConfig:
+    """An entry of the list of LoRAs.
+
+    Raises:
+        UserError: If it has another form.
+    """
+    if isinstance(item, LoraConfig):
+        return item
+    if not isinstance(item, Mapping):
+        raise UserError(f"backbone.decoder.lora: {item!r} is no LoRA: {_LORA_FORM}")
+    for name in item:
+        one_of(name, ("path", "weight"), "backbone.decoder.lora: setting")
+    if "path" not in item:
+        raise UserError(f"backbone.decoder.lora: {dict(item)} names no file: {_LORA_FORM}")
+    return LoraConfig(**item)
+
+
 def decoder_config(settings: Mapping[str, object]) -> DecoderConfig:
     """The configuration in a mapping.
 
     Raises:
         UserError: If a setting does not exist or has no valid value.
     """
+    if not isinstance(settings, Mapping):
+        raise UserError(f"backbone.decoder={settings!r}: give settings by name, such as preset: fast")
     known = {item.name for item in fields(DecoderConfig)}
     for name in settings:
         one_of(name, tuple(known), "backbone.decoder: setting")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from m2chat.errors import UserError
 from m2chat.models.refiner import steps_before
 from m2chat.models.schedulers import WHOLE, Interval
 
@@ -70,11 +71,59 @@ class Stage:
         unet: UNet that predicts.
         scheduler: Scheduler with its timesteps set.
         condition: Its timesteps, and the condition.
+        negative: Negative condition, computed in a pass of its own; None for zeros, which go with the positive one, and
+            for no guidance.
     """
 
     unet: Any
     scheduler: Any
     condition: FixedCondition
+    negative: FixedCondition | None = None
+
+    def predict(self, scaled: Tensor, index: int, guidance: float | None) -> Tensor:
+        """The UNet's prediction, guided unless `guidance` is None: (B, c, h, w) to the same."""
+        if guidance is None or self.negative is not None:
+            positive: Tensor = self.unet(scaled, fixed=self.condition, index=index, guided=False)
+            if guidance is None:
+                return positive
+            negative: Tensor = self.unet(scaled, fixed=self.negative, index=index, guided=False)
+        else:
+            negative, positive = self.unet(scaled, fixed=self.condition, index=index, guided=True).chunk(2)
+        return negative + guidance * (positive - negative)
+
+
+_Texts = tuple[Tensor, Tensor | None, Tensor]
+"""Text (B, Q, C), pooled text (B, P) or None, and numbers (B, 6 or 5)."""
+
+
+def _stage(
+    unet: Any,
+    scheduler: Any,
+    timesteps: Tensor,
+    positive: _Texts,
+    negative_ids: Tensor | None,
+    empty: tuple[Tensor, Tensor | None] | None,
+) -> Stage:
+    """A stage with its conditions.
+
+    Args:
+        unet: UNet.
+        scheduler: Scheduler with its timesteps set.
+        timesteps: The stage's timesteps.
+        positive: Condition.
+        negative_ids: Numbers of the negative condition; None without guidance.
+        empty: Texts of the negative condition, (1, Q, at least C) and (1, P); None for zeros.
+    """
+    text, pooled, ids = positive
+    if negative_ids is None:
+        return Stage(unet, scheduler, FixedCondition(timesteps, text, pooled, ids))
+    if empty is None:
+        pooled = None if pooled is None else torch.cat([torch.zeros_like(pooled), pooled])
+        return Stage(unet, scheduler, FixedCondition(timesteps, text, pooled, torch.cat([negative_ids, ids])))
+    nothing = empty[0][..., -text.shape[-1] :].to(text).expand_as(text)
+    pooled_nothing = None if pooled is None or empty[1] is None else empty[1].to(pooled).expand_as(pooled)
+    negative = FixedCondition(timesteps, nothing, pooled_nothing, negative_ids)
+    return Stage(unet, scheduler, FixedCondition(timesteps, text, pooled, ids), negative)
 
 
 def size_ids(height: int, width: int, count: int) -> Tensor:
@@ -83,9 +132,20 @@ def size_ids(height: int, width: int, count: int) -> Tensor:
 
 
 def started(scheduler: Any, steps: int, device: torch.device) -> Any:
-    """A new scheduler of the same kind, since schedulers remember their step, with its timesteps set."""
+    """A new scheduler of the same kind, since schedulers remember their step, with its timesteps set.
+
+    Raises:
+        UserError: If the scheduler has no such number of steps.
+    """
     fresh = type(scheduler).from_config(scheduler.config)
-    fresh.set_timesteps(steps, device=device)
+    try:
+        fresh.set_timesteps(steps, device=device)
+    except (ValueError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"steps={steps}: the scheduler {type(scheduler).__name__} cannot draw in so many ({reason}). Give another "
+            "--steps, such as that of the preset, or another --scheduler"
+        ) from error
     return fresh
 
 
@@ -122,21 +182,22 @@ def denoise(
     scheduler = started(decoder.scheduler, steps, h_align.device)
     latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
     guided = guidance > 1
-    pooled, ids = h_palign, time_ids.to(h_align)
-    if guided:
-        pooled = None if pooled is None else torch.cat([torch.zeros_like(pooled), pooled])
-        ids = torch.cat([ids, ids])
-    timesteps = scheduler.timesteps
-    stages = []
-    if decoder.refiner is not None and h_palign is not None:
-        second = started(decoder.refiner.scheduler, steps, h_align.device)
-        before = steps_before(second, decoder.refiner.start)
+    ids, timesteps = time_ids.to(h_align), scheduler.timesteps
+    refiner = None if h_palign is None else decoder.refiner
+    later = []
+    if refiner is not None and h_palign is not None:
+        second = started(refiner.scheduler, steps, h_align.device)
+        before = steps_before(second, refiner.start)
         if hasattr(second, "set_begin_index"):
             second.set_begin_index(before)
-        timesteps = timesteps[: steps_before(scheduler, decoder.refiner.start)]
-        condition = decoder.refiner.condition(h_align, h_palign, time_ids.to(h_align), guided)
-        stages.append(Stage(decoder.refiner.unet, second, FixedCondition(second.timesteps[before:], *condition)))
-    stages.insert(0, Stage(decoder.unet, scheduler, FixedCondition(timesteps, h_align, pooled, ids)))
+        timesteps = timesteps[: steps_before(scheduler, refiner.start)]
+        condition, negative_ids = refiner.condition(h_align, h_palign, ids)
+        empty = decoder.empty_prompt(h_align.device) if guided and not refiner.zeros else None
+        times = second.timesteps[before:]
+        later.append(_stage(refiner.unet, second, times, condition, negative_ids if guided else None, empty))
+    empty = decoder.empty_prompt(h_align.device) if guided and not decoder.zeros else None
+    first = _stage(decoder.unet, scheduler, timesteps, (h_align, h_palign, ids), ids if guided else None, empty)
+    stages = [first, *later]
     # Some schedulers step more than once for a step that was asked for.
     number, total = 0, sum(len(stage.condition.timesteps) for stage in stages)
     for stage in stages:
@@ -147,10 +208,7 @@ def denoise(
         for index, timestep in enumerate(stage.condition.timesteps):
             scaled = scheduler.scale_model_input(latents, timestep)
             acts = guided and interval[0] <= 1 - float(timestep) / whole <= interval[1]
-            predicted = stage.unet(scaled, fixed=stage.condition, index=index, guided=acts)
-            if acts:
-                negative, positive = predicted.chunk(2)
-                predicted = negative + guidance * (positive - negative)
+            predicted = stage.predict(scaled, index, guidance if acts else None)
             output = scheduler.step(predicted, timestep, latents, **random)
             estimate = getattr(output, "pred_original_sample", None)
             number += 1

@@ -151,6 +151,36 @@ def decoder_fingerprints(backbone: BackboneConfig) -> dict[str, str]:
     return {**prints, "scheduler": _short(json.dumps(settings, sort_keys=True))}
 
 
+def drawing_settings(backbone: BackboneConfig) -> dict[str, Any]:
+    """What changes a picture beside tensors and scheduler: descriptions of networks, the refiner, guidance.
+
+    A tensor does not tell how many heads read it, nor a VAE's tensors how its latents are scaled.
+    """
+    from m2chat.models.weights.diffusion import open_diffusion, open_with_parts
+
+    config = backbone.decoder
+    source, _ = open_with_parts(Path(backbone.image_decoder), "backbone.image_decoder", config)
+    described = {name: _described(source.configs[name]) for name in ("unet", "vae")}
+    settings: dict[str, Any] = {**described, "zeros": source.zeros, "interval": list(config.interval)}
+    if config.refiner is not None:
+        refiner = open_diffusion(Path(config.refiner), "backbone.decoder.refiner")
+        described = {name: _described(refiner.configs[name]) for name in ("unet", "scheduler")}
+        settings["refiner"] = {**described, "zeros": refiner.zeros, "start": config.refiner_start}
+    return settings
+
+
+def _described(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("_diffusers_version", "_name_or_path")}
+
+
+def drawing_name(backbone: BackboneConfig) -> str:
+    """A short name of everything that decides how a condition and a seed become a picture."""
+    how = {"steps": backbone.decoder.steps, "guidance": backbone.decoder.guidance}
+    with not_verified():
+        everything = {**decoder_fingerprints(backbone), **drawing_settings(backbone), **how}
+    return _short(json.dumps(everything, sort_keys=True, default=str))
+
+
 def _reader(backbone: BackboneConfig) -> dict[str, str]:
     from m2chat.models.weights.adapter import open_adapter
     from m2chat.models.weights.clip import local_clip_file, open_clip_tower

@@ -6,6 +6,7 @@ Shapes: B batch, Q tokens of a caption, C and P widths of the sequence and the p
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
-from m2chat.models.denoising import Denoising, OnStep, denoise
+from m2chat.models.denoising import Denoising, OnStep, denoise, started
 from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS, Interval
 from m2chat.models.vae import decode, encode
 from m2chat.models.weights.diffusion import load_diffusion
@@ -33,6 +34,10 @@ class ImageDecoder(nn.Module):
         UserError: If something is missing, broken or of another kind.
     """
 
+    zeros = True
+    """Whether the negative condition is zeros; else it is the encoding of the empty prompt."""
+    _empty: tuple[Tensor, Tensor | None] | None = None
+
     def __init__(
         self,
         path: str | Path,
@@ -43,12 +48,12 @@ class ImageDecoder(nn.Module):
         from diffusers import DDPMScheduler
 
         super().__init__()
-        self.config = config or DecoderConfig()
+        self.path, self.config = Path(path), config or DecoderConfig()
         parts = load_diffusion(Path(path), "backbone.image_decoder", dtype, self.config, without)
         self.text_encoder, self.text_encoder_2 = parts.text_encoder, parts.text_encoder_2
         self.vae, self.unet, self.scheduler = parts.vae, parts.unet, parts.scheduler
         self.preview_vae: Any = parts.preview_vae
-        self.refiner = parts.refiner
+        self.refiner, self.zeros = parts.refiner, parts.zeros
         self.is_xl = parts.text_encoder_2 is not None
         self.noiser: Any = DDPMScheduler.from_config(parts.noise_schedule)
         self.requires_grad_(False)
@@ -108,14 +113,27 @@ class ImageDecoder(nn.Module):
         Raises:
             UserError: If a side is no multiple of `size_unit`; the message has the nearest ones that are.
         """
+        unit = self.size_unit
         for name, side in zip(names, (height, width), strict=True):
-            below = side // self.size_unit * self.size_unit
-            if side < self.size_unit or side != below:
-                nearest = " or ".join(str(n) for n in (below, below + self.size_unit) if n > 0)
-                raise UserError(
-                    f"{name}={side}: VAE and UNet need a multiple of {self.size_unit}; the nearest is {nearest}"
-                )
-        return height, width
+            if isinstance(side, bool) or not isinstance(side, Real) or not float(side).is_integer():
+                raise UserError(f"{name}={side!r}: give a number of pixels, a multiple of {unit}")
+            below = int(side) // unit * unit
+            if side < unit or side != below:
+                choices = {max(below, unit), max(below + unit, unit)}
+                nearest = " or ".join(map(str, sorted(choices)))
+                raise UserError(f"{name}={side}: VAE and UNet need a multiple of {unit}; the nearest is {nearest}")
+        return int(height), int(width)
+
+    def checked_steps(self, steps: int) -> int:
+        """A number of denoising steps, if the schedulers can draw in so many.
+
+        Raises:
+            UserError: If one cannot, as `lcm` in more steps than its original ones.
+        """
+        started(self.scheduler, steps, torch.device("cpu"))
+        if self.refiner is not None:
+            started(self.refiner.scheduler, steps, torch.device("cpu"))
+        return steps
 
     @torch.no_grad()
     def encode_text(self, caption_ids: Tensor, caption_ids_2: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -136,6 +154,20 @@ class ImageDecoder(nn.Module):
             return first.last_hidden_state, None
         second = self.text_encoder_2(caption_ids_2, output_hidden_states=True)
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+
+    @torch.no_grad()
+    def empty_prompt(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The encoding of the empty prompt, (1, Q, C) and (1, P); computed once.
+
+        Args:
+            device: Device on which the text encoders work.
+        """
+        if self._empty is None:
+            from m2chat.text.clip_tokenizers import CaptionTokens
+
+            ids, ids_2 = (tokens.to(device) for tokens in CaptionTokens(self.path)([""]))
+            self._empty = self.encode_text(ids, ids_2)
+        return self._empty
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -204,8 +236,8 @@ class ImageDecoder(nn.Module):
             time_ids: (B, 6); their last two are the pictures' height and width.
             seeds: Seed of each picture's noise, so that a picture does not depend on its batch.
             steps: Denoising steps.
-            guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained. 1 or
-                less leaves it out.
+            guidance: Weight of classifier-free guidance; the negative condition is zeros, as SDXL was trained, or the
+                encoding of the empty prompt where a folder states that. 1 or less leaves it out.
             interval: Shares of the noise schedule, 0-1, between which guidance acts (arXiv:2404.07724): steps outside
                 it compute half as much. None takes that of the configuration.
 

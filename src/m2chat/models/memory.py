@@ -159,7 +159,7 @@ def offload_parts(model: M2ChatModel) -> dict[str, OffloadGroup]:
     if decoder.refiner is not None:
         parts["refiner"] = ([decoder.refiner.unet], [decoder.refiner.unet])
     if decoder.preview_vae is not None:
-        parts["preview"] = ([decoder.preview_vae], [decoder.preview_vae.encoder, decoder.preview_vae.decoder])
+        parts["preview"] = ([decoder.preview_vae], list(decoder.preview_vae.children()))
     if decoder.text_encoder_2 is not None:
         both = [decoder.text_encoder, decoder.text_encoder_2]
         parts["text"] = (both, both)

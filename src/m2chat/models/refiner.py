@@ -21,35 +21,34 @@ class Refiner(nn.Module):
         unet: UNet.
         scheduler: Scheduler that draws.
         start: Share of the noise schedule, 0-1, after which it takes over; the base ends there.
+        zeros: Whether its negative condition is zeros; else it is the encoding of the empty prompt, as SDXL's refiner
+            was trained (`force_zeros_for_empty_prompt` of its ``model_index.json``).
     """
 
-    def __init__(self, unet: Any, scheduler: Any, start: float) -> None:
+    def __init__(self, unet: Any, scheduler: Any, start: float, zeros: bool = True) -> None:
         super().__init__()
-        self.unet, self.scheduler, self.start = unet, scheduler, start
+        self.unet, self.scheduler, self.start, self.zeros = unet, scheduler, start, zeros
 
     def condition(
-        self, h_align: Tensor, h_palign: Tensor, time_ids: Tensor, guided: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, h_align: Tensor, h_palign: Tensor, time_ids: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         """What its UNet takes.
 
         Args:
             h_align: (B, Q, C) of the base: of both text encoders, the second one's behind.
             h_palign: (B, P).
             time_ids: (B, 6) of the base.
-            guided: Whether a negative condition of zeros comes first.
 
         Returns:
-            (B, Q, width of the second text encoder), without the negative condition, whose sequence is zeros; (B, P)
-            and (B, 5), under guidance 2 B rows, those of the negative condition first.
+            The positive condition: (B, Q, width of the second text encoder), (B, P) and (B, 5); and the numbers of the
+            negative one, (B, 5).
         """
         text = h_align[..., -int(self.unet.config.cross_attention_dim) :]
         positive, negative = (
             torch.cat([time_ids[:, :4], time_ids.new_full((len(time_ids), 1), score)], 1)
             for score in (SCORE, NEGATIVE_SCORE)
         )
-        if not guided:
-            return text, h_palign, positive
-        return text, torch.cat([torch.zeros_like(h_palign), h_palign]), torch.cat([negative, positive])
+        return (text, h_palign, positive), negative
 
 
 def steps_before(scheduler: Any, start: float) -> int:

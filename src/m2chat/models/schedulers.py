@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 from m2chat.errors import UserError
@@ -83,7 +84,7 @@ def one_of(value: str, choices: Mapping[str, Any] | tuple[str, ...], setting: st
     Raises:
         UserError: That names the setting, the choices and the nearest one.
     """
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return value
     meant = get_close_matches(str(value), list(choices), n=1)
     raise UserError(
@@ -97,9 +98,11 @@ def checked_interval(value: Sequence[float], setting: str) -> Interval:
     Raises:
         UserError: That names the setting, if these are not two shares, the smaller one first.
     """
-    if len(value) != 2 or not 0 <= value[0] < value[1] <= 1:
+    numbers = isinstance(value, Sequence) and all(isinstance(n, Real) and not isinstance(n, bool) for n in value)
+    if not numbers or len(value) != 2 or not 0 <= value[0] < value[1] <= 1:
+        shown = list(value) if numbers else value
         raise UserError(
-            f"{setting}={list(value)}: give two shares of the noise schedule, 0 to 1, the smaller one first: [0, 0.7] "
+            f"{setting}={shown!r}: give two shares of the noise schedule, 0 to 1, the smaller one first: [0, 0.7] "
             "guides until 70 % of the noise schedule is done"
         )
     return float(value[0]), float(value[1])

@@ -7,8 +7,9 @@ it means. Whether they are the same is what `Fingerprints` compare.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import yaml
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, decoder_config
 from m2chat.models.weights.files import read_safetensors
+from m2chat.models.weights.loras import lora_file
 from m2chat.models.weights.sdxl_file import is_single_file
 
+_LOG = logging.getLogger(__name__)
 _FORMS = (
     "a diffusers folder of SDXL or SD 1.5, SDXL in one .safetensors file, a UNet (its folder or .safetensors file), a "
-    "LoRA (.safetensors), or a .yaml file with settings of backbone.decoder, such as configs/decoder/lcm.yaml"
+    "LoRA (.safetensors, or a folder with that file alone), or a .yaml file with settings of backbone.decoder, such as "
+    "configs/decoder/lcm.yaml"
 )
 
 
@@ -30,9 +34,9 @@ def with_decoder(backbone: BackboneConfig, path: str | Path) -> BackboneConfig:
 
     Args:
         backbone: Backbones of a training.
-        path: A diffusers folder or a single file, which replaces the whole decoder; a UNet or a LoRA, which replaces or
-            is added to that part of it; or a YAML file with `DecoderConfig`'s settings, and `image_decoder` where that
-            is another one too.
+        path: A diffusers folder or a single file, which replaces the whole decoder; a UNet, which replaces the UNet
+            with its LoRAs and preset; a LoRA, which is added; or a YAML file with `DecoderConfig`'s settings, which
+            replaces all of them, and `image_decoder` where that is another one too.
 
     Raises:
         UserError: If it is none of them.
@@ -42,19 +46,53 @@ def with_decoder(backbone: BackboneConfig, path: str | Path) -> BackboneConfig:
         return _of_settings(backbone, path)
     if (path / "model_index.json").is_file():
         return replace(backbone, image_decoder=str(path), decoder=DecoderConfig())
-    if (path / "config.json").is_file() and _class_name(path / "config.json") == "UNet2DConditionModel":
-        return replace(backbone, decoder=replace(backbone.decoder, unet=str(path), lora=[]))
+    if is_unet_folder(path):
+        return replace(backbone, decoder=changed(backbone.decoder, {"unet": str(path)}))
+    if (lora := lora_file(path)) is not None:
+        loras = [*backbone.decoder.lora, LoraConfig(str(lora))]
+        return replace(backbone, decoder=replace(backbone.decoder, lora=loras))
     if path.is_file() and path.suffix == ".safetensors":
         names = read_safetensors(path, "--decoder").keys()
         if is_single_file(names):
             return replace(backbone, image_decoder=str(path), decoder=DecoderConfig())
-        if any("lora" in name for name in names):
-            loras = [*backbone.decoder.lora, LoraConfig(str(path))]
-            return replace(backbone, decoder=replace(backbone.decoder, lora=loras))
         if any(name.endswith(("conv_in.weight", "input_blocks.0.0.weight")) for name in names):
-            return replace(backbone, decoder=replace(backbone.decoder, unet=str(path), lora=[]))
+            return replace(backbone, decoder=changed(backbone.decoder, {"unet": str(path)}))
     there = "is nothing of this" if path.exists() else "does not exist"
     raise UserError(f"--decoder {path}: it {there}; expected is {_FORMS}")
+
+
+def changed(decoder: DecoderConfig, changes: Mapping[str, Any]) -> DecoderConfig:
+    """The settings with others by name.
+
+    LoRAs and a preset belong to the UNet that they were made for: another UNet without new ones draws without, and what
+    overrode a part of that preset goes with it. A line in the log states it.
+
+    Args:
+        decoder: Settings.
+        changes: Settings that replace those of the same name.
+
+    Raises:
+        UserError: If a setting does not exist or has no valid value.
+    """
+    kept = {item.name: getattr(decoder, item.name) for item in fields(decoder)}
+    if changes.get("unet", decoder.unet) != decoder.unet:
+        names = ["lora"]
+        if decoder.preset is not None:
+            names += ["preset", "scheduler", "spacing", "guidance_interval"]
+        dropped = [name for name in names if name not in changes and kept.pop(name)]
+        if dropped:
+            _LOG.warning(
+                "backbone.decoder.unet=%r replaces the UNet for which %s was set: it draws without. Name them again to "
+                "keep them",
+                str(changes["unet"]),
+                " and ".join(dropped),
+            )
+    return decoder_config({**kept, **changes})
+
+
+def is_unet_folder(path: Path) -> bool:
+    """Whether a folder is that of a UNet of diffusers."""
+    return (path / "config.json").is_file() and _class_name(path / "config.json") == "UNet2DConditionModel"
 
 
 def _of_settings(backbone: BackboneConfig, path: Path) -> BackboneConfig:
@@ -67,7 +105,7 @@ def _of_settings(backbone: BackboneConfig, path: Path) -> BackboneConfig:
         raise UserError(f"--decoder {path}: it {there}; expected is {_FORMS}")
     parts = {name: value for name, value in settings.items() if name != "image_decoder"}
     decoder = decoder_config(parts)
-    return replace(backbone, image_decoder=settings.get("image_decoder", backbone.image_decoder), decoder=decoder)
+    return replace(backbone, image_decoder=str(settings.get("image_decoder", backbone.image_decoder)), decoder=decoder)
 
 
 def _class_name(path: Path) -> str | None:

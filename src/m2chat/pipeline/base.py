@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
+from m2chat.models.fingerprints import drawing_name
 from m2chat.models.generation import Decoding
 from m2chat.models.layouts import lay_out
 from m2chat.models.m2chat import M2ChatModel
@@ -75,6 +77,19 @@ class PipelineBase:
         fit_to_memory(self.model, mode, device)
         lay_out(self.model)
         return self
+
+    @cached_property
+    def _decoder_name(self) -> str:
+        return drawing_name(self.origin.backbone)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Weights and image decoder, as a saved session names them: stage and fingerprint, and what draws."""
+        scheduler = scheduler_name(type(self.scheduler).__name__, "scheduler")
+        try:
+            return {**self.origin.identity, "decoder": f"{self._decoder_name} {scheduler}"}
+        except UserError:  # its files are no longer where they were
+            return self.origin.identity
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +156,7 @@ class PipelineBase:
         sides = {"height": draw.height, "width": draw.width}
         of_height, of_width = ("size" if side is None else name for name, side in sides.items())
         self.model.decoder.checked_size(*draw.shape, (of_height, of_width))
+        self.model.decoder.checked_steps(draw.steps)
         return draw
 
     def replier(

@@ -226,11 +226,13 @@ class Session:
         Raises:
             UserError: If it cannot be written.
         """
-        write_session(SavedSession(self.state, self.settings, self.pipe.origin.identity), Path(folder))
+        write_session(SavedSession(self.state, self.settings, self.pipe.identity), Path(folder))
 
     @classmethod
     def load(cls, pipe: PipelineBase, folder: str | Path) -> Session:
         """Reads a saved session; a turn with the same seed then gives the same text and pixels.
+
+        A line in the log states it if weights or image decoder are others than those that replied.
 
         Raises:
             UserError: If the folder has no session, or a damaged one.
@@ -238,8 +240,15 @@ class Session:
         saved = read_session(Path(folder))
         session = cls(pipe)
         session.state, session.settings = saved.state, saved.settings
-        if not pipe.origin.is_known_as(saved.weights):
-            _LOG.warning("%s was held with other weights (%s): replies will differ", folder, saved.weights)
+        weights = {name: value for name, value in saved.weights.items() if name != "decoder"}
+        if not pipe.origin.is_known_as(weights):
+            _LOG.warning("%s was held with other weights (%s): replies will differ", folder, weights)
+        drew = saved.weights.get("decoder")  # sessions of earlier versions do not state it
+        if drew is not None and (draws := pipe.identity.get("decoder", drew)) != drew:
+            _LOG.warning(
+                "%s was held with another image decoder, or other settings of it (%s; here %s): pictures will differ",
+                folder, drew, draws,
+            )  # fmt: skip
         return session
 
     # Generation

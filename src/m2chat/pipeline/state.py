@@ -95,7 +95,7 @@ class SavedSession:
     Args:
         state: Conversation and notes.
         settings: Settings of the session.
-        weights: ``stage`` and ``fingerprint`` of the weights that replied.
+        weights: ``stage`` and ``fingerprint`` of the weights that replied, and ``decoder``, a name of what drew.
     """
 
     state: SessionState

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.build import build_m2chat
 from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
-from m2chat.models.config import BackboneConfig, DecoderConfig, GateConfig, M3AdapterConfig, decoder_config, with_paths
+from m2chat.models.config import BackboneConfig, DecoderConfig, GateConfig, M3AdapterConfig, with_paths
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
-from m2chat.models.swap import with_decoder
+from m2chat.models.swap import changed, with_decoder
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.exported import check_backbones, export_model, is_exported, read_manifest
 from m2chat.models.weights.exported import load_weights as load_exported
@@ -201,7 +201,7 @@ def _drawn_by(
     if decoder is None:
         return backbone
     if isinstance(decoder, Mapping):
-        decoder = decoder_config({**asdict(backbone.decoder), **decoder})
+        decoder = changed(backbone.decoder, decoder)
     return replace(backbone, decoder=decoder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2chat.checksums import sha256
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig
+from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, decoder_config
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.weights.families import require_supported
+from m2chat.models.weights.loras import add_loras, lora_file
 from m2chat.models.weights.sdxl_file import take_apart
 
 SIZE = torch.tensor([[32.0, 32, 0, 0, 32, 32]]).expand(2, -1)
@@ -120,6 +122,99 @@ def test_a_lora_of_another_network_is_refused(
         )
 
 
+PLACE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({f"{PLACE}.lora_A.weight": (2, 160)}, r"is not whole: .*attn2\.to_k has lora_A alone"),
+        ({f"{PLACE}.lora_A.weight": (2, 160), f"{PLACE}.lora_B.weight": (64, 3)}, "A of rank 2 and lora_B of rank 3"),
+        ({"conv_in.lora_A.weight": (2, 8, 5, 5), "conv_in.lora_B.weight": (64, 2, 1, 1)}, "network.*conv_in has"),
+        ({"conv_in.lora_A.weight": (2, 8), "conv_in.lora_B.weight": (64, 2)}, r"has weights of \[64, 8, 3, 3\]"),
+    ],
+)  # fmt: skip
+def test_a_lora_whose_matrices_do_not_fit(
+    tensors: dict[str, tuple[int, ...]], message: str, backbone: BackboneConfig, decoder: ImageDecoder, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({f"unet.{name}": torch.zeros(shape) for name, shape in tensors.items()}, path)
+    with pytest.raises(UserError, match=message):
+        add_loras(decoder.unet, [LoraConfig(str(path))])
+
+
+def test_numbers_that_are_not_finite(
+    loras: list[Path], decoder: ImageDecoder, backbone: BackboneConfig, tmp_path: Path
+) -> None:
+    state = load_file(loras[1])
+    name = next(name for name in state if name.endswith("lora_up.weight"))
+    save_file({**state, name: state[name] * torch.nan}, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match=rf"{name} has numbers that are not finite"):
+        add_loras(decoder.unet, [LoraConfig(str(tmp_path / "nan.safetensors"))])
+    wanted = {**decoder.unet.state_dict()}
+    wanted["conv_in.bias"] = wanted["conv_in.bias"] * torch.inf
+    save_file(wanted, tmp_path / "unet.safetensors")
+    with pytest.raises(UserError, match=r"backbone\.decoder\.unet.*conv_in\.bias has numbers that are not finite"):
+        ImageDecoder(backbone.image_decoder, config=DecoderConfig(unet=str(tmp_path / "unet.safetensors")))
+
+
+@pytest.mark.parametrize("form", ["peft", "network"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_lora_of_a_unet_alone(form: str, backbone: BackboneConfig, decoder: ImageDecoder, tmp_path: Path) -> None:
+    from peft import LoraConfig as Settings
+    from peft import get_peft_model
+
+    unet = UNet2DConditionModel.from_pretrained(f"{backbone.image_decoder}/unet")
+    settings = Settings(r=4, lora_alpha=12, target_modules=["to_q", "conv1"], init_lora_weights=False)
+    if form == "peft":
+        trained = get_peft_model(unet, settings)
+        trained.save_pretrained(tmp_path)
+        merged = trained.merge_and_unload().state_dict()
+    else:
+        unet.add_adapter(settings)
+        unet.save_lora_adapter(tmp_path)
+        unet.fuse_lora()
+        unet.unload_lora()
+        merged = unet.state_dict()
+    path = lora_file(tmp_path)
+    assert path is not None
+    network = copy.deepcopy(decoder.unet)
+    add_loras(network, [LoraConfig(str(path))])
+    assert (network.conv_in.weight - decoder.unet.conv_in.weight).abs().max() == 0
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, merged[name], atol=1e-5, rtol=1e-4)
+    assert any(not torch.equal(value, merged[name]) for name, value in decoder.unet.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"lora": [{"path": "x", "weight": w}]}, "weight=.*give a number from -10 to 10")
+          for w in (float("nan"), float("inf"), 1e30, "0.5", None, True)),
+        ({"lora": ["x"]}, "'x' is no LoRA: give a list"),
+        ({"lora": "x"}, "lora='x': give a list"),
+        ({"lora": {"path": "x"}}, "give a list"),
+        ({"lora": [{"path": "x", "wieght": 1}]}, "wieght.*Did you mean 'weight'"),
+        ({"lora": [{"weight": 1}]}, "names no file"),
+        ({"refiner_start": "half"}, "refiner_start='half': must lie between 0 and 1"),
+        ({"guidance_interval": "ab"}, "guidance_interval='ab': give two shares"),
+        ({"guidance_interval": ["a", 1]}, "give two shares"),
+        ({"scheduler": ["ddim"]}, "choose one of"),
+        ({"vae": 3}, r"backbone\.decoder\.vae=3: give a path"),
+        ("x", "give settings by name"),
+    ],
+)  # fmt: skip
+def test_settings_of_another_form(settings: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        decoder_config(settings)
+
+
+def test_parts_that_are_missing(backbone: BackboneConfig) -> None:
+    for settings in ({"unet": "/nope"}, {"vae": "/nope"}, {"preview_vae": "/nope"}, {"lora": [{"path": "/nope"}]}):
+        with pytest.raises(UserError, match=r"backbone\.decoder\..*there is no /nope"):
+            ImageDecoder(backbone.image_decoder, config=decoder_config(settings))
+
+
 def test_a_lora_that_is_no_file(backbone: BackboneConfig, loras: list[Path], tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(loras[0].read_bytes()[:-100])
@@ -149,6 +244,7 @@ def test_a_unet_from_a_file_or_a_folder(
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "cross_attention_dim": 768}))
+    (tmp_path / "x.bin").touch()
     for path, message in (
         (tmp_path / "other.safetensors", r"backbone\.decoder\.unet=.*other.*its tensors are not the expected ones"),
         (folder, r"backbone\.decoder\.unet=.*cross_attention_dim is 768 there and 160"),
@@ -194,13 +290,21 @@ def test_a_vae_of_other_latents_is_refused(backbone: BackboneConfig, tmp_path: P
     tiny(tmp_path / "deep", levels=4)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderDC"}))
+    for name, entries in (("scaled", {"scaling_factor": 0.18215}), ("shifted", {"shift_factor": 0.1})):
+        config = json.loads(
+            (shutil.copytree(f"{backbone.image_decoder}/vae", tmp_path / name) / "config.json").read_text()
+        )
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, **entries}))
     for name, message in (
         ("four", r"backbone\.decoder\.vae=.*has 4 latent channels, the VAE of the image decoder 8"),
         ("deep", r"has 8 pixels of a latent, the VAE of the image decoder 4"),
         ("other", "is a AutoencoderDC: expected is an AutoencoderKL or an AutoencoderTiny"),
+        ("scaled", r"scaling_factor 0\.18215, expected is 1\.12572"),
+        ("shifted", "has shift_factor"),
     ):
-        with pytest.raises(UserError, match=message):
-            ImageDecoder(backbone.image_decoder, config=DecoderConfig(vae=str(tmp_path / name)))
+        for setting in ("vae", "preview_vae"):
+            with pytest.raises(UserError, match=message.replace(r"decoder\.vae", rf"decoder\.{setting}")):
+                ImageDecoder(backbone.image_decoder, config=decoder_config({setting: str(tmp_path / name)}))
 
 
 @pytest.fixture(scope="module")

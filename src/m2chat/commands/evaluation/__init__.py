@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m2chat.errors import UserError
+
+if TYPE_CHECKING:
+    from m2chat.commands.evaluation.swap import MeaningVerdict
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -173,13 +177,29 @@ def run_swap(options: argparse.Namespace) -> None:
     print("Paired bootstrap over samples, from the same noise; seconds are of steps and VAE, without words.")
     for row in rows:
         times = next(item for item in row.differences if item.metric == "seconds")
-        verdict = {None: "no picture was judged", True: "the meaning is kept", False: "THE MEANING IS NOT KEPT"}[
-            row.kept
-        ]
         print(
-            f"{row.name}: {row.steps} steps, guidance {row.guidance:g}; {verdict} (right pictures within "
-            f"{options.tolerance:g} points); {times.second / times.first:.1f} x as fast; {row.folder}"
+            f"{row.name}: {row.steps} steps, guidance {row.guidance:g}; {_meaning(row.verdict, options.tolerance)}; "
+            f"{times.second / times.first:.1f} x as fast; {row.folder}"
         )
+
+
+def _meaning(verdict: MeaningVerdict | None, tolerance: float) -> str:
+    """A verdict in words, with the difference that it rests on."""
+    if verdict is None:
+        return "no picture was judged"
+    right = verdict.right
+    change = right.first - right.second
+    states = {
+        "kept": "the meaning is kept",
+        "lost": "THE MEANING IS NOT KEPT",
+        "undecided": f"UNDECIDED with {right.n} pictures",
+    }
+    needed = f"; about {verdict.needed:,} pictures would decide" if verdict.needed else ""
+    side = "within" if abs(change) <= tolerance else "not within"
+    return (
+        f"{states[verdict.state]} (right pictures {change:+.2f} [{right.low:+.2f}, {right.high:+.2f}] points, "
+        f"{side} {tolerance:g}{needed})"
+    )
 
 
 def run_folder(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ what differs is how the pictures turn out, sample by sample from the same noise.
 
 from __future__ import annotations
 
+import math
 import shlex
 import subprocess
 import time
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -24,7 +25,7 @@ from m2chat.evaluation.compare import compare
 from m2chat.evaluation.results import RESULTS, read_predictions, read_results, settings_hash
 from m2chat.evaluation.statistics import Difference, difference
 from m2chat.models.config import BackboneConfig
-from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, mismatch
+from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, drawing_settings, mismatch
 from m2chat.models.swap import with_decoder
 from m2chat.training.config import EvalConfig
 
@@ -33,6 +34,22 @@ MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "right pi
 ROUNDS = 12
 """Paired measurements of the time; each decoder draws once in every round, so that a busy machine slows all of them."""
 _BATCH = 4
+
+
+@dataclass(frozen=True)
+class MeaningVerdict:
+    """Whether the share of right pictures stays.
+
+    Args:
+        state: ``kept``: the whole interval of the difference is within the tolerance; ``lost``: all of it is below;
+            ``undecided``: neither.
+        right: The difference, in percentage points.
+        needed: Number of pictures that would decide if the difference stayed as it is; None if no number would.
+    """
+
+    state: Literal["kept", "lost", "undecided"]
+    right: Difference
+    needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +62,7 @@ class Swap:
         steps: Denoising steps.
         guidance: Guidance scale.
         differences: Each metric with this decoder (`first`) and with that of the training (`second`).
-        kept: Whether the share of right pictures is within `tolerance` of the training's; None if none was judged.
+        verdict: Whether the meaning is kept; None if no picture was judged.
     """
 
     name: str
@@ -53,7 +70,7 @@ class Swap:
     steps: int
     guidance: float
     differences: list[Difference]
-    kept: bool | None
+    verdict: MeaningVerdict | None
 
 
 @dataclass(frozen=True)
@@ -115,9 +132,30 @@ def swap(
         differences.sort(key=lambda item: list(MEANING).index(item.metric))
         differences += [*_gates(folder, run), difference("seconds", seconds[index], seconds[0])]
         right = next((item for item in differences if item.metric == "all_right"), None)
-        kept = None if right is None else abs(right.first - right.second) <= tolerance
-        rows.append(Swap(name, folder, drawing.steps, drawing.guidance, differences, kept))
+        verdict = None if right is None else judged(right, tolerance)
+        rows.append(Swap(name, folder, drawing.steps, drawing.guidance, differences, verdict))
     return rows
+
+
+def judged(right: Difference, tolerance: float) -> MeaningVerdict:
+    """Whether the meaning is kept, as far as the pictures decide it.
+
+    Args:
+        right: Share of right pictures with the swapped decoder and without.
+        tolerance: Percentage points by which it may differ.
+    """
+    change = right.first - right.second
+    if right.low == right.high:  # no picture differs: up to 3 / n of all may (the rule of three), with 95 % confidence
+        enough = math.ceil(300 / tolerance) if tolerance > 0 else None
+        if enough is not None and right.n >= enough:
+            return MeaningVerdict("kept", right)
+        return MeaningVerdict("undecided", right, enough)
+    if right.high < -tolerance:
+        return MeaningVerdict("lost", right)
+    if right.low >= -tolerance and (right.high <= tolerance or right.low > tolerance):
+        return MeaningVerdict("kept", right)
+    margin, half = abs(abs(change) - tolerance), (right.high - right.low) / 2
+    return MeaningVerdict("undecided", right, math.ceil(right.n * (half / margin) ** 2) if margin else None)
 
 
 def drawing_seconds(drawings: Sequence[Drawing], rounds: int = ROUNDS, batch: int = _BATCH, device: str = "cpu") -> Any:
@@ -156,9 +194,8 @@ def drawing_seconds(drawings: Sequence[Drawing], rounds: int = ROUNDS, batch: in
 
 def _key(drawing: Drawing) -> str:
     """A short name of what draws and how: other weights under the same path are evaluated anew."""
-    interval = drawing.backbone.decoder.guidance_interval
-    how = {"steps": drawing.steps, "guidance": drawing.guidance, **({"interval": interval} if interval else {})}
-    return settings_hash({**drawing.fingerprints, **how})[:6]
+    how = {"steps": drawing.steps, "guidance": drawing.guidance}
+    return settings_hash({"tensors": drawing.fingerprints, **drawing_settings(drawing.backbone), **how})[:6]
 
 
 def _settings(run: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from m2chat.commands.weights.kinds import Kind, kind_of
 from m2chat.errors import UserError
 from m2chat.integrity import not_verified
-from m2chat.models.weights.files import read_pickled, weight_files
+from m2chat.models.weights.files import load_json, read_folder, read_pickled, read_safetensors, weight_files
 from m2chat.models.weights.loading import KeyReport, compare, on_meta
 from m2chat.vocabulary import first_added, open_vocabulary, tokenizer_file
 
@@ -63,6 +64,8 @@ def examine(path: Path, language_model: Path | None = None, visual_heads: int | 
             Kind.GGUF: _gguf,
             Kind.CLIP: _clip,
             Kind.DIFFUSION: _diffusion,
+            Kind.UNET: _unet,
+            Kind.LORA: _lora,
             Kind.CHECKPOINT: _checkpoint,
             Kind.EXPORTED: _exported,
         }[kind](path, language_model)
@@ -196,6 +199,48 @@ def _diffusion(path: Path, _: Path | None) -> Inventory:
         findings.reports["file"] = source.report
     findings.files = [path] if path.is_file() else [f for n in source.states for f in weight_files(path / n, "weights")]
     return findings
+
+
+def _unet(path: Path, _: Path | None) -> Inventory:
+    from m2chat.models.weights.diffusion import skeleton
+
+    config, state = load_json(path / "config.json", "weights"), read_folder(path, "weights")
+    names = ("in_channels", "cross_attention_dim", "block_out_channels")
+    facts = {"numbers": numbers(state.values()), **{name: str(config.get(name)) for name in names}}
+    report = compare(state, skeleton("unet", config).state_dict())
+    facts["draws"] = "in a decoder: --decoder, or backbone.decoder.unet"
+    return Inventory(Kind.UNET, facts, {"UNet": report}, weight_files(path, "weights"))
+
+
+def _lora(path: Path, _: Path | None) -> Inventory:
+    from m2chat.models.weights.decoder_parts import require_finite
+    from m2chat.models.weights.loras import lora_file
+
+    file = lora_file(path) or path
+    state = read_safetensors(file, "weights")
+    require_finite(state, str(file))
+    matrices = {
+        name: value
+        for name, value in state.items()
+        if value.ndim > 1 and re.search(r"lora[_.](A|down)|_lora\.down", name)
+    }
+    ups = {_partner(name): name for name in state if re.search(r"lora[_.](B|up)|_lora\.up", name)}
+    text = [name for name in state if name.startswith(("text_encoder", "lora_te"))]
+    facts = {
+        "numbers": numbers(state.values()),
+        "changes": f"{len(matrices)} layers" + (", of text encoders too (left out here)" if text else ""),
+        "ranks": ", ".join(map(str, sorted({value.shape[0] for value in matrices.values()}))) or "none",
+    }
+    missing = [f"the other matrix of {name}" for name in matrices if name not in ups]
+    missing += [f"the other matrix of {name}" for other, name in ups.items() if other not in matrices]
+    report = KeyReport(used=sorted(state), missing=missing)
+    facts["draws"] = "added to a UNet: --decoder, --lora, or backbone.decoder.lora; its fit is seen when it is loaded"
+    return Inventory(Kind.LORA, facts, {"LoRA": report}, [file])
+
+
+def _partner(name: str) -> str:
+    """Name of the matrix that belongs to an outer one of a LoRA."""
+    return re.sub(r"(lora[_.])B", r"\1A", name).replace("lora_up", "lora_down").replace("lora.up", "lora.down")
 
 
 def _checkpoint(path: Path, _: Path | None) -> Inventory:

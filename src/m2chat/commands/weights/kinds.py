@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.errors import UserError
+from m2chat.models.swap import is_unet_folder
 from m2chat.models.weights.exported import is_exported
 from m2chat.models.weights.files import load_json, read_pickled, read_safetensors
 from m2chat.models.weights.gguf import is_gguf
+from m2chat.models.weights.loras import lora_file
 from m2chat.models.weights.script import is_script
 from m2chat.models.weights.sdxl_file import is_single_file
 
@@ -23,6 +25,8 @@ class Kind(Enum):
     GGUF = "LLaMA in a GGUF file"
     CLIP = "CLIP vision tower"
     DIFFUSION = "diffusion model"
+    UNET = "UNet of a diffusion model"
+    LORA = "LoRA"
     CHECKPOINT = "training checkpoint of M²Chat"
     EXPORTED = "exported weights of M²Chat"
 
@@ -40,7 +44,8 @@ def kind_of(path: Path) -> Kind:
         raise UserError(
             f"{path} is nothing that is known here: expected are LLaMA (Meta's or a transformers folder, or a "
             "GGUF file), a LLaMA-Adapter V2 file, CLIP (an open_clip or transformers folder, or a file), SDXL (a "
-            "diffusers folder or one .safetensors file), a checkpoint (.ckpt) or exported weights of M²Chat"
+            "diffusers folder or one .safetensors file), a UNet or a LoRA of it, a checkpoint (.ckpt) or "
+            "exported weights of M²Chat"
         )
     return kind
 
@@ -56,6 +61,10 @@ def _of_folder(path: Path) -> Kind | None:
     ):
         if (path / name).is_file():
             return kind
+    if is_unet_folder(path):
+        return Kind.UNET
+    if lora_file(path) is not None:
+        return Kind.LORA
     config = path / "config.json"
     models = {"llama": Kind.LLAMA, "clip": Kind.CLIP, "clip_vision_model": Kind.CLIP}
     return models.get(load_json(config, str(path)).get("model_type", "")) if config.is_file() else None
@@ -82,4 +91,6 @@ def _of_names(names: Mapping[str, Any]) -> Kind | None:
         return Kind.DIFFUSION
     if "adapter_query.weight" in names:
         return Kind.ADAPTER
+    if any(".lora_" in name or name.startswith("lora_") for name in names):
+        return Kind.LORA
     return Kind.CLIP if "visual.conv1.weight" in names else None

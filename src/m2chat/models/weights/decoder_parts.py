@@ -1,19 +1,17 @@
-"""Parts of the image decoder from separate files: another UNet, another VAE, LoRAs."""
+"""Parts of the image decoder from separate files: another UNet, another VAE."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.config import LoraConfig
 from m2chat.models.weights.files import load_json, read_folder, read_safetensors
 
-_LOG = logging.getLogger(__name__)
 Configs = Mapping[str, Mapping[str, Any]]
 _LDM = "model.diffusion_model."
 _INTERFACE = (
@@ -42,8 +40,12 @@ def open_unet(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], 
         UserError: If it is missing, broken, or has other inputs than the UNet that it replaces.
     """
     base = dict(configs["unet"])
+    if not path.exists():
+        raise UserError(f"{what}: there is no {path}; name a folder of a diffusers UNet, or one .safetensors file")
     if path.is_dir():
         described = load_json(path / "config.json", what)
+        if (kind := described.get("_class_name", "UNet2DConditionModel")) != "UNet2DConditionModel":
+            raise UserError(f"{what}={str(path)!r} is a {kind}: expected is a UNet2DConditionModel")
         differ = [name for name in _INTERFACE if described.get(name) != base.get(name)]
         if differ:
             raise UserError(
@@ -74,7 +76,8 @@ def open_vae(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], d
         Its configuration and its tensors.
 
     Raises:
-        UserError: If it is missing, broken, or its latents are not those of the VAE that it replaces.
+        UserError: If it is missing, broken, or its latents are not those of the VAE that it replaces: their number,
+            their size or their scale.
     """
     described, base = load_json(path / "config.json", what), configs["vae"]
     kind = described.get("_class_name")
@@ -89,7 +92,25 @@ def open_vae(path: Path, configs: Configs, what: str) -> tuple[dict[str, Any], d
                 f"{what}={str(path)!r} has {mine} {name}, the VAE of the image decoder {other}: name one that was made "
                 "for the same latents"
             )
+    for name in ("latents_mean", "latents_std", "shift_factor"):
+        if described.get(name):
+            raise UserError(f"{what}={str(path)!r} has {name}, as VAEs of other families: name one of the same family")
+    mine_scale, other_scale = _scale(described), _scale(base)
+    # An `AutoencoderTiny` was trained on scaled latents: its factor is 1 for every family.
+    tiny = "AutoencoderTiny" in (kind, base.get("_class_name"))
+    expected = 1.0 if kind == "AutoencoderTiny" else mine_scale if tiny else other_scale
+    if not math.isclose(mine_scale, expected, rel_tol=1e-4):
+        raise UserError(
+            f"{what}={str(path)!r} has scaling_factor {mine_scale:g}, expected is {expected:g} (the VAE of the image "
+            f"decoder has {other_scale:g}): its latents are scaled otherwise. Name one of the same latents"
+        )
     return described, read_folder(path, what)
+
+
+def _scale(config: Mapping[str, Any]) -> float:
+    """Factor between a VAE's latents and the UNet's; diffusers' default where it is not stated."""
+    default = 1.0 if config.get("_class_name") == "AutoencoderTiny" else 0.18215
+    return float(config.get("scaling_factor") or default)
 
 
 def _factor(config: Mapping[str, Any]) -> int:
@@ -98,91 +119,19 @@ def _factor(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(channels) - 1))
 
 
-def add_loras(unet: Any, loras: Sequence[LoraConfig]) -> None:
-    """Adds LoRAs to a UNet's weights, by diffusers' loader; afterwards it is a plain UNet again.
-
-    What a LoRA changes in text encoders is left out: the M³Adapter was trained on the output of the unchanged ones.
+def require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuses tensors with numbers that are NaN or infinite.
 
     Args:
-        unet: UNet, changed in place.
-        loras: Files and their factors.
+        state: Tensors by name.
+        where: Name of their source in messages.
 
     Raises:
-        UserError: If a file is missing, broken, no LoRA, or was made for another network; or PEFT is not installed.
+        UserError: That names the first such tensor.
     """
-    if not loras:
-        return
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise UserError("backbone.decoder.lora needs PEFT, which is not installed: pip install peft") from error
-    names = [f"lora_{number}" for number in range(len(loras))]
-    for number, (name, lora) in enumerate(zip(names, loras, strict=True)):
-        state, alphas, metadata = _read_lora(unet, Path(lora.path), f"backbone.decoder.lora[{number}].path")
-        unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=metadata, adapter_name=name)
-    unet.set_adapters(names, [lora.weight for lora in loras])
-    unet.fuse_lora(adapter_names=names)
-    unet.unload_lora()
-
-
-def _read_lora(unet: Any, path: Path, what: str) -> tuple[dict[str, Tensor], Any, Any]:
-    """The UNet's part of a LoRA by diffusers' names, its factors, and the settings of its training.
-
-    Every layer that it changes must be there, with its widths: diffusers would skip what is not.
-
-    Raises:
-        UserError: If it is missing, broken, no LoRA, or was made for another network.
-    """
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-
-    where = f"{what}={str(path)!r}"
-    if path.suffix != ".safetensors":
-        raise UserError(f"{where}: expected is one .safetensors file")
-    read_safetensors(path, what)  # compares its checksum; diffusers reads the file once more, for its header
-    try:
-        state, alphas, metadata = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
-            str(path.parent), weight_name=path.name, local_files_only=True, unet_config=unet.config,
-            return_lora_metadata=True,
-        )  # fmt: skip
-        if strange := [name for name in state if "lora" not in name]:
-            raise ValueError(f"it holds {strange[0]}, which is of another method than LoRA")
-        of_unet = {name: value for name, value in state.items() if name.startswith("unet.")}
-        layers = {name.removeprefix("unet."): value for name, value in of_unet.items()}
-        layers = layers if any("lora_A" in name for name in layers) else convert_unet_state_dict_to_peft(layers)
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where} is no LoRA of a UNet that diffusers can read: {reason}") from error
-    faults = [fault for name, value in layers.items() if (fault := _misfit(unet, name, value))]
-    if faults or not layers:
-        reason = (
-            f"{len(faults)} of its {len(layers)} tensors do not fit: {faults[0]}" if faults else "it changes no UNet"
-        )
-        raise UserError(
-            f"{where} was made for another network than the UNet here: {reason}. Name one of the same family"
-        )
-    if len(of_unet) < len(state):
-        _LOG.warning(
-            "%s changes text encoders too; that part is left out: the M³Adapter was trained on the unchanged ones",
-            where,
-        )
-    return of_unet, alphas, metadata
-
-
-def _misfit(unet: Any, name: str, value: Tensor) -> str | None:
-    """Why a tensor of a LoRA does not fit a UNet; None if it does.
-
-    Args:
-        unet: UNet.
-        name: Name by PEFT, ``<layer>.lora_A.weight`` or ``<layer>.lora_B.weight``.
-        value: Tensor: (rank, width of the input, ...) or (width of the output, rank, ...).
-    """
-    layer, _, side = name.partition(".lora_")
-    try:
-        weight = unet.get_submodule(layer).weight
-    except AttributeError:
-        return f"there is no layer {layer}"
-    axis = 1 if side.startswith("A") else 0
-    if value.ndim >= 2 and weight.shape[axis] != value.shape[axis]:
-        return f"{layer} is {weight.shape[axis]} wide, and {value.shape[axis]} in the file"
-    return None
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            raise UserError(
+                f"{where}: {name} has numbers that are not finite (NaN or infinite): its training diverged, or it is "
+                "damaged. Name another one"
+            )

@@ -16,10 +16,11 @@ from m2chat.models.absent import VAE_ENCODER, Absent
 from m2chat.models.config import DecoderConfig
 from m2chat.models.refiner import Refiner
 from m2chat.models.schedulers import make_scheduler, scheduler_name
-from m2chat.models.weights.decoder_parts import add_loras, open_unet, open_vae
+from m2chat.models.weights.decoder_parts import open_unet, open_vae, require_finite
 from m2chat.models.weights.families import require_family, require_supported
 from m2chat.models.weights.files import load_json, read_folder, read_safetensors, weight_files
 from m2chat.models.weights.loading import KeyReport, compare, fill, on_meta
+from m2chat.models.weights.loras import add_loras
 from m2chat.models.weights.sampled import tensor_fingerprint
 from m2chat.models.weights.sdxl_file import take_apart
 
@@ -35,12 +36,15 @@ class DiffusionSource:
         states: Tensors of each network.
         report: Use of each name of a single file; empty for a folder.
         where: Name in messages.
+        zeros: Whether its negative condition is zeros (`force_zeros_for_empty_prompt`); else it is the encoding of the
+            empty prompt. A single file does not state it: SDXL base has zeros, the refiner the empty prompt.
     """
 
     configs: dict[str, dict[str, Any]]
     states: dict[str, dict[str, Tensor]]
     report: KeyReport
     where: str
+    zeros: bool = True
 
 
 @dataclass
@@ -57,6 +61,7 @@ class DiffusionParts:
         refiner: SDXL's refiner, or None.
         noise_schedule: Configuration of the scheduler that the model's folder names: its noise is that of the
             UNet's training, whichever scheduler draws.
+        zeros: Whether the negative condition is zeros; else it is the encoding of the empty prompt.
     """
 
     unet: Any
@@ -67,6 +72,7 @@ class DiffusionParts:
     preview_vae: Any = None
     noise_schedule: Any = None
     refiner: Refiner | None = None
+    zeros: bool = True
 
 
 def open_diffusion(path: Path, what: str, without: Collection[str] = ()) -> DiffusionSource:
@@ -90,7 +96,7 @@ def open_diffusion(path: Path, what: str, without: Collection[str] = ()) -> Diff
             _LOG.warning("%s: %d tensors have no place here, such as %s", where, len(parts.report.unexpected),
                          parts.report.unexpected[0])  # fmt: skip
         states = {name: state for name, state in parts.states.items() if name not in without}
-        return DiffusionSource(parts.configs, states, parts.report, where)
+        return DiffusionSource(parts.configs, states, parts.report, where, "text_encoder" in parts.states)
     index = load_json(path / "model_index.json", what)
     require_family(index, where)
     names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None])[0]]
@@ -100,7 +106,8 @@ def open_diffusion(path: Path, what: str, without: Collection[str] = ()) -> Diff
         weight_files(path / name, what)
     require_supported(configs, where)
     states = {name: read_folder(path / name, what) for name in configs if name not in ("scheduler", *without)}
-    return DiffusionSource(configs, states, KeyReport(), where)
+    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    return DiffusionSource(configs, states, KeyReport(), where, zeros)
 
 
 def load_diffusion(
@@ -137,7 +144,11 @@ def load_diffusion(
         built.get("preview_vae"),
         source.configs["scheduler"],
         None if config.refiner is None else _load_refiner(source, config, dtype),
+        source.zeros,
     )
+    for name in ("unet", "vae", "preview_vae"):
+        if getattr(config, name) is not None and name in source.states:
+            require_finite(built[name].state_dict(), where[name])
     if not isinstance(parts.unet, Absent):
         add_loras(parts.unet, config.lora)
     return parts
@@ -208,9 +219,9 @@ def _load_refiner(base: DiffusionSource, config: DecoderConfig, dtype: torch.dty
             f"{source.where} has another text space than the image decoder {base.where}: their text_encoder_2 differ. "
             f"{remedy}"
         )
-    return Refiner(
-        _build("unet", source, f"{source.where}, unet", dtype), _scheduler(source, config), config.refiner_start
-    )
+    network = _build("unet", source, f"{source.where}, unet", dtype)
+    require_finite(network.state_dict(), f"{source.where}, unet")
+    return Refiner(network, _scheduler(source, config), config.refiner_start, source.zeros)
 
 
 def _scheduler(source: DiffusionSource, config: DecoderConfig) -> Any:
