@@ -16,7 +16,7 @@ from m2chat.models.checkpoints import read_checkpoint
 from m2chat.training.consolidate import consolidate
 from m2chat.training.strategy import M2ChatFSDPStrategy
 
-STEPS, SAVED = 5, 2
+STEPS, SAVED = 4, 2
 
 
 class SaveBoth(Callback):
