@@ -72,6 +72,7 @@ def test_mm_relevance_compares_place_by_place() -> None:
     assert (more.precision, more.recall, more.f1) == pytest.approx((200 / 3, 100.0, 80.0))
     assert mm_relevance(reference, elements()) == Relevance(0.0, 0.0, 0.0)
     assert mm_relevance(elements(), elements()) is None
+    assert mm_relevance(elements(), reference) is None  # there is nothing to be relevant to
 
 
 ONE = elements(("T", X), ("V", Y))
