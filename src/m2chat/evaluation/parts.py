@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from m2chat.errors import UserError
 from m2chat.schema import Picture, Reply, Segment
@@ -24,7 +23,7 @@ class PicturePart:
     caption: str | None = None
 
 
-def text_at(row: Mapping[str, Any], key: str, where: str) -> str:
+def text_at(row: object, key: str, where: str) -> str:
     """A text of a JSON object, empty where there is none.
 
     Args:
@@ -33,8 +32,10 @@ def text_at(row: Mapping[str, Any], key: str, where: str) -> str:
         where: Place of the object, for the error.
 
     Raises:
-        UserError: If the value is no text: its notation in Python would be scored as a text.
+        UserError: If there is no object, or the value is no text: its notation in Python would be scored as a text.
     """
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: {json.dumps(row)[:60]} is no object")
     value = row.get(key)
     if value is None:
         return ""

@@ -122,7 +122,7 @@ def test_rows_of_several_files_are_counted_in_the_order_of_their_numbers(
     assert [sample.images[0].caption for sample in done.samples] == ["part 1", "part 2", "part 10"]
     raw.put_photo("one/0.jpg")
     with pytest.raises(UserError, match="over all of the 3 files, or within each"):
-        convert(job("laion-parquet", raw.path / "lists", images=raw.path / "one", dst=raw.path / "one"))
+        convert(job("laion-parquet", raw.path / "lists", images=raw.path / "one", dst=raw.path / "two"))
 
 
 @pytest.mark.parametrize(
