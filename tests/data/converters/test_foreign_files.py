@@ -396,14 +396,14 @@ def test_scores_as_text_and_parts_without_rows(raw: Any, run: Callable[..., Any]
     assert done.rejects == {"000000001": "aesthetic score below 5", "000000002": "aesthetic score is no number"}
 
 
-def test_a_column_of_numbers_is_no_caption(raw: Any, run: Callable[..., Any]) -> None:
+def test_a_column_of_numbers_is_no_caption(raw: Any, job: Callable[..., Any]) -> None:
     raw.put_photo("a.jpg")
-    raw.put_lines("metadata.jsonl", [{"file_name": "a.jpg", "text": 5}, {"file_name": "b.jpg", "text": None}])
-    assert run("folder").rejects == {"a.jpg": "caption is a number, no text", "b.jpg": "no caption"}
-    table = pa.table({"image": [raw.as_bytes(raw.photo())], "caption": [0.5]})
-    parquet.write_table(table, raw.path / "a.parquet")
-    done = run("parquet", raw.path / "a.parquet", dst=raw.path / "b")
-    assert done.rejects == {"000000000": "caption is a number, no text"}
+    raw.put_lines("metadata.jsonl", [{"file_name": "a.jpg", "text": 5}])
+    parquet.write_table(pa.table({"image": [raw.as_bytes(raw.photo())], "caption": [0.5]}), raw.path / "pairs.parquet")
+    parquet.write_table(pa.table({"URL": ["http://e.invalid/0.jpg"], "TEXT": [7]}), raw.path / "list.parquet")
+    for kind, path in (("folder", None), ("parquet", "pairs.parquet"), ("laion-parquet", "list.parquet")):
+        with pytest.raises(UserError, match="1 times: caption is a number, no text"):
+            convert(job(kind, path and raw.path / path, images=raw.path, dst=raw.path / kind))
 
 
 def test_csv_of_other_habits(raw: Any, run: Callable[..., Any], job: Callable[..., Any]) -> None:
