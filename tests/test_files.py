@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from m2chat.errors import UserError
-from m2chat.files import locked, take_file, take_folder, whole_file, whole_folder, write_whole
+from m2chat.files import by_number, locked, take_file, take_folder, whole_file, whole_folder, write_whole
+
+
+def test_parts_come_in_the_order_of_their_numbers() -> None:
+    parts = [Path(f"list/part-{number}.parquet") for number in (1, 2, 9, 10, 100)]
+    assert sorted(sorted(parts), key=by_number) == parts
+    # Padded names keep the order that they had by their letters.
+    padded = [Path(name) for name in ("a-00/2-000.tar", "a-00/2.tar", "a/00001.tar", "train-000.tar", "train2-000.tar")]
+    assert sorted(padded, key=by_number) == sorted(padded)
+    assert sorted(["s3://b/10.tar", "s3://b/9.tar"], key=by_number) == ["s3://b/9.tar", "s3://b/10.tar"]
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:

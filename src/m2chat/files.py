@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from m2chat.errors import UserError
+
+_DIGITS = 32
+"""Length to which numbers are padded before they are compared."""
+
+
+def by_number(place: object) -> tuple[list[str], str]:
+    """Sort key of paths and addresses by which ``part-10`` comes behind ``part-9``.
+
+    Names whose numbers are padded to the same length keep the order of their letters.
+    """
+    text = str(place)
+    parts = place.parts if isinstance(place, PurePath) else (text,)
+    return [re.sub(r"\d+", lambda digits: digits[0].zfill(_DIGITS), part) for part in parts], text
 
 
 @contextmanager

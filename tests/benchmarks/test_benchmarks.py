@@ -137,6 +137,15 @@ def test_quirks_of_published_outputs(tmp_path: Path) -> None:
     assert [image is None for image in reply.images] == [False, True, True] and reply.segments[-1].caption == "c", (
         "one that was due"
     )
+    for wrong, message in (
+        ({"text": ["a"]}, r'text is \["a"\], no text'),
+        ({"image": 5}, "image is 5"),
+        ("a", "no object"),
+    ):
+        record["conversations"][1]["output"] = [wrong]
+        (theirs / f"{question.id}.jsonl").write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            list(BENCHMARKS["opening"].read(theirs, "x", [question]))
 
 
 @pytest.fixture(scope="module")

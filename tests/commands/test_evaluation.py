@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from m2chat.commands import main
+from m2chat.commands.evaluation import folder
 from m2chat.commands.evaluation.folder import read_folder
 from m2chat.commands.evaluation.run import Runner, clear
 from m2chat.data.images import load_image
@@ -83,16 +84,80 @@ def test_another_systems_pictures_are_scored_as_ours(
         ('{"id": 1}', "needs the keys id and prompt"),
         ('{"id": 1, "prompt": "a", "image": "nowhere.png"}', "nowhere.png cannot be read"),
         ('{"id": 1, "prompt": "a", "kind": "poem"}', "kind 'poem'"),
+        ("", "holds no line"),
+        ('{"id": ["x"], "prompt": "a"}', 'the id is ["x"]: write a text or a whole number'),
+        ('{"id": "\\ud83d", "prompt": "a"}', "half of a surrogate pair"),
+        ('{"id": 1, "prompt": NaN}', "prompt is NaN, no text"),
+        ('{"id": 1, "prompt": "a", "image": 5}', "image is 5, no text"),
+        ('{"id": 1, "prompt": "a", "image": "\\u0000.png"}', "cannot be read"),
+        ('{"id": 1, "prompt": "a", "text": ["x"]}', 'text is ["x"], no text'),
+        ('{"id": 1, "prompt": "a", "reference_text": 0}', "reference_text is 0, no text"),
+        ('{"id": 1, "prompt": "a", "request": {}}', "request is {}, no text"),
+        ('{"id": 1, "prompt": "a", "parts": [{"image": 5}]}', "parts: image is 5, no text"),
+        ('{"id": 1, "prompt": "a", "parts": [{"text": 5}]}', "parts: text is 5, no text"),
+        ('{"id": 1, "prompt": "a", "parts": [{"image": null, "caption": 5}]}', "parts: caption is 5, no text"),
     ],
 )
 def test_bad_lines_are_named(
     line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(ROOT)
     (tmp_path / "theirs.jsonl").write_text(line + "\n")
+    monkeypatch.setattr(folder, "metrics_of", lambda config: ([], ""))  # they take a second to build
     arguments = ["eval", "folder", str(tmp_path / "theirs.jsonl"), str(tmp_path / "out")]
     assert main([*arguments, "--config", "configs/eval_coco.yaml"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "has no list trainer.callbacks"),
+        ("trainer: [\n", "is not YAML: "),
+        ("trainer: {callbacks: 5}\n", "has no list trainer.callbacks"),
+        ("trainer: {callbacks: [5]}\n", "trainer.callbacks cannot be built"),
+        ("trainer: {callbacks: []}\n", "names no metrics"),
+    ],
+)
+def test_a_configuration_of_another_shape_is_named(
+    text: str, message: str, outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    arguments = ["eval", "folder", str(outputs), str(tmp_path / "out"), "--config", str(tmp_path / "config.yaml")]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_has_no_reference_is_undefined(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    outputs.write_text(json.dumps({"id": "a", "prompt": "a red square", "image": "drawn1.png", "kind": "dialogue"}))
+    out = tmp_path / "out"
+    assert main(["eval", "folder", str(outputs), str(out), "--config", "configs/eval_mmdialog.yaml"]) == 0
+    metrics, _ = read_results(out / "results.json")
+    names = ("mm_relevance", "mm_relevance_precision", "mm_relevance_recall", "inter_rel", "clip_i", "rouge_l")
+    assert all(np.isnan(metrics[name].value) for name in names) and metrics["clip_score"].n == 1
+    # One sample has no interval; what is no prediction is named; a folder is no results.json.
+    capsys.readouterr()
+    assert main(["eval", "compare", str(out), str(out)]) == 2
+    assert "share 1 sample: an interval needs at least 2" in capsys.readouterr().err
+    assert main(["report", str(out)]) == 2
+    assert "is a folder: name the results.json" in capsys.readouterr().err
+    for line, message in (
+        ("[1]", "row 1 is no object but list"),
+        ('{"id": "a"}', "row 1 lacks "),
+        ('{"id": "a", "scores": 5}', "row 1 "),
+    ):
+        (out / "predictions.jsonl").write_text(line + "\n")
+        for command in (["compare", str(out), str(out)], ["page", str(out)]):
+            assert main(["eval", *command]) == 2
+            assert message in capsys.readouterr().err
+
+
+def test_an_empty_comparison_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_predictions(tmp_path, [{"id": name, "scores": {}} for name in "ab"])
+    assert main(["eval", "compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "no metric has values of at least 2 samples" in capsys.readouterr().err
 
 
 def test_replies_of_several_texts_and_pictures(
@@ -185,9 +250,13 @@ def test_pictures_are_seen_as_every_viewer_shows_them(tmp_path: Path) -> None:
         as_pixels(image)
 
 
-def test_moments_of_true_pictures(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_of_true_pictures(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
+    (tmp_path / "a.bmp").touch()
     assert main(["eval", "moments", str(outputs.parent), str(tmp_path / "real.npz")]) == 0
+    assert "not decoded: 1 x .bmp" in capsys.readouterr().out
     with np.load(tmp_path / "real.npz") as moments:
         assert int(moments["n"]) == 12 and str(moments["extractor"]) == "data/micro/fid"
 

@@ -15,6 +15,8 @@ def elements(*parts: tuple[Modality, np.ndarray]) -> Elements:
 
 
 def test_vectors_that_give_no_cosines_are_refused() -> None:
+    with pytest.raises(UserError, match="modalities: 'X' is none"):
+        Elements("TX", np.stack([X, Y]))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"1 of 2 vectors are not of unit length, the first has 2"):
         elements(("T", X), ("V", 2 * Y))
     with pytest.raises(UserError, match="1 modalities and 2 embeddings"):
@@ -72,6 +74,7 @@ def test_mm_relevance_compares_place_by_place() -> None:
     assert (more.precision, more.recall, more.f1) == pytest.approx((200 / 3, 100.0, 80.0))
     assert mm_relevance(reference, elements()) == Relevance(0.0, 0.0, 0.0)
     assert mm_relevance(elements(), elements()) is None
+    assert mm_relevance(elements(), reference) is None  # there is nothing to be relevant to
 
 
 ONE = elements(("T", X), ("V", Y))

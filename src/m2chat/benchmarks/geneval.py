@@ -57,7 +57,7 @@ class GenEval(Benchmark):
         """The k-th picture of a prompt's folder; its name is a number of any length."""
         for question in questions:
             line, _, sample = question.id.partition("/")
-            files = sorted(path for path in (folder / line / "samples").glob("*.png") if path.stem.isdigit())
-            known = {int(path.stem): path for path in files}
+            files = sorted((folder / line / "samples").glob("*.png"))
+            known = {int(path.stem): path for path in files if path.stem.isdecimal()}
             there = known.get(int(sample))
             yield None if there is None else [reply_of([output_picture(there, question.asks[0].caption)])]

@@ -23,7 +23,7 @@ from m2chat.benchmarks.base import (
     unique,
 )
 from m2chat.errors import UserError
-from m2chat.evaluation.parts import PicturePart, parts_of, reply_of
+from m2chat.evaluation.parts import PicturePart, parts_of, reply_of, text_at
 from m2chat.files import write_whole
 from m2chat.schema import Reply
 
@@ -85,7 +85,7 @@ class ISGBench(Benchmark):
                 continue
             parts: list[str | PicturePart] = []
             for item in records[question.id].get("output") or []:
-                content = str(item.get("content"))
+                content = text_at(item, "content", f"{path}: {question.id}")
                 if item.get("type") == "text":
                     parts.append(content)
                 else:

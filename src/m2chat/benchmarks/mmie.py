@@ -24,7 +24,7 @@ from m2chat.benchmarks.base import (
     unique,
 )
 from m2chat.errors import UserError
-from m2chat.evaluation.parts import PicturePart, reply_of
+from m2chat.evaluation.parts import PicturePart, reply_of, text_at
 from m2chat.schema import Reply
 
 _TYPES = ("SA", "PBL", "MSR")
@@ -94,6 +94,8 @@ class MMIE(Benchmark):
             answer = records.get(question.id)
             parts: list[str | PicturePart] = []
             for item in [{"text": answer}] if isinstance(answer, str) else answer or []:
-                parts.append(str(item.get("text") or ""))
-                parts += [output_picture(path.parent / item["image"])] if item.get("image") else []
+                where = f"{path}: {question.id}"
+                parts.append(text_at(item, "text", where))
+                image = text_at(item, "image", where)
+                parts += [output_picture(path.parent / image)] if image else []
             yield [reply_of(parts)] if answer else None

@@ -24,7 +24,7 @@ from m2chat.benchmarks.base import (
     save_picture,
     unique,
 )
-from m2chat.evaluation.parts import PicturePart, reply_of
+from m2chat.evaluation.parts import PicturePart, reply_of, text_at
 from m2chat.schema import Reply
 
 
@@ -87,7 +87,7 @@ class OpenING(Benchmark):
             (conversations,) = fields_of(load_json(path), ("conversations",), str(path))
             parts: list[str | PicturePart] = []
             for item in (conversations[1:2] or [{}])[0].get("output") or []:
-                parts.append(str(item.get("text") or "").replace("<image>", "").strip())
-                if item.get("image"):
-                    parts.append(output_picture(base / PurePosixPath(str(item["image"])).name))
+                parts.append(text_at(item, "text", str(path)).replace("<image>", "").strip())
+                if image := text_at(item, "image", str(path)):
+                    parts.append(output_picture(base / PurePosixPath(image).name))
             yield [reply_of(parts)]

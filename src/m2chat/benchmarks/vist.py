@@ -20,7 +20,7 @@ from m2chat.benchmarks.base import (
     unique,
 )
 from m2chat.data.converters.vist import photo_file
-from m2chat.evaluation.parts import reply_of
+from m2chat.evaluation.parts import reply_of, text_at
 from m2chat.schema import Reply
 
 _REQUEST = "Tell a story of these pictures, a sentence for each."
@@ -85,7 +85,8 @@ class VISTStories(Benchmark):
             text = by_photos.get(tuple(question.record["photo_sequence"]))
             if text is None:
                 text = (by_album.pop(question.record["album_id"], None) or [None])[0]
-            yield None if text is None else [reply_of([normalised_story(str(text))])]
+            where = f"the story of {question.id}"
+            yield None if text is None else [reply_of([normalised_story(text_at({"text": text}, "text", where))])]
 
 
 def normalised_story(text: str) -> str:

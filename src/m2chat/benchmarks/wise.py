@@ -21,6 +21,7 @@ from m2chat.benchmarks.base import (
 )
 from m2chat.errors import UserError
 from m2chat.evaluation.parts import reply_of
+from m2chat.files import by_number
 from m2chat.schema import Reply
 
 
@@ -33,7 +34,7 @@ class WISE(Benchmark):
 
     def questions(self, source: QuestionSource) -> list[Question]:
         """The prompts of a file or of all files of a folder; the model writes the caption that it draws."""
-        files = [source.path] if source.path.is_file() else sorted(source.path.glob("*.json"))
+        files = [source.path] if source.path.is_file() else sorted(source.path.glob("*.json"), key=by_number)
         if not files:
             raise UserError(f"SRC: {source.path} is no file and holds no .json of prompts, such as data_verified/ does")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from m2chat.data.images import FORMATS
-from m2chat.data.sources import sample_of
+from m2chat.data.sources import is_utf8, read_record, sample_of
 from m2chat.schema import Sample
 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "gif")
@@ -36,6 +36,18 @@ def peek(members: Mapping[str, bytes], key: str, source: str) -> Sample:
         BadSample: If it is broken or incomplete; faults within the pictures are not seen.
     """
     return sample_of(members, key, source, lambda _: _DOT)
+
+
+def has_replacements(members: Mapping[str, bytes]) -> bool:
+    """Whether the caption of an img2dataset sample is read with letters in the place of bytes that are no UTF-8.
+
+    Args:
+        members: Files of the sample; only ``txt`` and ``json`` are read.
+
+    Raises:
+        BadSample: If the JSON is broken.
+    """
+    return not is_utf8(members.get("txt", b"")) and read_record(members) is None
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from m2chat.data.peek import has_replacements
 from m2chat.data.shards import find_shards, open_shard
 from m2chat.data.sources import BadSample, sample_of
 from m2chat.schema import Sample
@@ -40,6 +41,7 @@ class Contents:
         replies: Number of replies in good samples that can be learned from or evaluated.
         bad: Number of samples that cannot be used, by reason.
         skipped: Number of files that are never read, by reason.
+        not_utf8: Number of good samples whose caption file has bytes that are no UTF-8; each was read as U+FFFD.
     """
 
     shards: int = 0
@@ -47,6 +49,7 @@ class Contents:
     replies: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    not_utf8: int = 0
 
 
 def contents_of(path: str) -> Contents:
@@ -65,7 +68,9 @@ def contents_of(path: str) -> Contents:
         contents.skipped.update(shard.skipped)
         for index, entry in enumerate(shard.entries):
             try:
-                sample = sample_of(shard.members(index), entry.key, place.stem)
+                members = shard.members(index)
+                sample = sample_of(members, entry.key, place.stem)
+                contents.not_utf8 += has_replacements(members)
             except BadSample as error:
                 contents.bad[error.reason] += 1
             else:

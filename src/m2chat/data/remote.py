@@ -12,7 +12,7 @@ from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 from m2chat.errors import UserError
-from m2chat.files import whole_file
+from m2chat.files import by_number, whole_file
 
 PIPE = "pipe:"
 CACHE = "~/.cache/m2chat"
@@ -68,7 +68,7 @@ def find_remote(path: str, setting: str) -> list[Url]:
         names = _patiently(lambda: system.glob(place if "*" in path or "[" in path else f"{place.rstrip('/')}/*.tar"))
     except OSError as error:
         raise UserError(f"{setting}={path!r} cannot be listed ({error}): name the shards one by one") from error
-    shards = sorted(Url(system.unstrip_protocol(name)) for name in names if name.endswith(".tar"))
+    shards = sorted((Url(system.unstrip_protocol(name)) for name in names if name.endswith(".tar")), key=by_number)
     if not shards:
         raise UserError(f"{setting}={path!r} names no .tar: give one, a folder that can be listed or a pattern")
     return shards

@@ -14,7 +14,7 @@ from m2chat.data.index import UNKNOWN, Entry, Shard, open_shard, open_shards
 from m2chat.data.remote import CACHE, PIPE, Url, fetch, find_remote, is_remote
 from m2chat.data.sources import to_members
 from m2chat.errors import UserError
-from m2chat.files import whole_file
+from m2chat.files import by_number, whole_file
 from m2chat.schema import Sample
 
 __all__ = [
@@ -61,7 +61,7 @@ def find_shards(
         matches = place.glob("*.tar")
     else:
         matches = (Path(name) for part in braceexpand(str(path)) for name in glob.glob(part, recursive=True))
-    shards = sorted(match for match in matches if match.is_file() and match.suffix == ".tar")
+    shards = sorted((match for match in matches if match.is_file() and match.suffix == ".tar"), key=by_number)
     if not shards:
         fault = "is a folder without .tar files" if place.is_dir() else "names no file"
         raise UserError(

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from m2chat.data.peek import UNKNOWN_SIZE, is_picture, peek, size_of
+from m2chat.data.peek import UNKNOWN_SIZE, has_replacements, is_picture, peek, size_of
 from m2chat.data.prints import digest, normalised
 from m2chat.data.shards import find_shards, open_shard
 from m2chat.data.sources import BadSample
@@ -60,6 +60,7 @@ class Stats:
         captions: Number of occurrences of each caption, by its hash; empty ones are left out.
         images: Number of occurrences of each picture, by the hash of its file.
         uncaptioned: Number of pictures without a caption.
+        not_utf8: Number of good samples whose caption file has bytes that are no UTF-8; each was read as U+FFFD.
     """
 
     max_tokens: int
@@ -75,6 +76,7 @@ class Stats:
     captions: Counter[int] = field(default_factory=Counter)
     images: Counter[int] = field(default_factory=Counter)
     uncaptioned: int = 0
+    not_utf8: int = 0
 
     def record(self) -> dict[str, Any]:
         """The statistics as JSON values; shares are in [0, 1]."""
@@ -94,6 +96,7 @@ class Stats:
             "shorter_side": self.sides.summary,
             "original_shorter_side": self.original_sides.summary,
             "sizes": [[width, height, count] for (width, height), count in self.sizes.most_common(5)],
+            "captions_not_utf8": self.not_utf8,
             "share_without_caption": _share(self.uncaptioned, self.uncaptioned + self.captions.total()),
             "share_repeated_captions": _repeated(self.captions),
             "share_repeated_images": _repeated(self.images),
@@ -128,6 +131,7 @@ def gather(path: str, layout: Layout) -> Stats:
             try:
                 members = shard.members(index)
                 sample = peek(members, entry.key, place.stem)
+                stats.not_utf8 += has_replacements(members)
             except BadSample as error:
                 stats.bad[error.reason] += 1
                 continue

@@ -26,12 +26,16 @@ def compare(first: Path, second: Path) -> list[Difference]:
         second: Folder of another evaluation of the same samples.
 
     Raises:
-        UserError: If they have no sample in common.
+        UserError: If they have fewer than two samples in common.
     """
-    a, b = ({row["id"]: row for row in read_predictions(folder)} for folder in (first, second))
+    a, b = ({row["id"]: row for row in read_predictions(folder, "scores")} for folder in (first, second))
     shared = [id_ for id_ in a if id_ in b]
     if not shared:
         raise UserError(f"{first} and {second} hold no predictions of the same samples")
+    if len(shared) < 2:
+        raise UserError(
+            f"{first} and {second} share {len(shared)} sample: an interval needs at least 2, and a hundred say more"
+        )
     differences = []
     counted = [id_ for id_ in shared if all(side[id_]["scores"].get("bleu_statistics") for side in (a, b))]
     if len(counted) > 1:
@@ -98,7 +102,7 @@ def _recorded_world(folder: Path) -> str:
 def _judged_pictures(folder: Path, world: World) -> dict[str, Judged]:
     """Verdicts on the generated pictures that have a reference in the world, by ``"<prediction id>/<place>"``."""
     verdicts = {}
-    for row in read_predictions(folder):
+    for row in read_predictions(folder, "reference", "generated", "meta"):
         references = [segment for segment in row["reference"] if segment["caption"] is not None]
         generated = [segment["image"] for segment in row["generated"] if segment["image"]]
         # The k-th generated picture stands for the k-th reference; the rest of the longer list has no counterpart.

@@ -25,6 +25,9 @@ _PROTOCOL = (
 )  # fmt: skip
 """Entries of the protocol on the page."""
 
+_SHOWN_KEYS = ("kind", "request", "context", "reference", "generated")
+"""Entries of a prediction that the page shows."""
+
 PredictionRow = Mapping[str, Any]
 """A row of ``predictions.jsonl``."""
 
@@ -97,7 +100,7 @@ def write_page(folder: Path, beside: Mapping[str, Path] | None = None, out: Path
     from markupsafe import Markup
 
     metrics, protocol = read_results(folder / RESULTS)
-    rows = read_predictions(folder)
+    rows = read_predictions(folder, *_SHOWN_KEYS)
     dataset = str(protocol.get("dataset") or folder.name)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
@@ -169,7 +172,9 @@ def _side_by_side(folders: Mapping[str, Path], count: int) -> list[tuple[str, st
     Returns:
         Id, reference caption, and pictures of each sample: label and data URL, empty if there is no picture.
     """
-    runs = {name: {row["id"]: row for row in read_predictions(folder)} for name, folder in folders.items()}
+    runs = {
+        name: {row["id"]: row for row in read_predictions(folder, *_SHOWN_KEYS)} for name, folder in folders.items()
+    }
     first = next(iter(runs))
     shared = [row for id_, row in runs[first].items() if all(id_ in rows for rows in runs.values())]
     samples = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from m2chat.errors import UserError
 from m2chat.schema import Picture, Reply, Segment
 
 
@@ -19,6 +21,27 @@ class PicturePart:
 
     pixels: Picture | None
     caption: str | None = None
+
+
+def text_at(row: object, key: str, where: str) -> str:
+    """A text of a JSON object, empty where there is none.
+
+    Args:
+        row: Object.
+        key: Key of the text.
+        where: Place of the object, for the error.
+
+    Raises:
+        UserError: If there is no object, or the value is no text: its notation in Python would be scored as a text.
+    """
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: {json.dumps(row)[:60]} is no object")
+    value = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key} is {json.dumps(value)[:60]}, no text: write a text, or null for none")
+    return value
 
 
 def reply_of(parts: Iterable[str | PicturePart], caption: str = "") -> Reply:

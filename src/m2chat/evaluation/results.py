@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,7 +50,7 @@ def settings_hash(protocol: Mapping[str, Any]) -> str:
 
 def natural(text: str) -> list[tuple[int, str]]:
     """Sort key by which ``x10`` comes after ``x9``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def versions() -> dict[str, str | None]:
@@ -107,8 +107,10 @@ def read_results(path: Path) -> tuple[dict[str, Estimate], dict[str, Any]]:
     """Metrics and protocol of a ``results.json``: the inverse of `write_results`.
 
     Raises:
-        UserError: If the file holds no results.
+        UserError: If the file cannot be read, or holds no results.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the {RESULTS} of an evaluation, such as {path / RESULTS}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         metrics = {
@@ -116,7 +118,7 @@ def read_results(path: Path) -> tuple[dict[str, Estimate], dict[str, Any]]:
             for name, item in content["metrics"].items()
         }
         return metrics, content["protocol"]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is no {RESULTS} of an evaluation ({error!r})") from error
 
 
@@ -207,11 +209,15 @@ def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
-def read_predictions(folder: Path) -> list[dict[str, Any]]:
+def read_predictions(folder: Path, *keys: str) -> list[dict[str, Any]]:
     """The rows that `write_predictions` wrote.
 
+    Args:
+        folder: Folder of the evaluation.
+        *keys: What every row needs besides its ``id``.
+
     Raises:
-        UserError: If there are none, or the file is broken.
+        UserError: If there is no file, or it is broken.
     """
     path = folder / PREDICTIONS
     if not path.is_file():
@@ -220,7 +226,19 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = read_json_lines(path)
     except ValueError as error:
         raise UserError(f"{path} is broken ({error}): evaluate again") from error
+    for number, row in enumerate(rows, 1):
+        if fault := _row_fault(row, ("id", *keys)):
+            raise UserError(f"{path} is broken (row {number} {fault}): evaluate again")
     return rows
+
+
+def _row_fault(row: object, keys: Sequence[str]) -> str:
+    """What is wrong with the shape of a prediction, empty if nothing is."""
+    if not isinstance(row, dict):
+        return f"is no object but {type(row).__name__}"
+    if lost := [key for key in keys if key not in row]:
+        return f"lacks {', '.join(lost)}"
+    return "" if isinstance(row.get("scores", {}), dict) else "has scores that are no object"
 
 
 def read_reply(folder: Path, segments: Iterable[Mapping[str, str | None]]) -> Reply:

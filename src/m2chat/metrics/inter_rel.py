@@ -26,13 +26,16 @@ class Elements:
         embeddings: Unit vectors, (K, D).
 
     Raises:
-        UserError: If the vectors are not as many, or not of unit length: their products would be no cosines.
+        UserError: If a modality is another, or the vectors are not as many, or not of unit length: their products
+            would be no cosines.
     """
 
     modalities: Sequence[Modality]
     embeddings: NDArray[np.floating]
 
     def __post_init__(self) -> None:
+        if strangers := [modality for modality in self.modalities if modality not in ("T", "V")]:
+            raise UserError(f"modalities: {strangers[0]!r} is none; choose T (text) or V (picture) for each element")
         if len(self.modalities) != len(self.embeddings):
             raise UserError(
                 f"{len(self.modalities)} modalities and {len(self.embeddings)} embeddings: give one for each"
@@ -164,7 +167,7 @@ class Relevance:
 
     Args:
         precision: Over the generated elements; 0 if there are none.
-        recall: Over the reference ones; 0 if there are none.
+        recall: Over the reference ones.
         f1: Their harmonic mean.
     """
 
@@ -181,14 +184,14 @@ def mm_relevance(reference: Elements, generated: Elements) -> Relevance | None:
         generated: Elements of the generated reply.
 
     Returns:
-        The values; None if both are empty.
+        The values; None if the reference reply is empty, so that there is nothing to be relevant to.
     """
     count = len(reference) + len(generated)
-    if not count:
+    if not len(reference):
         return None
     total = 100.0 * sum(float(a @ b) for a, b in zip(reference.rows(), generated.rows(), strict=False))
     # The closed form of 2PR / (P + R), which has no 0 / 0.
-    return Relevance(total / max(1, len(generated)), total / max(1, len(reference)), 2.0 * total / count)
+    return Relevance(total / max(1, len(generated)), total / len(reference), 2.0 * total / count)
 
 
 class InterRelMetric(SampleMetric):

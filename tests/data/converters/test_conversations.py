@@ -213,7 +213,7 @@ def test_llava(raw: Any, run: Callable[..., Any]) -> None:
         return {"id": name, "conversations": said, **more}
 
     path = raw.put("llava.json", [
-        item("before", "<image>\nWhat is\nthis?", "A dog.\n1. big", "Sure?", "See <image>", image="coco/1.jpg"),
+        item("before", "<image>\nWhat is\nthis?", "A dog.\n1. big", "Sure?", "See it", image="coco/1.jpg"),
         item("after", "What is this?\n<image>", "A dog.", image="coco/1.jpg"),
         item("none", "What is this?", "A dog.", image="coco/1.jpg"),
         item("text", "Hello <|img|>", "Hi"),
@@ -225,7 +225,7 @@ def test_llava(raw: Any, run: Callable[..., Any]) -> None:
     done = run("llava", path, images=raw.path)
     parts = {s.id.partition("/")[2]: [item.parts for item in s.turns] for s in done.samples}
     assert parts == {
-        "before": [(0, "What is\nthis?"), ("A dog.\n1. big",), ("Sure?",), ("See <image>",)],
+        "before": [(0, "What is\nthis?"), ("A dog.\n1. big",), ("Sure?",), ("See it",)],
         "after": [("What is this?", 0), ("A dog.",)],
         "none": [(0, "What is this?"), ("A dog.",)],
         "text": [("Hello <|img|>",), ("Hi",)],

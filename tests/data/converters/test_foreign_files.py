@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from m2chat.commands import main
 from m2chat.data.converters.engine import convert
 from m2chat.data.faults import check
 from m2chat.data.shards import write_groups
@@ -64,9 +65,70 @@ def test_rows_are_not_guessed(raw: Any, job: Callable[..., Any], names: list[str
         convert(job("cc3m-tsv", numbered(raw, names), images=raw.path / "images"))
 
 
+ROWS = [f"row {i}\thttp://example.invalid/{i}.jpg" for i in range(4)]
+
+
+def listed(raw: Any, lines: list[str], numbers: list[int]) -> Path:
+    for number in numbers:
+        raw.put_photo(f"images/{number}.jpg", number)
+    return Path(raw.put("list.tsv", "".join(f"{line}\n" for line in lines)))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [*ROWS[:2], "", *ROWS[2:]],
+        [*ROWS[:2], "half a row", *ROWS[2:]],
+        [*ROWS[:2], "a row\twithout a URL", *ROWS[2:]],
+        ["# my list", *ROWS],
+        ["Caption text\tLink", "something\texample.com/x.png", *ROWS],
+    ],
+)
+@pytest.mark.parametrize("rows_from", [None, 0])
+def test_lines_that_may_count_as_rows_are_not_guessed(
+    raw: Any, job: Callable[..., Any], lines: list[str], rows_from: int | None
+) -> None:
+    path = listed(raw, lines, [0, 1, 2, 3])
+    with pytest.raises(UserError, match=r"numbers 0 to 3, .* list has [56] rows, .* 4 rows have a URL, and [12] other"):
+        convert(job("cc3m-tsv", path, images=raw.path / "images", rows_from=rows_from))
+
+
+@pytest.mark.parametrize(
+    ("lines", "numbers", "captions"),
+    [
+        ([*ROWS, ""], [0, 1, 2, 3], ["row 0", "row 1", "row 2", "row 3"]),
+        (["# my list", "", "Caption\tURL", *ROWS], [0, 3], ["row 0", "row 3"]),
+        # Each of the five lines has a number: the last picture's is behind the last row's if fewer count.
+        ([*ROWS[:2], "", *ROWS[2:]], [0, 1, 3, 4], ["row 0", "row 1", "row 2", "row 3"]),
+    ],
+)
+def test_other_lines_leave_a_certain_join_as_it_is(
+    raw: Any, run: Callable[..., Any], lines: list[str], numbers: list[int], captions: list[str]
+) -> None:
+    done = run("cc3m-tsv", listed(raw, lines, numbers), images=raw.path / "images")
+    assert [sample.images[0].caption for sample in done.samples] == captions
+
+
+def test_rows_of_several_files_are_counted_in_the_order_of_their_numbers(
+    raw: Any, run: Callable[..., Any], job: Callable[..., Any]
+) -> None:
+    (raw.path / "lists").mkdir(parents=True)
+    for part in (1, 2, 10):
+        table = pa.table({"URL": [f"http://example.invalid/{part}.jpg"], "TEXT": [f"part {part}"]})
+        parquet.write_table(table, raw.path / f"lists/part-{part}.parquet")
+    for number in range(3):
+        raw.put_photo(f"images/{number}.jpg", number)
+    done = run("laion-parquet", raw.path / "lists", images=raw.path / "images")
+    assert [sample.images[0].caption for sample in done.samples] == ["part 1", "part 2", "part 10"]
+    raw.put_photo("one/0.jpg")
+    with pytest.raises(UserError, match="over all of the 3 files, or within each"):
+        convert(job("laion-parquet", raw.path / "lists", images=raw.path / "one", dst=raw.path / "two"))
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        ("Beschreibung\tAdresse\n\na dog\thttp://e.invalid/0.jpg\n", "begins with Beschreibung, Adresse"),
         ("Beschreibung\tAdresse\na dog\thttp://e.invalid/0.jpg\n", "begins with Beschreibung, Adresse"),
         ("Beschreibung\tDatei\na dog\t0.jpg\n", "begins with Beschreibung, Datei"),
         ("http://e.invalid/0.jpg\ta dog\n", "the first column holds the places"),
@@ -86,12 +148,18 @@ def test_marks_and_pictures_must_fit(raw: Any, run: Callable[..., Any]) -> None:
         item("few", "<image> or <image>?", "0.jpg"),
         item("many", "<image>?", "0.jpg", "1.jpg", "1.jpg"),
         item("none", "What is <image>?"),
-    ]
+        {**item("answer", "Which?", "0.jpg", "1.jpg"), "conversations": [
+            {"from": "human", "value": "Like <image>."}, {"from": "gpt", "value": "Here: <image>"}]},
+        {**item("words", "Which?", "0.jpg"), "conversations": [
+            {"from": "human", "value": "Like <image>."}, {"from": "gpt", "value": "See <image>"}]},
+    ]  # fmt: skip
     done = run("llava", raw.put("x.json", items))
-    assert [sample.turns[0].parts for sample in done.samples] == [(0, "or", 1, "?")]
+    assert [[turn.parts for turn in sample.turns] for sample in done.samples] == [
+        [(0, "or", 1, "?"), ("Red.",)], [("Like", 0, "."), ("Here:", 1)],
+    ]  # fmt: skip
     assert done.rejects == {
         "few": "2 <image> marks, 1 pictures", "many": "1 <image> marks, 3 pictures",
-        "none": "1 <image> marks, 0 pictures",
+        "none": "1 <image> marks, 0 pictures", "words": "2 <image> marks, 1 pictures",
     }  # fmt: skip
 
 
@@ -158,6 +226,26 @@ def test_other_encodings_are_named(raw: Any, run: Callable[..., Any], job: Calla
     (raw.path / "images").mkdir()
     with pytest.raises(UserError, match="1 times: not UTF-8: name the file's encoding"):
         convert(job("cc3m-tsv", table, images=raw.path / "images", dst=raw.path / "e"))
+
+
+def test_the_file_of_captions_has_the_encoding_too(raw: Any, run: Callable[..., Any], job: Callable[..., Any]) -> None:
+    raw.put_photo("0.jpg")
+    path = raw.put("x.json", [item("a", "<image>?", "0.jpg")])
+    captions = raw.put("c.jsonl", '{"media_key": "0.jpg", "caption": "café"}'.encode("cp1252"))
+    with pytest.raises(UserError, match=r"c\.jsonl is not UTF-8: name the file's encoding by --encoding"):
+        convert(job("llava", path, captions=captions))
+    (sample,) = run("llava", path, captions=captions, encoding="cp1252", dst=raw.path / "two").samples
+    assert sample.images[0].caption == "café"
+
+
+def test_bytes_that_are_replaced_in_place_are_counted(raw: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = raw.as_bytes(raw.photo())
+    groups = [(str(k), {"jpg": photo, "txt": text.encode("cp1252")}) for k, text in enumerate(("café", "plain", "é"))]
+    write_groups(groups, raw.path, "0000", 10)
+    tokenizer = str(Path(__file__).parents[3] / "data/micro/llama")
+    for action in (["stats"], ["inspect", "-n", "0"]):
+        assert main(["data", *action, str(raw.path), "--tokenizer", tokenizer]) == 0
+        assert "2 captions have bytes that are not UTF-8" in capsys.readouterr().out
 
 
 def test_a_caption_of_img2dataset_keeps_its_letters(raw: Any, run: Callable[..., Any]) -> None:
@@ -306,6 +394,16 @@ def test_scores_as_text_and_parts_without_rows(raw: Any, run: Callable[..., Any]
     done = run("laion-parquet", raw.path / "lists", images=raw.path / "images", min_aesthetic=5.0)
     assert [s.meta["aesthetic"] for s in done.samples] == [6.5]
     assert done.rejects == {"000000001": "aesthetic score below 5", "000000002": "aesthetic score is no number"}
+
+
+def test_a_column_of_numbers_is_no_caption(raw: Any, job: Callable[..., Any]) -> None:
+    raw.put_photo("a.jpg")
+    raw.put_lines("metadata.jsonl", [{"file_name": "a.jpg", "text": 5}])
+    parquet.write_table(pa.table({"image": [raw.as_bytes(raw.photo())], "caption": [0.5]}), raw.path / "pairs.parquet")
+    parquet.write_table(pa.table({"URL": ["http://e.invalid/0.jpg"], "TEXT": [7]}), raw.path / "list.parquet")
+    for kind, path in (("folder", None), ("parquet", "pairs.parquet"), ("laion-parquet", "list.parquet")):
+        with pytest.raises(UserError, match="1 times: caption is a number, no text"):
+            convert(job(kind, path and raw.path / path, images=raw.path, dst=raw.path / kind))
 
 
 def test_csv_of_other_habits(raw: Any, run: Callable[..., Any], job: Callable[..., Any]) -> None:

@@ -66,11 +66,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _print_counts(contents: Contents) -> None:
+    from m2chat.commands.data.stats import NOT_UTF8
+
     good, bad = contents.kinds.total(), contents.bad.total()
     print(f"{contents.shards} shards, {good + bad} samples: {good} good with {contents.replies} replies, {bad} bad")
     for title, counts in (("good", contents.kinds), ("bad", contents.bad), ("files left out", contents.skipped)):
         for name, count in counts.most_common():
             print(f"  {title}: {count:8} x {name}")
+    if contents.not_utf8:
+        print("  " + NOT_UTF8.format(count=contents.not_utf8))
 
 
 def lines_of(reply: Preview, max_tokens: int, *, colour: bool) -> list[str]:

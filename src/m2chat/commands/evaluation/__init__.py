@@ -137,12 +137,19 @@ def run_table(options: argparse.Namespace) -> None:
 
 
 def run_compare(options: argparse.Namespace) -> None:
-    """Prints every metric's difference and whether it is significant, and the shares of correct pictures."""
+    """Prints every metric's difference and whether it is significant, and the shares of correct pictures.
+
+    Raises:
+        UserError: If too few samples have values in both to compare anything.
+    """
     from m2chat.evaluation.compare import compare, compare_pictures
     from m2chat.evaluation.markup import Cells, aligned
 
     cells: Cells = [("metric", "A", "B", "A - B, 95 % interval", "p", "n", "")]
-    for item in compare(options.a, options.b):
+    differences = compare(options.a, options.b)
+    if not differences:
+        raise UserError(f"no metric has values of at least 2 samples in both {options.a} and {options.b}")
+    for item in differences:
         verdict = "significant" if item.significant else "not significant"
         interval = f"{item.first - item.second:+.2f} [{item.low:+.2f}, {item.high:+.2f}]"
         cells.append(
@@ -225,11 +232,14 @@ def run_page(options: argparse.Namespace) -> None:
 
 def run_moments(options: argparse.Namespace) -> None:
     """Writes the moments."""
-    from m2chat.commands.evaluation.folder import moments_of_folder
+    from m2chat.commands.evaluation.moments import left_out, moments_of_folder
 
     count = moments_of_folder(options.pictures, options.out, options.inception, options.crop)
     out = options.out if options.out.suffix == ".npz" else options.out.with_name(f"{options.out.name}.npz")
     print(f"{out}: {count} pictures")
+    if others := left_out(options.pictures):
+        kinds = ", ".join(f"{number} x {suffix}" for suffix, number in sorted(others.items()))
+        print(f"left out, since such files are not decoded: {kinds}")
 
 
 def run_rows(options: argparse.Namespace) -> None:

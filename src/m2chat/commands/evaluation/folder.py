@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2chat.data.images import BadImage, read_image
+from m2chat.data.sources import is_utf8
 from m2chat.errors import UserError
 from m2chat.evaluation.page import write_page
-from m2chat.evaluation.parts import PicturePart, reply_of
+from m2chat.evaluation.parts import PicturePart, reply_of, text_at
 from m2chat.evaluation.results import (
     PREDICTIONS,
     RESULTS,
@@ -35,26 +36,36 @@ from m2chat.schema import KINDS, Prediction, Reply, Segment
 from m2chat.textfiles import lines_of, not_utf8
 
 _BATCH = 64
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
-def _image(path: Path, where: str) -> NDArray[np.uint8]:
+def picture_at(path: Path, where: str) -> NDArray[np.uint8]:
+    """A picture file, RGB, (H, W, 3), 0-255.
+
+    Args:
+        path: File.
+        where: Place that names it, for the error.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
     try:
         return read_image(path)
-    except (OSError, BadImage) as error:
+    except (OSError, ValueError, BadImage) as error:  # ValueError: a path with NUL or half of a surrogate pair
         raise UserError(f"{where}: the picture {path} cannot be read ({error})") from error
 
 
 def _reply(row: Mapping[str, Any], folder: Path, where: str, prefix: str = "") -> Reply:
     """A reply: `parts`, or `text`, `image` and `prompt`, or the same with ``reference_``."""
-    name = row.get(f"{prefix}image")
+    name = text_at(row, f"{prefix}image", where)
+    text, prompt = text_at(row, f"{prefix}text", where), text_at(row, "prompt", where)
     if (parts := row.get(f"{prefix}parts")) is not None:
-        if name or row.get(f"{prefix}text"):
+        if name or text:
             raise UserError(f"{where}: {prefix}parts and {prefix}text or {prefix}image: a reply is one or the other")
-        return reply_of(_parts(parts, folder, f"{where}: {prefix}parts"), str(row.get("prompt") or ""))
-    picture = None if not name else _image(folder / name, where)
-    caption = row.get("prompt") if picture is not None or prefix or row.get("prompt") else None
-    return Reply((Segment(str(row.get(f"{prefix}text") or ""), caption),), (picture,))
+        return reply_of(_parts(parts, folder, f"{where}: {prefix}parts"), prompt)
+    picture = None if not name else picture_at(folder / name, where)
+    # Without a picture, one was due where the line states what it should show, an empty text too.
+    caption = row.get("prompt") if picture is not None or prefix or prompt else None
+    return Reply((Segment(text, caption),), (picture,))
 
 
 def _parts(parts: object, folder: Path, where: str) -> Iterator[str | PicturePart]:
@@ -71,11 +82,12 @@ def _parts(parts: object, folder: Path, where: str) -> Iterator[str | PicturePar
             raise UserError(
                 f'{where}: write a list of texts and objects such as {{"image": "a.png", "caption": "..."}}'
             )
-        if part.get("text"):
-            yield str(part["text"])
+        if text := text_at(part, "text", where):
+            yield text
         if "image" in part:
-            picture = _image(folder / part["image"], where) if part["image"] else None
-            yield PicturePart(picture, None if part.get("caption") is None else str(part["caption"]))
+            name, caption = text_at(part, "image", where), text_at(part, "caption", where)
+            picture = picture_at(folder / name, where) if name else None
+            yield PicturePart(picture, None if part.get("caption") is None else caption)
 
 
 def read_folder(jsonl: Path, reference: Path | None) -> Iterator[Prediction]:
@@ -99,10 +111,11 @@ def read_folder(jsonl: Path, reference: Path | None) -> Iterator[Prediction]:
             if kind not in KINDS:
                 raise UserError(f"{where}: kind {kind!r}; choose one of {', '.join(KINDS)}")
             expected = _reply(row, jsonl.parent, where, "reference_")
-            request = str(row.get("request") or row.get("prompt") or "")
+            request = text_at(row, "request", where) or text_at(row, "prompt", where)
             yield Prediction(id_, kind, "folder", request, expected, _reply(row, jsonl.parent, where))
         return
-    samples = {sample["id"]: sample for sample in read_predictions(reference)}
+    keys = ("kind", "source", "request", "context", "reference", "meta")
+    samples = {sample["id"]: sample for sample in read_predictions(reference, *keys)}
     if strangers := [id_ for id_ in rows if id_ not in samples]:
         raise UserError(f"{jsonl}: {len(strangers)} ids are not in {reference}, the first is {strangers[0]!r}")
     for id_, sample in samples.items():
@@ -111,7 +124,7 @@ def read_folder(jsonl: Path, reference: Path | None) -> Iterator[Prediction]:
             expected = read_reply(reference, sample["reference"])
         except (OSError, BadImage) as error:
             raise UserError(f"{reference}: a reference picture of {id_!r} cannot be read ({error})") from error
-        context = None if sample["context"] is None else _image(reference / sample["context"], where)
+        context = None if sample["context"] is None else picture_at(reference / sample["context"], where)
         generated = _reply({"prompt": sample["request"], **row}, jsonl.parent, where)
         yield Prediction(
             id_, sample["kind"], sample["source"], sample["request"], expected, generated, context, sample["meta"]
@@ -126,7 +139,7 @@ def _read_lines(jsonl: Path, keys: Sequence[str]) -> dict[str, tuple[Mapping[str
         keys: Keys that every object needs; one with ``reference_parts`` needs no ``prompt``.
 
     Raises:
-        UserError: If the file does not exist, or a line is no such object.
+        UserError: If the file does not exist or holds none, or a line is no such object.
     """
     if not jsonl.is_file():
         raise UserError(f"there is no file {jsonl}")
@@ -147,9 +160,15 @@ def _read_lines(jsonl: Path, keys: Sequence[str]) -> dict[str, tuple[Mapping[str
             raise UserError(f"{where} needs the keys {' and '.join(keys)}; it has {sorted(row)}")
         if row["id"] is None:
             raise UserError(f"{where}: the id is null; give every line an id of its own")
+        if not isinstance(row["id"], str | int) or isinstance(row["id"], bool):
+            raise UserError(f"{where}: the id is {json.dumps(row['id'])[:60]}: write a text or a whole number")
+        if not is_utf8(str(row["id"]).encode("utf-8", "surrogatepass")):
+            raise UserError(f"{where}: the id {row['id']!r} holds half of a surrogate pair: write another")
         if str(row["id"]) in rows:
             raise UserError(f"{where}: the id {row['id']!r} comes twice")
         rows[str(row["id"])] = row, where
+    if not rows:
+        raise UserError(f"{jsonl} holds no line: write one object a line for each sample")
     return rows
 
 
@@ -157,8 +176,9 @@ def metrics_of(config: Path) -> tuple[list[Any], str]:
     """The metric callbacks that a configuration names, and its data set.
 
     Raises:
-        UserError: If it names none.
+        UserError: If it cannot be read, or names none.
     """
+    import argparse
     import importlib
     import pkgutil
 
@@ -172,10 +192,23 @@ def metrics_of(config: Path) -> tuple[list[Any], str]:
         raise UserError(f"--config {config}: there is no such file; configs/eval_coco.yaml is one")
     for module in pkgutil.iter_modules(importlib.import_module("m2chat.callbacks").__path__, "m2chat.callbacks."):
         importlib.import_module(module.name)
-    named = yaml.safe_load(config.read_text(encoding="utf-8")).get("trainer", {}).get("callbacks", [])
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {config} is not YAML: {' '.join(str(error).split())}") from error
+    trainer = settings.get("trainer") if isinstance(settings, dict) else None
+    named = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    if not isinstance(named, list):
+        raise UserError(
+            f"--config {config} has no list trainer.callbacks, which names the metrics; configs/eval_coco.yaml is one "
+            "that has"
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[Callback])
-    built = parser.instantiate(parser.parse_object({"callbacks": named})).callbacks
+    try:
+        built = parser.instantiate(parser.parse_object({"callbacks": named})).callbacks
+    except argparse.ArgumentError as error:
+        raise UserError(f"--config {config}: trainer.callbacks cannot be built: {error}") from error
     metrics = [item for item in built if isinstance(item, MetricCallback)]
     if not metrics:
         raise UserError(f"--config {config} names no metrics under trainer.callbacks")
@@ -241,35 +274,3 @@ def score_predictions(
     path = write_results(out, results, {**whole, "versions": versions(), "config_hash": settings_hash(whole)})
     write_page(out)
     return path
-
-
-def moments_of_folder(pictures: Path, out: Path, inception: Path | None, crop: bool) -> int:
-    """Writes FID moments of reference pictures.
-
-    Args:
-        pictures: Folder of pictures, at any depth.
-        out: ``.npz`` file to write.
-        inception: Weights of Inception; None means the micro world's network.
-        crop: Whether to cut out the middle square.
-
-    Returns:
-        Number of pictures.
-
-    Raises:
-        UserError: If there is no picture, or one cannot be read.
-    """
-    from m2chat.metrics.extractors import InceptionExtractor, MicroExtractor
-    from m2chat.metrics.fid import Moments
-
-    files = sorted(path for path in pictures.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise UserError(f"{pictures} holds no pictures ({', '.join(sorted(_SUFFIXES))})")
-    extractor = MicroExtractor() if inception is None else InceptionExtractor(str(inception), crop=crop)
-    total: Moments | None = None
-    for start in range(0, len(files), _BATCH):
-        batch = [_image(path, str(pictures)) for path in files[start : start + _BATCH]]
-        moments = Moments.of(extractor.extract(batch))
-        total = moments if total is None else total + moments
-    assert total is not None
-    total.save(out, extractor.name)
-    return total.n

@@ -267,7 +267,7 @@ def _gates(first: Path, second: Path) -> list[Difference]:
     """The gate, picture by picture."""
     sides = []
     for folder in (first, second):
-        rows = {row["id"]: (row["meta"].get("gate") or []) for row in read_predictions(folder)}
+        rows = {row["id"]: (row["meta"].get("gate") or []) for row in read_predictions(folder, "meta")}
         sides.append({f"{id_}/{k}": float(value) for id_, values in rows.items() for k, value in enumerate(values)})
     shared = sorted(sides[0].keys() & sides[1].keys())
     if len(shared) < 2:

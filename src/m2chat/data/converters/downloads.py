@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,22 @@ _FROM_ZERO = re.compile(r"GCC_(train|val)_\d{9}")
 """Names of CC3M's pictures as LLaVA hands them out: their numbers are rows counted from 0."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a list, as far as the numbers of pictures can be theirs.
+
+    Args:
+        count: Number of rows, all of them counted.
+        doubt: Number of rows in another way of counting: smaller numbers of pictures fit that way, too. 0 if there is
+            no other way.
+        why: What is counted in one way and not in the other, for the error.
+    """
+
+    count: int
+    doubt: int = 0
+    why: str = ""
+
+
 class Downloads(Lookup):
     """The pictures under ``--images``.
 
@@ -33,13 +50,13 @@ class Downloads(Lookup):
     Args:
         job: Conversion.
         columns: Options of img2dataset that name the list's columns, for the error.
-        rows: Gives the number of rows of the list; asked only if pictures are joined by row.
+        rows: Gives the rows of the list; asked only if pictures are joined by row.
 
     Raises:
         UserError: If the conversion names no folder of pictures, with the command that downloads them.
     """
 
-    def __init__(self, job: Job, columns: str, rows: Callable[[], int]) -> None:
+    def __init__(self, job: Job, columns: str, rows: Callable[[], Rows]) -> None:
         if job.images is None:
             raise UserError(_how_to_download(job, columns))
         self.folder = existing(job.images, "--images", "it is the folder of the downloaded pictures")
@@ -111,12 +128,12 @@ class _Numbers:
             self._before.add(stem.rstrip("0123456789"))
         self.count += 1
 
-    def first(self, folder: Path, rows: int, wished: int | None) -> int:
+    def first(self, folder: Path, rows: Rows, wished: int | None) -> int:
         """The number of the first row.
 
         Args:
             folder: Folder of the pictures, for the error.
-            rows: Number of rows of the list.
+            rows: Rows of the list.
             wished: What the user says; None if nothing.
 
         Raises:
@@ -127,19 +144,21 @@ class _Numbers:
             "pictures that img2dataset leaves are joined by URL; if the numbers are rows, say from which they count, "
             "--rows-from 0 or --rows-from 1"
         )
-        if wished is not None:
-            return wished
-        if len(self._before) > 1:
+        listed = f"and the list has {rows.count} rows"
+        if wished is None and len(self._before) > 1:
             one, other = sorted(self._before)
             raise UserError(
                 f"{facts} behind different beginnings ({one!r}, {other!r}), so they may be no rows: {remedy}"
             )
-        fits = [start for start in (0, 1) if start <= self._low and self._high < rows + start]
-        if self._known and 0 in fits:
-            return 0
+        starts = (wished,) if wished is not None else (0,) if self._known else (0, 1)
+        if any(start <= self._low and self._high < rows.doubt + start for start in starts):
+            raise UserError(f"{facts}, {listed}, which fits more than one way of counting: {rows.why}")
+        if wished is not None:
+            return wished
+        fits = [start for start in starts if start <= self._low and self._high < rows.count + start]
         if len(fits) != 1:
             why = "which fits rows that count from 0 and from 1" if fits else "which fits no way of counting"
-            raise UserError(f"{facts}, and the list has {rows} rows, {why}: {remedy}")
+            raise UserError(f"{facts}, {listed}, {why}: {remedy}")
         return fits[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.data.converters.jsonfiles import Broken, lines
-from m2chat.data.converters.raw import MAX_FILE, Job, RawSamples, Reject, caption_pair, file_in
+from m2chat.data.converters.raw import MAX_FILE, Job, RawSamples, Reject, caption_pair, file_in, no_caption
 from m2chat.data.sources import one_line
 from m2chat.errors import UserError
 from m2chat.textfiles import NOT_UTF8, open_utf8
@@ -28,7 +28,7 @@ def samples(job: Job) -> RawSamples:
         if not isinstance(file, str) or not file:
             yield Reject(str(number), "no file_name")
         elif not caption:
-            yield Reject(file, "no caption")
+            yield Reject(file, no_caption(next((row[key] for key in _CAPTION if row.get(key) is not None), None)))
         else:
             picture = file_in(job.images or job.src, file, caption=caption, caption_by="human", media_key=file)
             rest = {key: value for key, value in row.items() if key not in ("file_name", *_CAPTION) and key}

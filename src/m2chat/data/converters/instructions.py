@@ -52,11 +52,7 @@ def _dialogue(folder: Path, captions: Captions, item: dict[str, Any], name: str)
     files = [files] if isinstance(files, str) else list(files)
     if not all(isinstance(file, str) for file in files):
         return Reject(name, "image is neither a path nor a list of them")
-    marks = sum(
-        message["value"].count(_PLACEHOLDER)
-        for message in item["conversations"]
-        if _ROLES.get(message["from"]) == "user"
-    )
+    marks = sum(message["value"].count(_PLACEHOLDER) for message in item["conversations"])
     # Without marks the pictures come first. With some, which picture is which is known only if each has its own.
     if marks and marks != len(files):
         return Reject(name, f"{marks} {_PLACEHOLDER} marks, {len(files)} pictures")
@@ -71,9 +67,7 @@ def _dialogue(folder: Path, captions: Captions, item: dict[str, Any], name: str)
         if role is None:
             return Reject(name, "speaker is neither human nor gpt")
         parts: list[str | int] = []
-        # Placeholders stand before or after the question; an answer's are only words.
-        pieces = message["value"].split(_PLACEHOLDER) if role == "user" else [message["value"]]
-        for index, piece in enumerate(pieces):
+        for index, piece in enumerate(message["value"].split(_PLACEHOLDER)):
             if index:
                 parts.append(waiting.pop(0))
             if text := clean_text(piece):

@@ -234,7 +234,9 @@ class Captions(Lookup):
 
     def __init__(self, job: Job) -> None:
         self._file, self._asked, self._met = job.captions, "", False
-        super().__init__(job.work / "captions.sqlite", () if job.captions is None else _captions(job.captions))
+        super().__init__(
+            job.work / "captions.sqlite", () if job.captions is None else _captions(job.captions, job.encoding)
+        )
         if self.conflicts:
             raise UserError(
                 f"--captions {job.captions}: {self.conflicts} lines give another caption to a media_key that has one, "
@@ -259,8 +261,8 @@ class Captions(Lookup):
             )
 
 
-def _captions(path: Path) -> Iterable[tuple[str, tuple[str, str]]]:
-    for number, row in enumerate(lines(path), 1):
+def _captions(path: Path, encoding: str) -> Iterable[tuple[str, tuple[str, str]]]:
+    for number, row in enumerate(lines(path, encoding), 1):
         if isinstance(row, Broken) and row.reason == NOT_UTF8:
             raise not_utf8(path)
         if not isinstance(row, dict) or not isinstance(row.get("media_key"), str):

@@ -26,6 +26,7 @@ from m2chat.data.converters.raw import (
     edited,
     existing,
     id_of,
+    no_caption,
     rank,
 )
 from m2chat.data.converters.tables import opened_table, parquet_files
@@ -209,9 +210,10 @@ def _picture(job: Job, where: Sequence[Any], caption: str) -> PictureFile:
 def _pair(job: Job, number: int, row: Mapping[str, Any]) -> RawSample | Reject:
     name = id_of(row.get("id"), f"{number:09d}")
     value = row["caption"]
-    captions = [text for text in map(one_line, value if isinstance(value, list) else [value]) if text]
+    values = value if isinstance(value, list) else [value]
+    captions = [text for text in map(one_line, values) if text]
     if not captions:
-        return Reject(name, "no caption")
+        return Reject(name, no_caption(next(iter(values), None)))
     # As for COCO: one of several captions is drawn by the id, and stands before the others.
     place = rank(f"{name}/caption") % len(captions)
     captions = [captions.pop(place), *captions]

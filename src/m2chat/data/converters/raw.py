@@ -224,6 +224,11 @@ def by_choice(reason: str) -> bool:
     return reason.startswith(("picture of less than ", "aesthetic score below ", "failed to "))
 
 
+def no_caption(value: object) -> str:
+    """Why a value is no caption: there is none, or it is a number, as in a column of another meaning."""
+    return "caption is a number, no text" if isinstance(value, int | float) and value == value else "no caption"
+
+
 def id_of(value: object, number: int | str) -> str:
     """The id that a record states; else its number in the data, if it states none (missing, null or empty).
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2chat.errors import UserError
+from m2chat.files import by_number
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -69,14 +70,14 @@ def count_of(paths: Sequence[Path]) -> int:
 
 
 def parquet_files(src: Path) -> list[Path]:
-    """The parquet files of SRC, by name: itself, or those in the folder.
+    """The parquet files of SRC, by name and number: itself, or those in the folder.
 
     Raises:
         UserError: If there is none.
     """
     if src.is_file():
         return [src]
-    files = sorted(path for path in src.rglob("*.parquet") if path.is_file())
+    files = sorted((path for path in src.rglob("*.parquet") if path.is_file()), key=by_number)
     if not files:
         raise UserError(f"SRC: {src} holds no .parquet; give a file or a folder of them")
     return files
