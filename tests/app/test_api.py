@@ -445,6 +445,17 @@ def test_an_answer_cut_to_nothing_ends_by_its_length(most: int, reason: str, htt
     assert choice["finish_reason"] == reason and len(choice["message"]["content"]) <= 6 * most
 
 
+def test_a_picture_without_words_is_whole_under_any_limit_of_the_answer(http: TestClient) -> None:
+    draw = asked("please paint a large red circle on the left on a blue background")
+    body = {**ASKS, **QUICK, "messages": draw, "max_tokens": 1, "modalities": ["text", "image"]}
+    choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+    (picture,) = choice["message"]["content"]
+    assert (
+        choice["finish_reason"] == "stop"
+        and picture["caption"] == "a large red circle on the left on a blue background"
+    )
+
+
 @pytest.mark.parametrize("number", range(len(BODIES)))
 def test_malformed_bodies_are_the_senders_fault(number: int, http: TestClient) -> None:
     body, headers = BODIES[number]
