@@ -88,11 +88,11 @@ def test_questions_of_another_form(kind: str, record: Any, message: str, tmp_pat
 @pytest.mark.parametrize(
     ("kind", "record", "reason"),
     [
-        ("opening", OPENING | turns({"text": "<image> <image> ?", "image": "1.png"}), "2 marks <image> and 1 pictures"),
+        ("opening", OPENING | turns({"text": "<image> <image>", "image": "1.png"}), "marks <image>: 2, for 1 picture"),
         ("interleavedbench", INTERLEAVED | {"conversations": [{"value": "<image> <image> ?"}, TURNS[1]]},
-         "2 marks <image> and 0 pictures"),
+         "marks <image>: 2, for 0 pictures"),
         ("interleavedbench", INTERLEAVED | {"conversations": [TURNS[0], {"value": "<image>"}]},
-         "1 marks <image> and 0 pictures"),
+         "marks <image>: 1, for 0 pictures"),
         ("isg", ISG | {"Query": [{"type": "video", "content": "a.mp4"}]}, "an item of type 'video'"),
         ("weave", WEAVE | {"images": ["1.png"]}, "Image #2 is none of its 1 pictures"),
         ("weave", WEAVE | {"images": []}, "it has no pictures"),
@@ -194,6 +194,10 @@ def test_texts_of_other_encodings_are_read_or_refused(tmp_path: Path) -> None:
     (folder / "5_1_1.txt").write_bytes("grün".encode("cp1252"))
     with pytest.raises(UserError, match=r"5_1_1\.txt is not UTF-8: save it as UTF-8 \(b'gr"):
         list(BENCHMARKS["weave"].read(tmp_path, "m", questions))
+    for kind in ("geneval", "wise"):
+        (tmp_path / "f").write_bytes('[{"prompt": "grün"}]'.encode("cp1252"))
+        with pytest.raises(UserError, match="f is not UTF-8: save it as UTF-8"):
+            BENCHMARKS[kind].questions(QuestionSource(tmp_path / "f"))
 
 
 def test_verified_prompts_are_found_below_the_benchmarks_folder(tmp_path: Path) -> None:

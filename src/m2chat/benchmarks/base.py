@@ -255,7 +255,8 @@ def unique(questions: Iterable[Question], where: Path) -> list[Question]:
 def marks_fault(text: str, pictures: Sequence[PictureFile], mark: str = "<image>") -> str:
     """Reason why `at_marks` would have to guess which marks of a text the pictures belong to; empty if it need not."""
     marks = text.count(mark)
-    return f"{marks} marks {mark} and {len(pictures)} pictures" if marks > len(pictures) else ""
+    plural = "" if len(pictures) == 1 else "s"
+    return f"marks {mark}: {marks}, for {len(pictures)} picture{plural}" if marks > len(pictures) else ""
 
 
 def at_marks(text: str, pictures: Sequence[PictureFile], mark: str = "<image>") -> tuple[Part, ...]:

@@ -11,6 +11,8 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.textfiles import lines_of, not_utf8, open_utf8
 
+_NOT_UTF8 = "not UTF-8: save it as UTF-8"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -132,11 +134,11 @@ def load_json(path: Path) -> Any:
     Raises:
         UserError: If there is none, or it is not JSON.
     """
-    with open_utf8(path) as file:
-        try:
-            return json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON ({error}); is it the right file?") from error
+    text = text_of_file(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); is it the right file?") from error
 
 
 def record_of_file(path: Path, needs: Sequence[str] = (), setting: str = "SRC") -> Record:
@@ -170,6 +172,8 @@ def records_of_lines(path: Path, needs: Sequence[str] = (), setting: str = "SRC"
             continue
         try:
             value = json.loads(line)
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, line, _NOT_UTF8) from error
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path} is no file of JSON lines (line {number}: {error}); is it the right file?"
@@ -188,4 +192,4 @@ def text_of_file(path: Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise not_utf8(path, data, "not UTF-8: save it as UTF-8") from error
+        raise not_utf8(path, data, _NOT_UTF8) from error
