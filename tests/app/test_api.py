@@ -322,14 +322,17 @@ def plain(http: TestClient) -> Any:
         ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "messages.0.content.0", "needs a type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "is missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]},
-         "messages.0.content.0.image_url.url", "must be a valid string"),
+         "messages.0.content.0.image_url.url", "must be a text"),
+        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "messages.0.content.0.text", "a lone surrogate"),
+        ({"messages": asked("hello") * 4001}, "messages", "must have at most 4000 items, not 4001"),
         ({"messages": [{"role": "user", "content": "a", "images": [{"type": "image_url"}]}]},
          "messages.0.images.0.image_url", "is missing"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]}, "messages.0", "tool_calls: not"),
     ],
 )  # fmt: skip
 def test_what_is_not_done_is_refused_by_name(body: dict[str, Any], field: str, message: str, http: TestClient) -> None:
-    done = http.post("/v1/chat/completions", json={**ASKS, "messages": asked("hello"), **body})
+    sent = json.dumps({**ASKS, "messages": asked("hello"), **body})  # with \\ud800, which httpx's own does not send
+    done = http.post("/v1/chat/completions", content=sent, headers={"content-type": "application/json"})
     error = done.json()["error"]
     assert done.status_code == 400 and error["param"] == field and message in error["message"]
     assert error["message"].startswith(field)
@@ -412,6 +415,45 @@ def test_system_messages_anywhere(http: TestClient, plain: Any) -> None:
         "/v1/chat/completions", json={**ASKS, "messages": [user, {"role": "assistant", "content": "hi"}, rule]}
     )
     assert done.status_code == 400 and "the last one must be the user's" in done.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"model": "caf\xe9"}', "the body is not UTF-8, as JSON must be"),
+        (b"{'model': 1}", "the body is not JSON"),
+        (b"[" * 100_000, "the body cannot be read as JSON: it is nested too deeply"),
+        (b"9" * 5000, "the body cannot be read as JSON"),
+        (b'{"model": "m2chat", "messages": [{"role": "user"}]}', "messages: the content of the last one is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_stated(body: bytes, message: str, http: TestClient) -> None:
+    done = http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert done.status_code == 400 and message in done.json()["error"]["message"]
+
+
+def test_two_thousand_lines_of_history_are_accepted(http: TestClient) -> None:
+    history = [{"role": role, "content": "a red ring"} for _ in range(1000) for role in ("user", "assistant")]
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": [*history, *asked("hello")], "image": "never"})
+    assert done.status_code == 200 and "did not fit" in done.json()["notices"][0]
+
+
+@pytest.mark.parametrize(("most", "reason"), [(1, "length"), (2, "length"), (60, "stop")])
+def test_an_answer_cut_to_nothing_ends_by_its_length(most: int, reason: str, http: TestClient) -> None:
+    body = {**ASKS, "messages": asked("hello"), "max_tokens": most, "image": "never"}
+    choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert choice["finish_reason"] == reason and len(choice["message"]["content"]) <= 6 * most
+
+
+def test_a_picture_without_words_is_whole_under_any_limit_of_the_answer(http: TestClient) -> None:
+    draw = asked("please paint a large red circle on the left on a blue background")
+    body = {**ASKS, **QUICK, "messages": draw, "max_tokens": 1, "modalities": ["text", "image"]}
+    choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+    (picture,) = choice["message"]["content"]
+    assert (
+        choice["finish_reason"] == "stop"
+        and picture["caption"] == "a large red circle on the left on a blue background"
+    )
 
 
 @pytest.mark.parametrize("number", range(len(BODIES)))

@@ -70,6 +70,7 @@ def test_files_are_what_the_evaluator_takes(kind: str, origin: str, tmp_path: Pa
     for question, replies, known in zip(questions, answers, back, strict=True):
         assert known is not None
         for ask, one, other in zip(question.asks, replies, known, strict=True):
+            assert other is not None
             shape = [part if isinstance(part, str) else "V" for part in parts_of(one)]
             found = [part if isinstance(part, str) else "V" for part in parts_of(other)]
             if kind == "vist":
@@ -115,7 +116,8 @@ def test_published_outputs_are_read(kind: str, tmp_path: Path) -> None:
     path, count = SOURCES["PEERS"][kind]
     outputs = Path(os.environ["M2CHAT_FIXTURES"]) / "benchmarks" / path
     predictions = list(engine.predictions_of_files(BENCHMARKS[kind], questions, outputs, "theirs"))
-    answered = sum(replies is not None for replies in BENCHMARKS[kind].read(outputs, "theirs", questions))
+    known = list(BENCHMARKS[kind].read(outputs, "theirs", questions))
+    answered = sum(replies is not None for replies in known)
     assert answered == count
     assert len(predictions) == sum(len(question.asks) for question in questions)
 
@@ -129,8 +131,10 @@ def test_quirks_of_published_outputs(tmp_path: Path) -> None:
     items.append({"text": "c", "image": "gone.jpg"})
     record = {"conversations": [{"input": []}, {"output": items}]}
     (theirs / f"{question.id}.jsonl").write_text(json.dumps(record, indent=4), encoding="utf-8")
-    ((reply,), nothing) = BENCHMARKS["opening"].read(theirs, "x", [question, other])
-    assert nothing is None
+    known, nothing = BENCHMARKS["opening"].read(theirs, "x", [question, other])
+    assert nothing is None and known is not None
+    (reply,) = known
+    assert reply is not None
     assert [part if isinstance(part, str) else "V" for part in parts_of(reply)] == ["a", "V", "b", "c"]
     with pytest.raises(UserError, match="outputs to none of the 2 questions of OpenING"):
         list(engine.predictions_of_files(BENCHMARKS["opening"], [question, other], tmp_path, "x"))
@@ -281,6 +285,67 @@ def test_files_of_another_form(kind: str, content: str, message: str, tmp_path: 
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         asked(kind, path)
+
+
+def test_broken_pictures_of_answers_are_drawn_again(run: Any, tmp_path: Path) -> None:
+    source, out = SOURCES["MADE"]["geneval"](tmp_path / "source"), tmp_path / "out"
+    assert run("geneval", source, out, "--no-score", "--samples", "2", "--limit", "2") == 0
+    before = pictures(out / "files")
+    first, second = sorted((out / "answers/images").iterdir())
+    first.write_bytes(first.read_bytes()[:50])  # the process was killed there
+    second.unlink()
+    assert run("geneval", source, out, "--no-score", "--samples", "2", "--limit", "2") == 0
+    assert pictures(out / "files") == before and len(before) == 2
+
+
+def test_absent_answers_are_stated_and_left_out(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = SOURCES["MADE"]["geneval"](tmp_path / "source"), tmp_path / "out"
+    theirs = tmp_path / "theirs"
+    for line, names in (("00000", ("1", "2")), ("00001", ("1",))):
+        (theirs / line / "samples").mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (8, 8), "red").save(theirs / line / "samples" / f"{name}.png")
+    assert run("geneval", source, out, "--outputs", theirs, "--samples", "3") == 0
+    assert "3 of 6 answers are not in" in (printed := capsys.readouterr().out) and "the first: 00000/0002" in printed
+    metrics, protocol = read_results(out / "scores/results.json")
+    assert protocol["answers_absent"] == 3 and protocol["samples"]["n"] == 3
+    assert metrics["pictures_missing"].value == 0 and metrics["clip_score"].n == 3
+    assert run("geneval", source, tmp_path / "one", "--outputs", theirs, "--samples", "1") == 0
+    capsys.readouterr()
+    assert main(["eval", "compare", str(out / "scores"), str(tmp_path / "one/scores")]) == 0
+    assert "A has 3 samples and B 2: the 2 that both have are compared" in capsys.readouterr().out
+
+
+def test_questions_that_cannot_be_asked_are_left_out_by_reason(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = SOURCES["MADE"]["isg"](tmp_path / "source")
+    rows = [json.loads(line) for line in (source / "ISG-Bench.jsonl").read_text().splitlines()]
+    rows[0]["Query"].append({"type": "video", "content": "a.mp4"})
+    rows[1]["Query"] = [{"type": "image", "content": "gone.png"}]
+    (source / "ISG-Bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("isg", source, tmp_path / "out", "--no-score", "--allow-missing") == 0
+    printed = capsys.readouterr().out
+    assert "1 questions cannot be asked and are left out: an item of type 'video'" in printed
+    assert "1 questions cannot be asked and are left out: a message of nothing but missing pictures" in printed
+    (row,) = (tmp_path / "out/files/output/m2chat.jsonl").read_text().splitlines()
+    assert json.loads(row)["id"] == "0002"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--max-images", "0"), "--max-images=0: choose a whole number from 1 to 16"),
+        (("--max-new-tokens", "0"), "--max-new-tokens=0: choose a whole number from 1"),
+        (("--image", "never"), "--image never: GenEval itself decides where pictures are due"),
+    ],
+)
+def test_options_that_change_nothing_or_cannot_be(
+    option: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = SOURCES["MADE"]["geneval"](tmp_path / "source")
+    assert main(["bench", "geneval", str(source), str(tmp_path / "out"), *option]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_kinds_of_the_command_are_all() -> None:

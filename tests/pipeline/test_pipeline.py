@@ -19,7 +19,7 @@ import m2chat
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
 from m2chat.pipeline import M2ChatPipeline, OutputImage, Progress, weights
-from m2chat.pipeline.tasks import edit, text_to_image
+from m2chat.pipeline.tasks import edit, text_to_image, wish
 from m2chat.pipeline.weights import micro_root
 from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.captions import parse_caption
@@ -217,6 +217,17 @@ def test_shown_pictures_are_described_by_the_released_model(pipe: M2ChatPipeline
         ({"prompt": "a", "top_p": 1.5}, "top_p=1.5: choose above 0 to 1"),
         ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens=0: choose a whole number from 1"),
         ({"prompt": "a", "max_images": 17}, "max_images=17: choose a whole number from 1 to 16"),
+        ({"prompt": None}, "prompt: NoneType is no text"),
+        ({"prompt": 5}, "prompt: int is no text"),
+        ({"prompt": b"hello"}, "prompt: bytes is no text"),
+        ({"prompt": ["a", 5]}, r"prompt\[1\]: int is no text"),
+        ({"prompt": ""}, "prompt: a text is empty: say something"),
+        ({"prompt": ["a", " "]}, "prompt: a text is empty: say something"),
+        ({"prompt": "a", "size": "32"}, "size='32': give a whole number of pixels"),
+        ({"prompt": "a", "height": 32.0}, "height=32.0: give a whole number of pixels"),
+        ({"prompt": "a", "height": 100_000}, "height=100000: at most 256 pixels, 8 times the 32"),
+        ({"prompt": "a", "callback_on_step_end": 5}, "callback_on_step_end=5: give a function"),
+        ({"prompt": "a", "callback_on_step_end": lambda pipe: {}}, "callback_on_step_end takes .*: give a function"),
         ({"prompt": "a", "given": "reply"}, "given='reply': choose nothing or caption"),
         ({"prompt": "a", "generator": 5}, "generator=5: give a torch.Generator"),
         (
@@ -237,6 +248,12 @@ def test_bad_calls_of_sessions_and_tasks(pipe: M2ChatPipeline) -> None:
         (lambda: pipe.session().stream("hello", picture="1"), "picture='1': this session has 0 pictures"),
         (lambda: pipe.session().stream("hello", ["a.png"]), "str is no picture"),
         (lambda: pipe.session().stream([]), "say something, or show a picture"),
+        (lambda: pipe.session().stream(None), "text: NoneType is neither a text nor a list"),
+        (lambda: pipe.session().stream("a", Pillow.new("RGB", (8, 8))), "images: Image is no list of pictures"),
+        (lambda: pipe.session(width=64_000).stream("a"), "width=64000: at most 256 pixels"),
+        (lambda: pipe(ASK, image_mode="force", callback_on_step_end=lambda *a: 5, **SHORT), "returned int: return the"),
+        (lambda: text_to_image(pipe, ""), "prompt: the text is empty"),
+        (lambda: wish(pipe, None), "text: NoneType is no text"),
         (lambda: text_to_image(pipe, "a", seeds=()), "seeds: name at least one"),
         (lambda: text_to_image(pipe, "a", guidance=float("nan")), "guidance=nan: choose from 0"),
         (lambda: pipe.draw_captions(["a", "b"], [0]), "1 seeds for 2 captions"),

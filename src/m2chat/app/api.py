@@ -196,4 +196,9 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AnyHTTPException)
+    # FastAPI's words for a body that it cannot parse name no reason.
+    if error.status_code == 400 and isinstance(error.__cause__, UnicodeDecodeError):
+        return _error(400, "the body is not UTF-8, as JSON must be")
+    if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):
+        return _error(400, "the body cannot be read as JSON: it is nested too deeply, or a number has too many digits")
     return _error(error.status_code, str(error.detail), error.headers)

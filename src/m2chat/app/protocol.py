@@ -33,7 +33,7 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
         A session with all messages but the last, and text and pictures of the last.
 
     Raises:
-        UserError: If the last message is not the user's, or a picture cannot be read.
+        UserError: If the last message is not the user's or is empty, or a picture cannot be read.
     """
     session = request.session(pipe)
     contents: list[tuple[Role, list[str | Image]]] = []
@@ -56,6 +56,8 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
     if not contents or contents[-1][0] != "user":
         raise UserError("messages: the last one must be the user's")
     contents[-1][1].extend(rules)
+    if not any(not isinstance(part, str) or part.strip() for part in contents[-1][1]):
+        raise UserError("messages: the content of the last one is empty: send a text, or a picture")
     turns: list[Turn] = []
     images: list[Image] = []
     for role, parts in contents:

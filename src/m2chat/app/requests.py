@@ -7,24 +7,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from m2chat.app.limits import require_affordable
 from m2chat.pipeline import M2ChatPipeline, Session
 
 MAX_CHARACTERS = 1_000_000
 """Maximum length of one text; the layout cuts the conversation to the model's context afterwards."""
+MAX_MESSAGES = 4000
+"""Maximum number of messages."""
 MAX_SIDE = 8192
 _NAMED = 5
 """Unknown fields that a notice names."""
 
 
 def encodable(text: str) -> str:
-    """The text with lone surrogates replaced: JSON can encode them, tokenizers cannot."""
+    """The text with lone surrogates replaced, which UTF-8 cannot hold; for messages, which may name unknown fields."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(encodable)]
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 
 
 class LenientBody(BaseModel):
@@ -150,7 +152,7 @@ class ChatRequest(LenientBody):
     }  # fmt: skip
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool = False
     stream_options: StreamOptions | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
@@ -220,6 +222,8 @@ _FAULTS = {
     "model_attributes_type": "must be an object",
     "dict_type": "must be an object",
     "list_type": "must be a list",
+    "string_type": "must be a text",
+    "string_unicode": "holds half of a character, a lone surrogate such as \\ud800: send whole characters",
     "union_tag_not_found": "needs a type: 'text' or 'image_url'",
 }
 """Kind of a fault, in pydantic's words, to the text of the message."""

@@ -19,7 +19,6 @@ from m2chat.evaluation.parts import PicturePart, reply_of
 from m2chat.files import whole_file, write_whole
 from m2chat.pipeline.replier import ImageMode
 from m2chat.schema import Kind, Picture, Reply, Segment
-from m2chat.textfiles import open_utf8, read_json_lines
 
 _NAME = re.compile(r"(?!\.)[\w.+-]{1,100}")
 
@@ -103,16 +102,20 @@ class Question:
         asks: Messages.
         record: What the benchmark needs to write the answer.
         kind: Kind of the replies.
+        fault: Reason why it cannot be asked; empty if it can.
     """
 
     id: str
     asks: tuple[Ask, ...]
     record: Any = None
     kind: Kind = "dialogue"
+    fault: str = ""
 
 
 Answer: TypeAlias = tuple[Question, Sequence[Reply]]
 """A question with a reply to each of its messages."""
+Known: TypeAlias = Sequence[Reply | None] | None
+"""A reply to each message of a question, None where a folder has none; None if it has none to the question."""
 
 
 class Benchmark(Protocol):
@@ -143,7 +146,7 @@ class Benchmark(Protocol):
         """
         ...
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """The replies to each question from a folder that `write` or another system has written.
 
         Args:
@@ -152,7 +155,10 @@ class Benchmark(Protocol):
             questions: Questions.
 
         Yields:
-            A reply to each message of the question; None if the folder has none.
+            What the folder has to each question.
+
+        Raises:
+            UserError: If a file has another form.
         """
         ...
 
@@ -204,31 +210,6 @@ def save_json(path: Path, value: object, **options: Any) -> None:
     write_whole(path, [json.dumps(value, ensure_ascii=False, **options)])
 
 
-def load_json(path: Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        UserError: If there is none, or it is not JSON.
-    """
-    with open_utf8(path) as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); is it the right file?") from error
-
-
-def load_lines(path: Path) -> list[Any]:
-    """The values of a file of JSON lines.
-
-    Raises:
-        UserError: If there is none, or a line is not JSON.
-    """
-    try:
-        return read_json_lines(path)
-    except ValueError as error:
-        raise UserError(f"{path} is no file of JSON lines ({error}); is it the right file?") from error
-
-
 def file_of(source: Path, *names: str) -> Path:
     """The file of questions: `source` itself, or the first of some names below it.
 
@@ -241,18 +222,6 @@ def file_of(source: Path, *names: str) -> Path:
         if (source / name).is_file():
             return source / name
     raise UserError(f"SRC: {source} is no file, and no folder with {' or '.join(names)}")
-
-
-def fields_of(record: Any, names: Sequence[str], where: str) -> list[Any]:
-    """Some fields of a record.
-
-    Raises:
-        UserError: If it is no object with these fields.
-    """
-    if not isinstance(record, dict) or any(name not in record for name in names):
-        has = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise UserError(f"SRC: {where} needs the fields {', '.join(names)}, and has {has}; is it another benchmark?")
-    return [record[name] for name in names]
 
 
 def name_of(value: object, where: object) -> str:
@@ -283,8 +252,15 @@ def unique(questions: Iterable[Question], where: Path) -> list[Question]:
     return list(known.values())
 
 
+def marks_fault(text: str, pictures: Sequence[PictureFile], mark: str = "<image>") -> str:
+    """Reason why `at_marks` would have to guess which marks of a text the pictures belong to; empty if it need not."""
+    marks = text.count(mark)
+    plural = "" if len(pictures) == 1 else "s"
+    return f"marks {mark}: {marks}, for {len(pictures)} picture{plural}" if marks > len(pictures) else ""
+
+
 def at_marks(text: str, pictures: Sequence[PictureFile], mark: str = "<image>") -> tuple[Part, ...]:
-    """A text with pictures in the places of its marks; pictures without a mark stand behind it."""
+    """A text with pictures in the places of its marks, of which there is one each; those without stand behind it."""
     parts: list[Part] = []
     waiting = list(pictures)
     for index, piece in enumerate(text.split(mark)):

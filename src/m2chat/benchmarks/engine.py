@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,42 @@ def missing_pictures(questions: Sequence[Question]) -> tuple[int, int, str]:
     return len(pictures), len(missing), first
 
 
+def unaskable(question: Question) -> str:
+    """Reason why a question cannot be asked with the pictures that are there; empty if it can."""
+    if question.fault:
+        return question.fault
+    for ask in question.asks:
+        if not ask.text and not any(is_there(picture) for picture in ask.pictures):
+            return "a message of nothing but missing pictures" if ask.pictures else "a message without text and picture"
+    return ""
+
+
+def askable(
+    questions: Sequence[Question], leave_out: bool, missing: bool = True
+) -> tuple[list[Question], Counter[str]]:
+    """The questions that can be asked, and the number of the others by reason.
+
+    Args:
+        questions: Questions.
+        leave_out: Whether questions that cannot be asked are left out.
+        missing: Whether a message of nothing but missing pictures is such a question.
+
+    Raises:
+        UserError: If a question cannot be asked and none may be left out, or none can be asked.
+    """
+    reasons = {question.id: unaskable(question) if missing else question.fault for question in questions}
+    wrong = [id_ for id_, reason in reasons.items() if reason]
+    if wrong and not leave_out:
+        raise UserError(
+            f"{len(wrong)} of {len(questions)} questions cannot be asked, the first is {wrong[0]!r}: "
+            f"{reasons[wrong[0]]}; mend them, or leave them out by --allow-missing"
+        )
+    if len(wrong) == len(questions):
+        raise UserError(f"none of {len(questions)} questions can be asked; the first: {reasons[wrong[0]]}")
+    kept = [question for question in questions if not reasons[question.id]]
+    return kept, Counter(reasons[id_] for id_ in wrong)
+
+
 def answer_questions(
     pipe: M2ChatPipeline,
     title: str,
@@ -144,11 +182,17 @@ def _asked(question: Question) -> str:
 
 
 def _rows(folder: Path, generation: str, questions: Sequence[Question]) -> dict[str, Mapping[str, Any]]:
-    """The rows of the answers to the questions, by question."""
+    """The rows of the answers to the questions, by question, without those whose pictures cannot be read."""
     asked = {question.id: _asked(question) for question in questions}
     remedy = "name another OUT, or give the settings and weights of the answers that are there"
-    rows = journal_rows(folder, (generation,), f"OUT={str(folder.parent)!r}", remedy)
-    return {row["id"]: row for row in rows if row["id"] in asked and row.get("asked") == asked[row["id"]]}
+    rows = {}
+    for row in journal_rows(folder, (generation,), f"OUT={str(folder.parent)!r}", remedy):
+        if row["id"] in asked and row.get("asked") == asked[row["id"]]:
+            with suppress(OSError, ValueError):  # the process was killed while it wrote the picture
+                for segments in row["replies"]:
+                    read_reply(folder, segments)
+                rows[row["id"]] = row
+    return rows
 
 
 def replies_to(pipe: M2ChatPipeline, question: Question, settings: AnswerSettings) -> Iterator[Reply]:
@@ -201,11 +245,17 @@ def write_files(
 
 
 def predictions_of_files(
-    benchmark: Benchmark, questions: Sequence[Question], folder: Path, name: str
+    benchmark: Benchmark, questions: Sequence[Question], folder: Path, name: str, absent: list[str] | None = None
 ) -> Iterator[Prediction]:
     """What a folder of outputs holds, as predictions beside the reference replies.
 
-    Replies that are not there are empty, and so count as missing.
+    Args:
+        benchmark: Benchmark.
+        questions: Questions.
+        folder: Folder of the outputs.
+        name: Name of the system, where it is a part of paths.
+        absent: List that gets the ids of replies that are not there, which are then left out; None counts them as
+            empty replies.
 
     Raises:
         UserError: If the folder has the outputs of none of the questions.
@@ -214,11 +264,16 @@ def predictions_of_files(
     for question, replies in zip(questions, benchmark.read(folder, name, questions), strict=True):
         some |= replies is not None
         for turn, ask in enumerate(question.asks):
-            reply = _NOTHING if replies is None else replies[turn]
+            id_ = question.id if len(question.asks) == 1 else f"{question.id}#{turn}"
+            reply = None if replies is None else replies[turn]
+            if reply is None and absent is not None:
+                absent.append(id_)
+                continue
             context = None if ask.context is None else pixels_at(ask.context)
             meta = {"context_caption": ask.context.caption} if ask.context is not None and ask.context.caption else {}
-            id_ = question.id if len(question.asks) == 1 else f"{question.id}#{turn}"
-            yield Prediction(id_, question.kind, benchmark.title, ask.text, ask.reference_reply(), reply, context, meta)
+            yield Prediction(
+                id_, question.kind, benchmark.title, ask.text, ask.reference_reply(), reply or _NOTHING, context, meta
+            )
     if not some:
         raise UserError(f"{folder} holds outputs to none of the {len(questions)} questions of {benchmark.title}")
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Question,
     QuestionSource,
-    fields_of,
     file_of,
-    load_lines,
     output_picture,
     save_json,
     save_picture,
     unique,
 )
+from m2chat.benchmarks.records import Record, records_of_lines
 from m2chat.evaluation.parts import reply_of
-from m2chat.schema import Reply
 
 
 class GenEval(Benchmark):
@@ -35,13 +33,13 @@ class GenEval(Benchmark):
         """A question for each picture of each prompt; lines are numbered from 0."""
         path = file_of(source.path, "evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
 
-        def of_line(number: int, record: Any) -> Iterator[Question]:
-            (prompt,) = fields_of(record, ("prompt",), f"{path}:{number + 1}")
-            ask = Ask((str(prompt),), draw=True, caption=str(prompt))
+        def of_line(number: int, record: Record) -> Iterator[Question]:
+            prompt = record.text("prompt")
+            ask = Ask((prompt,), draw=True, caption=prompt)
             for sample in range(source.samples):
-                yield Question(f"{number:05d}/{sample:04d}", (ask,), record, "caption")
+                yield Question(f"{number:05d}/{sample:04d}", (ask,), record.fields, "caption")
 
-        lines = enumerate(load_lines(path))
+        lines = enumerate(records_of_lines(path, ("prompt",)))
         return unique((question for number, record in lines for question in of_line(number, record)), path)
 
     def write(self, folder: Path, name: str, answers: Iterable[Answer]) -> None:
@@ -53,11 +51,10 @@ class GenEval(Benchmark):
             for pixels in reply.pictures[:1]:
                 save_picture(folder / line / "samples" / f"{sample}.png", pixels)
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
-        """The k-th picture of a prompt's folder; its name is a number of any length."""
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
+        """The k-th picture of a prompt's folder in the order of their names, which are numbers from 0, 1 or another."""
         for question in questions:
             line, _, sample = question.id.partition("/")
-            files = sorted((folder / line / "samples").glob("*.png"))
-            known = {int(path.stem): path for path in files if path.stem.isdecimal()}
-            there = known.get(int(sample))
-            yield None if there is None else [reply_of([output_picture(there, question.asks[0].caption)])]
+            files = [path for path in (folder / line / "samples").glob("*.png") if path.stem.isdecimal()]
+            chosen = sorted(files, key=lambda path: int(path.stem))[int(sample) :][:1]
+            yield [reply_of([output_picture(path, question.asks[0].caption)]) for path in chosen] or None

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Question,
     QuestionSource,
     at_marks,
-    fields_of,
     file_of,
-    load_json,
+    marks_fault,
     name_of,
     output_picture,
     save_json,
     save_picture,
     unique,
 )
+from m2chat.benchmarks.records import Record, records_of_file
 from m2chat.data.converters.raw import PictureFile
 from m2chat.evaluation.parts import PicturePart, parts_of, reply_of
-from m2chat.schema import Reply
 
 _MARK = "<image>"
 _FILE = "interleaved_bench.json"
+_FIELDS = ("id", "image", "conversations")
 
 
 class InterleavedBench(Benchmark):
@@ -45,16 +45,14 @@ class InterleavedBench(Benchmark):
         """The records; the marks of the request take the first pictures, the rest belongs to the reference."""
         path = file_of(source.path, _FILE)
 
-        def question(number: int, record: Any) -> Question:
-            where = f"{path}: record {number}"
-            id_, names, turns = fields_of(record, ("id", "image", "conversations"), where)
-            asked, expected = (fields_of(turn, ("value",), where)[0] for turn in turns[:2])
-            pictures = [source.picture(path.parent, name) for name in names]
-            first = str(asked).count(_MARK)
-            ask = Ask(at_marks(str(asked), pictures[:first]), at_marks(str(expected), pictures[first:]))
-            return Question(name_of(id_, where), (ask,), record)
+        def question(record: Record) -> Question:
+            asked, expected, names = _turns(record)
+            pictures, first = [source.picture(path.parent, name) for name in names], asked.count(_MARK)
+            fault = marks_fault(asked, pictures) or marks_fault(expected, pictures[first:])
+            ask = Ask(at_marks(asked, pictures[:first]), at_marks(expected, pictures[first:]))
+            return Question(name_of(record.fields["id"], record.where), (ask,), record.fields, fault=fault)
 
-        return unique((question(number, record) for number, record in enumerate(load_json(path))), path)
+        return unique((question(record) for record in records_of_file(path, _FIELDS)), path)
 
     def write(self, folder: Path, name: str, answers: Iterable[Answer]) -> None:
         """The records with the new replies, and the pictures of the replies."""
@@ -71,16 +69,29 @@ class InterleavedBench(Benchmark):
             records.append({**question.record, "image": images, "conversations": [asked, answer]})
         save_json(folder / _FILE, records, indent=1)
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """By id."""
         path = file_of(folder, _FILE)
-        records = {str(record.get("id")): record for record in load_json(path)}
+        records = {record.id("id"): record for record in records_of_file(path, _FIELDS, "--outputs")}
         for question in questions:
-            record = records.get(question.id)
-            if record is None:
+            if question.id not in records:
                 yield None
                 continue
-            asked, answer = (str(turn["value"]) for turn in record["conversations"][:2])
-            drawn = [PictureFile(str(path.parent / item)) for item in record["image"][asked.count(_MARK) :]]
+            asked, answer, names = _turns(records[question.id])
+            drawn = [PictureFile(str(path.parent / item)) for item in names[asked.count(_MARK) :]]
+            # Pictures that the answer announces and that are not named were due.
+            drawn += [PictureFile("")] * (answer.count(_MARK) - len(drawn))
             parts = at_marks(answer, drawn)
             yield [reply_of(part if isinstance(part, str) else output_picture(Path(part.path)) for part in parts)]
+
+
+def _turns(record: Record) -> tuple[str, str, list[str]]:
+    """Request, reply and names of pictures of a record.
+
+    Raises:
+        UserError: If it has another form.
+    """
+    turns = record.records("conversations", ("value",))
+    if len(turns) < 2:
+        raise record.wrong("conversations", "a list with the request and the reply")
+    return turns[0].text("value"), turns[1].words("value"), record.texts("image")

@@ -5,27 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Part,
     Question,
     QuestionSource,
-    fields_of,
     file_of,
-    load_lines,
     name_of,
     output_picture,
     save_picture,
     unique,
 )
+from m2chat.benchmarks.records import Record, records_of_lines
 from m2chat.errors import UserError
-from m2chat.evaluation.parts import PicturePart, parts_of, reply_of, text_at
+from m2chat.evaluation.parts import PicturePart, parts_of, reply_of
 from m2chat.files import write_whole
-from m2chat.schema import Reply
+
+_SIDES = ("Query", "Golden")
+_TYPES = ("text", "image")
 
 
 class ISGBench(Benchmark):
@@ -42,17 +43,19 @@ class ISGBench(Benchmark):
         """The lines of the file, each a list of texts and pictures on either side."""
         path = file_of(source.path, "ISG-Bench.jsonl", "ISG_eval/ISG-Bench.jsonl")
 
-        def parts(items: Any) -> tuple[Part, ...]:
-            return tuple(
-                str(item["content"]) if item["type"] == "text" else source.picture(path.parent, item["content"])
-                for item in items
-            )
+        def parts(items: Sequence[Record]) -> tuple[Part, ...]:
+            content = ((item.text("type"), item.text("content", blank=True)) for item in items)
+            return tuple(text if kind == "text" else source.picture(path.parent, text) for kind, text in content)
 
-        def question(number: int, record: Any) -> Question:
-            id_, query, golden = fields_of(record, ("id", "Query", "Golden"), f"{path}:{number}")
-            return Question(name_of(id_, f"{path}:{number}"), (Ask(parts(query), parts(golden)),), record)
+        def question(record: Record) -> Question:
+            id_, sides = name_of(record.fields["id"], record.where), [record.records(side) for side in _SIDES]
+            kinds = dict.fromkeys(item.text("type") for side in sides for item in side)
+            if fault := ", ".join(f"an item of type {kind!r}" for kind in kinds if kind not in _TYPES):
+                return Question(id_, (), record.fields, fault=fault)
+            query, golden = map(parts, sides)
+            return Question(id_, (Ask(query, golden),), record.fields)
 
-        return unique((question(number, record) for number, record in enumerate(load_lines(path), 1)), path)
+        return unique((question(record) for record in records_of_lines(path, ("id", *_SIDES))), path)
 
     def write(self, folder: Path, name: str, answers: Iterable[Answer]) -> None:
         """The whole records, which the evaluator reads too, and ``output``; null where nothing was generated."""
@@ -73,21 +76,20 @@ class ISGBench(Benchmark):
                     items.append({"type": "image", "content": image})
             yield json.dumps({**question.record, "output": items or None}, ensure_ascii=False) + "\n"
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """Pictures lie where the file says, or in the folder that holds ``output/``."""
         path = folder if folder.is_file() else folder / "output" / f"{name}.jsonl"
         if not path.is_file():
             raise UserError(f"--outputs: there is no {path}: name the file, or its system by --name")
-        records = {str(record.get("id")): record for record in load_lines(path)}
+        records = {record.id("id"): record for record in records_of_lines(path, ("id",), "--outputs")}
         for question in questions:
             if question.id not in records:
                 yield None
                 continue
             parts: list[str | PicturePart] = []
-            for item in records[question.id].get("output") or []:
-                content = text_at(item, "content", f"{path}: {question.id}")
-                if item.get("type") == "text":
-                    parts.append(content)
-                else:
-                    parts.append(output_picture(path.parent.parent / PurePosixPath(content)))
+            for item in records[question.id].records("output", optional=True):
+                if (kind := item.text("type")) not in _TYPES:
+                    raise item.wrong("type", " or ".join(_TYPES))
+                content = item.text("content", blank=kind == "text")
+                parts.append(content if kind == "text" else output_picture(path.parent.parent / PurePosixPath(content)))
             yield [reply_of(parts)]

@@ -10,6 +10,7 @@ from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Question,
     QuestionSource,
     name_of,
@@ -22,7 +23,6 @@ from m2chat.data.converters import parquet
 from m2chat.data.converters.raw import Job, PictureFile, RawSample
 from m2chat.errors import UserError
 from m2chat.evaluation.parts import reply_of
-from m2chat.schema import Reply
 
 
 class MagicBrush(Benchmark):
@@ -83,13 +83,13 @@ class MagicBrush(Benchmark):
                         path = folder / "test/images" / question.record / f"{question.record}-{end}.png"
                         save_picture(path, true)
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """The folder of the sessions, or one with ``testResults/`` in it."""
         base = folder / "testResults" if (folder / "testResults").is_dir() else folder
         for question in questions:
             paths = [base / question.record / f"{stem}.png" for stem in _stems(question)]
-            there = any(path.is_file() for path in paths)
-            yield [reply_of([output_picture(path)]) for path in paths] if there else None
+            replies = [reply_of([output_picture(path)]) if path.is_file() else None for path in paths]
+            yield replies if any(replies) else None
 
 
 def _stems(question: Question) -> list[str]:

@@ -11,21 +11,20 @@ from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Part,
     Question,
     QuestionSource,
-    fields_of,
     file_of,
-    load_json,
     output_picture,
     pixels_at,
     save_json,
     save_picture,
     unique,
 )
+from m2chat.benchmarks.records import Record, records_of_file
 from m2chat.errors import UserError
-from m2chat.evaluation.parts import PicturePart, reply_of, text_at
-from m2chat.schema import Reply
+from m2chat.evaluation.parts import PicturePart, reply_of
 
 _TYPES = ("SA", "PBL", "MSR")
 """What an id contains: it chooses the judge's prompt."""
@@ -44,23 +43,25 @@ class MMIE(Benchmark):
         """The records; answers in them are passed over. Replies have as many pictures as the evaluator looks at."""
         path = file_of(source.path, "data.json", "eval_inputs/data.json")
 
-        def parts(items: Any) -> tuple[Part, ...]:
+        def parts(items: Sequence[Record]) -> tuple[Part, ...]:
             answer: list[Part] = []
-            for item in items if isinstance(items, list) else [{"text": items}]:
-                answer += [str(item["text"])] if item.get("text") else []
-                answer += [source.picture(path.parent, item["image"])] if item.get("image") else []
+            for item in items:
+                answer += [text] if (text := item.words("text")) else []
+                answer += [source.picture(path.parent, image)] if (image := item.words("image")) else []
             return tuple(answer)
 
-        def question(number: int, record: Any) -> Question:
-            id_, asked, expected = fields_of(record, ("id", "question", "gt_answer"), f"{path}: record {number}")
-            if not any(kind in str(id_) for kind in _TYPES):
+        def question(record: Record) -> Question:
+            id_ = record.id("id")
+            if not any(kind in id_ for kind in _TYPES):
                 raise UserError(f"SRC: {path}: the id {id_!r} contains none of {', '.join(_TYPES)}, as the judge needs")
-            message = parts(asked)
+            items = _items(record, "question")
+            message = parts(items)
             room = _SEEN - sum(not isinstance(part, str) for part in message)
-            ask = Ask(message, parts(expected), "auto" if room > 0 else "never", max(1, room))
-            return Question(str(id_), (ask,), record)
+            expected = parts(_items(record, "gt_answer", optional=True))
+            ask = Ask(message, expected, "auto" if room > 0 else "never", max(1, room))
+            return Question(id_, (ask,), {**record.fields, "question": [item.fields for item in items]})
 
-        return unique((question(number, record) for number, record in enumerate(load_json(path))), path)
+        return unique((question(record) for record in records_of_file(path, ("id", "question", "gt_answer"))), path)
 
     def write(self, folder: Path, name: str, answers: Iterable[Answer]) -> None:
         """The records with answers; pictures of questions and answers are numbered together."""
@@ -86,16 +87,24 @@ class MMIE(Benchmark):
         save_picture(folder / image, pixels)
         return image
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """By id; an answer may be a text alone."""
         path = file_of(folder, "data.json")
-        records = {str(record.get("id")): record.get("answer") for record in load_json(path)}
+        records = {record.id("id"): record for record in records_of_file(path, ("id",), "--outputs")}
         for question in questions:
-            answer = records.get(question.id)
+            record = records.get(question.id)
+            if record is None or "answer" not in record.fields:
+                yield None
+                continue
             parts: list[str | PicturePart] = []
-            for item in [{"text": answer}] if isinstance(answer, str) else answer or []:
-                where = f"{path}: {question.id}"
-                parts.append(text_at(item, "text", where))
-                image = text_at(item, "image", where)
-                parts += [output_picture(path.parent / image)] if image else []
-            yield [reply_of(parts)] if answer else None
+            for item in _items(record, "answer", optional=True):
+                parts.append(item.words("text"))
+                parts += [output_picture(path.parent / image)] if (image := item.words("image")) else []
+            yield [reply_of(parts)]
+
+
+def _items(record: Record, name: str, optional: bool = False) -> list[Record]:
+    """Texts and pictures of a side of a record, which may be a text alone."""
+    if isinstance(record.fields.get(name), str):
+        return [Record({"text": record.fields[name]}, record.where)]
+    return record.records(name, optional=optional)

@@ -10,22 +10,23 @@ from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Part,
     Question,
     QuestionSource,
     at_marks,
-    fields_of,
     file_of,
-    load_json,
-    load_lines,
+    marks_fault,
     name_of,
     output_picture,
     save_json,
     save_picture,
     unique,
 )
-from m2chat.evaluation.parts import PicturePart, reply_of, text_at
-from m2chat.schema import Reply
+from m2chat.benchmarks.records import Record, record_of_file, records_of_lines
+from m2chat.evaluation.parts import PicturePart, reply_of
+
+_MARK = "<image>"
 
 
 class OpenING(Benchmark):
@@ -38,25 +39,26 @@ class OpenING(Benchmark):
     def questions(self, source: QuestionSource) -> list[Question]:
         """The lines of the file; ``<BEGIN>`` is left out, and pictures stand in the places of ``<image>``."""
         path = file_of(source.path, "test_data.jsonl", "OpenING-benchmark/test_data.jsonl", "dev_data.jsonl")
-        lines = enumerate(load_lines(path), 1)
-        return unique((self._question(source, path, number, record) for number, record in lines), path)
+        lines = records_of_lines(path, ("total_uid", "conversations"))
+        return unique((self._question(source, path, record) for record in lines), path)
 
     @staticmethod
-    def _question(source: QuestionSource, path: Path, number: int, record: Any) -> Question:
-        where = f"{path}:{number}"
-        uid, conversations = fields_of(record, ("total_uid", "conversations"), where)
-        sides: list[list[Part]] = []
-        for turn, side in zip(conversations, ("input", "output"), strict=False):
-            (items,) = fields_of(turn, (side,), where)
-            parts: list[Part] = []
-            for item in items:
-                text = str(item.get("text") or "").replace("<BEGIN>", " ")
+    def _question(source: QuestionSource, path: Path, record: Record) -> Question:
+        turns = record.records("conversations")
+        if not turns:
+            raise record.wrong("conversations", "a list with the input and the output")
+        sides: list[list[Part]] = [[], []]
+        fault = ""
+        for side, name, turn in zip(sides, ("input", "output"), turns, strict=False):
+            for item in turn.records(name):
+                text = item.words("text").replace("<BEGIN>", " ")
                 # A reference picture is captioned by the text before it, as everywhere.
-                pictures = [source.picture(path.parent, item["image"])] if item.get("image") else []
-                parts += at_marks(text, pictures)
-            sides.append(parts)
-        asked, reference = (*sides, [])[:2]
-        return Question(name_of(uid, where), (Ask(tuple(asked), tuple(reference)),), record)
+                pictures = [source.picture(path.parent, image)] if (image := item.words("image")) else []
+                fault = fault or marks_fault(text, pictures)
+                side += at_marks(text, pictures)
+        asked, reference = map(tuple, sides)
+        id_ = name_of(record.fields["total_uid"], record.where)
+        return Question(id_, (Ask(asked, reference),), record.fields, fault=fault)
 
     def write(self, folder: Path, name: str, answers: Iterable[Answer]) -> None:
         """The record without ``total_uid``, its output replaced; an item for each text with its picture."""
@@ -74,7 +76,7 @@ class OpenING(Benchmark):
             record["conversations"] = [asked, {"output": items or [{"text": "", "image": None}]}]
             save_json(folder / f"{name}_output" / f"{question.id}.json", record, indent=4)
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """Pictures are found by their names alone; some models' files are called ``.jsonl``."""
         base = folder / f"{name}_output"
         base = base if base.is_dir() else folder
@@ -84,10 +86,12 @@ class OpenING(Benchmark):
             if path is None:
                 yield None
                 continue
-            (conversations,) = fields_of(load_json(path), ("conversations",), str(path))
+            turns = record_of_file(path, ("conversations",), "--outputs").records("conversations")
             parts: list[str | PicturePart] = []
-            for item in (conversations[1:2] or [{}])[0].get("output") or []:
-                parts.append(text_at(item, "text", str(path)).replace("<image>", "").strip())
-                if image := text_at(item, "image", str(path)):
-                    parts.append(output_picture(base / PurePosixPath(image).name))
+            for item in turns[1].records("output", optional=True) if len(turns) > 1 else []:
+                text, image = item.words("text"), item.words("image")
+                parts.append(text.replace(_MARK, "").strip())
+                parts += [output_picture(base / PurePosixPath(image).name)] if image else []
+                # Pictures that the text announces and that are not named were due.
+                parts += [PicturePart(None)] * (text.count(_MARK) - bool(image))
             yield [reply_of(parts)]

@@ -5,25 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Question,
     QuestionSource,
-    fields_of,
     file_of,
-    load_json,
     save_json,
     unique,
 )
+from m2chat.benchmarks.records import Record, record_of_file
 from m2chat.data.converters.vist import photo_file
-from m2chat.evaluation.parts import reply_of, text_at
-from m2chat.schema import Reply
+from m2chat.evaluation.parts import reply_of
 
 _REQUEST = "Tell a story of these pictures, a sentence for each."
+_FIELDS = ("story_id", "album_id", "photo_flickr_id", "worker_arranged_photo_order", "text")
 
 
 class VISTStories(Benchmark):
@@ -38,19 +37,17 @@ class VISTStories(Benchmark):
         names = [f"{folder}{split}.story-in-sequence.json" for split in ("test", "val") for folder in ("", "sis/")]
         path = file_of(source.path, *names)
         photos = source.pictures or path.parent / "images"
-        stories: dict[str, list[Any]] = {}
-        for number, rows in enumerate(load_json(path).get("annotations") or []):
-            for row in rows if isinstance(rows, list) else [rows]:
-                story, *_ = fields_of(
-                    row, ("story_id", "album_id", "photo_flickr_id", "text"), f"{path}: annotation {number}"
-                )
-                stories.setdefault(str(story), []).append(row)
+        stories: dict[str, list[Record]] = {}
+        for row in _rows(record_of_file(path, ("annotations",))):
+            stories.setdefault(row.id("story_id"), []).append(row)
         sequences: dict[str, Question] = {}
         for rows in stories.values():
-            rows.sort(key=lambda row: int(row["worker_arranged_photo_order"]))
-            ids = [str(row["photo_flickr_id"]) for row in rows]
-            album = str(rows[0]["album_id"])
-            text = normalised_story(" ".join(str(row.get("original_text") or row["text"]) for row in rows))
+            rows.sort(key=lambda row: row.whole("worker_arranged_photo_order"))
+            ids = [row.id("photo_flickr_id") for row in rows]
+            album = rows[0].id("album_id")
+            text = normalised_story(
+                " ".join(row.words("original_text") or row.text("text", blank=True) for row in rows)
+            )
             ask = Ask((_REQUEST, *(photo_file(photos, id_, media_key=id_) for id_ in ids)), (text,), "never")
             key = f"{album}/{'-'.join(ids)}"
             sequences.setdefault(key, Question(key, (ask,), {"album_id": album, "photo_sequence": ids}, "story"))
@@ -73,20 +70,35 @@ class VISTStories(Benchmark):
         save_json(folder / "challenge.json", {"team_name": name, "evaluation_info": about, "output_stories": stories})
         save_json(folder / "prediction_test.json", albums)
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """Either file; that of albums has a story for the first sequence of each."""
-        content = load_json(file_of(folder, "challenge.json", "prediction_test.json"))
-        by_photos = {
-            tuple(map(str, story["photo_sequence"])): story["story_text_normalized"]
-            for story in content.get("output_stories") or ()
-        }
-        by_album = {} if by_photos else dict(content)
+        content = record_of_file(file_of(folder, "challenge.json", "prediction_test.json"), (), "--outputs")
+        stories = content.records("output_stories", ("photo_sequence", "story_text_normalized"), optional=True)
+        by_photos = {_sequence(story): story.text("story_text_normalized", blank=True) for story in stories}
+        by_album = {} if by_photos else {album: content.texts(album) for album in content.fields}
         for question in questions:
             text = by_photos.get(tuple(question.record["photo_sequence"]))
             if text is None:
-                text = (by_album.pop(question.record["album_id"], None) or [None])[0]
-            where = f"the story of {question.id}"
-            yield None if text is None else [reply_of([normalised_story(text_at({"text": text}, "text", where))])]
+                text = next(iter(by_album.pop(question.record["album_id"], [])), None)
+            yield None if text is None else [reply_of([normalised_story(text)])]
+
+
+def _rows(file: Record) -> Iterator[Record]:
+    """The annotations, each of which may be a list of one."""
+    annotations = file.fields["annotations"]
+    if not isinstance(annotations, list):
+        raise file.wrong("annotations", "a list")
+    for number, rows in enumerate(annotations):
+        for row in rows if isinstance(rows, list) else [rows]:
+            yield Record.of(row, f"{file.where}: annotation {number}", _FIELDS)
+
+
+def _sequence(story: Record) -> tuple[str, ...]:
+    """The photos of a story."""
+    photos = story.fields["photo_sequence"]
+    if not isinstance(photos, list):
+        raise story.wrong("photo_sequence", "a list of photos")
+    return tuple(map(str, photos))
 
 
 def normalised_story(text: str) -> str:

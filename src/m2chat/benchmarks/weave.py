@@ -5,25 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Part,
     Question,
     QuestionSource,
-    fields_of,
     file_of,
-    load_json,
     output_picture,
     save_picture,
     unique,
 )
+from m2chat.benchmarks.records import Record, records_of_file, text_of_file
 from m2chat.evaluation.parts import reply_of
 from m2chat.files import write_whole
-from m2chat.schema import Reply
 
 _NAMED = re.compile(r"Image #(\d+)")
 
@@ -38,30 +36,32 @@ class WEAVE(Benchmark):
     def questions(self, source: QuestionSource) -> list[Question]:
         """The conversations; a picture is shown where it is first named, ``Image #3`` becomes ``picture 3``."""
         path = file_of(source.path, "test.json", "test/test.json")
-        return unique((self._question(source, path, item) for item in enumerate(load_json(path))), path)
+        records = records_of_file(path, ("idx", "images", "chats"))
+        return unique((self._question(source, path, record) for record in records), path)
 
     @staticmethod
-    def _question(source: QuestionSource, path: Path, item: tuple[int, Any]) -> Question:
-        number, record = item
-        idx, images, chats = fields_of(record, ("idx", "images", "chats"), f"{path}: record {number}")
+    def _question(source: QuestionSource, path: Path, record: Record) -> Question:
+        idx, images = record.id("idx"), record.texts("images")
+        chats = [(chat.text("type"), chat.text("content")) for chat in record.records("chats", ("type", "content"))]
+        if fault := _fault(chats, len(images)):
+            return Question(idx, (), record.fields, "edit", fault)
         place: dict[int, int] = {}
         """Number of a picture in the session, by its number in the record."""
         asks: list[Ask] = []
-        for asked, answer in zip(chats[::2], chats[1::2], strict=False):
-            named = [int(name) for name in _NAMED.findall(str(asked["content"]))]
-            fresh = [k for k in dict.fromkeys(named) if k not in place and 1 <= k <= len(images)]
+        for (_, asked), (kind, answer) in zip(chats[::2], chats[1::2], strict=True):
+            fresh = [k for k in dict.fromkeys(map(int, _NAMED.findall(asked))) if k not in place]
             for k in fresh:
                 place[k] = len(place) + 1
-            text = _NAMED.sub(lambda match: f"picture {place.get(int(match[1]), match[1])}", str(asked["content"]))
+            text = _NAMED.sub(lambda match: f"picture {place[int(match[1])]}", asked)
             shown: tuple[Part, ...] = tuple(source.picture(path.parent, images[k - 1]) for k in fresh)
-            if answer["type"] == "image":
-                drawn = int(_NAMED.findall(str(answer["content"]))[0])
+            if kind == "image":
+                drawn = int(_NAMED.findall(answer)[0])
                 place[drawn] = len(place) + 1
                 true = source.picture(path.parent, images[drawn - 1])
-                asks.append(Ask((*shown, text), (true,), "force", 1, caption=str(asked["content"])))
+                asks.append(Ask((*shown, text), (true,), "force", 1, caption=asked))
             else:
-                asks.append(Ask((*shown, text), (str(answer["content"]),), "never"))
-        return Question(str(idx), tuple(asks), record, "edit")
+                asks.append(Ask((*shown, text), (answer,), "never"))
+        return Question(idx, tuple(asks), record.fields, "edit")
 
     def write(self, folder: Path, name: str, answers: Iterable[Answer]) -> None:
         """Pictures and texts of the turns."""
@@ -73,17 +73,35 @@ class WEAVE(Benchmark):
                 for pixels in reply.pictures[:1]:
                     save_picture(path, pixels)
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """The folder ``imgs``, or one of those above it."""
         base = next((path for path in (folder / name / "imgs", folder / "imgs") if path.is_dir()), folder)
         for question in questions:
             files = _files(question, base)
             replies = [
-                reply_of([path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""])
-                if path.suffix == ".txt" else reply_of([output_picture(path)])
+                None if not path.is_file()
+                else reply_of([text_of_file(path) if path.suffix == ".txt" else output_picture(path)])
                 for path in files
             ]  # fmt: skip
-            yield replies if any(path.is_file() for path in files) else None
+            yield replies if any(replies) else None
+
+
+def _fault(chats: Sequence[tuple[str, str]], count: int) -> str:
+    """Reason why a conversation cannot be asked; empty if it can.
+
+    Args:
+        chats: Type and content of each message.
+        count: Number of pictures of the record.
+    """
+    if not chats or len(chats) % 2 or not count:
+        return f"{len(chats)} messages, which are not asked and answered in turn" if count else "it has no pictures"
+    for _, content in chats:
+        if wrong := [int(k) for k in _NAMED.findall(content) if not 1 <= int(k) <= count]:
+            return f"Image #{wrong[0]} is none of its {count} pictures"
+    for kind, content in chats[1::2]:
+        if kind not in ("image", "text") or (kind == "image" and not _NAMED.search(content)):
+            return f"an answer of type {kind!r}" + (" that names no picture" if kind == "image" else "")
+    return ""
 
 
 def _files(question: Question, folder: Path) -> list[Path]:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from m2chat.benchmarks.base import (
     Answer,
     Ask,
     Benchmark,
+    Known,
     Question,
     QuestionSource,
-    fields_of,
-    load_json,
     name_of,
     output_picture,
     save_picture,
     unique,
 )
+from m2chat.benchmarks.records import Record, records_of_file
 from m2chat.errors import UserError
 from m2chat.evaluation.parts import reply_of
 from m2chat.files import by_number
-from m2chat.schema import Reply
 
 
 class WISE(Benchmark):
@@ -33,18 +31,20 @@ class WISE(Benchmark):
     hint = "give the folder to the benchmark's scorer as its folder of images"
 
     def questions(self, source: QuestionSource) -> list[Question]:
-        """The prompts of a file or of all files of a folder; the model writes the caption that it draws."""
-        files = [source.path] if source.path.is_file() else sorted(source.path.glob("*.json"), key=by_number)
+        """The prompts of a file, or of all files of a folder or its ``data_verified/``; the model writes captions."""
+        folder = source.path
+        places = (sorted(place.glob("*.json"), key=by_number) for place in (folder, folder / "data_verified"))
+        files = [folder] if folder.is_file() else next(filter(None, places), [])
         if not files:
             raise UserError(f"SRC: {source.path} is no file and holds no .json of prompts, such as data_verified/ does")
 
-        def question(path: Path, number: int, record: Any) -> Question:
-            prompt, id_ = fields_of(record, ("Prompt", "prompt_id"), f"{path}: record {number}")
-            ask = Ask((str(prompt),), image="force", max_images=1, caption=str(prompt))
-            return Question(name_of(id_, path), (ask,), record, "caption")
+        def question(record: Record) -> Question:
+            prompt = record.text("Prompt")
+            ask = Ask((prompt,), image="force", max_images=1, caption=prompt)
+            return Question(name_of(record.fields["prompt_id"], record.where), (ask,), record.fields, "caption")
 
-        records = ((path, number, record) for path in files for number, record in enumerate(load_json(path)))
-        return unique((question(*item) for item in records), source.path)
+        records = (record for path in files for record in records_of_file(path, ("Prompt", "prompt_id")))
+        return unique((question(record) for record in records), source.path)
 
     def write(self, folder: Path, name: str, answers: Iterable[Answer]) -> None:
         """The pictures."""
@@ -52,7 +52,7 @@ class WISE(Benchmark):
             for pixels in reply.pictures[:1]:
                 save_picture(folder / f"{question.id}.png", pixels)
 
-    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Sequence[Reply] | None]:
+    def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
         """The picture of each prompt."""
         for question in questions:
             path = folder / f"{question.id}.png"

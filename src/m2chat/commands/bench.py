@@ -10,9 +10,11 @@ from m2chat.commands.common import add_model_options, add_size_options, how_to_d
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections import Counter
+    from collections.abc import Callable, Iterator, Sequence
 
     from m2chat.benchmarks import Benchmark, Question
+    from m2chat.schema import Prediction
 
 KINDS = ("opening", "isg", "geneval", "magicbrush", "mmie", "wise", "vist", "weave", "interleavedbench")
 SCORES = "scores"
@@ -33,7 +35,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--name", default="m2chat", help="name of the system in the files (default: %(default)s)")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="folder to which the paths of the questions' "
                         "pictures are relative (default: that of the questions)")  # fmt: skip
-    parser.add_argument("--allow-missing", action="store_true", help="ask without the pictures that are missing")
+    parser.add_argument("--allow-missing", action="store_true", help="ask without the pictures that are missing, "
+                        "and leave out questions that cannot be asked")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only, of geneval N pictures")
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="answer every N-th question from the I-th on, "
                         "into the same OUT as the other shards (default: %(default)s)")  # fmt: skip
@@ -63,28 +66,38 @@ def run(options: argparse.Namespace) -> None:
         UserError: If the questions cannot be read, pictures of them are missing, or OUT holds answers of another kind.
     """
     from m2chat.benchmarks import BENCHMARKS, QuestionSource
-    from m2chat.benchmarks.engine import FILES, missing_pictures, not_drawn, write_files
+    from m2chat.benchmarks.engine import FILES, askable, missing_pictures, not_drawn, write_files
     from m2chat.files import locked
+    from m2chat.pipeline.ranges import check_ranges
 
     benchmark = BENCHMARKS[options.kind]
     for name in ("limit", "samples"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name} {value}: choose a whole number from 1")
+    names = {"max_images": "--max-images", "max_new_tokens": "--max-new-tokens"}
+    check_ranges(names, max_images=options.max_images, max_new_tokens=options.max_new_tokens)
     if options.outputs is not None and options.no_score:
         raise UserError("--outputs and --no-score: other systems' outputs are read to be scored; leave one of them out")
     if not options.src.exists():
         raise UserError(f"SRC: there is no {options.src}")
     questions = benchmark.questions(QuestionSource(options.src, options.pictures, options.samples))[: options.limit]
+    if options.image != "auto" and all(ask.draw or ask.image != "auto" for item in questions for ask in item.asks):
+        raise UserError(
+            f"--image {options.image}: {benchmark.title} itself decides where pictures are due: leave it out"
+        )
     known, missing, first = missing_pictures(questions)
     metrics = [] if options.no_score else _metrics(benchmark, options.config)  # a mistake there costs no answers
     if options.outputs is not None:
-        _score(benchmark, questions, options.outputs, metrics, options)
+        questions, left_out = askable(questions, True, missing=False)
+        _print_left_out(left_out)
+        _score(benchmark, questions, options.outputs, metrics, options, left_out.total())
         return
     if missing and not options.allow_missing:
         raise UserError(
             f"{missing} of {known} pictures of the questions are missing, the first is {first}: name their folder by "
             "--pictures, or ask without them by --allow-missing"
         )
+    questions, left_out = askable(questions, options.allow_missing)
     rows = _answers(benchmark, questions, options)
     done = sum(question.id in rows for question in questions)
     if done < len(questions):
@@ -95,10 +108,17 @@ def run(options: argparse.Namespace) -> None:
         print(f"{folder}: {benchmark.hint.format(name=options.name, n=len(questions))}")
         if missing:
             print(f"{missing} pictures of the questions were missing: the scores are not those of the benchmark")
+        _print_left_out(left_out)
         if lacking := not_drawn(questions, rows):
             print(f"{lacking} replies have no picture although one was due; their captions reached the limit")
         if not options.no_score:
-            _score(benchmark, questions, folder, metrics, options)
+            _score(benchmark, questions, folder, metrics, options, left_out.total())
+
+
+def _print_left_out(reasons: Counter[str]) -> None:
+    """Prints how many questions are left out, by reason."""
+    for reason, count in reasons.most_common():
+        print(f"{count} questions cannot be asked and are left out: {reason}")
 
 
 def _answers(benchmark: Benchmark, questions: Sequence[Question], options: argparse.Namespace) -> dict[str, Any]:
@@ -121,8 +141,9 @@ def _score(
     outputs: Path,
     metrics: Sequence[Any],
     options: argparse.Namespace,
+    left_out: int,
 ) -> None:
-    """Scores a folder of outputs into OUT, and prints the result."""
+    """Scores a folder of outputs into OUT, and prints the result; `left_out` questions are none of them."""
     import torch
 
     from m2chat.benchmarks.base import is_there
@@ -139,12 +160,13 @@ def _score(
         protocol["weights"] = str(options.weights or "shipped")
         names = ("seed", "steps", "guidance", "image", "max_images", "max_new_tokens", "allow_missing")
         protocol |= {name: getattr(options, name) for name in names}
+    protocol |= {"left_out": left_out} if left_out else {}
     pictures = [picture for question in questions for ask in question.asks for picture in ask.reference_pictures]
     if lost := sum(not is_there(picture) for picture in pictures):
         # InterRel and MM-Relevance go by the place of an element in the reply, which the lacking ones would shift.
-        left_out = [metric for metric in metrics if metric.key == "inter_rel"]
-        metrics = [metric for metric in metrics if metric not in left_out]
-        without = "; InterRel, which needs all of them, is left out" if left_out else ""
+        unfit = [metric for metric in metrics if metric.key == "inter_rel"]
+        metrics = [metric for metric in metrics if metric not in unfit]
+        without = "; InterRel, which needs all of them, is left out" if unfit else ""
         print(f"{lost} of {len(pictures)} reference pictures are missing (--pictures names their folder){without}")
     for metric in metrics:
         if metric.network is not None:
@@ -152,9 +174,18 @@ def _score(
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / SCORES
     with locked(target), whole_folder(target, replace=True) as folder:
-        predictions = predictions_of_files(benchmark, questions, outputs, options.name)
-        score_predictions(predictions, folder, metrics, protocol)
+        # Of M²Chat's outputs, what is not there was not drawn; of another system's, it was perhaps never asked.
+        absent = None if options.outputs is None else list[str]()
+
+        def predictions() -> Iterator[Prediction]:
+            yield from predictions_of_files(benchmark, questions, outputs, options.name, absent)
+            protocol.update({"answers_absent": len(absent)} if absent else {})  # it is written after the last one
+
+        score_predictions(predictions(), folder, metrics, protocol)
     print(report(target / RESULTS))
+    if absent:
+        due = sum(len(question.asks) for question in questions)
+        print(f"{len(absent)} of {due} answers are not in {outputs} and left out of the scores, the first: {absent[0]}")
 
 
 def _metrics(benchmark: Benchmark, config: Path | None) -> list[Any]:

@@ -54,6 +54,12 @@ def compare(first: Path, second: Path) -> list[Difference]:
     return differences
 
 
+def sample_counts(first: Path, second: Path) -> tuple[int, int, int]:
+    """Samples of one evaluation, of another, and those that both have, which alone are compared."""
+    a, b = ({row["id"] for row in read_predictions(folder)} for folder in (first, second))
+    return len(a), len(b), len(a & b)
+
+
 def compare_pictures(first: Path, second: Path, world: str | None = None) -> dict[str, Estimate]:
     """Shares of correct pictures, in percent, over the pictures that both evaluations have.
 

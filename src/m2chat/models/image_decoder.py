@@ -6,7 +6,7 @@ Shapes: B batch, Q tokens of a caption, C and P widths of the sequence and the p
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from numbers import Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from m2chat.models.denoising import Denoising, OnStep, denoise, started
 from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS, Interval
 from m2chat.models.vae import decode, encode
 from m2chat.models.weights.diffusion import load_diffusion
+
+_MOST_SIDES = 8
+"""Greatest side of a picture, in sides of those that the UNet was made for."""
 
 
 class ImageDecoder(nn.Module):
@@ -111,12 +114,18 @@ class ImageDecoder(nn.Module):
             names: Settings that they come from, for the message.
 
         Raises:
-            UserError: If a side is no multiple of `size_unit`; the message has the nearest ones that are.
+            UserError: If a side is no multiple of `size_unit`; the message has the nearest ones that are. If it is more
+                than `_MOST_SIDES` times that of the pictures that the UNet was made for.
         """
-        unit = self.size_unit
+        unit, most = self.size_unit, _MOST_SIDES * self.image_size
         for name, side in zip(names, (height, width), strict=True):
-            if isinstance(side, bool) or not isinstance(side, Real) or not float(side).is_integer():
-                raise UserError(f"{name}={side!r}: give a number of pixels, a multiple of {unit}")
+            if isinstance(side, bool) or not isinstance(side, Integral):
+                raise UserError(f"{name}={side!r}: give a whole number of pixels, a multiple of {unit}")
+            if side > most:
+                raise UserError(
+                    f"{name}={side}: at most {most} pixels, {_MOST_SIDES} times the {self.image_size} that the UNet "
+                    "was made for: draw smaller, and enlarge the picture"
+                )
             below = int(side) // unit * unit
             if side < unit or side != below:
                 choices = {max(below, unit), max(below + unit, unit)}

@@ -42,6 +42,23 @@ def as_pixels(image: object) -> Picture:
     return np.ascontiguousarray(image)
 
 
+def checked_text(text: object, name: str) -> str:
+    """A text to which a reply is expected.
+
+    Args:
+        text: Text.
+        name: Its setting, for the message.
+
+    Raises:
+        UserError: If it is something else, or blank.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{name}: {type(text).__name__} is no text")
+    if not text.strip():
+        raise UserError(f"{name}: the text is empty: say something")
+    return text
+
+
 def vision_pixels(pictures: Sequence[Picture | None], vision: VisionInput, device: torch.device) -> Tensor:
     """Pictures as input of the vision encoder: normalised floats, (B, 3, S, S); zeros for None."""
     rows = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -142,7 +143,7 @@ class M2ChatPipeline(PipelineBase):
         names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
         numbers = {"steps": num_inference_steps, "guidance": guidance_scale}
         check_ranges(names, **{name: value for name, value in numbers.items() if value is not None})
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = _prompts(prompt)
         if not isinstance(prompt, str) and image is not None and not isinstance(image, list | tuple):
             raise UserError(
                 f"image: one picture for {len(prompts)} prompts: give a list with a picture for each prompt, or None "
@@ -151,10 +152,14 @@ class M2ChatPipeline(PipelineBase):
         shown = [image] if isinstance(prompt, str) else list(image or [None] * len(prompts))
         if not prompts or len(shown) != len(prompts):
             raise UserError(f"image: {len(shown)} pictures for {len(prompts)} prompts: give one per prompt, or None")
+        for text, picture in zip(prompts, shown, strict=True):
+            if not text.strip() and (picture is None or given == "caption"):
+                raise UserError("prompt: a text is empty: say something, or show a picture")
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         if given not in ("nothing", "caption"):
             raise UserError(f"given={given!r}: choose nothing or caption, which draws the prompt as it is")
+        _check_callback(callback_on_step_end)
         generators: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator]
         for each in generators:
             if each is not None and not isinstance(each, torch.Generator):
@@ -201,6 +206,45 @@ class M2ChatPipeline(PipelineBase):
         return conversations
 
 
+def _prompts(prompt: object) -> list[str]:
+    """The texts of one prompt or several.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    # A text of bytes would be taken for numbers, an object for the names of its fields.
+    if not isinstance(prompt, Iterable) or isinstance(prompt, bytes | bytearray | Mapping):
+        raise UserError(f"prompt: {type(prompt).__name__} is no text: give a text, or a list of texts")
+    prompts = list(prompt)
+    for number, text in enumerate(prompts):
+        if not isinstance(text, str):
+            raise UserError(f"prompt[{number}]: {type(text).__name__} is no text: give a list of texts")
+    return prompts
+
+
+def _check_callback(callback: object) -> None:
+    """Checks that a callback can be called as `OnStepEnd`.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    if callback is None:
+        return
+    wanted = "give a function of the pipeline, the step, the timestep and a dict of latents"
+    if not callable(callback):
+        raise UserError(f"callback_on_step_end={callback!r}: {wanted}")
+    try:
+        signature = inspect.signature(callback)
+    except ValueError:  # some functions of C state none
+        return
+    try:
+        signature.bind(None, 0, 0, {})
+    except TypeError as error:
+        raise UserError(f"callback_on_step_end takes {signature} ({error}): {wanted}") from error
+
+
 class _ProgressBar:
     """The progress bar of a drawing and the caller's callback, as a context manager.
 
@@ -225,6 +269,8 @@ class _ProgressBar:
         self.bar.update()
         if self.callback is not None:
             changed = self.callback(self.pipe, state.step - 1, state.timestep, {"latents": state.latents})
+            if not isinstance(changed, Mapping | None):
+                raise UserError(f"callback_on_step_end returned {type(changed).__name__}: return the dict that it gets")
             state.latents = (changed or {}).get("latents", state.latents)
         return self.pipe._interrupt
 

@@ -111,6 +111,10 @@ class Session:
         Raises:
             UserError: If the message is empty, there is no such picture, or another reply is being generated.
         """
+        if not isinstance(text, str | list | tuple):
+            raise UserError(f"text: {type(text).__name__} is neither a text nor a list of texts and pictures")
+        if not isinstance(images, list | tuple):
+            raise UserError(f"images: {type(images).__name__} is no list of pictures")
         content: list[str | Image] = [Image(as_pixels(item)) for item in images]
         parts = [text] if isinstance(text, str) else text
         content += [part if isinstance(part, str) else Image(as_pixels(part)) for part in parts]

@@ -12,7 +12,7 @@ from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.candidates import best_of
 from m2chat.pipeline.drawing import noise_seed
 from m2chat.pipeline.events import finish, in_turns
-from m2chat.pipeline.inputs import as_pixels, waiting
+from m2chat.pipeline.inputs import as_pixels, checked_text, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of, whole
 from m2chat.pipeline.replier import Given, Replier
 from m2chat.pipeline.session import Session
@@ -54,7 +54,11 @@ def text_to_image(
 
     Returns:
         One output per seed; none if it was stopped.
+
+    Raises:
+        UserError: If the prompt is no text, or a setting is out of its range.
     """
+    prompt = checked_text(prompt, "prompt")
     conversation = Conversation("draw", (Turn("user", (prompt,)),), to_draw=(Segment("", prompt),))
     return _at_seeds(pipe, pipe.replier(draw=pipe.draw_settings(**draw)), conversation, seeds, "caption", stop)
 
@@ -87,7 +91,7 @@ def wish(
     """
     if candidates < 1:
         raise UserError(f"candidates={candidates}: draw at least one picture for each seed")
-    conversation = Conversation("wish", (Turn("user", (text,)),))
+    conversation = Conversation("wish", (Turn("user", (checked_text(text, "text"),)),))
     guidance = min(WISH_GUIDANCE, pipe.model.decoder.config.guidance)
     replier = pipe.replier("force", 1, pipe.draw_settings(**{"guidance": guidance, **draw}))
     rounds = []

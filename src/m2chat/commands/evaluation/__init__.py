@@ -142,7 +142,7 @@ def run_compare(options: argparse.Namespace) -> None:
     Raises:
         UserError: If too few samples have values in both to compare anything.
     """
-    from m2chat.evaluation.compare import compare, compare_pictures
+    from m2chat.evaluation.compare import compare, compare_pictures, sample_counts
     from m2chat.evaluation.markup import Cells, aligned
 
     cells: Cells = [("metric", "A", "B", "A - B, 95 % interval", "p", "n", "")]
@@ -156,6 +156,9 @@ def run_compare(options: argparse.Namespace) -> None:
             (item.metric, f"{item.first:.2f}", f"{item.second:.2f}", interval, f"{item.p:.3f}", str(item.n), verdict)
         )
     print(aligned(cells))
+    of_a, of_b, both = sample_counts(options.a, options.b)
+    if both < max(of_a, of_b):
+        print(f"A has {of_a} samples and B {of_b}: the {both} that both have are compared, the others are left out.")
     print("Paired bootstrap over samples; FID has no value for single samples and is not compared.")
     if options.pictures:
         cells = [("pictures judged again", "%", "95 % interval", "n")]
