@@ -142,8 +142,8 @@ def test_quirks_of_published_outputs(tmp_path: Path) -> None:
         "one that was due"
     )
     for wrong, message in (
-        ({"text": ["a"]}, r'text is \["a"\], no text'),
-        ({"image": 5}, "image is 5"),
+        ({"text": ["a"]}, r"'text' is \['a'\]: it must be a text"),
+        ({"image": 5}, "'image' is 5"),
         ("a", "no object"),
     ):
         record["conversations"][1]["output"] = [wrong]
