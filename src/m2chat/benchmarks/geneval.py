@@ -18,7 +18,7 @@ from m2chat.benchmarks.base import (
     save_picture,
     unique,
 )
-from m2chat.benchmarks.records import Record, records_of_lines
+from m2chat.benchmarks.records import JSONRecord, records_of_lines
 from m2chat.evaluation.parts import reply_of
 
 
@@ -33,7 +33,7 @@ class GenEval(Benchmark):
         """A question for each picture of each prompt; lines are numbered from 0."""
         path = file_of(source.path, "evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
 
-        def of_line(number: int, record: Record) -> Iterator[Question]:
+        def of_line(number: int, record: JSONRecord) -> Iterator[Question]:
             prompt = record.text("prompt")
             ask = Ask((prompt,), draw=True, caption=prompt)
             for sample in range(source.samples):

@@ -21,7 +21,7 @@ from m2chat.benchmarks.base import (
     save_picture,
     unique,
 )
-from m2chat.benchmarks.records import Record, records_of_file
+from m2chat.benchmarks.records import JSONRecord, records_of_file
 from m2chat.data.converters.raw import PictureFile
 from m2chat.evaluation.parts import PicturePart, parts_of, reply_of
 
@@ -45,7 +45,7 @@ class InterleavedBench(Benchmark):
         """The records; the marks of the request take the first pictures, the rest belongs to the reference."""
         path = file_of(source.path, _FILE)
 
-        def question(record: Record) -> Question:
+        def question(record: JSONRecord) -> Question:
             asked, expected, names = _turns(record)
             pictures, first = [source.picture(path.parent, name) for name in names], asked.count(_MARK)
             fault = marks_fault(asked, pictures) or marks_fault(expected, pictures[first:])
@@ -85,7 +85,7 @@ class InterleavedBench(Benchmark):
             yield [reply_of(part if isinstance(part, str) else output_picture(Path(part.path)) for part in parts)]
 
 
-def _turns(record: Record) -> tuple[str, str, list[str]]:
+def _turns(record: JSONRecord) -> tuple[str, str, list[str]]:
     """Request, reply and names of pictures of a record.
 
     Raises:

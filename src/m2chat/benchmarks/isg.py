@@ -20,7 +20,7 @@ from m2chat.benchmarks.base import (
     save_picture,
     unique,
 )
-from m2chat.benchmarks.records import Record, records_of_lines
+from m2chat.benchmarks.records import JSONRecord, records_of_lines
 from m2chat.errors import UserError
 from m2chat.evaluation.parts import PicturePart, parts_of, reply_of
 from m2chat.files import write_whole
@@ -43,11 +43,11 @@ class ISGBench(Benchmark):
         """The lines of the file, each a list of texts and pictures on either side."""
         path = file_of(source.path, "ISG-Bench.jsonl", "ISG_eval/ISG-Bench.jsonl")
 
-        def parts(items: Sequence[Record]) -> tuple[Part, ...]:
+        def parts(items: Sequence[JSONRecord]) -> tuple[Part, ...]:
             content = ((item.text("type"), item.text("content", blank=True)) for item in items)
             return tuple(text if kind == "text" else source.picture(path.parent, text) for kind, text in content)
 
-        def question(record: Record) -> Question:
+        def question(record: JSONRecord) -> Question:
             id_, sides = name_of(record.fields["id"], record.where), [record.records(side) for side in _SIDES]
             kinds = dict.fromkeys(item.text("type") for side in sides for item in side)
             if fault := ", ".join(f"an item of type {kind!r}" for kind in kinds if kind not in _TYPES):

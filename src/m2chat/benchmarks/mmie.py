@@ -22,7 +22,7 @@ from m2chat.benchmarks.base import (
     save_picture,
     unique,
 )
-from m2chat.benchmarks.records import Record, records_of_file
+from m2chat.benchmarks.records import JSONRecord, records_of_file
 from m2chat.errors import UserError
 from m2chat.evaluation.parts import PicturePart, reply_of
 
@@ -43,14 +43,14 @@ class MMIE(Benchmark):
         """The records; answers in them are passed over. Replies have as many pictures as the evaluator looks at."""
         path = file_of(source.path, "data.json", "eval_inputs/data.json")
 
-        def parts(items: Sequence[Record]) -> tuple[Part, ...]:
+        def parts(items: Sequence[JSONRecord]) -> tuple[Part, ...]:
             answer: list[Part] = []
             for item in items:
                 answer += [text] if (text := item.words("text")) else []
                 answer += [source.picture(path.parent, image)] if (image := item.words("image")) else []
             return tuple(answer)
 
-        def question(record: Record) -> Question:
+        def question(record: JSONRecord) -> Question:
             id_ = record.id("id")
             if not any(kind in id_ for kind in _TYPES):
                 raise UserError(f"SRC: {path}: the id {id_!r} contains none of {', '.join(_TYPES)}, as the judge needs")
@@ -103,8 +103,8 @@ class MMIE(Benchmark):
             yield [reply_of(parts)]
 
 
-def _items(record: Record, name: str, optional: bool = False) -> list[Record]:
+def _items(record: JSONRecord, name: str, optional: bool = False) -> list[JSONRecord]:
     """Texts and pictures of a side of a record, which may be a text alone."""
     if isinstance(record.fields.get(name), str):
-        return [Record({"text": record.fields[name]}, record.where)]
+        return [JSONRecord({"text": record.fields[name]}, record.where)]
     return record.records(name, optional=optional)

@@ -23,7 +23,7 @@ from m2chat.benchmarks.base import (
     save_picture,
     unique,
 )
-from m2chat.benchmarks.records import Record, record_of_file, records_of_lines
+from m2chat.benchmarks.records import JSONRecord, record_of_file, records_of_lines
 from m2chat.evaluation.parts import PicturePart, reply_of
 
 _MARK = "<image>"
@@ -43,7 +43,7 @@ class OpenING(Benchmark):
         return unique((self._question(source, path, record) for record in lines), path)
 
     @staticmethod
-    def _question(source: QuestionSource, path: Path, record: Record) -> Question:
+    def _question(source: QuestionSource, path: Path, record: JSONRecord) -> Question:
         turns = record.records("conversations")
         if not turns:
             raise record.wrong("conversations", "a list with the input and the output")

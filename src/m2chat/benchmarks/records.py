@@ -15,7 +15,7 @@ _NOT_UTF8 = "not UTF-8: save it as UTF-8"
 
 
 @dataclass(frozen=True)
-class Record:
+class JSONRecord:
     """A JSON object.
 
     Args:
@@ -27,7 +27,7 @@ class Record:
     where: str
 
     @classmethod
-    def of(cls, value: object, where: str, needs: Sequence[str] = ()) -> Record:
+    def of(cls, value: object, where: str, needs: Sequence[str] = ()) -> JSONRecord:
         """A value as a record.
 
         Args:
@@ -108,7 +108,7 @@ class Record:
             raise self.wrong(name, "a list of texts")
         return value
 
-    def records(self, name: str, needs: Sequence[str] = (), optional: bool = False) -> list[Record]:
+    def records(self, name: str, needs: Sequence[str] = (), optional: bool = False) -> list[JSONRecord]:
         """A list of objects.
 
         Args:
@@ -125,7 +125,7 @@ class Record:
         if not isinstance(value, list):
             raise self.wrong(name, f"a list of objects{' or null' if optional else ''}")
         where = f"{self.where}: {name}"
-        return [Record.of(item, f"{where}[{number}]", needs) for number, item in enumerate(value)]
+        return [JSONRecord.of(item, f"{where}[{number}]", needs) for number, item in enumerate(value)]
 
 
 def load_json(path: Path) -> Any:
@@ -141,12 +141,12 @@ def load_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); is it the right file?") from error
 
 
-def record_of_file(path: Path, needs: Sequence[str] = (), setting: str = "SRC") -> Record:
+def record_of_file(path: Path, needs: Sequence[str] = (), setting: str = "SRC") -> JSONRecord:
     """The object of a JSON file; arguments as for `records_of_file`."""
-    return Record.of(load_json(path), f"{setting}: {path}", needs)
+    return JSONRecord.of(load_json(path), f"{setting}: {path}", needs)
 
 
-def records_of_file(path: Path, needs: Sequence[str] = (), setting: str = "SRC") -> list[Record]:
+def records_of_file(path: Path, needs: Sequence[str] = (), setting: str = "SRC") -> list[JSONRecord]:
     """The objects of a JSON file that holds a list of them.
 
     Args:
@@ -162,10 +162,10 @@ def records_of_file(path: Path, needs: Sequence[str] = (), setting: str = "SRC")
         raise UserError(
             f"{setting}: {path} must hold a list of objects, and holds {type(value).__name__}; is it another benchmark?"
         )
-    return [Record.of(item, f"{setting}: {path}: record {number}", needs) for number, item in enumerate(value)]
+    return [JSONRecord.of(item, f"{setting}: {path}: record {number}", needs) for number, item in enumerate(value)]
 
 
-def records_of_lines(path: Path, needs: Sequence[str] = (), setting: str = "SRC") -> Iterator[Record]:
+def records_of_lines(path: Path, needs: Sequence[str] = (), setting: str = "SRC") -> Iterator[JSONRecord]:
     """The objects of a file of JSON lines; arguments as for `records_of_file`."""
     for number, line in enumerate(lines_of(path), 1):
         if line.isspace():
@@ -178,7 +178,7 @@ def records_of_lines(path: Path, needs: Sequence[str] = (), setting: str = "SRC"
             raise UserError(
                 f"{path} is no file of JSON lines (line {number}: {error}); is it the right file?"
             ) from error
-        yield Record.of(value, f"{setting}: {path}:{number}", needs)
+        yield JSONRecord.of(value, f"{setting}: {path}:{number}", needs)
 
 
 def text_of_file(path: Path) -> str:

@@ -17,7 +17,7 @@ from m2chat.benchmarks.base import (
     save_json,
     unique,
 )
-from m2chat.benchmarks.records import Record, record_of_file
+from m2chat.benchmarks.records import JSONRecord, record_of_file
 from m2chat.data.converters.vist import photo_file
 from m2chat.evaluation.parts import reply_of
 
@@ -37,7 +37,7 @@ class VISTStories(Benchmark):
         names = [f"{folder}{split}.story-in-sequence.json" for split in ("test", "val") for folder in ("", "sis/")]
         path = file_of(source.path, *names)
         photos = source.pictures or path.parent / "images"
-        stories: dict[str, list[Record]] = {}
+        stories: dict[str, list[JSONRecord]] = {}
         for row in _rows(record_of_file(path, ("annotations",))):
             stories.setdefault(row.id("story_id"), []).append(row)
         sequences: dict[str, Question] = {}
@@ -83,17 +83,17 @@ class VISTStories(Benchmark):
             yield None if text is None else [reply_of([normalised_story(text)])]
 
 
-def _rows(file: Record) -> Iterator[Record]:
+def _rows(file: JSONRecord) -> Iterator[JSONRecord]:
     """The annotations, each of which may be a list of one."""
     annotations = file.fields["annotations"]
     if not isinstance(annotations, list):
         raise file.wrong("annotations", "a list")
     for number, rows in enumerate(annotations):
         for row in rows if isinstance(rows, list) else [rows]:
-            yield Record.of(row, f"{file.where}: annotation {number}", _FIELDS)
+            yield JSONRecord.of(row, f"{file.where}: annotation {number}", _FIELDS)
 
 
-def _sequence(story: Record) -> tuple[str, ...]:
+def _sequence(story: JSONRecord) -> tuple[str, ...]:
     """The photos of a story."""
     photos = story.fields["photo_sequence"]
     if not isinstance(photos, list):

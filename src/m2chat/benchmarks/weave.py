@@ -19,7 +19,7 @@ from m2chat.benchmarks.base import (
     save_picture,
     unique,
 )
-from m2chat.benchmarks.records import Record, records_of_file, text_of_file
+from m2chat.benchmarks.records import JSONRecord, records_of_file, text_of_file
 from m2chat.evaluation.parts import reply_of
 from m2chat.files import write_whole
 
@@ -40,7 +40,7 @@ class WEAVE(Benchmark):
         return unique((self._question(source, path, record) for record in records), path)
 
     @staticmethod
-    def _question(source: QuestionSource, path: Path, record: Record) -> Question:
+    def _question(source: QuestionSource, path: Path, record: JSONRecord) -> Question:
         idx, images = record.id("idx"), record.texts("images")
         chats = [(chat.text("type"), chat.text("content")) for chat in record.records("chats", ("type", "content"))]
         if fault := _fault(chats, len(images)):

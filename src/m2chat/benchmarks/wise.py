@@ -17,7 +17,7 @@ from m2chat.benchmarks.base import (
     save_picture,
     unique,
 )
-from m2chat.benchmarks.records import Record, records_of_file
+from m2chat.benchmarks.records import JSONRecord, records_of_file
 from m2chat.errors import UserError
 from m2chat.evaluation.parts import reply_of
 
@@ -37,7 +37,7 @@ class WISE(Benchmark):
         if not files:
             raise UserError(f"SRC: {source.path} is no file and holds no .json of prompts, such as data_verified/ does")
 
-        def question(record: Record) -> Question:
+        def question(record: JSONRecord) -> Question:
             prompt = record.text("Prompt")
             ask = Ask((prompt,), image="force", max_images=1, caption=prompt)
             return Question(name_of(record.fields["prompt_id"], record.where), (ask,), record.fields, "caption")
