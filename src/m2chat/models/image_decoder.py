@@ -120,7 +120,7 @@ class ImageDecoder(nn.Module):
         unit, most = self.size_unit, _MOST_SIDES * self.image_size
         for name, side in zip(names, (height, width), strict=True):
             if isinstance(side, bool) or not isinstance(side, Integral):
-                raise UserError(f"{name}={side!r}: give a whole number of pixels, a multiple of {unit}")
+                raise UserError(f"{name}={side!r}: give a number of pixels, a multiple of {unit}, as a whole number")
             if side > most:
                 raise UserError(
                     f"{name}={side}: at most {most} pixels, {_MOST_SIDES} times the {self.image_size} that the UNet "
