@@ -144,7 +144,7 @@ def test_quirks_of_published_outputs(tmp_path: Path) -> None:
     for wrong, message in (
         ({"text": ["a"]}, r"'text' is \['a'\]: it must be a text"),
         ({"image": 5}, "'image' is 5"),
-        ("a", "no object"),
+        ("a", "must be an object, and has str"),
     ):
         record["conversations"][1]["output"] = [wrong]
         (theirs / f"{question.id}.jsonl").write_text(json.dumps(record), encoding="utf-8")
