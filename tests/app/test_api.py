@@ -168,7 +168,9 @@ def test_usage_counts_what_was_read_and_what_was_said(client: Any, pipe: M2ChatP
 
 def test_a_limit_that_cuts_is_the_reason_of_the_end(client: Any) -> None:
     how: dict[str, Any] = {"model": MODEL, "messages": asked("hello"), "seed": 1}
-    whole = client.chat.completions.create(**how, max_tokens=2, extra_body={**QUICK, "image": "force"})
+    whole = client.chat.completions.create(
+        **how, max_tokens=2, extra_body={**QUICK, "image": "force", "max_caption_tokens": 64}
+    )
     (choice,) = whole.choices
     assert choice.finish_reason == "length" and any("answer was cut at 2 tokens" in text for text in whole.notices)
     assert len(choice.message.content[-1]["caption"].split()) > 4, "captions have a limit of their own"
@@ -445,15 +447,21 @@ def test_an_answer_cut_to_nothing_ends_by_its_length(most: int, reason: str, htt
     assert choice["finish_reason"] == reason and len(choice["message"]["content"]) <= 6 * most
 
 
-def test_a_picture_without_words_is_whole_under_any_limit_of_the_answer(http: TestClient) -> None:
-    draw = asked("please paint a large red circle on the left on a blue background")
-    body = {**ASKS, **QUICK, "messages": draw, "max_tokens": 1, "modalities": ["text", "image"]}
-    choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
-    (picture,) = choice["message"]["content"]
-    assert (
-        choice["finish_reason"] == "stop"
-        and picture["caption"] == "a large red circle on the left on a blue background"
-    )
+def test_no_picture_is_drawn_from_half_a_caption(http: TestClient) -> None:
+    caption = "a large red circle on the left on a blue background"
+    body = {
+        **ASKS,
+        **QUICK,
+        "messages": asked(f"please paint {caption}"),
+        "max_tokens": 3,
+        "modalities": ["text", "image"],
+    }
+    cut = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert cut["finish_reason"] == "length"
+    assert not cut["message"]["content"] or not any("image_url" in part for part in cut["message"]["content"])
+    whole = http.post("/v1/chat/completions", json={**body, "max_caption_tokens": 64}).json()["choices"][0]
+    (picture,) = whole["message"]["content"]
+    assert whole["finish_reason"] == "stop" and picture["caption"] == caption
 
 
 @pytest.mark.parametrize("number", range(len(BODIES)))

@@ -160,6 +160,7 @@ class ChatRequest(LenientBody):
     top_p: float = Field(default=0.75, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_caption_tokens: int | None = Field(default=None, ge=1)
     modalities: list[Literal["text", "image"]] = ["text", "image"]
     image: Literal["auto", "force", "never"] = "auto"
     max_images: int = Field(default=4, ge=1, le=16)
@@ -200,7 +201,7 @@ class ChatRequest(LenientBody):
             UserError: If the pictures would have more than four times the pixels of those that the model was made for.
         """
         require_affordable(pipe, self.height, self.width)
-        max_new_tokens = min(self.max_completion_tokens or self.max_tokens or 64, 512)
+        limit = self.max_completion_tokens or self.max_tokens or 64
         return pipe.session(
             image=self.image if "image" in self.modalities else "never",
             max_images=self.max_images,
@@ -210,7 +211,8 @@ class ChatRequest(LenientBody):
             height=self.height,
             width=self.width,
             preview_every=0,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(limit, 512),
+            max_caption_tokens=min(self.max_caption_tokens or limit, 512),
             temperature=self.temperature,
             top_p=self.top_p,
         )

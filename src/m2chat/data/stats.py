@@ -96,7 +96,7 @@ class Stats:
             "shorter_side": self.sides.summary,
             "original_shorter_side": self.original_sides.summary,
             "sizes": [[width, height, count] for (width, height), count in self.sizes.most_common(5)],
-            "captions_not_utf8": self.not_utf8,
+            **({"captions_not_utf8": self.not_utf8} if self.not_utf8 else {}),
             "share_without_caption": _share(self.uncaptioned, self.uncaptioned + self.captions.total()),
             "share_repeated_captions": _repeated(self.captions),
             "share_repeated_images": _repeated(self.images),

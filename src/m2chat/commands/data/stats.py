@@ -50,7 +50,7 @@ def table(record: dict[str, Any]) -> list[str]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in record["kinds"].items())
     lines = [f"{'samples':22}{record['samples']} in {record['shards']} shards: {kinds or 'none that is good'}"]
     lines += [f"{'bad':22}{count} x {reason}" for reason, count in record["bad"].items()]
-    if count := record["captions_not_utf8"]:
+    if count := record.get("captions_not_utf8"):
         lines.append(f"{'not UTF-8':22}{NOT_UTF8.format(count=count)}")
     replies = record["replies"]
     shares = (f"{count / replies:.1%} with {number}" for number, count in record["pictures_per_reply"].items())
