@@ -83,7 +83,7 @@ def read_data_url(url: str) -> Picture:
     head, comma, body = url.partition(",")
     if not comma or not head.lower().startswith("data:") or not head.lower().rstrip().endswith(";base64"):
         raise UserError("image_url: give the picture itself as 'data:image/png;base64,...'")
-    # Mail programs break the lines, some libraries leave out the padding, URLs have letters of their own for + and /.
+    # Mail programs break the lines, some libraries leave out the padding, URLs have other letters for + and /.
     body = "".join(body.split()).rstrip("=").translate(_URL_SAFE)
     if len(body) > MAX_BYTES * 4 // 3 + 4:
         raise UserError(f"image_url: at most {MAX_BYTES // 2**20} MiB are accepted")

@@ -166,7 +166,7 @@ def answer_questions(
 
 
 def _model_of(pipe: M2ChatPipeline) -> dict[str, Any]:
-    """What tells one model from another: backbones, the M³Adapter's values, and the image decoder's settings."""
+    """Identity of a model: backbones, the M³Adapter's values, and the image decoder's settings."""
     digest = hashlib.sha256()
     for name, tensor in sorted(pipe.model.m3adapter.state_dict().items()):
         digest.update(name.encode())

@@ -77,7 +77,7 @@ class ISGBench(Benchmark):
             yield json.dumps({**question.record, "output": items or None}, ensure_ascii=False) + "\n"
 
     def read(self, folder: Path, name: str, questions: Sequence[Question]) -> Iterator[Known]:
-        """Pictures lie where the file says, or in the folder that holds ``output/``."""
+        """Pictures lie at the paths of the file, or in the folder that holds ``output/``."""
         path = folder if folder.is_file() else folder / "output" / f"{name}.jsonl"
         if not path.is_file():
             raise UserError(f"--outputs: there is no {path}: name the file, or its system by --name")

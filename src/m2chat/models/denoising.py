@@ -71,7 +71,7 @@ class Stage:
         unet: UNet that predicts.
         scheduler: Scheduler with its timesteps set.
         condition: Its timesteps, and the condition.
-        negative: Negative condition, computed in a pass of its own; None for zeros, which go with the positive one, and
+        negative: Negative condition, computed in a separate pass; None for zeros, which go with the positive one, and
             for no guidance.
     """
 

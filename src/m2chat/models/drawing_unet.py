@@ -178,10 +178,10 @@ class _Step:
 
     def transform(self, block: Any, x: Tensor) -> Tensor:
         """`BasicTransformerBlock`, (R, h * w, channels)."""
-        own, cross, feed_forward = block.attn1, block.attn2, block.ff.net
+        attention, cross, feed_forward = block.attn1, block.attn2, block.ff.net
         y = block.norm1(x)
-        query, key, value = (_heads(own, layer(y)) for layer in (own.to_q, own.to_k, own.to_v))
-        x = x + _attention(own, query, key, value)
+        query, key, value = (_heads(attention, layer(y)) for layer in (attention.to_q, attention.to_k, attention.to_v))
+        x = x + _attention(attention, query, key, value)
         positive = x[self.negative :]
         query = _heads(cross, cross.to_q(block.norm2(positive)))
         positive += _attention(cross, query, *self.attended[block])

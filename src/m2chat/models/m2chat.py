@@ -105,7 +105,7 @@ class M2ChatModel(ReadingModel):
         assert features.states is not None and features.mask is not None
         states = features.states.to(self.m3adapter.queries.dtype)  # a cache may hold them in half precision
         f_img = states.new_zeros(len(has_context), 1, self.clip.width)
-        # Of caption and image tokens the M³Adapter takes the union; the gate, which tells them apart, is out.
+        # Of caption and image tokens the M³Adapter takes the union; the gate, which needs each alone, is out.
         nothing = torch.zeros_like(features.mask)
         return self.m3adapter(states, nothing, features.mask, nothing, f_img, has_context, False)  # type: ignore[no-any-return]
 
