@@ -17,7 +17,12 @@ SAVED = 3
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("stage", "shard_frozen"), [("describe", True), ("align", True), ("m3ft", True), ("m3ft", False)]
+    ("stage", "shard_frozen"),
+    [
+        ("describe", False),
+        ("m3ft", True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("describe", True), ("align", True), ("m3ft", False))),
+    ],
 )
 def test_two_ranks_train_like_one_process(
     micro: Any, on_two_ranks: Callable[..., Any], tmp_path: Path, stage: str, shard_frozen: bool
