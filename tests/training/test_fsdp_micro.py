@@ -21,7 +21,9 @@ SAVED = 3
     [
         ("describe", False),
         ("m3ft", True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("describe", True), ("align", True), ("m3ft", False))),
+        pytest.param("describe", True, marks=pytest.mark.slow),
+        pytest.param("align", True, marks=pytest.mark.slow),
+        pytest.param("m3ft", False, marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_train_like_one_process(
