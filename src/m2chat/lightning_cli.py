@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
@@ -28,7 +28,10 @@ from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.errors import TrainingDivergedError, UserError
 from m2chat.migration import migrate
 from m2chat.models.checkpoints import check_header, read_checkpoint
+from m2chat.models.config import BackboneConfig
 from m2chat.quiet import quiet
+from m2chat.ranges import check_number
+from m2chat.run_checks import LENGTHS, config_files, is_shorter, require_accelerator, require_files
 from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.strategy import require_safe_reader
@@ -40,7 +43,13 @@ _CHOSEN_BY_LIGHTNING = ("best", "last", "hpc", "registry")
 
 
 class ShortErrorParser(LightningArgumentParser):
-    """An argument parser with short errors that reads configurations of earlier versions too."""
+    """An argument parser with short errors that reads configurations of earlier versions too.
+
+    Options are written in full: ``--trainer.max_step`` is a mistake, and no abbreviation of ``--trainer.max_steps``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """Parses the text of a configuration file; jsonargparse calls this for every file."""
@@ -80,6 +89,8 @@ def explain(message: str, keys: Iterable[str]) -> str:
     if wrong := _NOT_A_CLASS.search(text):
         text = text.replace(wrong[0], f"'{wrong[1]}' is no class that is known here; write its name or full path")
         return text + _suggestion(wrong[1], _class_names())
+    if missing := re.search(r"arguments are required: (\w+)\.model", text):
+        return f"{text}: name a configuration, such as `lightning {missing[1]} --config configs/stage1.yaml`"
     wrong = _NOT_A_KEY.search(text)
     return text + (_suggestion(wrong[1] or wrong[2], keys) if wrong else "")
 
@@ -135,14 +146,38 @@ class M2ChatCLI(LightningCLI):
             for name in LINKS:
                 config.data[name] = backbone[name]
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's without ``predict``: `m2chat` writes replies to prompts, and `m2chat bench` to files of them."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _set_seed(self) -> None:
+        """Seeds the process's generators.
+
+        Raises:
+            UserError: If numpy has no such seed.
+        """
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool):
+            check_number("seed_everything", seed, "run_seed")
+        super()._set_seed()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with our checkpoint writer and what we print unless the configuration names others."""
+        """The trainer, with our checkpoint writer and what we print unless the configuration names others.
+
+        Raises:
+            UserError: If a setting of the trainer is wrong, or names devices that this machine lacks.
+        """
         settings = self._get(self.config_init, "trainer", default={})
         given = settings.get("callbacks") or []
         callbacks = [*(given if isinstance(given, list) else [given]), *default_callbacks(settings)]
         if any(isinstance(callback, PartsSummary) for callback in callbacks):
             kwargs["enable_model_summary"] = False  # Lightning's own, and its note that there is another
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        require_accelerator(settings.get("accelerator"))
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:  # Lightning's checks of its arguments
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         subcommand = self.config.get("subcommand")
@@ -152,6 +187,10 @@ class M2ChatCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, in a folder that no other run has."""
+        if isinstance(backbone := getattr(self.model, "backbone", None), BackboneConfig):
+            require_files(backbone)
+        if subcommand == "fit" and hasattr(self.model, "shortened"):
+            self.model.shortened = self._shortened()
         with run_folder(self.trainer, self._continues(subcommand)):
             super()._run_subcommand(subcommand)
 
@@ -190,6 +229,22 @@ class M2ChatCLI(LightningCLI):
             such = "a file" if newest is None else f"a file; the newest is {os.path.relpath(newest)}"
             raise UserError(f"--ckpt_path {chosen}: the folder of this run holds no such checkpoint: name {such}")
 
+    def _shortened(self) -> list[str]:
+        """Settings of the command line that make the training shorter than its configuration files do."""
+        given = [argument for argument in sys.argv[1:] if argument.startswith("--")]
+        names = [name for name in LENGTHS if any(item.partition("=")[0] == f"--{name}" for item in given)]
+        if not names:
+            return []
+        files = [item for pair in config_files(sys.argv[1:]) for item in ("--config", pair)]
+        try:
+            whole = self.parser.parse_args(["fit", *files], defaults=True)["fit"]
+        except UserError:  # the files alone are no whole configuration: the command line is part of it
+            return []
+        settings = self.config["fit"]
+        return [
+            f"{name}={settings.get(name)}" for name in names if is_shorter(name, settings.get(name), whole.get(name))
+        ]
+
     def _continues(self, subcommand: str) -> list[Path]:
         """What the run goes on with: a training with its checkpoint, an evaluation with its replies."""
         earlier = getattr(getattr(self.model, "evaluation", None), "resume", None)
@@ -220,7 +275,7 @@ class ConfigReader(M2ChatCLI):
         """Builds nothing."""
 
 
-def read_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Any, Any]:
+def read_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> tuple[Any, Any]:
     """Reads configuration files for a plan.
 
     Args:
@@ -236,7 +291,7 @@ def read_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> tuple[An
     import_classes()
     from m2chat.data.datamodule import M2ChatDataModule
 
-    arguments = [part for path in paths for part in ("--config", path)] + list(overrides)
+    arguments = [part for path in paths for part in ("--config", str(path))] + list(overrides)
     before, sys.argv = sys.argv, [sys.argv[0]]
     try:
         cli = ConfigReader(
@@ -319,6 +374,9 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
         if (mistake := _mistake(error)) is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except MisconfigurationException as error:  # Lightning's checks of settings against each other
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except SIGTERMException:  # outside training, where nothing needs saving; Lightning would exit with code 0
         return 128 + signal.SIGTERM

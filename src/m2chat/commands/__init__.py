@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from m2chat.commands.arguments import CommandParser
 
 COMMANDS = (
     "chat", "serve", "tasks", "lens", "data", "evaluation", "bench", "report", "measure", "plan", "weights",
@@ -16,11 +17,11 @@ COMMANDS = (
 """Modules of this package in the order of the help."""
 
 
-def command_parser() -> argparse.ArgumentParser:
+def command_parser() -> CommandParser:
     """The parser of all commands; each sets ``run``, the function that carries it out."""
     from m2chat import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="m2chat",
         description="Conversations in which both sides send text and pictures.",
         epilog="To train and to evaluate: lightning --help",
@@ -50,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(argv)
     if getattr(options, "rest", False):
         options.overrides = rest
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if "run" not in options:
         parser.print_help()
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,12 @@ from m2chat.models.memory import MemoryMode, fit_to_memory
 from m2chat.models.schedulers import Interval, checked_interval, scheduler_name
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.drawing import DrawSettings
-from m2chat.pipeline.events import finish, in_turns
+from m2chat.pipeline.events import Event, finish, in_turns
 from m2chat.pipeline.inputs import vision_pixels
-from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import IMAGE_MODES, ImageMode
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.pipeline.weights import Origin
+from m2chat.ranges import check_ranges
 from m2chat.schema import Conversation, Picture
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 
@@ -57,6 +57,8 @@ class PipelineBase:
         self.vision = VisionInput.of(origin.backbone.vision_encoder)
         self.lock = threading.Lock()
         """Held during every piece of computation, released while events are handled."""
+        self.listener: Callable[[Event], object] | None = None
+        """Called with the events of sessions, and with the denoising steps of tasks, such as to show progress."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the model to a device or a dtype, as `torch.nn.Module.to`."""

@@ -18,10 +18,10 @@ from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import OUTPUT_TYPES, OutputType, PipelineOutput, output_of
-from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import Given, ImageMode
 from m2chat.pipeline.session import Session
 from m2chat.pipeline.weights import Origin, load_weights, save_weights
+from m2chat.ranges import check_ranges
 from m2chat.schema import Conversation, Image, Segment, Turn
 
 OnStepEnd = Callable[["M2ChatPipeline", int, int, dict[str, Any]], dict[str, Any]]

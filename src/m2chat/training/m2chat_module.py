@@ -16,6 +16,7 @@ from m2chat.models.config import M3AdapterConfig
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.pipeline.replier import Replier
+from m2chat.ranges import check_settings
 from m2chat.schema import Batch
 from m2chat.training.base_module import TrainingModule
 from m2chat.training.config import required
@@ -36,6 +37,7 @@ class M2ChatModule(TrainingModule):
     def __init__(self, m3adapter: M3AdapterConfig | None = None, phi: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.m3adapter, self.phi = required(m3adapter, "m3adapter", "configs/m3adapter/micro.yaml"), phi
+        check_settings("model.init_args", self, {"phi": "loss_weight"})
 
     def build(self) -> M2ChatModel:
         """The pretrained networks, and a connector that has learned nothing.
