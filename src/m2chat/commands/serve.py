@@ -15,6 +15,9 @@ from m2chat.commands.common import add_model_options, load_pipeline
 from m2chat.commands.lens import readings
 from m2chat.errors import UserError
 
+KNOWN = "It knows simple shapes: their colour, size, place and background."
+"""What the shipped weights can talk about."""
+
 if TYPE_CHECKING:
     from m2chat.pipeline import M2ChatPipeline
 
@@ -85,7 +88,8 @@ def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
 
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # private, unlike the default
     try:
-        launch(build_page(pipe, find_world("shapes").examples(), readings), options.host, options.port)
+        knows = KNOWN if options.weights is None else ""
+        launch(build_page(pipe, find_world("shapes").examples(), readings, knows), options.host, options.port)
     except OSError as error:
         raise UserError(f"--port {options.port}: {error}; name another one") from error
     finally:
