@@ -28,10 +28,15 @@ from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.errors import TrainingDivergedError, UserError
 from m2chat.migration import migrate
 from m2chat.models.checkpoints import check_header, read_checkpoint
-from m2chat.models.config import BackboneConfig
 from m2chat.quiet import quiet
 from m2chat.ranges import check_number
-from m2chat.run_checks import LENGTHS, config_files, is_shorter, require_accelerator, require_files
+from m2chat.run_checks import (
+    LENGTHS,
+    config_files,
+    is_shorter,
+    require_accelerator,
+    require_files,
+)
 from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.strategy import require_safe_reader
@@ -92,7 +97,9 @@ def explain(message: str, keys: Iterable[str]) -> str:
     if missing := re.search(r"arguments are required: (\w+)\.model", text):
         return f"{text}: name a configuration, such as `lightning {missing[1]} --config configs/stage1.yaml`"
     wrong = _NOT_A_KEY.search(text)
-    return text + (_suggestion(wrong[1] or wrong[2], keys) if wrong else "")
+    if not wrong:
+        return text
+    return text + (_suggestion(wrong[1] or wrong[2], keys) or "; `lightning fit --help` lists every setting")
 
 
 def _suggestion(word: str, choices: Iterable[str]) -> str:
@@ -135,7 +142,7 @@ class M2ChatCLI(LightningCLI):
         parser.add_lightning_class_args(InterruptGuard, "interrupt")
 
     def before_instantiate_classes(self) -> None:
-        """Gives the data what they follow of the backbones.
+        """Makes sure that the backbones are there, and gives the data what they follow of them.
 
         jsonargparse passes a link over whose source is a separate file (`backbone: ../backbone/paper.yaml`).
         """
@@ -143,6 +150,8 @@ class M2ChatCLI(LightningCLI):
         config = self.config[subcommand] if subcommand else self.config
         backbone = config.model.get("init_args.backbone")
         if isinstance(backbone, Namespace):
+            if subcommand and "adapter" in backbone:
+                require_files(backbone)
             for name in LINKS:
                 config.data[name] = backbone[name]
 
@@ -187,12 +196,15 @@ class M2ChatCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, in a folder that no other run has."""
-        if isinstance(backbone := getattr(self.model, "backbone", None), BackboneConfig):
-            require_files(backbone)
         if subcommand == "fit" and hasattr(self.model, "shortened"):
             self.model.shortened = self._shortened()
         with run_folder(self.trainer, self._continues(subcommand)):
             super()._run_subcommand(subcommand)
+        if subcommand == "fit" and self.trainer.is_global_zero and (saved := newest_saved(self.trainer)):
+            files, shortened = list(config_files(sys.argv[1:])), bool(getattr(self.model, "shortened", ()))
+            print(f"Checkpoint: {saved}")
+            if command := next_command(str(getattr(self.model, "stage", "")), saved, files, shortened):
+                print(command)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Gives the path of the checkpoint to the trainer, so that the module knows it when it builds its model.

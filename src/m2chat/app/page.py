@@ -96,8 +96,7 @@ def about(pipe: M2ChatPipeline, knows: str = "") -> str:
     origin, backbone = pipe.origin, pipe.origin.backbone
     stage = {"align": "stage 1", "m3ft": "stage 2"}[origin.stage]
     networks = f"{Path(backbone.language_model).name} and {Path(backbone.image_decoder).name}"
-    told = f"{Path(origin.path).name} ({stage}) on {networks}, pictures of {pipe.image_size} pixels"
-    return f"{told}. {knows}".strip()
+    return f"{Path(origin.path).name} ({stage} on {networks}, {pipe.image_size} px). {knows}".strip()
 
 
 def _add_chat(handlers: ChatHandlers) -> None:

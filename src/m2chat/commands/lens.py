@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from m2chat.commands.arguments import existing, in_range, new_folder, words
+from m2chat.commands.arguments import existing, in_range, new_folder
 from m2chat.commands.common import (
     add_drawing_options,
     add_model_options,
@@ -16,6 +16,7 @@ from m2chat.commands.common import (
     working,
 )
 from m2chat.commands.tasks import PICTURE
+from m2chat.errors import UserError
 from m2chat.files import take_file
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("lens", help="inside a reply: pictures drawn from each layer, attention maps, gates")
-    parser.add_argument("text", type=words, help="message, such as 'turn it into a ring'")
+    parser.add_argument("text", help="message, such as 'turn it into a ring'")
     parser.add_argument("--picture", type=existing("file", PICTURE), help="file of a picture that is sent with it")
     parser.add_argument(
         "--session",
@@ -55,6 +56,8 @@ def readings(lens: Lens) -> Readings:
 
 def run(options: argparse.Namespace) -> None:
     """Replies to the message, and draws the lens of the reply."""
+    if not options.text.strip() and options.picture is None:
+        raise UserError("text: it is empty: say something, or show a --picture")
     shown = [] if options.picture is None else [read_picture(options.picture)]
     pipe = load_pipeline(options)
     from m2chat.pipeline import Session

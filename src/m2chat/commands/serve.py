@@ -15,7 +15,7 @@ from m2chat.commands.common import add_model_options, load_pipeline
 from m2chat.commands.lens import readings
 from m2chat.errors import UserError
 
-KNOWN = "It knows simple shapes: their colour, size, place and background."
+KNOWN = "It knows shapes: colour, size, place, background."
 """What the shipped weights can talk about."""
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a dependency is not installed, or the port is in use.
     """
+    require_free(options.host, options.port)
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     try:
         if options.api:
@@ -54,7 +55,6 @@ def run(options: argparse.Namespace) -> None:
             import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(f"m2chat serve needs {error.name}: pip install 'm2chat[serve]'") from error
-    require_free(options.host, options.port)
     print(f"Loading {options.weights or 'the shipped micro weights'} ...", flush=True)
     pipe = load_pipeline(options)
     if options.api:

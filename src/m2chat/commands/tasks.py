@@ -16,6 +16,7 @@ from m2chat.commands.common import (
     show,
     watching,
 )
+from m2chat.errors import UserError
 
 OUT = "m2chat_pictures"
 PICTURE = "name a JPEG, PNG, WebP or GIF file"
@@ -37,7 +38,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     edit = commands.add_parser("edit", help="multi-round editing: change a picture, one instruction after another")
     edit.add_argument("picture", type=existing("file", PICTURE), help="a picture file")
-    edit.add_argument("instructions", nargs="+", type=words, help="such as 'paint it red' 'move it to the left'")
+    edit.add_argument("instructions", nargs="+", help="such as 'paint it red' 'move it to the left'")
     similar = commands.add_parser("similar", help="draw pictures similar to one")
     similar.add_argument("picture", type=existing("file", PICTURE), help="a picture file")
     similar.add_argument(
@@ -83,6 +84,8 @@ def _wish(options: argparse.Namespace) -> None:
 
 
 def _edit(options: argparse.Namespace) -> None:
+    if not any(line.strip() for line in options.instructions):
+        raise UserError("instructions: all of them are empty: name a change, such as 'paint it red'")
     picture = read_picture(options.picture)
     pipe = load_pipeline(options)
     from m2chat.pipeline.tasks import edit

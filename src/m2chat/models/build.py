@@ -68,7 +68,18 @@ def composed(
     clip: ClipTokens,
     decoder: ImageDecoder,
 ) -> M2ChatModel:
-    """The networks with a new M³Adapter of the sizes that they ask for between them."""
+    """The networks with a new M³Adapter of the sizes that they ask for between them.
+
+    Raises:
+        UserError: If the M³Adapter reads a layer that the language model has not.
+    """
+    count = getattr(llama.config, "num_hidden_layers", None)  # of a network that a feature cache replaces
+    for layer in m3adapter.layers:
+        if count is not None and not -count - 1 <= layer <= count:
+            raise UserError(
+                f"m3adapter.layers={list(m3adapter.layers)}: the language model has {count} layers: choose from "
+                f"{-count - 1} to {count}; 0 is the embedding, -1 the last layer"
+            )
     connector = M3Adapter(
         m3adapter,
         llama.config.hidden_size,

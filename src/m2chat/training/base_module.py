@@ -128,6 +128,7 @@ class TrainingModule(PredictingModule):
         torch.manual_seed(self.seed)  # the connector's initial values depend on the seed alone
         self.model = self.build()
         self.model.read_parts = self.read_parts
+        self._check_image_size()
         self.source = self._load_start()
         testing = self._trainer is not None and self.trainer.testing
         if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
@@ -137,6 +138,13 @@ class TrainingModule(PredictingModule):
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
+
+    def _check_image_size(self) -> None:
+        """Raises if VAE and UNet cannot draw pictures of `data.image_size`."""
+        data: Any = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
+        side = getattr(data, "image_size", None)
+        if side is not None and hasattr(self.model, "decoder") and getattr(data, "features", None) is None:
+            self.model.decoder.checked_size(side, side, ("data.image_size", "data.image_size"))
 
     def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
         """Sets the precision and recomputation of a model, once it is decided what is frozen.
@@ -196,9 +204,10 @@ class TrainingModule(PredictingModule):
     # Training
 
     def draw_noise(self, batch: Batch) -> DiffusionNoise:
-        """The random part of L_ddpm of this step."""
+        """The random part of L_ddpm of this step; a validation always has that of the first."""
         draws = NoiseConfig(self.seed, self.ddpm_samples, self.ddpm_draws, self.drop_condition)
-        return draw_noise(self.model.decoder, batch, self.global_step, draws)
+        validating = self._trainer is not None and self.trainer.validating
+        return draw_noise(self.model.decoder, batch, 0 if validating else self.global_step, draws)
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:
         """Logs each loss of the global batch by its name, the first of them in the progress bar."""

@@ -52,6 +52,10 @@ class M3FTModule(M2ChatModule):
         losses = {"loss": total, "loss_ddpm": ddpm, "loss_align": align, "loss_text": text}
         return losses, output.condition.gate, output.condition.cosine
 
+    def loss_parts(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch and its parts by name."""
+        return self.losses(batch)[0]
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of Eq. 7."""
         losses, gate, cosine = self.losses(batch)

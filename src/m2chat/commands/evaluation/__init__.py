@@ -27,8 +27,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     table.add_argument(
         "--seeds", type=in_range("number"), nargs="+", help="seeds of `--group seeds`; each row's defaults if not given"
     )
-    table.add_argument("--logs", type=Path, default=Path("lightning_logs"), help="folder of runs: the newest is added "
-                       "to the paper's tables; pictures of those of `make seeds` are compared")  # fmt: skip
+    table.add_argument("--logs", type=existing("folder"), help="folder of runs whose newest is added to the "
+                       "paper's tables (default: none, so that a local run changes no table); of `--group seeds` the "
+                       "folder whose pictures are compared (default: lightning_logs)")  # fmt: skip
     table.add_argument("--format", choices=("markdown", "latex"), default="markdown")
     table.add_argument(
         "--into", type=new_file, help="file to write instead of printing; the rest of a Markdown file stays"
@@ -121,7 +122,8 @@ def run_table(options: argparse.Namespace) -> None:
 
     rows = read_rows(options.configs)
     if options.group == "seeds":
-        folders = RunFolders(options.logs, options.logs / "rows")
+        logs = options.logs or Path("lightning_logs")
+        folders = RunFolders(logs, logs / "rows")
         tables = every_metric(rows, options.results, folders, options.seeds)
         notes = ["Written by `make seeds` from its runs; edit nothing here.", NOTE]
     else:

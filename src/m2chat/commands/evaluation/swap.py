@@ -28,7 +28,7 @@ from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, drawing
 from m2chat.models.swap import with_decoder
 from m2chat.training.config import EvalConfig
 
-MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "right pictures, %"}
+MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "pictures right, %"}
 """Metrics of the table: name for single samples, and name shown. Of those, an evaluation need not have all."""
 ROUNDS = 12
 """Paired measurements of the time; each decoder draws once in every round, so that a busy machine slows all of them."""
