@@ -34,6 +34,14 @@ from m2chat.run_checks import (
     LENGTHS,
     config_files,
     is_shorter,
+    newest_saved,
+    next_command,
+    require_accelerator,
+    require_files,
+)
+    LENGTHS,
+    config_files,
+    is_shorter,
     require_accelerator,
     require_files,
 )
