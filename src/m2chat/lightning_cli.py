@@ -39,12 +39,6 @@ from m2chat.run_checks import (
     require_accelerator,
     require_files,
 )
-    LENGTHS,
-    config_files,
-    is_shorter,
-    require_accelerator,
-    require_files,
-)
 from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.strategy import require_safe_reader
