@@ -144,12 +144,14 @@ class M2ChatCLI(LightningCLI):
         parser.add_lightning_class_args(InterruptGuard, "interrupt")
 
     def before_instantiate_classes(self) -> None:
-        """Makes sure that the backbones are there, and gives the data what they follow of them.
+        """Makes sure that GPU and backbones are there, and gives the data what they follow of the backbones.
 
         jsonargparse passes a link over whose source is a separate file (`backbone: ../backbone/paper.yaml`).
         """
         subcommand = self.config.get("subcommand")
         config = self.config[subcommand] if subcommand else self.config
+        if subcommand:
+            require_accelerator(config.trainer.get("accelerator"))
         backbone = config.model.get("init_args.backbone")
         if isinstance(backbone, Namespace):
             if subcommand and "adapter" in backbone:
@@ -184,7 +186,6 @@ class M2ChatCLI(LightningCLI):
         callbacks = [*(given if isinstance(given, list) else [given]), *default_callbacks(settings)]
         if any(isinstance(callback, PartsSummary) for callback in callbacks):
             kwargs["enable_model_summary"] = False  # Lightning's own, and its note that there is another
-        require_accelerator(settings.get("accelerator"))
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # Lightning's checks of its arguments

@@ -22,7 +22,7 @@ from m2chat.models.schedulers import Interval, checked_interval, scheduler_name
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.events import Event, finish, in_turns
-from m2chat.pipeline.inputs import vision_pixels
+from m2chat.pipeline.inputs import checked_text, vision_pixels
 from m2chat.pipeline.replier import IMAGE_MODES, ImageMode
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.pipeline.weights import Origin
@@ -127,6 +127,7 @@ class PipelineBase:
         height: int | None = None,
         width: int | None = None,
         guidance_interval: Interval | None = None,
+        negative_prompt: str | None = None,
     ) -> DrawSettings:
         """Settings of drawing, with the image decoder's values for what is None.
 
@@ -139,6 +140,7 @@ class PipelineBase:
             height: Height in pixels, in place of `size`.
             width: Width in pixels, in place of `size`.
             guidance_interval: Two shares of the noise schedule, 0-1, between which guidance acts.
+            negative_prompt: Text away from which guidance leads.
 
         Raises:
             UserError: If a number is out of its range, or a side is not one that VAE and UNet can draw.
@@ -149,7 +151,10 @@ class PipelineBase:
         side = self.image_size if size is None else size
         if guidance_interval is not None:
             guidance_interval = checked_interval(guidance_interval, "guidance_interval")
-        draw = DrawSettings(steps, guidance, seed, side, preview_every, height, width, guidance_interval)
+        if negative_prompt is not None:
+            negative_prompt = checked_text(negative_prompt, "negative_prompt") if negative_prompt else None
+        shape = (side, preview_every, height, width)
+        draw = DrawSettings(steps, guidance, seed, *shape, guidance_interval, negative_prompt)
         return self._checked(draw)
 
     def _checked(self, draw: DrawSettings) -> DrawSettings:
