@@ -49,6 +49,7 @@ NAMES: dict[str, MetricName] = {
     "edit_clip_i_source": MetricName("likeness to the source", "How much of the picture before is still there."),
     "story_consistency": MetricName("consistency of frames", "Likeness of each frame to the next; 100 is not the aim."),
     "clip_i": MetricName("CLIP-I", "Likeness of generated to true pictures, 0-100; higher is better."),
+    "structure": MetricName("structure right, %", "Replies with texts and pictures in the order of the true ones."),
     "pictures_missing": MetricName("pictures not drawn", "Replies that should have a picture and have none.", "count"),
     "inter_rel_sum": MetricName("InterRel, literal sum", "Eq. 8 as printed, without the mean.", "control"),
     "inter_rel_undefined": MetricName("replies without InterRel", "Replies with one part alone.", "count"),
