@@ -12,21 +12,11 @@ from fastapi.exceptions import RequestValidationError
 
 from m2chat import __version__
 from m2chat.app.api import invalid
+from m2chat.app.buttons import busy_buttons, usable_buttons
 from m2chat.app.chat import ChatHandlers, LensReader, stop
 from m2chat.app.tabs import TaskHandlers, add_tabs
 from m2chat.app.uploads import MAX_BYTES
-from m2chat.app.widgets import (
-    AT_ONCE,
-    QUEUED,
-    UNQUEUED,
-    WAITING,
-    as_examples,
-    busy_buttons,
-    message_box,
-    picture_cache,
-    size_sliders,
-    usable_buttons,
-)
+from m2chat.app.widgets import AT_ONCE, QUEUED, UNQUEUED, WAITING, as_examples, message_box, picture_cache, size_sliders
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.world import Example
 

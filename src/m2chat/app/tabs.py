@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
+from m2chat.app.buttons import run_and_stop, while_running
 from m2chat.app.chat import page_errors, uploaded
 from m2chat.app.limits import require_affordable
 from m2chat.app.widgets import (
@@ -19,8 +20,6 @@ from m2chat.app.widgets import (
     first_of,
     gallery,
     message_box,
-    run_and_stop,
-    while_running,
 )
 from m2chat.errors import UserError
 from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import load_trained, read_checkpoint, trained_digest
-from m2chat.models.choosing import RUN, RunRecord, choose_checkpoint
+from m2chat.models.choosing import RUN, choose_checkpoint
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding
@@ -32,6 +30,7 @@ from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
+from m2chat.training.data_at_hand import run_record, worlds_of
 from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
@@ -178,7 +177,7 @@ class TrainingModule(PredictingModule):
             return "new"
         path, about = Path(choice), ""
         if choice == "auto":
-            chosen = choose_checkpoint(self.checkpoint_root, wanted, self.backbones(), self._data_worlds())
+            chosen = choose_checkpoint(self.checkpoint_root, wanted, self.backbones(), worlds_of(self._trainer))
             path = chosen.path or self.shipped / f"{wanted}.ckpt"
             naming = f"{'--ckpt_path' if testing else '--model.init_args.init_from'} FILE"
             if chosen.others:
@@ -248,29 +247,7 @@ class TrainingModule(PredictingModule):
         checkpoint["tasks"] = sorted(self.tasks)
         checkpoint["costs"] = [*self.costs_before, self.cost.as_dict()]
         checkpoint["config"] = self.model_config()
-        checkpoint[RUN] = self._run_record()
-
-    def _run_record(self) -> RunRecord:
-        """Length and data of the training, by which ``auto`` chooses."""
-        return RunRecord(
-            steps=self.global_step,
-            of=self._total_steps,
-            shortened=self.shortened,
-            worlds=sorted(self._data_worlds() or ()),
-            sources=[config.name for config in self._sources()],
-        )
-
-    def _sources(self) -> list[Any]:
-        """Data of this run that count: those that are trained on, else those that are evaluated."""
-        data: Any = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
-        configs: Mapping[str, list[Any]] = getattr(data, "configs", {})
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        order = ("train", "val", "test") if fitting else ("test", "val", "train")
-        return next((configs[split] for split in order if configs.get(split)), [])
-
-    def _data_worlds(self) -> set[str] | None:
-        """Generated worlds of the data at hand, an empty name for others; None if there are no data."""
-        return {config.world or "" for config in self._sources()} or None
+        checkpoint[RUN] = run_record(self._trainer, self.global_step, self._total_steps, self.shortened)
 
     def model_config(self) -> dict[str, Any]:
         """Settings from which the model is built again, by their names in ``model.init_args``, and its text layout."""
