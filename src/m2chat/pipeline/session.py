@@ -84,6 +84,9 @@ class Session:
 
     # Replies
 
+    def __repr__(self) -> str:
+        return f"Session({len(self.turns)} turns, {len(self.images)} pictures)"
+
     def stream(
         self,
         text: str | Sequence[Any],
