@@ -60,7 +60,7 @@ def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets commands name files and devices that are not here."""
     command_parser()  # imports the commands
     for name in [name for name in sys.modules if name.startswith("m2chat.commands.")]:
-        monkeypatch.setattr(f"{name}.existing", lambda *kind: Path, raising=False)
+        monkeypatch.setattr(f"{name}.existing", lambda kind="", remedy="": Path, raising=False)
         monkeypatch.setattr(f"{name}.backbone_file", Path, raising=False)
     monkeypatch.setattr(cli, "_fault", lambda arguments: "")
     for name in ("require_files", "require_accelerator"):

@@ -140,7 +140,6 @@ LIGHTNING: list[Row] = [
     ((*STAGE1, "--model.init_args.phi", "-1"), "phi", "-1", "from 0"),
     ((*STAGE1, "--model.init_args.drop_condition", "3"), "drop_condition", "3", "from 0 to 1"),
     ((*STAGE1, "--model.init_args.m3adapter.heads", "7"), "m3adapter.heads", "7", "must divide m3adapter.width"),
-    ((*STAGE1, "--model.init_args.m3adapter.layers", "[99]"), "m3adapter.layers", "99", "choose from -"),
     ((*STAGE1, "--model.init_args.evaluation.steps", "0"), "evaluation.steps", "0", "a whole number from 1"),
 ]  # fmt: skip
 

@@ -19,7 +19,7 @@ from m2chat.migration import migrate
 class ShortErrorParser(LightningArgumentParser):
     """An argument parser with short errors that reads configurations of earlier versions too.
 
-    Options are written in full: ``--trainer.max_step`` is a mistake, and no abbreviation of ``--trainer.max_steps``.
+    Options are written in full: ``trainer.max_step`` is a mistake, and no abbreviation of ``trainer.max_steps``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

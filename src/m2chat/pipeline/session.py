@@ -82,10 +82,10 @@ class Session:
         """Notes of the replies, one per turn; see `SessionState`."""
         return self.state.notes
 
-    # Replies
-
     def __repr__(self) -> str:
         return f"Session({len(self.turns)} turns, {len(self.images)} pictures)"
+
+    # Replies
 
     def stream(
         self,
