@@ -43,18 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for a mistake of the user's, or that of the command.
 
     Raises:
-        SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
+        SystemExit: For ``--help`` and ``--version``.
     """
     from m2chat.errors import UserError
 
     parser = command_parser()
-    options, rest = parser.parse_known_args(argv)
-    if getattr(options, "rest", False):
-        options.overrides = rest
-    if "run" not in options:
-        parser.print_help()
-        return 0
     try:
+        options, rest = parser.parse_known_args(argv)
+        if getattr(options, "rest", False):
+            options.overrides = rest
+        if "run" not in options:
+            parser.print_help()
+            return 0
         code = int(options.run(options) or 0)
         sys.stdout.flush()
         return code

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from m2chat.errors import UserError
 from m2chat.ranges import RANGES
 
 CONFIG = "name a configuration such as configs/stage1.yaml"
@@ -26,10 +27,14 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
-        """Prints the error and ends the process with code 2."""
+        """Refuses the arguments.
+
+        Raises:
+            UserError: With the message.
+        """
         text = re.sub(r"^argument (\S+): (?=')", r"\1 ", message)
         text = re.sub(r"^argument (\S+): ", r"\1: ", text)
-        self.exit(2, f"error: {text} (`{self.prog} --help` lists the arguments)\n")
+        raise UserError(f"{text} (`{self.prog} --help` lists the arguments)")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -30,7 +30,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("path", help="a .tar shard, a folder of them, or a pattern")
     parser.add_argument(
-        "-n", type=in_range("count"), default=3, metavar="N", help="samples to show (default: %(default)s)"
+        "-n", type=in_range("number"), default=3, metavar="N", help="samples to show (default: %(default)s)"
     )
     parser.add_argument("--html", type=new_file, metavar="FILE", help="show them on a page with their pictures instead")
     parser.add_argument("--quick", action="store_true", help="read only what is shown, and count nothing")

@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     table.add_argument(
         "--seeds", type=in_range("number"), nargs="+", help="seeds of `--group seeds`; each row's defaults if not given"
     )
-    table.add_argument("--logs", type=existing("folder"), help="folder of runs whose newest is added to the "
+    table.add_argument("--logs", type=Path, help="folder of runs whose newest is added to the "
                        "paper's tables (default: none, so that a local run changes no table); of `--group seeds` the "
                        "folder whose pictures are compared (default: lightning_logs)")  # fmt: skip
     table.add_argument("--format", choices=("markdown", "latex"), default="markdown")
