@@ -5,7 +5,8 @@ SHELL := bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# More arguments for every `lightning` command of `make train`, for example RUN_ARGS="--trainer.max_steps=20".
+# More arguments for every `lightning` command of `make train`, for example RUN_ARGS="--trainer.max_steps=20". A training that
+# they make shorter is passed over by the next command, which then takes the shipped weights.
 RUN_ARGS ?=
 # Where `make train` looks for what it wrote.
 LOGS ?= lightning_logs

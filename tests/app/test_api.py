@@ -26,9 +26,12 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from m2chat.app.api import MODEL, build_api
+from m2chat.app.protocol import conversation
+from m2chat.app.requests import ChatRequest
 from m2chat.data.images import load_image, save_png
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import M2ChatPipeline
+from m2chat.pipeline.tasks import text_to_image
 from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
@@ -97,7 +100,7 @@ def test_health_and_models(client: Any, http: TestClient) -> None:
 def test_pictures_of_another_size(http: TestClient) -> None:
     body = {"model": MODEL, "messages": asked("hello"), "image": "force", **QUICK}
     done = http.post("/v1/chat/completions", json={**body, "height": 48, "width": 32}).json()
-    (url,) = [part["image_url"]["url"] for part in done["choices"][0]["message"]["content"] if "image_url" in part]
+    (url,) = [part["image_url"]["url"] for part in done["choices"][0]["message"]["images"]]
     assert load_image(base64.b64decode(url.partition(",")[2])).shape == (48, 32, 3)
     for size, message in (
         ({"height": 33}, "nearest is 32 or 40"),
@@ -110,16 +113,17 @@ def test_pictures_of_another_size(http: TestClient) -> None:
 def test_a_reply_holds_texts_and_pictures_in_their_order(client: Any, pipe: M2ChatPipeline) -> None:
     how = {"steps": 2, "image": "force", "max_images": 2}
     done = client.chat.completions.create(model=MODEL, messages=asked("hello", URL), seed=3, extra_body=how)
-    content: Any = done.choices[0].message.content
+    message: Any = done.choices[0].message
     own = pipe.session(seed=3, **how).reply("hello", [PICTURE])
     assert len(own.images) > 0 and own.text.strip()
-    assert len(content) == len(own.segments)
-    for part, expected in zip(content, own.segments, strict=True):
-        if isinstance(expected, str):
-            assert part == {"type": "text", "text": expected.strip()}
-        else:
-            drawn = load_image(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
-            assert np.array_equal(drawn, np.asarray(expected.image)) and part["caption"] == expected.caption
+    assert message.content == "\n".join(part.strip() for part in own.segments if isinstance(part, str))
+    for number, (part, expected) in enumerate(zip(message.images, own.pictures, strict=True)):
+        drawn = load_image(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
+        assert np.array_equal(drawn, np.asarray(expected.image)) and part["caption"] == expected.caption
+        assert part["index"] == number
+        before = own.segments[: own.segments.index(expected)]
+        texts = "\n".join(text.strip() for text in before if isinstance(text, str))
+        assert message.content[: part["offset"]].strip() == texts
 
 
 def test_words_alone_are_a_string_and_a_picture_is_looked_at(client: Any, pipe: M2ChatPipeline) -> None:
@@ -133,19 +137,51 @@ def test_a_conversation_goes_on_with_what_came_back(client: Any) -> None:
     first = client.chat.completions.create(model=MODEL, messages=asked("hello", URL), seed=1, extra_body=body)
     said = [*asked("hello", URL), first.choices[0].message.model_dump(warnings=False), *asked("turn it into a ring")]
     done = client.chat.completions.create(model=MODEL, messages=said, seed=1, extra_body=body)
-    assert done.choices[0].message.content[-1]["type"] == "image_url"
+    message: Any = done.choices[0].message
+    assert isinstance(message.content, str) and message.images[-1]["type"] == "image_url"
+
+
+def test_what_came_back_is_read_in_its_order(pipe: M2ChatPipeline) -> None:
+    part = {"type": "image_url", "image_url": {"url": URL}, "caption": "a square"}
+    told = {"role": "assistant", "content": "here it is\nand again"}
+    places = [{**part, "offset": 10}, {**part, "offset": 20}]
+    orders = {
+        (str, int, str, int): {**told, "images": places},
+        (str, int, int): {**told, "images": [part, part]},  # as earlier versions streamed them
+        (str, int): {"role": "assistant", "content": [{"type": "text", "text": "here"}, part]},
+    }
+    for kinds, message in orders.items():
+        body = ChatRequest(model=MODEL, messages=[*asked("hello"), message, *asked("again")])
+        session, text, _ = conversation(body, pipe, lambda url: PICTURE)
+        assert tuple(map(type, session.turns[1].parts)) == kinds and text == "again"
+
+
+def test_pictures_of_a_prompt(client: Any, http: TestClient, pipe: M2ChatPipeline) -> None:
+    prompt = "a small red ring at the top on a white background"
+    done = client.images.generate(model=MODEL, prompt=prompt, n=2, size="40x32", extra_body={"seed": 5, "steps": 2})
+    own = [output.images[0] for output in text_to_image(pipe, prompt, (5, 6), steps=2, width=40, height=32)]
+    for item, expected in zip(done.data, own, strict=True):
+        assert np.array_equal(load_image(base64.b64decode(item.b64_json)), np.asarray(expected))
+        assert item.revised_prompt == prompt
+    for body, word in (
+        ({"prompt": " "}, "empty"), ({"size": "1024x1024"}, "at most"), ({"size": "big"}, "WIDTHxHEIGHT"),
+        ({"n": 0}, "greater than or equal"), ({"response_format": "url"}, "b64_json"), ({"model": "gpt"}, "m2chat"),
+    ):  # fmt: skip
+        answer = http.post("/v1/images/generations", json={"prompt": prompt, **body})
+        assert answer.status_code in (400, 404) and word in answer.json()["error"]["message"], answer.text
 
 
 def test_a_stream_tells_the_same_as_the_whole(client: Any) -> None:
     kwargs: dict[str, Any] = {
         "model": MODEL, "messages": asked("hello"), "seed": 1, "extra_body": {**QUICK, "image": "force"}
     }  # fmt: skip
-    whole: Any = client.chat.completions.create(**kwargs).choices[0].message.content
+    whole: Any = client.chat.completions.create(**kwargs).choices[0].message
     chunks = list(client.chat.completions.create(**kwargs, stream=True))
     words = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     pictures = [part for chunk in chunks for part in getattr(chunk.choices[0].delta, "images", None) or []]
-    assert words.strip() == " ".join(part["text"] for part in whole if part["type"] == "text")
-    assert pictures == [part for part in whole if part["type"] == "image_url"]
+    assert words.rstrip() == whole.content and pictures == whole.images
+    told = [chunk.progress for chunk in chunks if getattr(chunk, "progress", None)]
+    assert told == [{"image": 0, "step": step, "steps": 2} for step in (1, 2)]
     assert chunks[-1].choices[0].finish_reason == "stop" and not any(chunk.usage for chunk in chunks)
     *most, last = client.chat.completions.create(**kwargs, stream=True, stream_options={"include_usage": True})
     assert last.choices == [] and not any(chunk.usage for chunk in most)
@@ -173,7 +209,7 @@ def test_a_limit_that_cuts_is_the_reason_of_the_end(client: Any) -> None:
     )
     (choice,) = whole.choices
     assert choice.finish_reason == "length" and any("answer was cut at 2 tokens" in text for text in whole.notices)
-    assert len(choice.message.content[-1]["caption"].split()) > 4, "captions have a limit of their own"
+    assert len(choice.message.images[-1]["caption"].split()) > 4, "captions have a limit of their own"
     *_, last = client.chat.completions.create(**how, max_tokens=2, modalities=["text"], stream=True)
     assert last.choices[0].finish_reason == "length"
 

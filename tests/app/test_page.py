@@ -19,9 +19,10 @@ import pytest
 gr = pytest.importorskip("gradio", reason="needs m2chat[serve]")
 httpx = pytest.importorskip("httpx", reason="needs m2chat[serve]")
 
+from m2chat.app.buttons import stop_task
 from m2chat.app.chat import ChatHandlers
 from m2chat.app.page import build_page, launch
-from m2chat.app.tabs import TaskHandlers, stop_task
+from m2chat.app.tabs import TaskHandlers
 from m2chat.app.widgets import GrowingReply, messages, picture_cache, plain
 from m2chat.commands import main
 from m2chat.data.images import save_png

@@ -63,6 +63,17 @@ class LenientBody(BaseModel):
         """Names of fields that are not known here, with their place in the body."""
         yield from (f"{place}{name[:40]}" for name in self.model_extra or {})
 
+    def notices(self) -> list[str]:
+        """What the answer states about fields that were ignored; empty if there are none."""
+        names = list(self.unknown())
+        if not names:
+            return []
+        known = [*type(self).model_fields, *self.refused]
+        meant = {name: match for name in names[:_NAMED] for match in get_close_matches(name, known, 1, 0.8)}
+        shown = [f"{name!r} (is {meant[name]!r} meant?)" if name in meant else repr(name) for name in names[:_NAMED]]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return [encodable(f"ignored, since they are not known here: {', '.join(shown)}{more}")]
+
 
 class TextContent(LenientBody):
     """A text of a message."""
@@ -80,13 +91,18 @@ class ImageURL(LenientBody):
 
 
 class ImageContent(LenientBody):
-    """A picture of a message; ``caption`` as this server sent it, so that the picture is not described again."""
+    """A picture of a message.
+
+    ``caption`` is as this server sent it, so that the picture is not described again; ``offset`` is the number of
+    characters of the content before it.
+    """
 
     harmless = frozenset({"gate", "index"})
 
     type: Literal["image_url"]
     image_url: ImageURL
     caption: Text = ""
+    offset: int | None = Field(default=None, ge=0)
 
     @field_validator("image_url", mode="before")
     @classmethod
@@ -98,7 +114,7 @@ Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 
 
 class ChatMessage(LenientBody):
-    """A message; ``images`` as this server streams them, behind the content."""
+    """A message; ``images`` stand in the content where their ``offset`` says, else behind it."""
 
     harmless = frozenset({"name", "annotations"})
     refused = {"tool_calls": ([],), "function_call": (), "audio": ()}
@@ -182,17 +198,6 @@ class ChatRequest(LenientBody):
             yield from self.stream_options.unknown(f"{place}stream_options.")
         for number, message in enumerate(self.messages):
             yield from message.unknown(f"{place}messages.{number}.")
-
-    def notices(self) -> list[str]:
-        """What the answer states about fields that were ignored; empty if there are none."""
-        names = list(self.unknown())
-        if not names:
-            return []
-        known = [*type(self).model_fields, *self.refused]
-        meant = {name: match for name in names[:_NAMED] for match in get_close_matches(name, known, 1, 0.8)}
-        shown = [f"{name!r} (is {meant[name]!r} meant?)" if name in meant else repr(name) for name in names[:_NAMED]]
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return [encodable(f"ignored, since they are not known here: {', '.join(shown)}{more}")]
 
     def session(self, pipe: M2ChatPipeline) -> Session:
         """An empty session with these settings.

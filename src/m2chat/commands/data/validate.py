@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
+
+from m2chat.commands.arguments import new_file
 
 _SHOWN = 10
 """Number of faults per reason that are printed; `--json` writes all."""
@@ -19,7 +20,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         description="Reads everything, pictures too, and changes nothing. Exit code 1 if there is a fault.",
     )
     parser.add_argument("path", help="a .tar shard, a folder of them, or a pattern")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all faults there, for programs")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write all faults there, for programs")
     parser.set_defaults(run=run)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from m2chat.commands.evaluation.run import clear
+from m2chat.commands.evaluation.run import call, clear
 from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare
 from m2chat.evaluation.results import RESULTS, read_predictions, read_results, settings_hash
@@ -29,7 +28,7 @@ from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, drawing
 from m2chat.models.swap import with_decoder
 from m2chat.training.config import EvalConfig
 
-MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "right pictures, %"}
+MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "pictures right, %"}
 """Metrics of the table: name for single samples, and name shown. Of those, an evaluation need not have all."""
 ROUNDS = 12
 """Paired measurements of the time; each decoder draws once in every round, so that a busy machine slows all of them."""
@@ -252,7 +251,7 @@ def _evaluate(
         ".", f"{logger}.name", str(folder.parent), f"{logger}.version", folder.name, *extra,
     ]  # fmt: skip
     print(shlex.join(command), flush=True)
-    if code := subprocess.run(command).returncode:
+    if code := call(command):
         raise UserError(f"the evaluation in {folder} failed with exit code {code}; see above")
     digest = read_results(folder / RESULTS)[1].get("weights_digest")
     if digest != protocol.get("weights_digest"):  # `weights: auto` takes the newest, which may be another by now
