@@ -26,6 +26,7 @@ from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.errors import TrainingDivergedError, UserError
+from m2chat.files import is_full, of_full_disk
 from m2chat.migration import migrate
 from m2chat.models.checkpoints import check_header, read_checkpoint
 from m2chat.quiet import quiet
@@ -315,6 +316,13 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"error: {error if isinstance(error, UserError) else of_full_disk(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before the run had its guard, or behind it
+        return 128 + signal.SIGINT
     except ValueError as error:
         if (mistake := _mistake(error)) is None:
             raise

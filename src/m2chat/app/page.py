@@ -102,7 +102,7 @@ def _add_chat(handlers: ChatHandlers) -> None:
     halt.click(stop, session, **UNQUEUED)
     undo.click(handlers.undo, session, shown, **UNQUEUED)
     gr.on([new.click, chat.clear], handlers.new, session, shown, **UNQUEUED)
-    load.upload(handlers.load, [session, load], shown, **UNQUEUED)
+    load.upload(handlers.load, [session, load], shown, **QUEUED)
     # A download button's file is fixed when it is clicked: "Save" writes the file and then clicks a second, hidden one.
     ready = gr.DownloadButton(visible="hidden", elem_id="chat-save-ready")
     save.click(handlers.save, session, ready, **UNQUEUED).success(None, js=_DOWNLOAD, api_visibility="private")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2chat.commands.common import add_drawing_options, add_model_options, how_to_draw, load_pipeline, read_picture
-from m2chat.files import take_file
+from m2chat.files import write_new
 
 if TYPE_CHECKING:
     from m2chat.pipeline.lens import Lens, Readings
@@ -51,8 +52,9 @@ def run(options: argparse.Namespace) -> None:
     session.reply(options.text, shown, image="force", max_images=1, seed=options.seed)
     lens = look_inside(session)
     page = figure(lens, readings(lens))
-    path = take_file(options.out, "lens", ".png")
-    page.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    page.savefig(drawn, dpi=110, format="png")
+    path = write_new(options.out, "lens", ".png", drawn.getvalue())
     print(f"“{lens.answer}” [{lens.caption}], g={lens.gates[-1]:.2f}\n{path}")
     if options.tensorboard is not None:
         from torch.utils.tensorboard import SummaryWriter

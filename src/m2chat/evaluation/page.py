@@ -13,6 +13,7 @@ from m2chat.evaluation.markup import Cells, aligned
 from m2chat.evaluation.paper import NOTE, paper_cell
 from m2chat.evaluation.results import IMAGES, RANKED, RESULTS, read_predictions, read_results, sample_scores
 from m2chat.evaluation.statistics import Estimate
+from m2chat.files import write_whole
 
 PAGE = "report.html"
 SHOWN = 6
@@ -118,7 +119,7 @@ def write_page(folder: Path, beside: Mapping[str, Path] | None = None, out: Path
         picture=lambda name: _data(folder, name),
     )
     path = out or folder / PAGE
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, [text])
     return path
 
 

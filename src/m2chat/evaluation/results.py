@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from m2chat.data.images import read_image
+from m2chat.data.images import read_image, save_png
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import write_whole
@@ -150,8 +150,6 @@ def write_images(folder: Path, prediction: Prediction) -> dict[str, list[str | N
         Paths relative to the folder: ``context`` (at most one), ``reference`` and ``generated`` (one per segment,
         None where there is no picture).
     """
-    from PIL import Image
-
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     stem = hashlib.sha256(prediction.id.encode()).hexdigest()[:16]
     sets = {
@@ -167,7 +165,7 @@ def write_images(folder: Path, prediction: Prediction) -> dict[str, list[str | N
                 names[role].append(None)
             else:
                 name = f"{IMAGES}/{stem}_{role}_{index}.png"
-                Image.fromarray(picture).save(folder / name)
+                write_whole(folder / name, save_png(picture))
                 names[role].append(name)
     return names
 
