@@ -552,11 +552,8 @@ def test_work_for_a_client_that_is_gone_ends(pipe: M2ChatPipeline, monkeypatch: 
     monkeypatch.setattr(uploads, "load_image", slow)
     with served(build_api(pipe)) as client:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(
-                f"{client.base_url}chat/completions",
-                json={**ASKS, "messages": asked("hello", *[URL] * 32)},
-                timeout=0.5,
-            )
+            body = {**ASKS, "messages": asked("hello", *[URL] * 32)}
+            httpx.post(f"{client.base_url}chat/completions", json=body, timeout=0.5)
         wait_until_idle(client)
         time.sleep(0.3)
         count = len(read)

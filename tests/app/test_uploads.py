@@ -96,7 +96,7 @@ def test_hosts_are_asked_only_if_they_are_allowed(host: str) -> None:
     here = host.removeprefix("http://")
     for path in ("picture", "pictüre?a=ü%20b"):
         assert np.array_equal(read_url(f"{host}/{path}", {here}), GREY)
-    with pytest.raises(UserError, match="only 'data:.*or a picture on 127"):
+    with pytest.raises(UserError, match=r"only 'data:.*or a picture on 127"):
         read_url(f"{host}/picture", {"127.0.0.1"})  # the usual ports alone
     with pytest.raises(UserError, match="only 'data:"):
         read_url(f"{host}/picture")
@@ -134,14 +134,14 @@ def test_what_is_no_session_is_refused(pipe: M2ChatPipeline, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def saved_with(pipe: M2ChatPipeline, pictures: dict[str, bytes], **change: Any) -> bytes:
+def saved_with(pipe: M2ChatPipeline, shown: dict[str, bytes], **change: Any) -> bytes:
     """A saved session of a message and its pictures, with entries of the JSON changed."""
     with zipfile.ZipFile(io.BytesIO(pack_session(pipe.session()))) as archive:
         record = json.loads(archive.read("session.json"))
-    record["pictures"] = [{"file": name} for name in pictures]
-    record["turns"] = [{"role": "user", "parts": ["hello", *range(len(pictures))]}]
+    record["pictures"] = [{"file": name} for name in shown]
+    record["turns"] = [{"role": "user", "parts": ["hello", *range(len(shown))]}]
     text = json.dumps(record | change)
-    return zipped(**{"session.json": text.encode(), **pictures})
+    return zipped(**{"session.json": text.encode(), **shown})
 
 
 def test_what_unpacks_to_too_much_is_not_decoded(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,8 @@ def read_picture(data: bytes, budget: Budget | None = None) -> Picture:
         with _DECODING:
             if budget is not None:
                 with opened(data) as image:
-                    budget.decode(image.size[0] * image.size[1])
+                    declared = image.size[0] * image.size[1]
+                budget.decode(declared)
                 side = MAX_SIDE if budget.kept > 0 else SMALL_SIDE
             pixels = load_image(data, halve_above=4 * MAX_SIDE**2)
     except BadImage as error:

@@ -126,8 +126,11 @@ def write_page(folder: Path, beside: Mapping[str, Path] | None = None, out: Path
 def _protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     """The entries of the protocol on the page, as texts."""
     entries = {name: str(protocol[name]) for name in _PROTOCOL if protocol.get(name)}
-    entries["tasks"] = ", ".join(f"{kind}: {how}" for kind, how in (protocol.get("tasks") or {}).items())
-    entries["versions"] = ", ".join(f"{name} {v}" for name, v in (protocol.get("versions") or {}).items() if v)
+    tasks, versions = (
+        value if isinstance(value := protocol.get(name), Mapping) else {} for name in ("tasks", "versions")
+    )
+    entries["tasks"] = ", ".join(f"{kind}: {how}" for kind, how in tasks.items())
+    entries["versions"] = ", ".join(f"{name} {v}" for name, v in versions.items() if v)
     return {name: text for name, text in entries.items() if text}
 
 
@@ -190,7 +193,8 @@ def _side_by_side(folders: Mapping[str, Path], count: int) -> list[tuple[str, st
 
 
 def _data(folder: Path, name: str | None) -> str:
-    """A picture's file as a data URL; empty for no picture."""
-    if not name:
+    """A picture's file as a data URL; empty for no picture, and for one that is not there any more."""
+    # The names come from a file that may be anybody's.
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
         return ""
     return f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
