@@ -497,7 +497,7 @@ def test_too_much_is_refused_unread(http: TestClient) -> None:
 
 def test_a_page_elsewhere_cannot_use_a_local_server(pipe: M2ChatPipeline) -> None:
     body = json.dumps({**ASKS, "messages": asked("hello")}).encode()
-    with TestClient(build_api(pipe, allowed_hosts=["chat.example"])) as client:
+    with TestClient(build_api(pipe, allowed_hosts=["chat.example"]), "http://chat.example") as client:
         for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
             assert client.post("/v1/chat/completions", content=body, headers=kind).status_code == 415
         for name, status in (
