@@ -316,17 +316,17 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if not is_full(error):
-            raise
-        print(f"error: {error if isinstance(error, UserError) else of_full_disk(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:  # before the run had its guard, or behind it
         return 128 + signal.SIGINT
     except ValueError as error:
         if (mistake := _mistake(error)) is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"error: {of_full_disk(error)}", file=sys.stderr)
         return 2
     except SIGTERMException:  # outside training, where nothing needs saving; Lightning would exit with code 0
         return 128 + signal.SIGTERM
