@@ -138,7 +138,7 @@ def test_a_write_that_fails_states_path_need_and_free_space(tmp_path: Path) -> N
         whole_file(tmp_path / "a.png", 9),
     ):
         raise full
-    with pytest.raises(UserError, match="cannot write .*b: writing failed"), whole_file(tmp_path / "b"):
+    with pytest.raises(UserError, match=r"cannot write .*b: writing failed"), whole_file(tmp_path / "b"):
         raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match="another") as other, whole_file(tmp_path / "a"):

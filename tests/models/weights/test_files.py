@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from argparse import Namespace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from m2chat.models.weights.files import (
     read_tensors,
 )
 from m2chat.models.weights.loading import fill, on_meta
+from m2chat.pipeline.run_settings import read_settings, run_settings
 
 TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3, 4).half()}
 
@@ -75,9 +77,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_no_refusal_quotes_the_advice_to_switch_the_guard_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(TENSORS, tmp_path / "a.pth")
-    advice = (
-        "Weights only load failed. In PyTorch 2.6, the default changed; re-running with `weights_only` set to False"
-    )
+    advice = "Weights only load failed. Re-running `torch.load` with `weights_only` set to `False`"
 
     def refuse(*_: object, **__: object) -> None:
         raise pickle.UnpicklingError(f"{advice} will likely succeed")
@@ -102,8 +102,10 @@ def test_what_lies_beside_a_checkpoint_neither_hangs_nor_ends_in_a_traceback(tmp
     with pytest.raises(UserError, match="there is no file"):
         read_settings(beside)
     beside.unlink()
-    broken = [b"a: [", b"\xff\xfe\x00", b"[]", b"model: 5", b"[" * 5000, b"model: {init_args: {backbone: [1]}}",
-              b"model: {init_args: {backbone: /dev/zero}}", b"!!python/object/apply:os.system ['touch exploded']"]  # fmt: skip
+    broken = [
+        b"a: [", b"\xff\xfe\x00", b"[]", b"model: 5", b"[" * 5000, b"model: {init_args: {backbone: [1]}}",
+        b"model: {init_args: {backbone: /dev/zero}}", b"!!python/object/apply:os.system ['touch exploded']",
+    ]  # fmt: skip
     for content in broken:
         beside.write_bytes(content)
         with pytest.raises(UserError, match=r"config\.yaml is not the configuration of a training run"):
