@@ -23,7 +23,7 @@ from chaos.figures import Figures
 from chaos.training import ended, forked
 from m2chat.data.images import save_png
 
-AT_ONCE, WAITING = 2, 6
+AT_ONCE, WAITING = 4, 32
 LIMIT_MB = 400
 LIMIT_SECONDS = 0.2
 

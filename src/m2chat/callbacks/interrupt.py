@@ -81,8 +81,8 @@ class InterruptGuard(Callback):
             return self._take_over(waits=False)
         if trainer.world_size > 1:
             batches = float(sum(trainer.num_val_batches))
-            most = _maximum(trainer, pl_module, batches)
-            self._agrees = most == -_maximum(trainer, pl_module, -batches)
+            most = _maximum(trainer, batches)
+            self._agrees = most == -_maximum(trainer, -batches)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -130,7 +130,7 @@ class InterruptGuard(Callback):
         if not trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
             return
         # A process that only heard of it from the others takes their number, and so ends with their code.
-        number = signal.Signals(int(_maximum(trainer, trainer.lightning_module, float(self._signal))))
+        number = signal.Signals(int(_maximum(trainer, float(self._signal))))
         requeue = _requeues(trainer, number)
         path = self.path(trainer)
         if requeue:
@@ -176,11 +176,11 @@ class InterruptGuard(Callback):
                 raise SystemExit(128 + number)
 
 
-def _maximum(trainer: Trainer, module: LightningModule, value: float) -> float:
+def _maximum(trainer: Trainer, value: float) -> float:
     """The largest value of all processes."""
     if trainer.world_size == 1:
         return value
-    return float(trainer.strategy.reduce(torch.tensor(value, device=module.device), reduce_op="max"))
+    return float(trainer.strategy.reduce(torch.tensor(value, device=trainer.strategy.root_device), reduce_op="max"))
 
 
 def _requeues(trainer: Trainer, number: signal.Signals) -> bool:

@@ -84,7 +84,9 @@ class NonFiniteGuard(Callback):
         # One number carries both over the processes: that of a bad step is NaN, and so is any mean with it.
         mean = min(loss, _LARGEST) if finite and math.isfinite(loss) else math.nan
         if trainer.world_size > 1:
-            mean = float(trainer.strategy.reduce(torch.tensor(mean, device=pl_module.device), reduce_op="mean"))
+            mean = float(
+                trainer.strategy.reduce(torch.tensor(mean, device=trainer.strategy.root_device), reduce_op="mean")
+            )
         samples, self._samples, self._loss = self._samples, [], None
         if self._is_good(mean):
             self._in_a_row = self._high_in_a_row = 0
