@@ -64,13 +64,15 @@ class Entrance:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it."""
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
         if not self._is_ours(headers.get(b"host", "")):
             return await self._refuse(scope, receive, send, 400, "the Host header names another server than this one: "
                                       "address it by its number, or allow the name with --allowed-hosts")  # fmt: skip
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         if self.gate.requests >= self.gate.most:
             return await self._refuse(scope, receive, send, 429, "too many requests wait already: try again later")
         claimed = headers.get(b"content-length", "")[:20]
