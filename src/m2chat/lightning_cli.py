@@ -23,6 +23,7 @@ from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.config_parser import ShortErrorParser
 from m2chat.errors import TrainingDivergedError, UserError
+from m2chat.files import is_full, of_full_disk
 from m2chat.models.checkpoints import check_header, read_checkpoint
 from m2chat.quiet import quiet
 from m2chat.ranges import check_number
@@ -305,6 +306,8 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the run had its guard, or behind it
+        return 128 + signal.SIGINT
     except ValueError as error:
         if (mistake := _mistake(error)) is None:
             raise
@@ -312,6 +315,11 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
         return 2
     except MisconfigurationException as error:  # Lightning's checks of settings against each other
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"error: {of_full_disk(error)}", file=sys.stderr)
         return 2
     except SIGTERMException:  # outside training, where nothing needs saving; Lightning would exit with code 0
         return 128 + signal.SIGTERM

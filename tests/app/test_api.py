@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import runpy
 import socket
@@ -22,13 +23,15 @@ pytest.importorskip("uvicorn", reason="needs m2chat[serve]")
 openai = pytest.importorskip("openai", reason="needs the client of OpenAI")
 
 import httpx
-import uvicorn
+import PIL.Image
 from fastapi.testclient import TestClient
 
+from m2chat.app import api, entrance, server, uploads
 from m2chat.app.api import MODEL, build_api
 from m2chat.app.protocol import conversation
 from m2chat.app.requests import ChatRequest
 from m2chat.data.images import load_image, save_png
+from m2chat.errors import UserError
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.pipeline.tasks import text_to_image
@@ -54,18 +57,18 @@ def http(pipe: M2ChatPipeline) -> Iterator[TestClient]:
 
 
 @contextmanager
-def served(api: Any) -> Iterator[Any]:
+def served(app: Any) -> Iterator[Any]:
     """OpenAI's client of a server on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    running = server.server(app, "127.0.0.1", port, log_level="warning")
+    thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
-    while not server.started:
+    while not running.started:
         time.sleep(0.05)
     yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    server.should_exit = True
+    running.should_exit = True
     thread.join(10)
 
 
@@ -520,7 +523,102 @@ def test_paths_lead_nowhere(path: str, http: TestClient) -> None:
 
 
 def test_too_much_is_refused_unread(http: TestClient) -> None:
-    done = http.post("/v1/chat/completions", content=b" " * (65 * 2**20))
-    assert done.status_code == 413
-    done = http.post("/v1/chat/completions", content=(b" " * 2**20 for _ in range(65)))
-    assert done.status_code == 413
+    head = {"content-type": "application/json"}
+    for content in (b" " * (33 * 2**20), (b" " * 2**20 for _ in range(33)), b"[" + b"{}," * 100_000 + b"1]"):
+        assert http.post("/v1/chat/completions", content=content, headers=head).status_code == 413
+    long = [{"role": "user", "content": "words " * 9_000}] * 20
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": long})
+    assert done.status_code == 400 and "1,080,000 characters together" in done.json()["error"]["message"]
+
+
+def test_a_page_elsewhere_cannot_use_a_local_server(pipe: M2ChatPipeline) -> None:
+    body = json.dumps({**ASKS, "messages": asked("hello")}).encode()
+    with TestClient(build_api(pipe, allowed_hosts=["chat.example"]), "http://chat.example") as client:
+        for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+            assert client.post("/v1/chat/completions", content=body, headers=kind).status_code == 415
+        for name, status in (
+            ("evil.example", 400), ("127.0.0.1.evil.example:7860", 400), ("", 400), ("chat.example", 200),
+            ("CHAT.example:7860", 200), ("localhost:7860", 200), ("127.0.0.1:7860", 200), ("[::1]:7860", 200),
+        ):  # fmt: skip
+            assert client.get("/health", headers={"host": name}).status_code == status, name
+
+
+def test_the_limit_is_entered_before_anything_is_read(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighty requests at once: four are read, three wait, every other one is turned away at once."""
+    decoded, held, go = [], threading.Lock(), threading.Event()
+
+    def slow(*_: Any) -> Any:
+        with held:
+            decoded.append(1)
+        assert go.wait(60)
+        raise UserError("enough")
+
+    monkeypatch.setattr(api, "conversation", slow)
+    answers: list[tuple[int, float]] = []
+
+    def ask(url: str) -> None:
+        start = time.monotonic()
+        done = httpx.post(url, json={**ASKS, "messages": asked("hello", URL)}, timeout=60)
+        answers.append((done.status_code, time.monotonic() - start))
+
+    with served(build_api(pipe, at_once=4, waiting=3)) as client:
+        url = f"{client.base_url}chat/completions"
+        threads = [threading.Thread(target=ask, args=(url,)) for _ in range(80)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 60
+        while len(answers) < 73 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert [status for status, _ in answers] == [429] * 73 and len(decoded) == 4
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert sorted(status for status, _ in answers)[:7] == [400] * 7
+        wait_until_idle(client)
+
+
+def test_work_for_a_client_that_is_gone_ends(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, load = [], uploads.load_image
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        read.append(1)
+        time.sleep(0.2)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(uploads, "load_image", slow)
+    with served(build_api(pipe)) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            body = {**ASKS, "messages": asked("hello", *[URL] * 32)}
+            httpx.post(f"{client.base_url}chat/completions", json=body, timeout=0.5)
+        wait_until_idle(client)
+        time.sleep(0.3)
+        count = len(read)
+        time.sleep(0.6)
+        assert count == len(read) < 32
+
+
+def test_pictures_have_one_budget(http: TestClient) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("P", (8000, 8000)).save(buffer, format="GIF")
+    huge = "data:image/gif;base64," + base64.b64encode(buffer.getvalue()).decode()
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": asked("hello", *[huge] * 3)})
+    assert done.status_code == 400 and "too many pixels together" in done.json()["error"]["message"]
+
+
+def test_half_sent_requests_are_given_up(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrance, "FIRST_SECONDS", 0.3)
+    monkeypatch.setattr(server, "FIRST_SECONDS", 0.3)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    whole = head + b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    with served(build_api(pipe)) as client:
+        for part, answer in ((b"", b""), (b"POST /v1/ch", b""), (head, b""), (whole, b"HTTP/1.1 408")):
+            with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=20) as connection:
+                connection.sendall(part)
+                assert connection.recv(12) == answer
+        wait_until_idle(client)
+
+
+@pytest.mark.parametrize("url", ["http://exämple.com/ü.png", "http://[::1", "http://a:99999/", "http://a\u2028b/"])
+def test_urls_of_every_script_are_the_senders_fault(url: str, http: TestClient) -> None:
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": asked("hello", url)})
+    assert done.status_code == 400 and done.json()["error"]["message"].startswith("image_url: ")

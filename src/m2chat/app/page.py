@@ -140,7 +140,7 @@ def _add_chat(handlers: ChatHandlers) -> None:
     halt.click(stop, session, **UNQUEUED)
     undone = undo.click(handlers.undo, session, shown, **UNQUEUED)
     renewed = gr.on([new.click, chat.clear], handlers.new, session, shown, **UNQUEUED)
-    loaded = load.upload(handlers.load, [session, load], shown, **UNQUEUED)
+    loaded = load.upload(handlers.load, [session, load], shown, **QUEUED)
     for done in (chosen, looked, undone, renewed, loaded):
         done.then(usable_buttons, session, buttons, **UNQUEUED)
     # A download button's file is fixed when it is clicked: "Save" writes the file and then clicks a second, hidden one.

@@ -13,7 +13,7 @@ from m2chat.app.limits import require_affordable
 from m2chat.pipeline import M2ChatPipeline, Session
 
 MAX_CHARACTERS = 1_000_000
-"""Maximum length of one text; the layout cuts the conversation to the model's context afterwards."""
+"""Maximum length of all texts together; the layout cuts the conversation to the model's context afterwards."""
 MAX_MESSAGES = 4000
 """Maximum number of messages."""
 MAX_SIDE = 8192
@@ -184,6 +184,16 @@ class ChatRequest(LenientBody):
     guidance: float | None = Field(default=None, ge=0, le=30)
     height: int | None = Field(default=None, ge=1, le=MAX_SIDE)
     width: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+
+    @model_validator(mode="after")
+    def _check_length(self) -> ChatRequest:
+        parts = (part for message in self.messages for part in (*message.content, *message.images))
+        length = sum(len(part.text if isinstance(part, TextContent) else part.caption) for part in parts)
+        if length > MAX_CHARACTERS:
+            raise ValueError(
+                f"messages: their texts have {length:,} characters together: at most {MAX_CHARACTERS:,} are read"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> ChatRequest:

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: For ``--help`` and ``--version``.
     """
     from m2chat.errors import UserError
+    from m2chat.files import is_full, of_full_disk
 
     parser = command_parser()
     try:
@@ -63,4 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"error: {of_full_disk(error)}", file=sys.stderr)
         return 2

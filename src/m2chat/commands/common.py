@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2chat.commands.arguments import backbone_file, device, existing, in_range, new_folder
 from m2chat.errors import UserError
-from m2chat.files import take_file
+from m2chat.files import take_file, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,27 +227,29 @@ def show(outputs: Sequence[PipelineOutput], folder: Path, name: str, before: Any
         The stem that the files have got.
     """
     import numpy as np
-    from PIL import Image
 
+    from m2chat.data.images import save_png
     from m2chat.evaluation.grid import grid
     from m2chat.pipeline import OutputImage
 
     whole = take_file(folder, name, ".png")
     row = [] if before is None else [before]
     drawn = 0
-    for output in outputs:
-        for part in output.segments:
-            if isinstance(part, OutputImage):
-                path = folder / f"{whole.stem}-{drawn}.png"
-                part.image.save(path)
-                print(f"[{path}: {part.caption}; g={part.gate:.2f}]")
-                row.append(np.asarray(part.image))
-                drawn += 1
-            else:
-                print(part)
-    if row:
-        Image.fromarray(grid([row])).save(whole)
-        print(f"All of them: {whole}")
-    else:
-        whole.unlink()
+    try:
+        for output in outputs:
+            for part in output.segments:
+                if isinstance(part, OutputImage):
+                    path = folder / f"{whole.stem}-{drawn}.png"
+                    row.append(np.asarray(part.image))
+                    write_whole(path, save_png(row[-1]))
+                    print(f"[{path}: {part.caption}; g={part.gate:.2f}]")
+                    drawn += 1
+                else:
+                    print(part)
+        if row:
+            write_whole(whole, save_png(grid([row])))
+            print(f"All of them: {whole}")
+    finally:
+        if not whole.stat().st_size:  # the name was taken, and nothing came of it
+            whole.unlink()
     return whole.stem

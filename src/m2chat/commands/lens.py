@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from typing import TYPE_CHECKING
 
 from m2chat.commands.arguments import existing, in_range, new_folder
@@ -17,7 +18,7 @@ from m2chat.commands.common import (
 )
 from m2chat.commands.tasks import PICTURE
 from m2chat.errors import UserError
-from m2chat.files import take_file
+from m2chat.files import write_new
 
 if TYPE_CHECKING:
     from m2chat.pipeline.lens import Lens, Readings
@@ -70,8 +71,9 @@ def run(options: argparse.Namespace) -> None:
     with working("drawing from each layer"):
         lens = look_inside(session)
     page = figure(lens, readings(lens))
-    path = take_file(options.out, "lens", ".png")
-    page.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    page.savefig(drawn, dpi=110, format="png")
+    path = write_new(options.out, "lens", ".png", drawn.getvalue())
     print(f"“{lens.answer}” [{lens.caption}], g={lens.gates[-1]:.2f}\n{path}")
     if options.tensorboard is not None:
         from torch.utils.tensorboard import SummaryWriter

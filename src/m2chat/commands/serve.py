@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from typing import TYPE_CHECKING
@@ -31,7 +32,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--port", type=in_range("port"), default=7860, help="port (default: %(default)s)")
     parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: hosts from "
-                        "which pictures are fetched (default: none, requests contain them as data: URLs)")  # fmt: skip
+                        "which pictures are fetched, HOST:PORT for another port than 80 and 443 (default: none, "
+                        "requests contain them as data: URLs)")  # fmt: skip
+    parser.add_argument("--allowed-hosts", nargs="+", default=[], metavar="HOST", help="with --api: names by which "
+                        "clients may address the server, besides localhost, numbers and --host; * for any")  # fmt: skip
     parser.add_argument("--time-limit", type=in_range("seconds"), default=300, metavar="SECONDS",
                         help="with --api: time limit of "
                         "a request, waiting and reply together (default: %(default)s)")  # fmt: skip
@@ -86,7 +90,11 @@ def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
     from m2chat.app.page import build_page, launch
     from m2chat.world import find_world
 
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # private, unlike the default
+    signal.signal(signal.SIGTERM, end)  # which would leave the folder with what people have uploaded
     try:
         knows = KNOWN if options.weights is None else ""
         launch(build_page(pipe, find_world("shapes").examples(), readings, knows), options.host, options.port)
@@ -97,12 +105,14 @@ def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
 
 
 def _serve_api(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
-    import uvicorn
-
     from m2chat.app.api import build_api
+    from m2chat.app.server import server
 
-    api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit)
+    # A page elsewhere, whose name was pointed at this machine, must not reach the server by that name.
+    names = [options.host, *options.allowed_hosts]
+    hosts = None if "*" in names else names
+    api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit, allowed_hosts=hosts)
     print(
         f"M²Chat {__version__} serves its API at http://{options.host}:{options.port}/v1 (Ctrl-C ends it)", flush=True
     )
-    uvicorn.run(api, host=options.host, port=options.port, log_level="info")
+    server(api, options.host, options.port, log_level="info").run()

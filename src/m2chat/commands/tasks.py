@@ -107,18 +107,19 @@ def _similar(options: argparse.Namespace) -> None:
 
 def _story(options: argparse.Namespace) -> None:
     import numpy as np
-    from PIL import Image
 
-    pipe = load_pipeline(options)
+    from m2chat.data.images import save_png
     from m2chat.evaluation.grid import grid
+    from m2chat.files import write_whole
     from m2chat.pipeline.tasks import story
 
+    pipe = load_pipeline(options)
     with watching(pipe):
         result = story(pipe, options.opener, options.frames, options.seed, **how_to_draw(options))
     stem = show(result.parts, options.out, "story")
     ours = [np.asarray(image) for part in result.parts for image in part.images]
     path = options.out / f"{stem}-beside-decoder.png"
-    Image.fromarray(grid([ours, result.decoder_alone])).save(path)
+    write_whole(path, save_png(grid([ours, result.decoder_alone])))
     print(f"Above ours, below the image decoder alone with the same captions at one seed: {path}")
 
 

@@ -14,6 +14,7 @@ from m2chat.evaluation.names import GROUPS, Group, grouped, metric_name, shown_v
 from m2chat.evaluation.paper import NOTE, paper_cell
 from m2chat.evaluation.results import IMAGES, RANKED, RESULTS, read_predictions, read_results, sample_scores
 from m2chat.evaluation.statistics import Estimate
+from m2chat.files import write_whole
 
 PAGE = "report.html"
 SHOWN = 6
@@ -132,15 +133,18 @@ def write_page(folder: Path, beside: Mapping[str, Path] | None = None, out: Path
         picture=lambda name: _data(folder, name),
     )
     path = out or folder / PAGE
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, [text])
     return path
 
 
 def _protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     """The entries of the protocol on the page, as texts."""
     entries = {name: str(protocol[name]) for name in _PROTOCOL if protocol.get(name)}
-    entries["tasks"] = ", ".join(f"{kind}: {how}" for kind, how in (protocol.get("tasks") or {}).items())
-    entries["versions"] = ", ".join(f"{name} {v}" for name, v in (protocol.get("versions") or {}).items() if v)
+    tasks, versions = (
+        value if isinstance(value := protocol.get(name), Mapping) else {} for name in ("tasks", "versions")
+    )
+    entries["tasks"] = ", ".join(f"{kind}: {how}" for kind, how in tasks.items())
+    entries["versions"] = ", ".join(f"{name} {v}" for name, v in versions.items() if v)
     return {name: text for name, text in entries.items() if text}
 
 
@@ -203,7 +207,8 @@ def _side_by_side(folders: Mapping[str, Path], count: int) -> list[tuple[str, st
 
 
 def _data(folder: Path, name: str | None) -> str:
-    """A picture's file as a data URL; empty for no picture."""
-    if not name:
+    """A picture's file as a data URL; empty for no picture, and for one that is not there any more."""
+    # The names come from a file that may be anybody's.
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
         return ""
     return f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}"

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from m2chat.commands.arguments import in_range, new_file
+from m2chat.files import write_whole
 
 if TYPE_CHECKING:
     from m2chat.data.preview import Contents, Preview, Span
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     if options.html:
         from m2chat.data.preview_page import preview_page
 
-        options.html.write_text(preview_page(replies, options.path, layout.max_tokens), encoding="utf-8")
+        write_whole(options.html, [preview_page(replies, options.path, layout.max_tokens)])
         print(f"{len(replies)} replies are shown in {options.html}")
         return
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ

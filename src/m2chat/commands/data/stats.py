@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from m2chat.commands.arguments import new_file
+from m2chat.files import write_whole
 
 NOT_UTF8 = "{count} captions have bytes that are not UTF-8, read as U+FFFD; `m2chat data validate` lists them"
 """Notice of captions that are not read as they were written."""
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     record = gather(options.path, layout_of(options)).record()
     print("\n".join(table(record)))
     if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, [json.dumps(record, indent=1), "\n"])
 
 
 def table(record: dict[str, Any]) -> list[str]:

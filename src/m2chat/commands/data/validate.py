@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 
 from m2chat.commands.arguments import new_file
+from m2chat.files import write_whole
 
 _SHOWN = 10
 """Number of faults per reason that are printed; `--json` writes all."""
@@ -49,5 +50,5 @@ def run(options: argparse.Namespace) -> int:
             "counts": dict(report.counts.most_common()),
             "faults": [asdict(fault) for fault in report.faults],
         }
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, [json.dumps(record, indent=1), "\n"])
     return int(bool(report.faults))

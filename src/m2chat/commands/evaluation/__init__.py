@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from m2chat.commands.arguments import CONFIG, existing, in_range, new_file, new_folder
 from m2chat.errors import UserError
+from m2chat.files import write_whole
 
 RUN = "name the folder of a `lightning test` run"
 
@@ -141,14 +142,14 @@ def run_table(options: argparse.Namespace) -> None:
     elif options.format == "markdown":
         write_section(options.into, text, "seeds" if options.group == "seeds" else "rows")
     else:
-        options.into.write_text(text, encoding="utf-8")
+        write_whole(options.into, [text])
     if options.plot is not None:
         charts = {
             title: [Bar(label, item.value, item.low, item.high) for label, item in values]
             for title, values in plotted(rows, options.results).items()
         }
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        options.plot.write_text(bar_charts(charts), encoding="utf-8")
+        write_whole(options.plot, [bar_charts(charts)])
 
 
 def run_compare(options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare
 from m2chat.evaluation.results import RESULTS, read_predictions, read_results, settings_hash
 from m2chat.evaluation.statistics import Difference, difference
+from m2chat.files import write_whole
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, drawing_settings, mismatch
 from m2chat.models.swap import with_decoder
@@ -243,7 +244,7 @@ def _evaluate(
     evaluation = {"steps": drawing.steps, "guidance": drawing.guidance}
     changes = {"backbone": asdict(drawing.backbone), "evaluation": evaluation}
     overlay = folder.parent / f"{folder.name}.yaml"
-    overlay.write_text(yaml.safe_dump({"model": {"init_args": changes}}), encoding="utf-8")
+    write_whole(overlay, [yaml.safe_dump({"model": {"init_args": changes}})])
     logger = "--trainer.logger"
     command = [
         *shlex.split(lightning), "test", "--config", str(run / "config.yaml"), "--config", str(overlay),
