@@ -95,7 +95,7 @@ def fit(data: M2ChatDataModule, root: Path, ckpt: Path | None = None, **options:
 def test_resuming_from_any_checkpoint_goes_on_exactly(
     shards: Path, backbones: Path, tmp_path: Path, limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(M2ChatDataModule, "_refuse_overlap", lambda self: None)  # what is validated on does not matter
+    monkeypatch.setattr(datamodule, "refuse_overlap", lambda configs: None)  # what is validated on does not matter
     val = [SourceConfig("val", str(shards / "captions"))]
     options = {"val": val, "val_samples": 3}
     save = SaveEverywhere(tmp_path)
@@ -221,7 +221,7 @@ def test_the_trainer_is_left_as_it_was(shards: Path, backbones: Path, tmp_path: 
 def test_an_interrupted_validation_is_not_finished_with_other_replies(
     shards: Path, backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(M2ChatDataModule, "_refuse_overlap", lambda self: None)
+    monkeypatch.setattr(datamodule, "refuse_overlap", lambda configs: None)
     path = tmp_path / "broken.ckpt"
     options = {"val": [SourceConfig("val", str(shards / "captions"))], "val_samples": 6, "eval_batch_size": 2}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
@@ -38,6 +38,11 @@ class SourceConfig:
             ``ROOT/<data set>/<split>`` then, and all its data sets are generated below ROOT if they are not there.
         describe: Whether each reply with a picture is turned round: the picture is shown, and its caption is the
             reply. Stage 0 trains on that; replies without a picture stay as they are.
+        stream: Way in which training reads the shards. ``random``: one sample at a time, after an index of every shard
+            was made. ``sequential``: whole shards in a seeded order, without an index; needs ``samples_per_epoch``.
+            ``auto``: ``sequential`` for remote shards and pipes where nothing needs an index, else ``random``.
+        shuffle_buffer: Number of samples that are shuffled together where the shards are read in sequence; each reading
+            process holds up to twice as many files in memory.
     """
 
     name: str
@@ -47,6 +52,8 @@ class SourceConfig:
     allow_pipe: bool = False
     world: str | None = None
     describe: bool = False
+    stream: Literal["auto", "random", "sequential"] = "auto"
+    shuffle_buffer: int = 2000
 
     def generate(self) -> None:
         """Generates the shards of a generated world; does nothing for other data.
@@ -94,6 +101,20 @@ def _source_config(settings: Any) -> SourceConfig:
 register_type(SourceConfig, asdict, _source_config)
 
 
+def check_kinds(kinds: list[str] | None, setting: str) -> None:
+    """Checks the kinds of sample to keep.
+
+    Args:
+        kinds: Names of kinds; None for all.
+        setting: Name of the source, for the error.
+
+    Raises:
+        UserError: If there is no such kind.
+    """
+    if unknown := set(kinds or ()) - set(KINDS):
+        raise UserError(f"{setting}: kinds={sorted(unknown)}: choose from {', '.join(KINDS)}")
+
+
 class Source:
     """The good samples of an opened data set. The bad ones are counted, and have no place in any order.
 
@@ -108,8 +129,7 @@ class Source:
     """
 
     def __init__(self, config: SourceConfig, setting: str = "source", cache: str = CACHE, threads: int = 1) -> None:
-        if unknown := set(config.kinds or ()) - set(KINDS):
-            raise UserError(f"{setting} {config.name!r}: kinds={sorted(unknown)}: choose from {', '.join(KINDS)}")
+        check_kinds(config.kinds, f"{setting} {config.name!r}")
         self.config, self.name = config, config.name
         named = f"{setting} {config.name!r}: path"
         places = find_shards(config.path, named, allow_pipe=config.allow_pipe, cache=cache)

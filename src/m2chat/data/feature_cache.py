@@ -22,9 +22,9 @@ from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source
 from m2chat.data.feature_file import INDEX, NO_PICTURE, FeaturePart, FeatureView, Form, Index
 from m2chat.data.index import Shard
+from m2chat.data.items import Item
 from m2chat.data.peek import peek
 from m2chat.data.sources import BadSample
-from m2chat.data.stream import Item
 from m2chat.errors import UserError
 from m2chat.files import locked, write_whole
 from m2chat.schema import Batch, FrozenFeatures, Sample, Segment
