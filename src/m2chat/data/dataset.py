@@ -15,10 +15,11 @@ from jsonargparse.typing import register_type
 from numpy.typing import NDArray
 
 from m2chat.data.feature_file import FeaturePart
+from m2chat.data.images import load_whole
 from m2chat.data.index import open_shards
 from m2chat.data.remote import CACHE
 from m2chat.data.shards import find_shards
-from m2chat.data.sources import sample_of
+from m2chat.data.sources import Loader, sample_of
 from m2chat.errors import UserError
 from m2chat.schema import KINDS, Sample
 from m2chat.world import generate_shards
@@ -138,6 +139,8 @@ class Source:
         """Number of files that belong to no sample, by reason."""
         self.features: FeaturePart | None = None
         """Kept features of the samples; training reads them in place of the shards' contents."""
+        self.load: Loader = load_whole
+        """Decoder of the pictures."""
         self.samples, self.faults = 0, Counter[str]()
         """Number of all samples, and of the bad ones by reason."""
         self.kept: list[NDArray[np.int32]] = []
@@ -173,7 +176,7 @@ class Source:
         """
         place = int(self.kept[shard][index])
         opened = self.shards[shard]
-        return sample_of(opened.members(place), opened.entries[place].key, self.name)
+        return sample_of(opened.members(place), opened.entries[place].key, self.name, self.load)
 
     def number(self, shard: int, index: int) -> int:
         """Number of a sample among all kept ones, by the number of its shard and its index there."""

@@ -19,12 +19,13 @@ from contextlib import closing, suppress
 from pathlib import Path, PurePosixPath
 
 from m2chat.data.dataset import SourceConfig, check_kinds
+from m2chat.data.images import load_whole
 from m2chat.data.order import ShardOrder
 from m2chat.data.prints import prints_of
 from m2chat.data.remote import CACHE
 from m2chat.data.shard_file import open_shard_file
 from m2chat.data.shards import find_shards
-from m2chat.data.sources import BadSample, outline, sample_of
+from m2chat.data.sources import BadSample, Loader, outline, sample_of
 from m2chat.data.tar_samples import TarSample, tar_samples
 from m2chat.errors import UserError
 from m2chat.files import write_whole
@@ -60,6 +61,8 @@ class SequentialSource:
             config.path, f"{self._setting}: path", allow_pipe=config.allow_pipe, cache=cache, run_pipes=False
         )
         self._counts = _Counts(Path(cache).expanduser() / "counts", config.kinds)
+        self.load: Loader = load_whole
+        """Decoder of the pictures."""
         self.held_out: Collection[int] = frozenset()
         """Prints of samples to evaluate on (`m2chat.data.prints`): samples that have one are left out."""
 
@@ -77,7 +80,7 @@ class SequentialSource:
         """
         if self.held_out and any(hashed in self.held_out for hashed, _ in prints_of(files.members, files.key)):
             raise BadSample(LEAKED)
-        return sample_of(files.members, files.key, self.name)
+        return sample_of(files.members, files.key, self.name, self.load)
 
     def lane(self, lane: int, lanes: int, seed: int) -> LaneReader:
         """The reader of a lane.
