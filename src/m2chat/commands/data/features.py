@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2chat.errors import UserError
+from m2chat.shares import Share
 
 if TYPE_CHECKING:
     from m2chat.data.datamodule import M2ChatDataModule
@@ -42,8 +42,8 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
                         "targets are kept, or computed in every step (default: %(default)s)")  # fmt: skip
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="samples at once (default: %(default)s)")
     parser.add_argument("--chunk", type=int, default=1024, metavar="N", help="samples per file (default: %(default)s)")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="the I-th of N processes, from 0, that share "
-                        "the work, on several GPUs or machines")  # fmt: skip
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N processes that share the work, on "
+                        "several GPUs or machines (default: %(default)s)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default: none)")
     parser.add_argument("--device", help="device of the networks (default: cuda where there is one)")
     parser.add_argument("--estimate", action="store_true", help="print the size, and compute nothing")
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(options, name)}: give a number of at least 1")
     if (options.out or "").startswith("-"):  # argparse takes a setting with a blank for OUT
         raise UserError(f"OUT comes before the settings: m2chat data features --config FILE OUT '{options.out}'")
-    shard, shards = _shard(options.shard)
+    share = Share.of(options.shard)
     settings, module = read_config(options.config, options.overrides)
     if module.stage not in STAGES:
         raise UserError(
@@ -99,16 +99,9 @@ def run(options: argparse.Namespace) -> None:
     if options.estimate:
         return
     create(out, manifest, indices)
-    _build(options, settings, module, data, sources, parts, (shard, shards))
+    _build(options, settings, module, data, sources, parts, share)
     left = sum(len(part.missing()) for part in parts.values())
     print(f"{out}: " + (f"{left} files are left to other processes" if left else f"done: --data.features {out}"))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise UserError(f"--shard {text}: give I/N with I from 0 to N - 1, such as 0/2 and 1/2")
-    return int(match[1]), int(match[2])
 
 
 def _estimate(
@@ -169,14 +162,14 @@ def _build(
     data: M2ChatDataModule,
     sources: dict[str, Source],
     parts: dict[str, FeaturePart],
-    shard: tuple[int, int],
+    share: Share,
 ) -> None:
     """Computes the chunks of this process that are missing."""
     from m2chat.commands.data.feature_work import FeatureWork, Writer
 
-    mine = [(name, chunk) for name, part in parts.items() for chunk in part.chunks][shard[0] :: shard[1]]
+    mine = share.of_these([(name, chunk) for name, part in parts.items() for chunk in part.chunks])
     out = next(iter(parts.values())).folder.parent
-    with _alone(out, shard):
+    with _alone(out, share):
         for name, chunk in mine:
             path = parts[name].path(chunk)
             for stale in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
@@ -190,13 +183,13 @@ def _build(
             del done
 
 
-def _alone(out: Path, shard: tuple[int, int]) -> Any:
+def _alone(out: Path, share: Share) -> Any:
     """Holds this process's share of the work, so that no other does the same."""
     from m2chat.files import locked
 
     # Beside the folder: the lock file of a killed process stays, and the folder is to hold the cache alone.
     whole = out.absolute()
-    return locked(whole.with_name(f"{whole.name}-shard-{shard[0]}-of-{shard[1]}"), wait=False)
+    return locked(whole.with_name(f"{whole.name}-shard-{share.number}-of-{share.count}"), wait=False)
 
 
 def _with_progress(counts: Iterator[int], total: int) -> Iterator[int]:
