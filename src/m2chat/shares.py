@@ -42,3 +42,7 @@ class Share:
     def of_these(self, pieces: Sequence[_T]) -> Sequence[_T]:
         """The pieces of the share."""
         return pieces[self.number - 1 :: self.count]
+
+
+WHOLE = Share()
+"""All of the work."""

@@ -217,7 +217,7 @@ def test_a_full_disk_and_wrong_options_are_refused(
     assert "1 kB are free there" in error and "with --dtype int8 --text recomputed" in error
     assert not (tmp_path / "out").exists()
     assert build(micro, val, tmp_path / "out", "--shard", "3/2") == 2
-    assert "--shard 2/2: give I/N" in capsys.readouterr().err
+    assert "--shard 3/2: write I/N" in capsys.readouterr().err
     monkeypatch.chdir(ROOT)
     for arguments, message in (
         (["configs/stage0.yaml", "out"], "trains DescribeModule, which has no feature cache"),

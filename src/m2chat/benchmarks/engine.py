@@ -24,7 +24,7 @@ from m2chat.pipeline.drawing import noise_seed
 from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.tasks import text_to_image
 from m2chat.schema import Prediction, Reply
-from m2chat.shares import Share
+from m2chat.shares import WHOLE, Share
 
 ANSWERS, FILES = "answers", "files"
 """Folders of the answers as they are generated, and of the evaluator's files."""
@@ -100,7 +100,7 @@ def answer_questions(
     questions: Sequence[Question],
     out: Path,
     settings: AnswerSettings,
-    shard: Share = Share(),
+    shard: Share = WHOLE,
 ) -> dict[str, Mapping[str, Any]]:
     """Answers the questions of a share that have no answer yet; each answer is on disk when the next one begins.
 
