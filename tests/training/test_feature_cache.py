@@ -18,7 +18,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from m2chat.commands import main
 from m2chat.data.dataset import SourceConfig
 from m2chat.data.feature_cache import FeatureOrigin
-from m2chat.data.feature_file import FeaturePart, Form, rounded
+from m2chat.data.feature_file import FeaturePart
+from m2chat.data.feature_form import Form, rounded
 from m2chat.data.shards import write_shards
 from m2chat.errors import UserError
 from m2chat.models.absent import Absent

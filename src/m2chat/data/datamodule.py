@@ -10,24 +10,15 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from m2chat.data.augment import Augmentation
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.eval_stream import EvalStream
-from m2chat.data.feature_cache import (
-    MANIFEST,
-    READING,
-    ROOT,
-    STAGES,
-    FeatureCache,
-    FeatureCollator,
-    FeatureOrigin,
-    data_print,
-    fitting_cache,
-    settings_of,
-)
+from m2chat.data.feature_batches import FeatureCollator
+from m2chat.data.feature_cache import READING, STAGES, FeatureCache, FeatureOrigin, chosen_cache
+from m2chat.data.feature_prints import data_print, settings_of
 from m2chat.data.images import load_scaled
 from m2chat.data.leak import prints_of_sources, refuse_leaks
 from m2chat.data.loader import Skips, StreamLoader
@@ -222,20 +213,8 @@ class M2ChatDataModule(LightningDataModule):
             raise UserError(f"data.features={self.features!r}: stage {stage!r} has no feature cache, leave it out")
         parts = {name: data_print(source) for name, source in self.cached_sources(stage, self.validates).items()}
         run = FeatureOrigin(stage, networks, settings_of(self.collator, stage, layers), parts)
-        if self.features != "auto":
-            self._cache = fitting_cache(Path(self.features), run)
-            return self._cache
-        reasons = []
-        for folder in sorted(path.parent for path in ROOT.glob(f"*/{MANIFEST}")):
-            try:
-                self._cache = fitting_cache(folder, run)
-            except UserError as error:
-                reasons.append(str(error))
-            else:
-                rank_zero_info(f"data.features=auto: training from {folder}")
-                return self._cache
-        rank_zero_info("\n".join(["data.features=auto: no feature cache fits, so none is used", *reasons]))
-        return None
+        self._cache = chosen_cache(self.features, run)
+        return self._cache
 
     @property
     def validates(self) -> bool:

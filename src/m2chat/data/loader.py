@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source
 from m2chat.data.eval_stream import EvalStream
-from m2chat.data.feature_cache import FeatureCollator
+from m2chat.data.feature_batches import FeatureCollator
 from m2chat.data.items import Item
 from m2chat.data.stream import ShardStream
 from m2chat.errors import UserError

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from m2chat.data.datamodule import M2ChatDataModule
     from m2chat.data.dataset import Source
     from m2chat.data.feature_cache import FeatureManifest
-    from m2chat.data.feature_file import FeaturePart, Form, Index
+    from m2chat.data.feature_file import FeaturePart
+    from m2chat.data.feature_form import Form, Index
 
 _EVERY = 5.0
 """Seconds between two lines of progress."""
@@ -59,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
     from m2chat.commands.data.feature_work import manifest_of, parts_of, tokens_of_a_picture
     from m2chat.data.augment import Augmentation
     from m2chat.data.datamodule import M2ChatDataModule
-    from m2chat.data.feature_cache import READING, ROOT, STAGES, create, plan_part
+    from m2chat.data.feature_cache import READING, ROOT, STAGES, create
+    from m2chat.data.feature_plan import plan_part
     from m2chat.lightning_cli import read_config
 
     for name in ("batch", "chunk"):
@@ -118,7 +120,7 @@ def _estimate(
     """
     from dataclasses import replace
 
-    from m2chat.data.feature_file import DTYPES
+    from m2chat.data.feature_form import DTYPES
 
     def size(form: Form) -> int:
         of_rows = sum(int(index.rows.sum(dtype="int64")) for index in indices.values()) * form.row.itemsize
