@@ -147,13 +147,13 @@ def test_every_process_reads_shards_of_its_own(server: Server, shards: Path, tmp
 
     def streams(ranks: int, workers: int) -> list[ShardStream]:
         sources = [sequential(path, tmp_path / f"{ranks} {workers}", window=3)]
-        return [ShardStream(sources, 4, 3, 32, rank, ranks, workers=workers) for rank in range(ranks)]
+        return [ShardStream(sources, 2, 3, 24, rank, ranks, workers=workers) for rank in range(ranks)]
 
     for ranks, workers in ((4, 0), (2, 2)):
         handler.asked.clear()
         for stream in streams(ranks, workers):
             loader: Any = DataLoader(stream, batch_size=None, collate_fn=list, num_workers=workers)
-            assert len(list(loader)) == 32 // (4 * ranks)
+            assert len(list(loader)) == 24 // (2 * ranks)
         assert sorted(handler.asked) == [f"/captions/cc-00000{k}.tar" for k in range(4)]  # a request each
         assert streams(ranks, workers)[0].readings(workers) == 1
     assert streams(2, 2)[0].readings(1) == 1 and streams(2, 0)[0].readings(3) == 3
@@ -167,7 +167,7 @@ def test_a_resumed_run_fetches_no_shard_that_is_behind_it(server: Server, tmp_pa
     assert drawn(sequential(path, tmp_path), 33, 34) == whole[33:34]
     assert len(handler.asked) == 1
     handler.asked.clear()
-    assert drawn(sequential(path, tmp_path), 5, 37) == whole[5:37]
+    assert drawn(sequential(path, tmp_path), 5, 35) == whole[5:35]
     assert len(handler.asked) == len(set(handler.asked)) == 4
 
 
@@ -191,7 +191,7 @@ def test_bad_samples_are_replaced_and_counted_as_by_an_index(tmp_path: Path) -> 
     good = [(f"{k:04d}", {"png": PNG, "txt": b"words"}) for k in range(20)]
     bad = [
         ("x1", {"png": b"junk", "txt": b"words"}), ("x2", {"txt": b"words"}), ("x3", {"png": PNG}),
-        ("x4", {"json": b"{", "png": PNG}), ("x5", {"png": PNG[:-20], "txt": b"words"}),
+        ("x4", {"json": b"{", "png": PNG}), ("x5", {"png": PNG[:36], "txt": b"words"}),
         ("x6", {"png": b"", "txt": b"words"}),
     ]  # fmt: skip
     folder = tmp_path / "shards"
@@ -213,11 +213,12 @@ def test_bad_samples_are_replaced_and_counted_as_by_an_index(tmp_path: Path) -> 
     stream = ShardStream([source], 4, 3, total)
     names = Counter(item.sample.id for batch in stream for item in batch)
     assert set(names) == {f"x/{key}" for key, _ in good} | {"x/one"}
+    found = missed(ShardStream([source], 4, 3, total))
+    assert {reason: found[reason] for reason in indexed.faults} == dict(indexed.faults)
     # Files behind the last sample of a round are counted with the next one.
-    round_and_one = missed(ShardStream([source], 4, 3, total + 1))
-    assert round_and_one - (indexed.faults + indexed.files_left_out) <= round_and_one
-    assert {reason for reason in round_and_one} == {*indexed.faults, *indexed.files_left_out}
-    assert all(round_and_one[reason] == count for reason, count in indexed.faults.items())
+    files = missed(ShardStream([source], 4, 3, total + 1)) - indexed.faults
+    left_out = indexed.files_left_out
+    assert left_out - files == Counter() and (files - left_out).total() <= 1, (files, left_out)
 
 
 def test_too_many_bad_samples_stop_the_run(backbones: Path, tmp_path: Path) -> None:

@@ -223,12 +223,13 @@ class ShardStream(ItemStream):
         reader = self._readers[which, lane]
         for offset in range(min(_TRIES, source.config.shuffle_buffer)):
             files = reader(draw, offset)
-            if not offset:
+            if not offset:  # what is tried in its place is counted in its own
                 missed.extend((source.name, reason) for reason in files.faults)
             try:
                 sample = source.read(files)
             except BadSample as error:
-                missed.append((source.name, error.reason))
+                if not offset:
+                    missed.append((source.name, error.reason))
             else:
                 return sample, replies_of(sample), (which, lane, draw)
         return None
