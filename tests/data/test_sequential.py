@@ -6,6 +6,7 @@ import gzip
 import io
 import logging
 import pickle
+import runpy
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -219,6 +220,17 @@ def test_bad_samples_are_replaced_and_counted_as_by_an_index(tmp_path: Path) -> 
     files = missed(ShardStream([source], 4, 3, total + 1)) - indexed.faults
     left_out = indexed.files_left_out
     assert left_out - files == Counter() and (files - left_out).total() <= 1, (files, left_out)
+
+
+def test_every_kind_of_bad_file_has_the_fate_that_an_index_gives_it(tmp_path: Path) -> None:
+    corpus = runpy.run_path(str(Path(__file__).with_name("bad_corpus.py")))["write"](tmp_path)
+    indexed, source = Source(SourceConfig("bad", str(tmp_path))), sequential(tmp_path, tmp_path / "cache", "bad", 500)
+    items = list(chain(*ShardStream([source], 4, 3, indexed.samples)))
+    assert {item.sample.id for item in items} == {f"bad/{key}" for key in corpus.good}
+    counts = Counter(reason for item in items for _, reason in item.missed)
+    # webdataset passes over links, and does not tell the file in which a tar ends from the rest of it.
+    expected = indexed.faults + indexed.files_left_out
+    assert {*(expected - counts)} <= {"link or device", "truncated"} and not counts - expected
 
 
 def test_too_many_bad_samples_stop_the_run(backbones: Path, tmp_path: Path) -> None:
