@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import logging
 import pickle
 import runpy
 import tarfile
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from m2chat.data import tar_samples
+from m2chat.data import opening, tar_samples
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.images import save_png
@@ -325,15 +324,16 @@ def test_what_needs_an_index_is_named(
 
 
 def test_remote_shards_are_read_in_sequence_where_they_can_be(
-    server: Server, backbones: Path, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, backbones: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(opening, "rank_zero_info", told.append)
     path, auto = server[0] + "/captions/cc-00000{0..3}.tar", {"stream": "auto"}
     (source,) = module_of(path, backbones, tmp_path, source=auto)._open("train")
     assert isinstance(source, SequentialSource)
-    with caplog.at_level(logging.INFO):
-        (source,) = module_of(path, backbones, tmp_path, source=auto, samples_per_epoch=None)._open("train")
+    (source,) = module_of(path, backbones, tmp_path, source=auto, samples_per_epoch=None)._open("train")
     assert isinstance(source, Source) and len(source) == 37
-    assert "set data.samples_per_epoch" in caplog.text
+    assert len(told) == 1 and "set data.samples_per_epoch" in told[0]
     for options, where in (({"source": {"stream": "random"}}, path), ({"source": auto}, shards / "captions")):
         assert isinstance(module_of(where, backbones, tmp_path, **options)._open("train")[0], Source)
     val = [SourceConfig("held out", str(shards / "talk"), stream="sequential")]
