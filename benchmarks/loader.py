@@ -48,8 +48,8 @@ from baselines.webdataset_batches import batches, img2dataset, torchvision  # no
 from m2chat.data import images  # noqa: E402
 from m2chat.data.collate import Collator  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
-from m2chat.data.images import VisionInput  # noqa: E402
 from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
+from m2chat.data.network_inputs import VisionInput  # noqa: E402
 from m2chat.data.shards import write_groups  # noqa: E402
 from m2chat.data.stream import ShardStream  # noqa: E402
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
