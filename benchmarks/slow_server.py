@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import http.server
-import multiprocessing
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,13 +47,6 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         super().end_headers()
 
 
-def _serve(folder: str, delay: float, port: Any) -> None:
-    handler = type("Handler", (_Handler,), {"delay": delay})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder))
-    port.value = server.server_port
-    server.serve_forever()
-
-
 @contextmanager
 def serving(folder: Path, delay: float) -> Iterator[str]:
     """Serves a folder.
@@ -64,14 +58,17 @@ def serving(folder: Path, delay: float) -> Iterator[str]:
     Yields:
         The address.
     """
-    context = multiprocessing.get_context("spawn")
-    port = context.Value("i", 0)
-    process = context.Process(target=_serve, args=(str(folder), delay, port), daemon=True)
-    process.start()
-    try:
-        while not port.value:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{port.value}"
-    finally:
-        process.terminate()
-        process.join()
+    command = [sys.executable, __file__, str(folder), str(delay)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+
+
+if __name__ == "__main__":
+    handler = type("Handler", (_Handler,), {"delay": float(sys.argv[2])})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=sys.argv[1]))
+    print(server.server_port, flush=True)
+    server.serve_forever()

@@ -26,7 +26,7 @@ MAX_PIXELS = 64_000_000
 _BAND = 4_000_000
 """Pixels above which a picture other than a JPEG is converted to RGB in bands."""
 _EXIF_MARKS = (b"Exif", b"rientation")
-"""Bytes that occur in every JPEG that states an orientation, as EXIF or as XMP."""
+"""Bytes that occur before the pixels of every JPEG that states an orientation, as EXIF or as XMP."""
 _ORIENTATION = 0x0112
 _COLOURS = ("Gray", "RGB", "YCbCr")
 
@@ -166,7 +166,7 @@ def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]
     Raises:
         BadImage: If the format is another, the picture is empty, broken or larger than `MAX_PIXELS`.
     """
-    if halve_above is None and _is_plain_jpeg(data):
+    if halve_above is None and simplejpeg is not None and _is_plain_jpeg(data):
         decoded = decode_jpeg(data)  # Before Pillow opens it, which takes a third of the time of a small one.
         if decoded is not None:
             return decoded[0]
@@ -183,8 +183,16 @@ def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether a file is a JPEG that states no orientation."""
-    return data.startswith(b"\xff\xd8\xff") and not any(word in data for word in _EXIF_MARKS)
+    """Whether a file is a JPEG that states no orientation; one of an unusual structure is left to Pillow."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return False
+    place = 2
+    while data[place : place + 1] == b"\xff" and place + 4 <= len(data):  # the marks of the segments before the pixels
+        mark = data[place + 1]
+        if mark == 0xDA:
+            return not any(word in data[:place] for word in _EXIF_MARKS)
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
 
 
 def load_whole(data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -209,7 +217,7 @@ def load_scaled(data: bytes, side: int) -> tuple[NDArray[np.uint8], tuple[int, i
     Raises:
         BadImage: If the format is another, the picture is empty, broken or larger than `MAX_PIXELS`.
     """
-    if _is_plain_jpeg(data) and (decoded := decode_jpeg(data, side)) is not None:
+    if simplejpeg is not None and _is_plain_jpeg(data) and (decoded := decode_jpeg(data, side)) is not None:
         return decoded
     with opened(data) as image:
         if image.format == "JPEG":
