@@ -43,7 +43,8 @@ from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
 from m2chat.commands.data.feature_work import FeatureWork, Writer, manifest_of, parts_of  # noqa: E402
 from m2chat.data.datamodule import M2ChatDataModule  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
-from m2chat.data.feature_cache import create, plan_part  # noqa: E402
+from m2chat.data.feature_cache import create  # noqa: E402
+from m2chat.data.feature_plan import plan_part  # noqa: E402
 from m2chat.data.shards import write_shards  # noqa: E402
 from m2chat.lightning_cli import read_config  # noqa: E402
 from m2chat.losses import align_loss, ddpm_loss  # noqa: E402

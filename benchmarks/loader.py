@@ -1,13 +1,13 @@
-"""The loader beside webdataset, beside the published code's way to read a tar, and in a training step.
+"""The loader beside the same work in webdataset, beside the published code's way to read a tar, and in a training step.
 
-To run again, from the folder of the project (some five minutes of one core):
+To run again, from the folder of the project (some eight minutes of one core):
 
     OMP_NUM_THREADS=1 python benchmarks/loader.py [webdataset] [tarfile] [step] ['step, one worker']
 
 It writes ``benchmarks/results/loader.json``. Pictures are noise with the spectrum of photographs (1/f), JPEG quality
-85. Our side does everything that training needs (read, decode, crop, resize to 256 pixels, tokenise for three encoders,
-make a batch of tensors, its pictures as bytes, or where it says so also as floats, which is the device's work);
-webdataset's only reads and decodes (``decode("pil")``), at the pictures' own size.
+85. Both sides do everything that training needs: read, decode, crop, resize to 256 pixels, tokenise for three encoders,
+make a batch of tensors with its pictures as bytes. Where simplejpeg is installed (``pip install 'm2chat[fast]'``), the
+loader is measured with it, too; ``only decoded`` is webdataset's ``decode("pil")`` without anything else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import platform
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -43,18 +43,20 @@ from m2chat._compat import ensure_torchvision  # noqa: E402
 
 ensure_torchvision()
 
+from baselines.webdataset_batches import batches, img2dataset, torchvision  # noqa: E402
+
 from m2chat.data import images  # noqa: E402
 from m2chat.data.collate import Collator  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
-from m2chat.data.images import VisionInput  # noqa: E402
 from m2chat.data.loader import Skips, StreamLoader  # noqa: E402
+from m2chat.data.network_inputs import VisionInput  # noqa: E402
 from m2chat.data.shards import write_groups  # noqa: E402
 from m2chat.data.stream import ShardStream  # noqa: E402
-from m2chat.schema import Batch  # noqa: E402
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer  # noqa: E402
 
 MICRO = ROOT / "data" / "micro"
-SIZES = {"480x640": (480, 640), "256x256": (256, 256)}
+SIZES = {"480x640": (480, 640), "256x256": (256, 256), "768x1024": (768, 1024)}
+"""Height and width of the pictures; 256 x 256 needs no resize, 768 x 1024 may be decoded at half its size."""
 
 
 def photograph(height: int, width: int, rng: np.random.Generator) -> bytes:
@@ -87,59 +89,79 @@ def collator() -> Collator:
     return Collator(layout, CaptionTokens(MICRO / "sdxl"), VisionInput(224), 256)
 
 
-def loader_of(folder: Path, samples: int) -> StreamLoader:
-    """Our loader, in this process."""
+def loader_of(folder: Path, samples: int, scaled: bool = False) -> StreamLoader:
+    """The loader, in this process.
+
+    Args:
+        folder: Folder of the shards.
+        samples: Samples of an iteration.
+        scaled: Whether JPEGs are decoded at a smaller scale where one fits.
+    """
     source = Source(SourceConfig("cc3m", str(folder)))
+    if scaled:
+        source.load = partial(images.load_scaled, side=256)
     return StreamLoader(ShardStream([source], 32, samples_per_epoch=samples), collator(), Skips(0.05))
 
 
-def check(loader: StreamLoader, shard: Path) -> None:
-    """Asserts that our batches hold what stands in the shard."""
-    import webdataset
+def check(loader: StreamLoader, theirs: Iterable[dict[str, Any]], scaled: bool) -> None:
+    """Asserts that both sides make the same of the same shard: words, sizes and, unless decoded at a scale, pixels."""
+    rows = {}
+    for batch in theirs:
+        for k, ids in enumerate(batch["input_ids"]):
+            rows[tuple(ids[ids != 0].tolist())] = (batch["pixels"][k].int(), batch["caption_ids"][k], batch["sizes"][k])
+    seen = 0
+    for batch in loader:
+        for k in range(len(batch)):
+            ids = batch.input_ids[k][batch.attention_mask[k]]
+            pixels, caption, size = rows[tuple(ids[ids != 0].tolist())]
+            assert torch.equal(batch.caption_ids[k], caption) and batch.time_ids[k, :2].tolist() == size.tolist()
+            difference = (batch.target_pixels[k].int() - pixels).abs()
+            assert difference.float().mean() < 8 if scaled else difference.max() <= 2
+            seen += 1
+    assert seen == len(rows)
 
-    theirs = {row["__key__"]: row for row in webdataset.WebDataset([str(shard)], shardshuffle=False).decode("pil")}
-    seen = set()
-    for batch in map(Batch.ready, loader):
-        for k, sample in enumerate(batch.samples):
-            row = theirs[key := sample.id.partition("/")[2]]
-            assert row["txt"] == sample.images[0].caption and bool(batch.has_target[k])
-            whole, side = row["jpg"], min(row["jpg"].size)
-            left, top = (whole.width - side) // 2, (whole.height - side) // 2
-            square = whole.crop((left, top, left + side, top + side)).resize((256, 256), Pillow.Resampling.BICUBIC)
-            ours = ((batch.target_pixels[k].permute(1, 2, 0) + 1) * 127.5).round()
-            assert (ours - torch.from_numpy(np.array(square)).float()).abs().max() <= 2
-            seen.add(key)
-    assert seen == theirs.keys()
+
+def count_of(make: Callable[[], Iterable[dict[str, Any]]]) -> int:
+    """Number of samples of the other side's batches."""
+    return sum(len(batch["pixels"]) for batch in make())
 
 
 def beside_webdataset(folder: Path) -> dict[str, Any]:
-    """R7, with either decoder and for two sizes of pictures."""
+    """Equal work in webdataset, with either decoder, for three sizes of pictures."""
     import webdataset
 
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     fast = images.simplejpeg
+    if fast is None:
+        print("webdataset: without simplejpeg, which is not installed: pip install 'm2chat[fast]'", flush=True)
     for name, (height, width) in SIZES.items():
-        count = 192 if height > 256 else 512
+        count = {256: 512, 480: 192, 768: 96}[height]
         (shard,) = write_groups(pairs(count, height, width), folder / name, "cc3m", count)
-        loader = loader_of(folder / name, count)
-
-        def ours(loader: StreamLoader = loader) -> int:
-            return sum(len(batch) for batch in loader)
-
-        def ready(loader: StreamLoader = loader) -> int:
-            return sum(len(batch.ready()) for batch in loader)
-
-        def theirs(shard: Path = shard) -> int:
-            return sum(1 for _ in webdataset.WebDataset([str(shard)], shardshuffle=False).decode("pil"))
-
+        sides: dict[str, Callable[[], Iterable[Any]]] = {
+            "torchvision": lambda s=shard: batches([s], torchvision(256), collator()),
+            "img2dataset": lambda s=shard: batches([s], img2dataset(256), collator()),
+        }
         for decoder, module in (("pillow", None), ("simplejpeg", fast)):
             if decoder == "simplejpeg" and fast is None:
                 continue
             images.simplejpeg = module
-            check(loader, shard)
-            found[f"{name}, {decoder}"] = compare(ours, theirs)
-        found[f"{name}, simplejpeg, as floats"] = compare(ready, theirs)
-    return found
+            for scaled in (False, True) if min(height, width) >= 512 else (False,):
+                loader = loader_of(folder / name, count, scaled)
+
+                def ours(loader: StreamLoader = loader) -> int:
+                    return sum(len(batch) for batch in loader)
+
+                for other, theirs in sides.items():
+                    check(loader, theirs(), scaled)
+                    key = f"{name}, {decoder}{', scaled' if scaled else ''}, {other}"
+                    measured[key] = compare(ours, partial(count_of, theirs))
+        images.simplejpeg = fast
+
+        def decoded(shard: Path = shard) -> int:
+            return sum(1 for _ in webdataset.WebDataset([str(shard)], shardshuffle=False).decode("pil"))
+
+        measured[f"{name}, {'pillow' if fast is None else 'simplejpeg'}, only decoded"] = compare(ours, decoded)
+    return measured
 
 
 def beside_tarfile(folder: Path) -> dict[str, Any]:

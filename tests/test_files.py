@@ -18,6 +18,7 @@ def test_parts_come_in_the_order_of_their_numbers() -> None:
     # Padded names keep the order that they had by their letters.
     padded = [Path(name) for name in ("a-00/2-000.tar", "a-00/2.tar", "a/00001.tar", "train-000.tar", "train2-000.tar")]
     assert sorted(padded, key=by_number) == sorted(padded)
+    assert sorted(["x10", "x²", "x9"], key=by_number) == ["x9", "x10", "x²"]
     assert sorted(["s3://b/10.tar", "s3://b/9.tar"], key=by_number) == ["s3://b/9.tar", "s3://b/10.tar"]
 
 

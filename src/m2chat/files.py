@@ -23,7 +23,7 @@ _TORCH_WRITES = ("unexpected pos", "PytorchStreamWriter failed", "Parent directo
 
 
 def by_number(place: object) -> tuple[list[str], str]:
-    """Sort key of paths and addresses by which ``part-10`` comes behind ``part-9``.
+    """Sort key of paths, addresses and names by which ``part-10`` comes behind ``part-9``.
 
     Names whose numbers are padded to the same length keep the order of their letters.
     """

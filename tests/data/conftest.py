@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from m2chat.data import remote
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.schema import Image, Sample, Turn
@@ -89,3 +95,49 @@ def samples_folder() -> Path:
     if not folder:
         pytest.skip("M2CHAT_FIXTURES is not set: it names the folder of real img2dataset shards and broken files")
     return Path(folder)
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and parts of files as object stores do; counts what it is asked, and can fail at first."""
+
+    ranges = True
+    failures = 0
+    asked: list[str]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if type(self).failures > 0:
+            type(self).failures -= 1
+            return self.send_error(503)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.asked.append(self.path)
+        if not (wanted and self.ranges):
+            return super().do_GET()
+        data = Path(self.translate_path(self.path)).read_bytes()
+        start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        self.wfile.write(data[start:stop])
+
+    def end_headers(self) -> None:
+        if self.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+
+@pytest.fixture
+def server(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Ranges]]]:
+    """The address of the test shards, and the class that answers."""
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    kind = type("Handler", (Ranges,), {"asked": []})
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(kind, directory=str(shards)))
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}", kind
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()

@@ -11,9 +11,9 @@ from m2chat.data import images
 from m2chat.data.augment import Augmentation, CropFlip, may_be_mirrored
 from m2chat.data.collate import Collator
 from m2chat.data.images import load_image, resize_crop
+from m2chat.data.items import Item
 from m2chat.data.network_inputs import VisionInput
 from m2chat.data.sources import caption_sample
-from m2chat.data.stream import Item
 from m2chat.schema import Image, Sample, Turn
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from PIL import Image
 
 from m2chat.data import datamodule
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import SourceConfig
+from m2chat.data.shards import write_groups
 from m2chat.errors import UserError
 from m2chat.schema import Batch
 
@@ -95,7 +98,7 @@ def fit(data: M2ChatDataModule, root: Path, ckpt: Path | None = None, **options:
 def test_resuming_from_any_checkpoint_goes_on_exactly(
     shards: Path, backbones: Path, tmp_path: Path, limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(M2ChatDataModule, "_refuse_overlap", lambda self: None)  # what is validated on does not matter
+    monkeypatch.setattr(datamodule, "refuse_overlap", lambda configs: None)  # what is validated on does not matter
     val = [SourceConfig("val", str(shards / "captions"))]
     options = {"val": val, "val_samples": 3}
     save = SaveEverywhere(tmp_path)
@@ -117,6 +120,37 @@ def test_a_resumed_run_may_be_interrupted_at_once(shards: Path, backbones: Path,
         fit(data_of(shards, backbones), tmp_path, tmp_path / f"{name}.ckpt", callbacks=[again])
         rest = fit(data_of(shards, backbones), tmp_path, tmp_path / name / "start-0.ckpt")
         assert rest == whole[int(name[-1]) :], name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_reads_whole_shards_resumes_exactly(
+    server: tuple[str, type[Any]], shards: Path, backbones: Path, tmp_path: Path
+) -> None:
+    remote = SourceConfig("captions", server[0] + "/captions/cc-00000{0..3}.tar", 2.0, shuffle_buffer=5)
+    options = {"train": [remote, SourceConfig("talk", str(shards / "talk"))], "cache_dir": str(tmp_path / "cache")}
+    save = SaveEverywhere(tmp_path)
+    whole = fit(data_of(shards, backbones, **options), tmp_path, callbacks=[save])
+    assert len(whole) == 15 and len({name for _, names in whole for name in names}) > 37
+    for number, (name, workers) in enumerate({"batch-2": 2, "epoch-5": 0, "batch-8": 1, "batch-14": 0}.items()):
+        cache = tmp_path / "cache" if number % 2 else tmp_path / name  # on a machine that knows the shards, or not
+        changed = {**options, "num_workers": workers, "cache_dir": str(cache)}
+        rest = fit(data_of(shards, backbones, **changed), tmp_path, tmp_path / f"{name}.ckpt")
+        assert rest == whole[int(name.partition("-")[2]) :], name
+
+
+def test_large_jpegs_may_be_decoded_at_a_smaller_scale(backbones: Path, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (320, 256), (200, 30, 30)).save(buffer, "JPEG")
+    write_groups([("one", {"jpg": buffer.getvalue(), "txt": b"a red wall"})], tmp_path, "x", 1)
+    batches = []
+    for scaled, shape in ((False, (256, 320)), (True, (32, 40))):
+        train = [SourceConfig("x", str(tmp_path))]
+        data = data_of(tmp_path, backbones, train=train, samples_per_epoch=1, scaled_decoding=scaled)
+        (batch,) = data.train_dataloader()
+        assert batch.samples[0].images[0].pixels.shape[:2] == shape
+        batches.append(batch)
+    assert torch.equal(batches[0].time_ids, batches[1].time_ids)
+    assert (batches[0].target_pixels.int() - batches[1].target_pixels.int()).abs().max() <= 2
 
 
 class Breaks(Callback):
@@ -221,7 +255,7 @@ def test_the_trainer_is_left_as_it_was(shards: Path, backbones: Path, tmp_path: 
 def test_an_interrupted_validation_is_not_finished_with_other_replies(
     shards: Path, backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(M2ChatDataModule, "_refuse_overlap", lambda self: None)
+    monkeypatch.setattr(datamodule, "refuse_overlap", lambda configs: None)
     path = tmp_path / "broken.ckpt"
     options = {"val": [SourceConfig("val", str(shards / "captions"))], "val_samples": 6, "eval_batch_size": 2}
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from m2chat.data import images
-from m2chat.data.images import BadImage, load_image, resize_crop, save_png
+from m2chat.data.images import BadImage, load_image, load_scaled, resize_crop, save_png
 
 
 def as_bytes(image: Image.Image, form: str, **options: object) -> bytes:
@@ -108,3 +108,27 @@ def test_hostile_files_are_read_or_refused(samples_folder: Path) -> None:
         good.add(path.name)
     assert {"alpha.png", "cmyk.jpg", "exif6.jpg", "i16.png", "palette.gif", "webp.webp", "tiny.jpg"} <= good
     assert not good & {"empty.jpg", "html.jpg", "truncated.jpg", "pillow_zero_width.gif", "pillow_16bit.cropped.tif"}
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_scaled_picture_is_nearly_the_same(decoder: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if decoder == "pillow":
+        monkeypatch.setattr(images, "simplejpeg", None)
+    else:
+        pytest.importorskip("simplejpeg", reason="simplejpeg is not installed: pip install 'm2chat[fast]'")
+    rows, columns = np.mgrid[:301, :402]
+    smooth = np.stack([rows / 301 * 255, columns / 402 * 255, np.full(rows.shape, 90)], -1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = as_bytes(Image.fromarray(smooth), "JPEG", quality=95, exif=exif)
+    whole = load_image(data)
+    for side, factor in ((64, 4), (75, 4), (76, 2), (150, 2), (151, 1), (30, 8)):
+        scaled, size = load_scaled(data, side)
+        assert size == whole.shape[:2] == ((301, 402) if orientation == 1 else (402, 301))
+        assert scaled.shape[:2] == tuple(-(-length // factor) for length in size) and min(scaled.shape[:2]) >= side
+        ours, theirs = resize_crop(scaled, 30)[0], resize_crop(whole, 30)[0]
+        assert np.abs(ours.astype(int) - theirs).max() <= 6
+    assert load_scaled(save_png(smooth), 10)[0].shape == smooth.shape
+    with pytest.raises(BadImage, match="undecodable picture"):
+        load_scaled(data[:500], 30)

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import http.server
 import re
-import threading
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +8,11 @@ import fsspec
 import pytest
 from torch.utils.data import DataLoader
 
-from m2chat.data import remote
 from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.remote import Url
 from m2chat.data.shards import find_shards
 from m2chat.data.stream import ShardStream
 from m2chat.errors import UserError
-
-
-class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, and parts of files as object stores do; counts what it is asked, and can fail at first."""
-
-    ranges = True
-    failures = 0
-    asked: list[str]
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        if type(self).failures > 0:
-            type(self).failures -= 1
-            return self.send_error(503)
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        self.asked.append(self.path)
-        if not (wanted and self.ranges):
-            return super().do_GET()
-        data = Path(self.translate_path(self.path)).read_bytes()
-        start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
-        self.send_header("Content-Length", str(stop - start))
-        self.end_headers()
-        self.wfile.write(data[start:stop])
-
-    def end_headers(self) -> None:
-        if self.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        super().end_headers()
-
-
-@pytest.fixture
-def server(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Ranges]]]:
-    """The address of the test shards, and the class that answers."""
-    monkeypatch.setattr(remote, "_PAUSE", 0.01)
-    kind = type("Handler", (Ranges,), {"asked": []})
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(kind, directory=str(shards)))
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}", kind
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
 
 
 @pytest.fixture
@@ -81,7 +30,7 @@ def names(source: Source, workers: int = 0) -> list[str]:
     return [item.sample.id for batch in loader for item in batch]
 
 
-def test_shards_are_read_by_http(server: tuple[str, type[Ranges]], shards: Path, tmp_path: Path) -> None:
+def test_shards_are_read_by_http(server: tuple[str, type[Any]], shards: Path, tmp_path: Path) -> None:
     address, handler = server
     local = Source(SourceConfig("captions", str(shards / "captions")))
     config = SourceConfig("captions", address + "/captions/cc-00000{0..3}.tar")
@@ -96,7 +45,7 @@ def test_shards_are_read_by_http(server: tuple[str, type[Ranges]], shards: Path,
     assert len(handler.asked) == len(again) == 37
 
 
-def test_folders_and_patterns_by_http(server: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+def test_folders_and_patterns_by_http(server: tuple[str, type[Any]], tmp_path: Path) -> None:
     address, _ = server
     assert [str(url) for url in find_shards(f"{address}/talk")] == [f"{address}/talk/talk-00000{k}.tar" for k in (0, 1)]
     assert find_shards(f"{address}/talk/*1.tar") == [Url(f"{address}/talk/talk-000001.tar")]
@@ -106,7 +55,7 @@ def test_folders_and_patterns_by_http(server: tuple[str, type[Ranges]], tmp_path
             Source(SourceConfig("talk", f"{address}/{path}"), cache=str(tmp_path))
 
 
-def test_a_server_may_fail_once(server: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+def test_a_server_may_fail_once(server: tuple[str, type[Any]], tmp_path: Path) -> None:
     address, handler = server
     source = Source(SourceConfig("talk", f"{address}/talk/talk-000000.tar"), cache=str(tmp_path))
     handler.failures = 1  # type: ignore[misc]
@@ -116,7 +65,7 @@ def test_a_server_may_fail_once(server: tuple[str, type[Ranges]], tmp_path: Path
         source.read(0, 0)
 
 
-def test_a_server_without_ranges_is_named(server: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+def test_a_server_without_ranges_is_named(server: tuple[str, type[Any]], tmp_path: Path) -> None:
     address, handler = server
     source = Source(SourceConfig("talk", f"{address}/talk/talk-000000.tar"), cache=str(tmp_path))
     handler.ranges = False  # type: ignore[misc]

@@ -11,8 +11,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from m2chat.data.dataset import Source, SourceConfig
+from m2chat.data.items import Item
 from m2chat.data.order import Buckets, positions_used
-from m2chat.data.stream import Item, ShardStream
+from m2chat.data.stream import ShardStream
 
 Key = tuple[int, str, int, int | None]
 MIXES = {"stage 1": {"captions": 0.75, "more": 0.25}, "stage 2": {"captions": 0.2, "talk": 0.5}}

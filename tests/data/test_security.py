@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from m2chat.data.dataset import Source, SourceConfig
+from m2chat.data.eval_stream import EvalStream
 from m2chat.data.images import save_png
-from m2chat.data.stream import EvalStream
 
 PNG = save_png(np.zeros((4, 4, 3), np.uint8))
 SUFFIXES = ("pickle", "pkl", "pyd", "pyc", "py", "pth", "pt", "npy", "npz", "ten", "cls", "json", "txt", "jpg", "sh")

@@ -9,10 +9,12 @@ import pytest
 from torch.utils.data import DataLoader
 
 from m2chat.data.dataset import Source, SourceConfig
+from m2chat.data.eval_stream import EvalStream
 from m2chat.data.images import save_png
+from m2chat.data.items import Item
 from m2chat.data.order import Mixture, Shuffle, batches_of
 from m2chat.data.shards import write_groups
-from m2chat.data.stream import EvalStream, Item, ShardStream
+from m2chat.data.stream import ShardStream
 from m2chat.errors import UserError
 
 

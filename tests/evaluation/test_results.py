@@ -15,7 +15,6 @@ from m2chat.evaluation.markup import aligned
 from m2chat.evaluation.names import metric_name
 from m2chat.evaluation.page import kind_cells, metric_cells, report
 from m2chat.evaluation.results import (
-    natural,
     newest_results,
     prediction_row,
     read_results,
@@ -44,10 +43,6 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     assert metrics_read["loss"].n is None
     assert protocol["seed"] == 3
     assert [item.name for item in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_ids_of_any_letters_have_an_order() -> None:
-    assert sorted(["x10", "x²", "x9"], key=natural) == ["x9", "x10", "x²"]
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from m2chat.commands import main
 from m2chat.data.dataset import SourceConfig
 from m2chat.data.feature_cache import FeatureOrigin
-from m2chat.data.feature_file import FeaturePart, Form, rounded
+from m2chat.data.feature_file import FeaturePart
+from m2chat.data.feature_form import Form, rounded
 from m2chat.data.shards import write_shards
 from m2chat.errors import UserError
 from m2chat.models.absent import Absent
@@ -216,8 +217,8 @@ def test_a_full_disk_and_wrong_options_are_refused(
     error = capsys.readouterr().err
     assert "1 kB are free there" in error and "with --dtype int8 --text recomputed" in error
     assert not (tmp_path / "out").exists()
-    assert build(micro, val, tmp_path / "out", "--shard", "2/2") == 2
-    assert "--shard 2/2: give I/N" in capsys.readouterr().err
+    assert build(micro, val, tmp_path / "out", "--shard", "3/2") == 2
+    assert "--shard 3/2: write I/N" in capsys.readouterr().err
     monkeypatch.chdir(ROOT)
     for arguments, message in (
         (["configs/stage0.yaml", "out"], "trains DescribeModule, which has no feature cache"),

@@ -24,6 +24,7 @@ from m2chat.pipeline.drawing import noise_seed
 from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.tasks import text_to_image
 from m2chat.schema import Prediction, Reply
+from m2chat.shares import WHOLE, Share
 
 ANSWERS, FILES = "answers", "files"
 """Folders of the answers as they are generated, and of the evaluator's files."""
@@ -47,34 +48,6 @@ class AnswerSettings:
     max_images: int = 10
     max_new_tokens: int = 256
     draw: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of the questions: every n-th one.
-
-    Args:
-        number: Number of the share, from 1.
-        count: Number of shares.
-    """
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def of(cls, text: str) -> Share:
-        """The share that a text such as ``2/4`` names.
-
-        Raises:
-            UserError: If it names none.
-        """
-        number, slash, count = text.partition("/")
-        if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise UserError(f"--shard {text}: write I/N with I from 1 to N, such as 2/4")
-        return cls(int(number), int(count))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
 
 
 def missing_pictures(questions: Sequence[Question]) -> tuple[int, int, str]:
@@ -127,7 +100,7 @@ def answer_questions(
     questions: Sequence[Question],
     out: Path,
     settings: AnswerSettings,
-    shard: Share = Share(),
+    shard: Share = WHOLE,
 ) -> dict[str, Mapping[str, Any]]:
     """Answers the questions of a share that have no answer yet; each answer is on disk when the next one begins.
 
@@ -150,7 +123,7 @@ def answer_questions(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / f"shard-{shard.number}", wait=False):
         known = _rows(folder, generation, questions)
-        mine = questions[shard.number - 1 :: shard.count]
+        mine = shard.of_these(questions)
         waiting = [question for question in mine if question.id not in known]
         journal = Journal(folder, shard.number - 1, generation, keep=True)
         label = f"{title} {shard}" if shard.count > 1 else title

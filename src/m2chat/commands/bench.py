@@ -133,7 +133,8 @@ def _print_left_out(reasons: Counter[str]) -> None:
 def _answers(benchmark: Benchmark, questions: Sequence[Question], options: argparse.Namespace) -> dict[str, Any]:
     """Answers a shard; returns the answers of all shards so far."""
     from m2chat.benchmarks.base import name_of
-    from m2chat.benchmarks.engine import AnswerSettings, Share, answer_questions
+    from m2chat.benchmarks.engine import AnswerSettings, answer_questions
+    from m2chat.shares import Share
 
     name_of(options.name, "--name")
     shard = Share.of(options.shard)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from m2chat.data.augment import Augmentation, CropFlip
 from m2chat.data.images import resize_crop
+from m2chat.data.items import Item
 from m2chat.data.network_inputs import VisionInput
-from m2chat.data.stream import Item
 from m2chat.schema import Batch, Image, Sample
 from m2chat.text import CaptionTokens, Layout, view_of
 from m2chat.text.layout import IGNORE, Encoded

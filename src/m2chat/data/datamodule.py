@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 
 from m2chat.data.augment import Augmentation
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source, SourceConfig
-from m2chat.data.feature_cache import (
-    MANIFEST,
-    READING,
-    ROOT,
-    STAGES,
-    FeatureCache,
-    FeatureCollator,
-    FeatureOrigin,
-    data_print,
-    fitting_cache,
-    settings_of,
-)
-from m2chat.data.leak import refuse_leaks
+from m2chat.data.eval_stream import EvalStream
+from m2chat.data.feature_batches import FeatureCollator
+from m2chat.data.feature_cache import READING, STAGES, FeatureCache, FeatureOrigin, chosen_cache
+from m2chat.data.feature_prints import data_print, settings_of
+from m2chat.data.images import load_scaled
+from m2chat.data.leak import prints_of_sources, refuse_leaks
 from m2chat.data.loader import Skips, StreamLoader
 from m2chat.data.network_inputs import VisionInput, drawn_size
+from m2chat.data.opening import is_read_in_sequence, refuse_overlap, without
 from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount
 from m2chat.data.remote import CACHE
-from m2chat.data.shards import find_shards
-from m2chat.data.stream import EvalStream, ShardStream
+from m2chat.data.sequential import SequentialSource
+from m2chat.data.stream import ShardStream
 from m2chat.errors import UserError
 from m2chat.ranges import check_number
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
@@ -74,6 +69,8 @@ class M2ChatDataModule(LightningDataModule):
         flip: Probability with which training mirrors a target picture, unless the sample's text names sides.
         length_bucketing: Number of batches among which training brings sequences of like length together, so that less
             is padded; 100 is a good value for conversations, 0 leaves the order as it is.
+        scaled_decoding: Whether training decodes JPEGs at 1/2, 1/4 or 1/8 of their size where that is enough: faster
+            for large pictures, whose pixels differ a little then.
         prefetch_factor: Batches that each reading process prepares ahead. With a GPU they wait in pinned memory.
         max_bad_share: Share of bad samples above which the run stops; judged from 200 samples on.
         cache_dir: Folder for indices of remote or read-only shards and the output of ``pipe:``.
@@ -111,6 +108,7 @@ class M2ChatDataModule(LightningDataModule):
         cache_dir: str = CACHE,
         prompt: PromptFormat = "auto",
         features: str | None = None,
+        scaled_decoding: bool = False,
     ) -> None:
         super().__init__()
         for name, value, kind in (
@@ -124,7 +122,7 @@ class M2ChatDataModule(LightningDataModule):
         ):  # fmt: skip
             if value is not None:
                 check_number(f"data.{name}", value, kind)
-        self.configs = {"train": _without(train or [], leave_out or []), "val": val or [], "test": test or []}
+        self.configs = {"train": without(train or [], leave_out or []), "val": val or [], "test": test or []}
         self.language_model, self.vision_encoder, self.image_decoder = language_model, vision_encoder, image_decoder
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.samples_per_epoch, self.num_workers, self.seed = samples_per_epoch, num_workers, seed
@@ -145,7 +143,7 @@ class M2ChatDataModule(LightningDataModule):
         """Where the next iteration of the training data starts, as in a checkpoint; empty for the beginning."""
         self._finished, self._keeps_count = FinishedBatches(), KeepsCount(self)
         self._collator: Collator | None = None
-        self.features = features
+        self.features, self.scaled_decoding = features, scaled_decoding
         self._cache: FeatureCache | None = None
 
     def prepare_data(self) -> None:
@@ -158,8 +156,13 @@ class M2ChatDataModule(LightningDataModule):
         for split in _SPLITS.get(function.value, ()) if function else ():
             self._open(split)
         if self.check_leaks and self.configs["train"]:
-            self._refuse_overlap()
-            refuse_leaks(self._open("train"), {split: self._open(split) for split in ("val", "test")})
+            refuse_overlap(self.configs)
+            indexed = [source for source in self._open("train") if isinstance(source, Source)]
+            refuse_leaks(indexed, self._held_out())
+
+    def _held_out(self) -> dict[str, list[Source]]:
+        """The sources to evaluate on."""
+        return {split: self._open_indexed(split) for split in ("val", "test")}
 
     def setup(self, stage: str) -> None:
         """Starts a training at the beginning of the data; a checkpoint is loaded after this."""
@@ -234,20 +237,8 @@ class M2ChatDataModule(LightningDataModule):
             raise UserError(f"data.features={self.features!r}: stage {stage!r} has no feature cache, leave it out")
         parts = {name: data_print(source) for name, source in self.cached_sources(stage, self.validates).items()}
         run = FeatureOrigin(stage, networks, settings_of(self.collator, stage, layers), parts)
-        if self.features != "auto":
-            self._cache = fitting_cache(Path(self.features), run)
-            return self._cache
-        reasons = []
-        for folder in sorted(path.parent for path in ROOT.glob(f"*/{MANIFEST}")):
-            try:
-                self._cache = fitting_cache(folder, run)
-            except UserError as error:
-                reasons.append(str(error))
-            else:
-                rank_zero_info(f"data.features=auto: training from {folder}")
-                return self._cache
-        rank_zero_info("\n".join(["data.features=auto: no feature cache fits, so none is used", *reasons]))
-        return None
+        self._cache = chosen_cache(self.features, run)
+        return self._cache
 
     @property
     def validates(self) -> bool:
@@ -266,7 +257,7 @@ class M2ChatDataModule(LightningDataModule):
         """
         sources: dict[str, Source] = {}
         for split in ("train", "val") if validates and stage == READING else ("train",):
-            for source in self._open(split):
+            for source in self._open_indexed(split):
                 name = f"{split}/{source.name}"
                 if split == "train" and source.config.weight <= 0:
                     continue
@@ -279,13 +270,20 @@ class M2ChatDataModule(LightningDataModule):
         """Training batches; every iteration is an epoch, or the rest of one after resuming."""
         if self.features not in (None, "auto") and self._cache is None:
             raise UserError(f"data.features={self.features!r}: stages 1 and 2 alone train from a feature cache")
-        self._refuse_overlap()
+        refuse_overlap(self.configs)
         if self.trainer is not None:
             self._leave_epoch()  # Lightning may open the data again for each epoch.
         sources = self._open("train")
-        self.stream = ShardStream(
-            sources, self.batch_size, self.seed, self.samples_per_epoch, *_rank_of_ranks(), self.length_bucketing
-        )
+        if self.scaled_decoding:
+            for source in sources:
+                source.load = partial(load_scaled, side=max(self.collator.image_size, self.collator.vision.size))
+        in_sequence = [source for source in sources if isinstance(source, SequentialSource)]
+        if in_sequence and self.check_leaks:
+            held_out = prints_of_sources(source for sources in self._held_out().values() for source in sources)
+            for source in in_sequence:
+                source.held_out = held_out
+        order = self.seed, self.samples_per_epoch, *_rank_of_ranks(), self.length_bucketing, self.num_workers
+        self.stream = ShardStream(sources, self.batch_size, *order)
         for name in ("seed", "manifest"):
             if name in self._place and self._place[name] != getattr(self.stream, name):
                 log.warning(
@@ -297,6 +295,12 @@ class M2ChatDataModule(LightningDataModule):
                 )
         self._finished.start(0)
         self._seek()
+        if in_sequence and (readings := self.stream.readings(self.num_workers)) > 1:
+            rank_zero_warn(
+                f"every shard is read by {readings:.1f} processes: the run was begun with {self.stream.lanes.count} "
+                f"lanes and batch_size {self.stream.lanes.block}, which ranks, num_workers and batch_size do not fit; "
+                "the samples are the same"
+            )
         return self._loader("train", self.stream, self._seek, lambda: self._finished.hand_out(self._step()))
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
@@ -335,9 +339,9 @@ class M2ChatDataModule(LightningDataModule):
             progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
             place = {"epoch": int(progress.processed) if progress else 0}
         elif place["samples_seen"] >= self.stream.size:  # `samples_per_epoch` has become smaller.
-            place = {"epoch": place["epoch"] + 1}
-        # Checkpoints of former versions know neither of the last two.
-        names = ("samples_seen", "batches_seen", "before", "group")
+            place = {"epoch": place["epoch"] + 1, "lanes": place.get("lanes")}
+        # Checkpoints of former versions do not know the last three.
+        names = ("samples_seen", "batches_seen", "before", "group", "lanes")
         self.stream.start_at(place["epoch"], **{name: place[name] for name in names if name in place})
         self._finished.start(self.stream.batches_before)
 
@@ -354,19 +358,32 @@ class M2ChatDataModule(LightningDataModule):
         """Optimiser steps of the trainer."""
         return self.trainer.global_step if self.trainer is not None else 0
 
-    def _open(self, split: str) -> list[Source]:
+    def _open(self, split: str) -> list[Source | SequentialSource]:
         skips = self.skips[split] = Skips(self.max_bad_share)
-        sources = []
+        sources: list[Source | SequentialSource] = []
         for config in self.configs[split]:
-            sources.append(Source(config, split, self.cache_dir, max(1, self.num_workers)))
-            skips.add(sources[-1])
-            name = f"{split}/{config.name}"
-            if self._cache is not None and name in self._cache.manifest.origin.parts:
-                sources[-1].features = self._cache.part(name)
+            features = None if self._cache is None and self.features == "auto" else self.features
+            if is_read_in_sequence(config, split, self.samples_per_epoch, self.length_bucketing, features):
+                sources.append(SequentialSource(config, split, self.cache_dir))
+            else:
+                sources.append(self._open_source(config, split, skips))
         return sources
 
+    def _open_indexed(self, split: str) -> list[Source]:
+        """The sources of a split with the index of each, as evaluation and feature caches need them."""
+        skips = self.skips[split] = Skips(self.max_bad_share)
+        return [self._open_source(config, split, skips) for config in self.configs[split]]
+
+    def _open_source(self, config: SourceConfig, split: str, skips: Skips) -> Source:
+        source = Source(config, split, self.cache_dir, max(1, self.num_workers))
+        skips.add(source)
+        name = f"{split}/{config.name}"
+        if self._cache is not None and name in self._cache.manifest.origin.parts:
+            source.features = self._cache.part(name)
+        return source
+
     def _eval_loader(self, split: str) -> StreamLoader | list[Any]:
-        sources = self._open(split)
+        sources = self._open_indexed(split)
         if not sources:
             return []
         draw = self.test_draw if split == "test" else None
@@ -375,40 +392,13 @@ class M2ChatDataModule(LightningDataModule):
 
     def _loader(self, split: str, stream: ShardStream | EvalStream, *hooks: Callable[[], None]) -> StreamLoader:
         collator: Collator | FeatureCollator = self.collator
-        if any(source.features is not None for source in stream.sources):
-            alone = split == "train" and all(s.features is None or s.features.form.whole for s in stream.sources)
-            collator = FeatureCollator.of(stream.sources, None if alone else self.collator)
+        indexed = [source for source in stream.sources if isinstance(source, Source)]
+        if any(source.features is not None for source in indexed):
+            alone = split == "train" and all(s.features is None or s.features.form.whole for s in indexed)
+            collator = FeatureCollator.of(indexed, None if alone else self.collator)
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         skips = self.skips[split]
         return StreamLoader(stream, collator, skips, self.num_workers, self.prefetch_factor, pin, *hooks)
-
-    def _refuse_overlap(self) -> None:
-        """Raises if a shard is trained on and validated on."""
-        shards = {
-            split: {
-                str(place.resolve() if isinstance(place, Path) else place)
-                for config in self.configs[split]
-                for place in find_shards(config.path, split, allow_pipe=config.allow_pipe, cache=self.cache_dir)
-            }
-            for split in ("train", "val")
-        }
-        if both := sorted(shards["train"] & shards["val"]):
-            raise UserError(
-                f"train and val share {len(both)} shards, the first is {both[0]}: results on seen data mean nothing; "
-                "give them different paths"
-            )
-
-
-def _without(sources: list[SourceConfig], names: list[str]) -> list[SourceConfig]:
-    """The sources without those of some names.
-
-    Raises:
-        UserError: If a name is unknown: leaving out nothing would go unnoticed.
-    """
-    if unknown := set(names) - {source.name for source in sources} if sources else set():
-        known = ", ".join(source.name for source in sources)
-        raise UserError(f"data.leave_out names {', '.join(sorted(unknown))}, but data.train has {known}")
-    return [source for source in sources if source.name not in names]
 
 
 def _rank_of_ranks() -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
@@ -15,10 +15,11 @@ from jsonargparse.typing import register_type
 from numpy.typing import NDArray
 
 from m2chat.data.feature_file import FeaturePart
+from m2chat.data.images import load_whole
 from m2chat.data.index import open_shards
 from m2chat.data.remote import CACHE
 from m2chat.data.shards import find_shards
-from m2chat.data.sources import sample_of
+from m2chat.data.sources import Loader, sample_of
 from m2chat.errors import UserError
 from m2chat.ranges import check_number
 from m2chat.schema import KINDS, Sample
@@ -39,6 +40,11 @@ class SourceConfig:
             ``ROOT/<data set>/<split>`` then, and all its data sets are generated below ROOT if they are not there.
         describe: Whether each reply with a picture is turned round: the picture is shown, and its caption is the
             reply. Stage 0 trains on that; replies without a picture stay as they are.
+        stream: Way in which training reads the shards. ``random``: one sample at a time, after an index of every shard
+            was made. ``sequential``: whole shards in a seeded order, without an index; needs ``samples_per_epoch``.
+            ``auto``: ``sequential`` for remote shards and pipes where nothing needs an index, else ``random``.
+        shuffle_buffer: Number of samples that are shuffled together where the shards are read in sequence; each reading
+            process holds up to twice as many files in memory.
 
     Raises:
         UserError: If the weight is out of its range.
@@ -51,6 +57,8 @@ class SourceConfig:
     allow_pipe: bool = False
     world: str | None = None
     describe: bool = False
+    stream: Literal["auto", "random", "sequential"] = "auto"
+    shuffle_buffer: int = 2000
 
     def __post_init__(self) -> None:
         check_number(f"source {self.name!r}: weight", self.weight, "source_weight")
@@ -101,6 +109,20 @@ def _source_config(settings: Any) -> SourceConfig:
 register_type(SourceConfig, asdict, _source_config)
 
 
+def check_kinds(kinds: list[str] | None, setting: str) -> None:
+    """Checks the kinds of sample to keep.
+
+    Args:
+        kinds: Names of kinds; None for all.
+        setting: Name of the source, for the error.
+
+    Raises:
+        UserError: If there is no such kind.
+    """
+    if unknown := set(kinds or ()) - set(KINDS):
+        raise UserError(f"{setting}: kinds={sorted(unknown)}: choose from {', '.join(KINDS)}")
+
+
 class Source:
     """The good samples of an opened data set. The bad ones are counted, and have no place in any order.
 
@@ -115,8 +137,7 @@ class Source:
     """
 
     def __init__(self, config: SourceConfig, setting: str = "source", cache: str = CACHE, threads: int = 1) -> None:
-        if unknown := set(config.kinds or ()) - set(KINDS):
-            raise UserError(f"{setting} {config.name!r}: kinds={sorted(unknown)}: choose from {', '.join(KINDS)}")
+        check_kinds(config.kinds, f"{setting} {config.name!r}")
         self.config, self.name = config, config.name
         named = f"{setting} {config.name!r}: path"
         places = find_shards(config.path, named, allow_pipe=config.allow_pipe, cache=cache)
@@ -125,6 +146,8 @@ class Source:
         """Number of files that belong to no sample, by reason."""
         self.features: FeaturePart | None = None
         """Kept features of the samples; training reads them in place of the shards' contents."""
+        self.load: Loader = load_whole
+        """Decoder of the pictures."""
         self.samples, self.faults = 0, Counter[str]()
         """Number of all samples, and of the bad ones by reason."""
         self.kept: list[NDArray[np.int32]] = []
@@ -160,7 +183,7 @@ class Source:
         """
         place = int(self.kept[shard][index])
         opened = self.shards[shard]
-        return sample_of(opened.members(place), opened.entries[place].key, self.name)
+        return sample_of(opened.members(place), opened.entries[place].key, self.name, self.load)
 
     def number(self, shard: int, index: int) -> int:
         """Number of a sample among all kept ones, by the number of its shard and its index there."""

@@ -8,28 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
 
-from m2chat.data.collate import Collator
-from m2chat.data.dataset import Source
-from m2chat.data.feature_file import INDEX, NO_PICTURE, FeaturePart, FeatureView, Form, Index
-from m2chat.data.index import Shard
-from m2chat.data.peek import peek
-from m2chat.data.sources import BadSample
-from m2chat.data.stream import Item
+from m2chat.data.feature_file import FeaturePart
+from m2chat.data.feature_form import INDEX, Form, Index
 from m2chat.errors import UserError
 from m2chat.files import locked, write_whole
-from m2chat.schema import Batch, FrozenFeatures, Sample, Segment
-from m2chat.text import Layout, view_of
-from m2chat.text.view import Request, replies_of
 
 MANIFEST = "features.json"
 ROOT = Path("data/features")
@@ -38,10 +27,6 @@ VERSION = 1
 STAGES = ("align", "m3ft")
 READING = "align"
 """Stage whose language model is frozen, so that its states are kept."""
-PAIRS = ("caption", "instruct")
-"""Kinds whose validation needs no language model: their captions are given."""
-_LOOKS = 16
-"""Samples whose bytes are part of a source's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -225,243 +210,29 @@ def folder_of(part: str) -> str:
     return plain if plain == part.replace("/", "-") else f"{plain}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
 
 
-# Fingerprints
-
-
-def settings_of(collator: Collator, stage: str, layers: Sequence[int]) -> dict[str, Any]:
-    """Settings on which the outputs depend, beside networks and data.
+def chosen_cache(setting: str, run: FeatureOrigin) -> FeatureCache | None:
+    """The cache that a run trains from.
 
     Args:
-        collator: Collator of the run.
-        stage: Stage that trains.
-        layers: Layers of the language model that the M³Adapter reads.
-    """
-    layout = collator.layout
-    settings = {
-        "data.image_size": collator.image_size,
-        "tokens of captions": _digest(repr([ids.tolist() for ids in collator.captions(["a red circle"])])),
-    }
-    if stage != READING:
-        return {**settings, "input of the vision encoder": repr(collator.vision)}
-    return {
-        **settings,
-        "data.max_tokens": layout.max_tokens,
-        "num_image_tokens": layout.num_image_tokens,
-        "m3adapter.layers": list(layers),
-        "prompts": _prompts(layout),
-    }
+        setting: Folder of the cache, or ``auto`` for one under `ROOT` that fits.
+        run: What the features of the run depend on.
 
-
-def _prompts(layout: Layout) -> str:
-    """A fingerprint of format, template and tokenizer: a sequence with every part that one can have."""
-    reply = [Segment("Here it is.", "a red circle, 3 blue squares"), Segment("Done.")]
-    whole = replace(layout, max_tokens=10_000)
-    encoded = whole.encode(Request("Draw a red circle!", ("User: hello", "Assistant: hello")), reply)
-    return _digest(repr((encoded.input_ids, encoded.caption, encoded.image)))
-
-
-def data_print(source: Source) -> str:
-    """A fingerprint of a source's samples: their names, places and sizes, and the bytes of some of them.
+    Returns:
+        None if ``auto`` has none; the reasons are printed.
 
     Raises:
-        UserError: If one of those cannot be read.
+        UserError: If the folder has no cache, it is not finished, or is of something else.
     """
-    digest = hashlib.sha256()
-    for shard, kept in zip(source.shards, source.kept, strict=True):
-        digest.update(shard.entries.lines)
-        digest.update(np.ascontiguousarray(kept).tobytes())
-    places = [(shard, int(place)) for shard, kept in enumerate(source.kept) for place in _spread(kept, _LOOKS)]
-    for shard, place in _spread(places, _LOOKS):
+    if setting != "auto":
+        return fitting_cache(Path(setting), run)
+    reasons = []
+    for folder in sorted(path.parent for path in ROOT.glob(f"*/{MANIFEST}")):
         try:
-            for suffix, data in source.shards[shard].members(place).items():
-                digest.update(suffix.encode())
-                digest.update(data)
-        except (BadSample, OSError) as error:
-            raise _unreadable(source, source.shards[shard], place, error) from error
-    return digest.hexdigest()[:16]
-
-
-def _spread(values: Any, count: int) -> list[Any]:
-    """Some of the values, spread evenly."""
-    return [values[k * len(values) // count] for k in range(count)] if len(values) > count else list(values)
-
-
-def _unreadable(source: Source, shard: Shard, place: int, error: Exception) -> UserError:
-    return UserError(
-        f"source {source.name!r}: sample {shard.entries[place].key!r} of {shard.path} was good when it was indexed and "
-        f"cannot be read any more ({error}): repair the shard"
-    )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# What to compute
-
-
-def views_of(sample: Sample, layout: Layout, looked: int | None = None) -> list[FeatureView]:
-    """The replies of a sample that training may draw, each with each of its pictures.
-
-    Args:
-        sample: The sample; its pixels do not matter.
-        layout: Layout of the sequences.
-        looked: CLIP tokens of a context picture, which are the rows of stage 2; None for those of stage 1.
-    """
-    views = []
-    for turn in replies_of(sample):
-        view = view_of(sample, turn)
-        drawn = [place for place, picture in enumerate(view.targets) if picture is not None]
-        for target in drawn or [NO_PICTURE]:
-            if looked is None:
-                encoded = layout.encode(view.request, view.reply, max(target, 0))
-                rows = sum(map(bool, encoded.caption)) + sum(map(bool, encoded.image))
-            else:
-                rows = 0 if view.context is None else looked
-            views.append(FeatureView(turn, target, rows))
-    return views
-
-
-def plan_part(source: Source, layout: Layout, split: str, looked: int | None = None) -> Index:
-    """The index of a source: its replies, and how many tokens of each the M³Adapter reads.
-
-    Args:
-        source: The opened source.
-        layout: Layout of the sequences.
-        split: ``train`` or ``val``.
-        looked: CLIP tokens of a context picture for stage 2; None for stage 1.
-
-    Raises:
-        UserError: If a sample cannot be read, has a context picture, or cannot be validated without a language model.
-    """
-    samples = []
-    for shard, kept in zip(source.shards, source.kept, strict=True):
-        for place in map(int, kept):
-            entry = shard.entries[place]
-            try:
-                sample = peek(shard.members(place), entry.key, source.name)
-            except (BadSample, OSError) as error:
-                raise _unreadable(source, shard, place, error) from error
-            if looked is not None:
-                samples.append((sample.id, sample.kind, views_of(sample, layout, looked)))
-                continue
-            remedy = f"leave the source out of data.{split}, or set its `kinds` to [caption]"
-            if any(view_of(sample, turn).context is not None for turn in replies_of(sample)):
-                raise UserError(
-                    f"stage 1 trains on caption pairs, but sample {sample.id!r} of {source.name!r} has a context "
-                    f"picture: {remedy}"
-                )
-            if split == "val" and sample.kind not in PAIRS:
-                raise UserError(
-                    f"to validate {sample.id!r} of {source.name!r}, a {sample.kind}, the language model must write, "
-                    f"and with a feature cache it is not loaded: {remedy}, or set trainer.limit_val_batches to 0"
-                )
-            samples.append((sample.id, sample.kind, views_of(sample, layout)))
-    return Index.of(samples)
-
-
-def source_item(source: Source, part: FeaturePart, record: int) -> tuple[Sample, int, int | None]:
-    """Sample, turn and segment of a record, for the collator.
-
-    Raises:
-        UserError: If the sample cannot be read.
-    """
-    shard, index = source.place(part.number(record))
-    try:
-        sample = source.read(shard, index)
-    except (BadSample, OSError) as error:
-        place = int(source.kept[shard][index])
-        raise _unreadable(source, source.shards[shard], place, error) from error
-    view = part.view(record)
-    return sample, view.turn, None if view.target == NO_PICTURE else view.target
-
-
-# Batches
-
-
-@dataclass(frozen=True)
-class FeatureCollator:
-    """Makes batches from kept features; it can be sent to worker processes.
-
-    Args:
-        parts: Records of each source, in the stream's order.
-        starts: For each source, number of its kept samples before each shard.
-        collator: Collator of the samples, for stage 2, and for validation, which shows the reference pictures; None to
-            train stage 1, which needs neither words nor pictures.
-    """
-
-    parts: Sequence[FeaturePart]
-    starts: Sequence[Sequence[int]]
-    collator: Collator | None = None
-
-    @classmethod
-    def of(cls, sources: Iterable[Source], collator: Collator | None = None) -> FeatureCollator:
-        """The collator of sources whose features are known."""
-        known = list(sources)
-        parts = [source.features for source in known if source.features is not None]
-        return cls(
-            parts, [[source.number(shard, 0) for shard in range(len(source.kept))] for source in known], collator
-        )
-
-    def compact(self, items: Sequence[Item]) -> Batch:
-        """The batch of some replies."""
-        places = [self._find(item) for item in items]
-        form = self.parts[0].form
-        read = [part.read(record) for part, record in places]
-        records = np.stack([record for record, _ in read])
-        states, mask = _states(form, [rows for _, rows in read])
-        if form.whole and self.collator is not None:
-            batch = self.collator.compact(items)
-            batch.features = FrozenFeatures(states, None, None, None, mask)
-            return batch
-        features = FrozenFeatures(
-            states if form.whole else None,
-            _tensor(form.get(records, "e_clip")) if form.text else None,
-            torch.from_numpy(records["e_pclip"].copy()) if form.text and form.pooled_width else None,
-            torch.from_numpy(records["latents"].copy()),
-            mask if form.whole else None,
-            None if form.whole else states,
-        )
-        if self.collator is not None:
-            batch = self.collator.compact(items)
-            batch.features = features
-            return batch
-        count = len(items)
-        no, nothing = torch.zeros(count, dtype=torch.bool), torch.zeros(count, 0, dtype=torch.bool)
-        captions = [
-            nothing.long() if form.text else torch.from_numpy(records[name].astype(np.int64))
-            for name in ("caption_ids", "caption_ids_2")
-        ]
-        has_target = torch.tensor([part.view(record).target != NO_PICTURE for part, record in places])
-        return Batch(
-            input_ids=nothing.long(), attention_mask=nothing, labels=nothing.long(), answer_mask=nothing,
-            caption_mask=nothing, image_mask=nothing, context_pixels=torch.zeros(count, 3, 0, 0), has_context=no,
-            target_pixels=torch.zeros(count, 3, 0, 0), has_target=has_target,
-            time_ids=torch.from_numpy(records["time_ids"].copy()), caption_ids=captions[0], caption_ids_2=captions[1],
-            samples=[item.sample for item in items], turns=[item.turn for item in items], cut_tokens=[0] * count,
-            features=features,
-        )  # fmt: skip
-
-    def _find(self, item: Item) -> tuple[FeaturePart, int]:
-        source, shard, index = item.place
-        part = self.parts[source]
-        return part, part.find(self.starts[source][shard] + index, item.turn, item.target)
-
-
-def _states(form: Form, rows: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
-    """Rows of several samples, padded with zeros, and the mask of what is no padding."""
-    longest = max(map(len, rows))
-    whole = np.zeros((len(rows), longest), form.row)
-    mask = np.zeros((len(rows), longest), bool)
-    for number, each in enumerate(rows):
-        whole[number, : len(each)] = each
-        mask[number, : len(each)] = True
-    states = _tensor(form.get(whole, "values"))  # (B, S, L, D)
-    return states[:, :, 0] if form.layers == 1 else states.permute(2, 0, 1, 3), torch.from_numpy(mask)
-
-
-def _tensor(values: NDArray[Any]) -> Tensor:
-    """A tensor of float32, or of the bits of bfloat16."""
-    if values.dtype == np.uint16:
-        return torch.from_numpy(np.ascontiguousarray(values).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(values))
+            cache = fitting_cache(folder, run)
+        except UserError as error:
+            reasons.append(str(error))
+        else:
+            rank_zero_info(f"data.features=auto: training from {folder}")
+            return cache
+    rank_zero_info("\n".join(["data.features=auto: no feature cache fits, so none is used", *reasons]))
+    return None

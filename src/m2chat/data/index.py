@@ -38,7 +38,7 @@ MAX_MEMBER = 64 * 2**20
 UNKNOWN = "unknown"
 """Kind of a sample whose JSON is broken."""
 _MAX_SPAN = 4 * MAX_MEMBER
-_TOO_LARGE = f"file of more than {MAX_MEMBER // 2**20} MiB"
+TOO_LARGE = f"file of more than {MAX_MEMBER // 2**20} MiB"
 _VERSION = 3
 _PICTURE = 64
 """Length that a picture of the reply adds to a sequence, in bytes of text."""
@@ -217,10 +217,20 @@ def _index(place: Path | Url) -> Shard:
                         skipped["duplicate"] += 1
                     else:
                         members[suffix] = (suffix, offset, length)
-                entries.append(_entry(file, re.sub(r"[^\w-]+", "_", key).strip("_") or "_", list(members.values())))
+                entries.append(_entry(file, clean_key(key), list(members.values())))
     except OSError as error:
         skipped[f"unreadable shard ({type(error).__name__})"] += 1
     return Shard(str(place), Entries.of(entries), dict(skipped))
+
+
+def clean_key(name: str) -> str:
+    """The key of a sample: the name of its files in the tar, reduced to letters, digits, ``_`` and ``-``."""
+    return re.sub(r"[^\w-]+", "_", name).strip("_") or "_"
+
+
+def is_read(suffix: str) -> bool:
+    """Whether a file is read at all, by its suffix: all of its name behind the first dot."""
+    return suffix.lower().rpartition(".")[2] in SUFFIXES
 
 
 def _entry(file: IO[bytes], key: str, places: list[tuple[str, int, int]]) -> Entry:
@@ -250,7 +260,7 @@ def _span(places: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
     start = min((offset for _, offset, _ in places), default=0)
     stop = max((offset + size for _, offset, size in places), default=0)
     if any(size > MAX_MEMBER for _, _, size in places) or stop - start > _MAX_SPAN:
-        raise BadSample(_TOO_LARGE)
+        raise BadSample(TOO_LARGE)
     return start, stop
 
 
@@ -276,7 +286,7 @@ def _files(file: IO[bytes], size: int, skipped: Counter[str]) -> Iterator[tuple[
                     continue
                 if not member.isreg() or member.issparse():
                     skipped["link or device"] += 1
-                elif suffix.rpartition(".")[2] not in SUFFIXES:
+                elif not is_read(suffix):
                     skipped["unknown suffix"] += 1
                 elif member.offset_data + member.size > size:
                     skipped["truncated"] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +71,11 @@ def refuse_leaks(train: Sequence[Source], held_out: Mapping[str, Sequence[Source
             raise UserError(
                 f"train and {setting} share {len(leaked)} sample(s), results on seen data mean nothing: {first}"
             )
+
+
+def prints_of_sources(sources: Iterable[Source]) -> frozenset[int]:
+    """All prints of the samples that some sources keep."""
+    return frozenset(hashed for source in sources for _, prints in _prints(source) for hashed in prints.hashes.tolist())
 
 
 def _prints(source: Source) -> Iterator[tuple[int, Prints]]:

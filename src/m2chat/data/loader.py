@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader
 
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source
-from m2chat.data.feature_cache import FeatureCollator
-from m2chat.data.stream import EvalStream, Item, ShardStream
+from m2chat.data.eval_stream import EvalStream
+from m2chat.data.feature_batches import FeatureCollator
+from m2chat.data.items import Item
+from m2chat.data.stream import ShardStream
 from m2chat.errors import UserError
 from m2chat.schema import Batch
 
@@ -50,8 +52,7 @@ class Skips:
         self._samples += source.samples
         for reason, count in (source.faults + source.files_left_out).items():
             self.indexed[source.name, reason] += count
-        lost = Counter({key: count for key, count in self.indexed.items() if key[1] not in _NO_LOSS})
-        self._judge(lost, self._samples)
+        self._judge(_lost(self.indexed), self._samples)
 
     def note(self, missed: Iterable[tuple[str, str]], read: int) -> None:
         """Adds the samples that could not be read for a batch.
@@ -64,7 +65,8 @@ class Skips:
             self.missed[key] += 1
             if self.missed[key] % _LOG_EVERY == 1:
                 log.warning("%s: a sample was skipped: %s (%d so far)", *key, self.missed[key])
-        self._judge(self.missed, self._read + self.missed.total())
+        lost = _lost(self.missed)
+        self._judge(lost, self._read + lost.total())
 
     def _judge(self, bad: Counter[tuple[str, str]], samples: int) -> None:
         if samples >= _FEWEST and bad.total() > self.limit * samples:
@@ -73,6 +75,11 @@ class Skips:
                 f"{bad.total()} of {samples} samples are bad, more than max_bad_share={self.limit:.0%}: {reasons}. "
                 "Repair the shards (`m2chat data inspect PATH` looks at one), or raise data.max_bad_share"
             )
+
+
+def _lost(counts: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+    """The counts of what costs a sample."""
+    return Counter({key: count for key, count in counts.items() if key[1] not in _NO_LOSS})
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -80,6 +81,58 @@ def _shard_order(seed: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[NDArray
     """The shards in their order, and the sum of samples up to the end of each."""
     shards = np.random.default_rng(seed).permutation(len(sizes))
     return shards, np.cumsum(np.array(sizes, dtype=np.int64)[shards])
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How the draws of a run are dealt to lanes: series that are read side by side, each from shards of its own.
+
+    With as many lanes as there are reading processes, and blocks of a batch, every process reads one lane alone.
+
+    Args:
+        count: Number of lanes.
+        block: Draws that a lane gets in a row.
+    """
+
+    count: int = 1
+    block: int = 1
+
+    def __call__(self, draw: int) -> tuple[int, int]:
+        """Lane of a draw, and how many draws the lane had before."""
+        turn, offset = divmod(draw, self.count * self.block)
+        lane, place = divmod(offset, self.block)
+        return lane, turn * self.block + place
+
+
+class ShardOrder:
+    """The order in which lanes read whole shards: all of them shuffled and dealt out, then again, without end.
+
+    Every shard is read once in each round. Lanes of unequal shards are not at the end of a round at the same time.
+
+    Args:
+        shards: Number of shards.
+        lanes: Number of lanes.
+        seed: Seed of the run.
+        name: Name of the source.
+    """
+
+    def __init__(self, shards: int, lanes: int, seed: int, name: str) -> None:
+        self.shards, self._lanes = shards, lanes
+        self._seed = (seed, zlib.crc32(name.encode()))
+
+    def __call__(self, lane: int, turn: int) -> int:
+        """The shard that a lane reads after `turn` others."""
+        cycle, place = divmod(turn * self._lanes + lane, self.shards)
+        return int(_permutation((*self._seed, cycle), self.shards)[place])
+
+    def ends_round(self, lane: int, turn: int) -> bool:
+        """Whether the shard that a lane reads next is of another round."""
+        place = turn * self._lanes + lane
+        return place // self.shards != (place + self._lanes) // self.shards
+
+    def window(self, lane: int, first: int, size: int) -> NDArray[np.int64]:
+        """The order of the samples of a window of a lane, by the number of its first one."""
+        return np.random.default_rng((*self._seed, lane, first)).permutation(size)
 
 
 def batches_of(start: int, stop: int, batch_size: int, rank: int, ranks: int, *, even: bool) -> list[range]:

@@ -35,7 +35,7 @@ def peek(members: Mapping[str, bytes], key: str, source: str) -> Sample:
     Raises:
         BadSample: If it is broken or incomplete; faults within the pictures are not seen.
     """
-    return sample_of(members, key, source, lambda _: _DOT)
+    return sample_of(members, key, source, lambda _: (_DOT, UNKNOWN_SIZE))
 
 
 def has_replacements(members: Mapping[str, bytes]) -> bool:

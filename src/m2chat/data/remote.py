@@ -74,6 +74,19 @@ def find_remote(path: str, setting: str) -> list[Url]:
     return shards
 
 
+def refuse_pipe(command: str, setting: str, *, allowed: bool) -> None:
+    """Raises unless a command may be run.
+
+    Raises:
+        UserError: If its source does not have ``allow_pipe: true``.
+    """
+    if not allowed:
+        raise UserError(
+            f"{setting}={command!r} would run a command, which a path must not do unasked: use an http://, s3:// or "
+            "local path, or give that source `allow_pipe: true` if you wrote the command yourself"
+        )
+
+
 def fetch(command: str, folder: Path, setting: str, *, allowed: bool) -> Path:
     """The output of a command, kept in a file so that its samples can be read in any order; it runs only once.
 
@@ -86,11 +99,7 @@ def fetch(command: str, folder: Path, setting: str, *, allowed: bool) -> Path:
     Raises:
         UserError: If it is not allowed, or fails.
     """
-    if not allowed:
-        raise UserError(
-            f"{setting}={command!r} would run a command, which a path must not do unasked: use an http://, s3:// or "
-            "local path, or give that source `allow_pipe: true` if you wrote the command yourself"
-        )
+    refuse_pipe(command, setting, allowed=allowed)
     target = folder / "pipes" / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.tar"
     if target.is_file():
         return target
@@ -142,6 +151,32 @@ def read_range(url: Url, start: int, stop: int) -> bytes:
     data: bytes = _patiently(lambda: system.cat_file(place, start=start, end=stop))
     # A server may ignore the range and send everything.
     return data if len(data) <= stop - start else data[start:stop]
+
+
+def read_block(url: Url, start: int, size: int, whole: int | None) -> bytes:
+    """Bytes of a file, all of the rest where the server ignores what it is asked for.
+
+    Args:
+        url: Address of the file.
+        start: Number of the first byte.
+        size: Number of bytes.
+        whole: Size of the file; None if unknown.
+
+    Raises:
+        OSError: If it fails several times in a row.
+    """
+    system, place = _system(url.address, "path")
+    stop = start + size if whole is None else min(start + size, whole)
+    if start >= stop:
+        return b""
+
+    def block() -> bytes:
+        data: bytes = system.cat_file(place, start=start, end=stop)
+        if whole is not None and len(data) < stop - start:
+            raise OSError(f"{len(data)} bytes instead of {stop - start}")
+        return data if len(data) <= stop - start else data[start:]
+
+    return _patiently(block)
 
 
 def _system(address: str, setting: str) -> tuple[Any, str]:

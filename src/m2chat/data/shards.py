@@ -12,7 +12,7 @@ from braceexpand import braceexpand
 from webdataset.writer import TarWriter
 
 from m2chat.data.index import UNKNOWN, Entry, Shard, open_shard, open_shards
-from m2chat.data.remote import CACHE, PIPE, Url, fetch, find_remote, is_remote
+from m2chat.data.remote import CACHE, PIPE, Url, fetch, find_remote, is_remote, refuse_pipe
 from m2chat.data.sources import to_members
 from m2chat.errors import UserError
 from m2chat.files import by_number, whole_file
@@ -36,7 +36,12 @@ Group = tuple[str, Mapping[str, bytes]]
 
 
 def find_shards(
-    path: str | Path, setting: str = "path", *, allow_pipe: bool = False, cache: str | Path = CACHE
+    path: str | Path,
+    setting: str = "path",
+    *,
+    allow_pipe: bool = False,
+    cache: str | Path = CACHE,
+    run_pipes: bool = True,
 ) -> list[Path | Url]:
     """The tars that a path setting names, sorted.
 
@@ -47,10 +52,15 @@ def find_shards(
         setting: Name of the setting, for the error.
         allow_pipe: Whether ``pipe:`` may run its command.
         cache: Folder for the output of a ``pipe:``.
+        run_pipes: Whether a ``pipe:`` is run into a file; if not, it is named as it is, and ``{000..015}`` in it stands
+            for several commands.
 
     Raises:
         UserError: If there is none, or a ``pipe:`` is not allowed.
     """
+    if str(path).startswith(PIPE) and not run_pipes:
+        refuse_pipe(str(path), setting, allowed=allow_pipe)
+        return [Url(command) for command in braceexpand(str(path))]
     if str(path).startswith(PIPE):
         return [fetch(str(path), Path(cache).expanduser(), setting, allowed=allow_pipe)]
     place = Path(path)

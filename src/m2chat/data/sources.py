@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from m2chat.data.images import BadImage, load_image, save_png
+from m2chat.data.images import BadImage, load_whole, save_png
 from m2chat.data.record import SCHEMA, ImagePartRecord, ImageRecord, Record, TextPartRecord, TurnRecord
 from m2chat.schema import Image, Kind, Picture, Sample, Turn
 from m2chat.text.view import replies_of
@@ -20,6 +20,10 @@ PICTURES = ("jpg", "png", "jpeg", "webp")
 """Suffixes of img2dataset's picture; the first that exists is taken."""
 MAX_TEXT = 4 * 2**20
 """Longest text or JSON member that is read, in bytes."""
+
+
+Loader = Callable[[bytes], tuple[Picture, tuple[int, int]]]
+"""Decoder of a picture: gives its pixels, which may be scaled down, and its height and width."""
 
 
 class BadSample(ValueError):
@@ -124,9 +128,7 @@ def outline(members: Mapping[str, bytes]) -> tuple[Kind, list[int]]:
     return sample.kind, replies_of(sample)
 
 
-def sample_of(
-    members: Mapping[str, bytes], key: str, source: str, load: Callable[[bytes], Picture] = load_image
-) -> Sample:
+def sample_of(members: Mapping[str, bytes], key: str, source: str, load: Loader = load_whole) -> Sample:
     """Reads a sample.
 
     Args:
@@ -148,17 +150,18 @@ def sample_of(
         raise BadSample(error.reason) from error
 
 
-def _m2c(
-    record: Record, members: Mapping[str, bytes], key: str, source: str, load: Callable[[bytes], Picture]
-) -> Sample:
+def _m2c(record: Record, members: Mapping[str, bytes], key: str, source: str, load: Loader) -> Sample:
     sample = _skeleton(record, key, source)
     images = []
     for entry in record.images:
         if entry.member not in members:
             raise BadSample("picture missing")
-        pixels = load(members[entry.member])
-        size = entry.original_size or pixels.shape[:2]
-        images.append(Image(pixels, entry.caption or "", size, entry.crop or (0, 0), entry.caption_by or ""))
+        pixels, whole = load(members[entry.member])
+        crop = entry.crop or (0, 0)
+        if any(crop) and pixels.shape[:2] != whole:  # in pixels of the stored picture
+            top, left = (round(place * pixels.shape[0] / whole[0]) for place in crop)
+            crop = top, left
+        images.append(Image(pixels, entry.caption or "", entry.original_size or whole, crop, entry.caption_by or ""))
     return replace(sample, images=tuple(images))
 
 
@@ -167,15 +170,15 @@ def _img2dataset(
     members: Mapping[str, bytes],
     key: str,
     source: str,
-    load: Callable[[bytes], Picture],
+    load: Loader,
 ) -> Sample:
     """A caption pair: its request is to draw the caption."""
     picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
     if picture is None:
         raise BadSample("no picture")
     caption, size = pair_facts(members, record)
-    pixels = load(picture)
-    return caption_sample(f"{source}/{key}", source, Image(pixels, caption, size or pixels.shape[:2]), record)
+    pixels, whole = load(picture)
+    return caption_sample(f"{source}/{key}", source, Image(pixels, caption, size or whole), record)
 
 
 def pair_facts(members: Mapping[str, bytes], record: Mapping[str, Any]) -> tuple[str, tuple[int, int] | None]:

@@ -1,114 +1,30 @@
-"""The stream of conversations that training and evaluation read.
+"""The stream of conversations that training reads.
 
-Which sample stands at which position depends on the seed and the epoch alone, not on ranks or workers, so a run can
-stop anywhere and go on with another number of them.
+Which sample stands at which position depends on the seed, the epoch and the lanes alone, not on ranks or workers, so a
+run can stop anywhere and go on with another number of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-
-from torch.utils.data import IterableDataset, get_worker_info
+from typing import Any
 
 from m2chat.data.dataset import Source
-from m2chat.data.order import Buckets, Mixture, Shuffle, batches_of, positions_used
+from m2chat.data.items import Item, ItemStream, described
+from m2chat.data.order import Buckets, Lanes, Mixture, Shuffle, batches_of, positions_used
+from m2chat.data.sequential import LaneReader, SequentialSource
 from m2chat.data.sources import BadSample
 from m2chat.errors import UserError
 from m2chat.schema import Sample
-from m2chat.text.describing import as_description
-from m2chat.text.view import segments_of
-
-log = logging.getLogger(__name__)
+from m2chat.text.view import replies_of, segments_of
 
 _TRIES = 100
 
 
-class Item(NamedTuple):
-    """A reply to learn from or to evaluate.
-
-    Args:
-        sample: Conversation.
-        turn: Index of the reply in its turns.
-        target: Segment of the reply whose picture is drawn; None means the first that has one.
-        position: Position in the epoch, the same for any number of ranks and workers.
-        lot: Seed of any further random draw about it, such as its augmentation; empty for none.
-        missed: Source and reason of each sample that could not be read in its place.
-        place: Number of the source, number of the shard, and index among the shard's kept samples.
-    """
-
-    sample: Sample
-    turn: int
-    target: int | None = None
-    position: int = 0
-    lot: str = ""
-    missed: tuple[tuple[str, str], ...] = ()
-    place: tuple[int, int, int] = (0, 0, 0)
-
-
-class _Stream(IterableDataset[list[Item]]):
-    """Batches of one rank: the parts that training and evaluation share.
-
-    Args:
-        sources: Data sources.
-        batch_size: Items per batch of one rank.
-        size: Positions of an epoch.
-        rank: Number of this rank.
-        ranks: Number of ranks.
-    """
-
-    even = False
-
-    def __init__(self, sources: Sequence[Source], batch_size: int, size: int, rank: int, ranks: int) -> None:
-        super().__init__()
-        self.sources, self.batch_size, self.size = list(sources), batch_size, size
-        self.rank, self.ranks = rank, ranks
-        self.start = 0
-
-    def _batches(self) -> list[range]:
-        return batches_of(self.start, self.size, self.batch_size, self.rank, self.ranks, even=self.even)
-
-    def __len__(self) -> int:
-        return len(self._batches())
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        # Each worker makes whole batches: the loader takes them from the workers in turn, which restores their order.
-        for places in self._batches()[first::step]:
-            missed: list[tuple[str, str]] = []
-            items = [item for place in places if (item := self.item(self.position(place), missed)) is not None]
-            if items:
-                yield [items[0]._replace(missed=tuple(missed)), *items[1:]]
-
-    def position(self, place: int) -> int:
-        """The position at a place of the order in which they are used."""
-        return place
-
-    def item(self, position: int, missed: list[tuple[str, str]]) -> Item | None:
-        """The item at a position, None if it cannot be read and nothing may replace it.
-
-        Args:
-            position: Position in the epoch.
-            missed: List to which source and reason of each unreadable sample are added.
-        """
-        raise NotImplementedError
-
-    def _read(self, source: Source, shard: int, index: int, missed: list[tuple[str, str]]) -> Sample | None:
-        """A sample, or None if it was good when it was indexed and cannot be read any more."""
-        try:
-            return source.read(shard, index)
-        except (BadSample, OSError) as error:
-            reason = error.reason if isinstance(error, BadSample) else f"unreadable file ({type(error).__name__})"
-        missed.append((source.name, reason))
-        return None
-
-
-class ShardStream(_Stream):
+class ShardStream(ItemStream):
     """Training: a weighted mixture without end, cut into epochs.
 
     An epoch goes on where the one before it ended, so that a source is seen once in full before any of it is seen
@@ -116,6 +32,10 @@ class ShardStream(_Stream):
 
     Bad samples have no place in the order. If a sample has become unreadable since it was indexed, the next good one
     of its source is repeated in its place: to skip it, all other ranks would have to learn of it.
+
+    Where a source is read in sequence, the positions are dealt to lanes, a batch at a time: as many as there are
+    reading processes when the run begins, or shards if these are fewer. So every process reads shards of its own. The
+    lanes of a run stay as they are; with other processes later, some shards are read by several of them.
 
     Args:
         sources: Data sources; those of weight 0 are left out.
@@ -125,35 +45,50 @@ class ShardStream(_Stream):
         rank: Number of this rank.
         ranks: Number of ranks.
         bucket_window: Batches among which sequences of like length are brought together; 0 leaves the order as it is.
+        workers: Number of reading processes of each rank; 0 counts as one.
 
     Raises:
-        UserError: If no source has a weight above 0, or an epoch has not one sample for each rank.
+        UserError: If no source has a weight above 0, an epoch has not one sample for each rank, or an index is needed
+            of a source that is read in sequence.
     """
 
     even = True
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Source | SequentialSource],
         batch_size: int,
         seed: int = 0,
         samples_per_epoch: int | None = None,
         rank: int = 0,
         ranks: int = 1,
         bucket_window: int = 0,
+        workers: int = 0,
     ) -> None:
         used = [source for source in sources if source.config.weight > 0]
         if not used:
             weights = {source.name: source.config.weight for source in sources}
             raise UserError(f"train: no source has a weight above 0 ({weights}): give one at least")
-        size = samples_per_epoch or sum(map(len, used))
+        indexed = [source for source in used if isinstance(source, Source)]
+        in_sequence = [source for source in used if isinstance(source, SequentialSource)]
+        size = samples_per_epoch or sum(map(len, indexed))
+        for source in in_sequence:
+            if why := needs_an_index(samples_per_epoch, bucket_window):
+                raise UserError(f"source {source.name!r} has stream: sequential, and {why}, or give it stream: random")
         if size < ranks:
             raise UserError(f"samples_per_epoch={size} is less than one sample for each of {ranks} ranks: raise it")
-        super().__init__(used, batch_size, size, rank, ranks)
+        super().__init__(batch_size, size, rank, ranks)
+        self.sources = used
         self.seed, self.bucket_window = seed, bucket_window
         self.epoch, self.batches_before, self.before = 0, 0, 0
+        readers = min([ranks * max(1, workers), *(len(source.places) for source in in_sequence)])
+        self.lanes = Lanes(readers, batch_size) if in_sequence else Lanes()
+        self._readers: dict[tuple[int, int], LaneReader] = {}
         self._mixture = Mixture([source.config.weight for source in used])
-        self._orders = [Shuffle([len(kept) for kept in source.kept], seed, source.name) for source in used]
+        self._orders = [
+            Shuffle([len(kept) for kept in source.kept], seed, source.name) if isinstance(source, Source) else None
+            for source in used
+        ]
         order = "\n".join(source.manifest for source in used) + (f"\nbuckets:{bucket_window}" if bucket_window else "")
         self.manifest = hashlib.sha256(order.encode()).hexdigest()[:16]
         self.start_at(0)
@@ -165,6 +100,7 @@ class ShardStream(_Stream):
         batches_seen: int = 0,
         before: int | None = None,
         group: int | None = None,
+        lanes: Sequence[int] | None = None,
     ) -> None:
         """Goes to a place.
 
@@ -174,6 +110,7 @@ class ShardStream(_Stream):
             batches_seen: Batches in which they did; they count in the length, as Lightning expects.
             before: Positions used before the epoch; by default as many as this number of ranks uses.
             group: Samples of a batch of all ranks with which the epoch was begun; by default as now.
+            lanes: The two numbers of the lanes with which the run was begun; by default as now.
         """
         if before is None:
             steps = epoch - self.epoch
@@ -182,9 +119,26 @@ class ShardStream(_Stream):
         self.epoch, self.before = epoch, before
         self.start, self.batches_before = samples_seen, batches_seen
         self.group = group or self.batch_size * self.ranks
+        if lanes and self.lanes != Lanes():
+            self.lanes = Lanes(*lanes)
         self._buckets = None
         if self.bucket_window:
             self._buckets = Buckets(self.size, self.bucket_window, self.group, self._length, f"{self.seed}/{epoch}")
+
+    def readings(self, workers: int) -> float:
+        """How many processes read each shard that is read in sequence: 1 where lanes and processes fit each other.
+
+        Args:
+            workers: Number of reading processes of each rank.
+        """
+        step, read = self.batch_size * self.ranks, set[tuple[int, int, int]]()
+        for batch in range(2 * self.lanes.count * max(1, workers)):
+            for rank in range(self.ranks):
+                first = self.before + batch * step + rank * self.batch_size
+                last = first + self.batch_size - 1
+                draws = [*range(first, last, self.lanes.block), last]
+                read |= {(self.lanes(draw)[0], rank, batch % max(1, workers)) for draw in draws}
+        return len(read) / len({lane for lane, _, _ in read})
 
     def _end(self) -> int:
         """Positions used up to the end of this epoch."""
@@ -206,31 +160,79 @@ class ShardStream(_Stream):
             batches_seen: Batches of the epoch that this rank has used.
         """
         samples = self.start + (batches_seen - self.batches_before) * self.batch_size * self.ranks
-        place = {"epoch": self.epoch, "samples_seen": min(samples, self.size), "batches_seen": batches_seen}
+        place: dict[str, Any] = {
+            "epoch": self.epoch,
+            "samples_seen": min(samples, self.size),
+            "batches_seen": batches_seen,
+        }
         place |= {"before": self.before, "group": self.group}
         if batches_seen >= len(self):
             group = self.batch_size * self.ranks
             place = {"epoch": self.epoch + 1, "samples_seen": 0, "batches_seen": 0}
             place |= {"before": self._end(), "group": group}
+        if self.lanes != Lanes():
+            place["lanes"] = [self.lanes.count, self.lanes.block]
         return {**place, "seed": self.seed, "manifest": self.manifest}
 
     def position(self, place: int) -> int:
         """The position at a place of the order in which they are used."""
         return place if self._buckets is None else self._buckets(place)
 
+    def __iter__(self) -> Iterator[list[Item]]:
+        self._readers = {}  # each iteration, in each worker, reads on its own
+        try:
+            yield from super().__iter__()
+        finally:
+            self._readers = {}
+
     def item(self, position: int, missed: list[tuple[str, str]]) -> Item:
         """The reply at a position of the epoch."""
-        source, which, draw = self._draw(position)
-        for offset in range(_TRIES):
-            place = self._orders[which](draw + offset)
-            sample = self._read(source, *place, missed)
-            if sample is not None:
-                item = self._choose(sample, [*source.lengths(*place)], position)._replace(place=(which, *place))
-                return _described(item) if source.config.describe else item
-        reasons = ", ".join(f"{count} x {why}" for (_, why), count in Counter(missed).most_common())
-        raise UserError(
-            f"source {source.name!r}: {_TRIES} unreadable samples in a row ({reasons}): check {source.config.path}"
+        which, lane, draw = self._draw(position)
+        source = self.sources[which]
+        found = (
+            self._by_place(source, which, lane, draw, missed)
+            if isinstance(source, Source)
+            else self._in_sequence(source, which, lane, draw, missed)
         )
+        if found is None:
+            reasons = ", ".join(f"{count} x {why}" for (_, why), count in Counter(missed).most_common())
+            raise UserError(
+                f"source {source.name!r}: {_TRIES} unreadable samples in a row ({reasons}): check {source.config.path}"
+            )
+        sample, replies, place = found
+        item = self._choose(sample, replies, position)._replace(place=place)
+        return described(item) if source.config.describe else item
+
+    def _by_place(
+        self, source: Source, which: int, lane: int, draw: int, missed: list[tuple[str, str]]
+    ) -> tuple[Sample, list[int], tuple[int, int, int]] | None:
+        """Sample, its replies and its place, of an indexed source; None if too many are unreadable."""
+        for offset in range(_TRIES):
+            shard, index = self._place(which, lane, draw, offset)
+            sample = self._read(source, shard, index, missed)
+            if sample is not None:
+                return sample, [*source.lengths(shard, index)], (which, shard, index)
+        return None
+
+    def _in_sequence(
+        self, source: SequentialSource, which: int, lane: int, draw: int, missed: list[tuple[str, str]]
+    ) -> tuple[Sample, list[int], tuple[int, int, int]] | None:
+        """Sample, its replies and its place, of a source that is read shard by shard."""
+        if (which, lane) not in self._readers:
+            self._readers[which, lane] = source.lane(lane, self.lanes.count, self.seed)
+        reader = self._readers[which, lane]
+        for offset in range(min(_TRIES, source.config.shuffle_buffer)):
+            files = reader(draw, offset)
+            if not offset:  # what is tried in its place is counted in its own
+                missed.extend((source.name, reason) for reason in files.faults)
+            try:
+                sample = source.read(files)
+            except BadSample as error:
+                if not offset:
+                    missed.append((source.name, error.reason))
+            else:
+                return sample, replies_of(sample), (which, lane, draw)
+        return None
 
     def _read(self, source: Source, shard: int, index: int, missed: list[tuple[str, str]]) -> Sample | None:
         """A sample; without words and pictures if its features are kept."""
@@ -238,10 +240,18 @@ class ShardStream(_Stream):
             return source.features.sample(source.number(shard, index), source.name)
         return super()._read(source, shard, index, missed)
 
-    def _draw(self, position: int) -> tuple[Source, int, int]:
-        """Source of a position, its number, and how often it was drawn before."""
-        which, draw = self._mixture(self.before + position)
-        return self.sources[which], which, draw
+    def _draw(self, position: int) -> tuple[int, int, int]:
+        """Number of the source of a position, its lane, and how often the lane has drawn from the source before."""
+        lane, before = self.lanes(self.before + position)
+        which, draw = self._mixture(before)
+        return which, lane, draw
+
+    def _place(self, which: int, lane: int, draw: int, offset: int = 0) -> tuple[int, int]:
+        """Shard and index of a draw from an indexed source, or of one of the draws that follow it."""
+        order = self._orders[which]
+        assert order is not None
+        # Lanes take turns at a source that all of them read at random.
+        return order((draw + offset) * self.lanes.count + lane)
 
     def _rng(self, position: int) -> random.Random:
         return random.Random(f"{self.seed}/{self.epoch}/{position}")
@@ -257,50 +267,18 @@ class ShardStream(_Stream):
 
     def _length(self, position: int) -> int:
         """Length of the sequence at a position, in bytes of text: the random draw of `_choose`, without reading."""
-        source, which, draw = self._draw(position)
-        lengths = source.lengths(*self._orders[which](draw))
+        which, lane, draw = self._draw(position)
+        source = self.sources[which]
+        assert isinstance(source, Source)
+        lengths = source.lengths(*self._place(which, lane, draw))
         return lengths[self._rng(position).choice([*lengths])]
 
 
-class EvalStream(_Stream):
-    """Evaluation: every reply of every good sample once and in order, on whichever rank.
-
-    Args:
-        sources: Data sources.
-        batch_size: Items per batch of one rank.
-        limit: Number of replies to evaluate, spread evenly over all; all of them by default.
-        rank: Number of this rank.
-        ranks: Number of ranks.
-        draw: Seed of a random draw of the replies instead; they keep their order.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        batch_size: int,
-        limit: int | None = None,
-        rank: int = 0,
-        ranks: int = 1,
-        draw: int | None = None,
-    ) -> None:
-        views = [(number, *reply) for number, source in enumerate(sources) for reply in source.replies()]
-        size = min(limit or len(views), len(views))
-        even = [k * len(views) // size for k in range(size)]
-        lots = even if draw is None else sorted(random.Random(draw).sample(range(len(views)), size))
-        self._views = [views[k] for k in lots]
-        super().__init__(sources, batch_size, size, rank, ranks)
-
-    def item(self, position: int, missed: list[tuple[str, str]]) -> Item | None:
-        """The reply at a position, None if its sample has become unreadable."""
-        number, shard, index, turn = self._views[position]
-        sample = self._read(self.sources[number], shard, index, missed)
-        if sample is None:
-            return None
-        item = Item(sample, turn, None, position, place=(number, shard, index))
-        return _described(item) if self.sources[number].config.describe else item
-
-
-def _described(item: Item) -> Item:
-    """The item with the picture of its reply to be described."""
-    sample, turn = as_description(item.sample, item.turn, item.target)
-    return item if sample is item.sample else item._replace(sample=sample, turn=turn, target=None)
+def needs_an_index(samples_per_epoch: int | None, bucket_window: int) -> str:
+    """The setting for which shards must be indexed before they are read, and its remedy; empty if none."""
+    if samples_per_epoch is None:
+        return (
+            "the number of its samples is not known before all are read: set data.samples_per_epoch, to that number if "
+            "an epoch is to be all of them"
+        )
+    return "data.length_bucketing sorts by lengths that only an index has: set it to 0" if bucket_window else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ import numpy as np
 from m2chat.data.images import read_image, save_png
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
-from m2chat.files import write_whole
+from m2chat.files import by_number, write_whole
 from m2chat.metrics.text_overlap import bleu
 from m2chat.schema import Prediction, Reply, Segment
 from m2chat.textfiles import read_json_lines
@@ -46,11 +45,6 @@ def settings_hash(protocol: Mapping[str, Any]) -> str:
     """
     settings = {name: value for name, value in protocol.items() if name not in _NOT_SETTINGS}
     return hashlib.sha256(json.dumps(plain(settings), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """Sort key by which ``x10`` comes after ``x9``."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def versions() -> dict[str, str | None]:
@@ -212,7 +206,7 @@ def line_of(row: Mapping[str, Any]) -> str:
 def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes ``predictions.jsonl``, one prediction per line, ordered and numbered by id."""
     path = folder / PREDICTIONS
-    ordered = sorted(rows, key=lambda row: natural(str(row["id"])))
+    ordered = sorted(rows, key=lambda row: by_number(str(row["id"])))
     _write(path, "".join(line_of({"number": number, **row}) for number, row in enumerate(ordered)))
     return path
 

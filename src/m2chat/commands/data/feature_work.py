@@ -16,16 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from m2chat.data.collate import Collator
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import Source
-from m2chat.data.feature_cache import (
-    READING,
-    FeatureManifest,
-    FeatureOrigin,
-    data_print,
-    folder_of,
-    settings_of,
-    source_item,
-)
-from m2chat.data.feature_file import FeaturePart, Form, Index
+from m2chat.data.feature_cache import READING, FeatureManifest, FeatureOrigin, folder_of
+from m2chat.data.feature_file import FeaturePart
+from m2chat.data.feature_form import Form, Index
+from m2chat.data.feature_plan import source_item
+from m2chat.data.feature_prints import data_print, settings_of
 from m2chat.models.absent import Absent
 from m2chat.models.blank import blank_m2chat
 from m2chat.models.build import composed, load_clip, load_reader

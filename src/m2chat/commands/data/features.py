@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from m2chat.commands.arguments import CONFIG, device, existing, in_range
 from m2chat.commands.common import require_device
 from m2chat.errors import UserError
+from m2chat.shares import Share
 
 if TYPE_CHECKING:
     from m2chat.data.datamodule import M2ChatDataModule
     from m2chat.data.dataset import Source
     from m2chat.data.feature_cache import FeatureManifest
-    from m2chat.data.feature_file import FeaturePart, Form, Index
+    from m2chat.data.feature_file import FeaturePart
+    from m2chat.data.feature_form import Form, Index
 
 _EVERY = 5.0
 """Seconds between two lines of progress."""
@@ -58,8 +59,8 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="samples per file (default: %(default)s)",
     )
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="the I-th of N processes, from 0, that share "
-                        "the work, on several GPUs or machines")  # fmt: skip
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N processes that share the work, on "
+                        "several GPUs or machines (default: %(default)s)")  # fmt: skip
     parser.add_argument(
         "--workers", type=in_range("num_workers"), default=0, metavar="N", help="processes that read (default: none)"
     )
@@ -77,12 +78,13 @@ def run(options: argparse.Namespace) -> None:
     from m2chat.commands.data.feature_work import manifest_of, parts_of, tokens_of_a_picture
     from m2chat.data.augment import Augmentation
     from m2chat.data.datamodule import M2ChatDataModule
-    from m2chat.data.feature_cache import READING, ROOT, STAGES, create, plan_part
+    from m2chat.data.feature_cache import READING, ROOT, STAGES, create
+    from m2chat.data.feature_plan import plan_part
     from m2chat.lightning_cli import read_config
 
     if (options.out or "").startswith("-"):  # argparse takes a setting with a blank for OUT
         raise UserError(f"OUT comes before the settings: m2chat data features --config FILE OUT '{options.out}'")
-    shard, shards = _shard(options.shard)
+    share = Share.of(options.shard)
     if options.device is not None:
         require_device(options.device)
     settings, module = read_config(options.config, options.overrides)
@@ -116,16 +118,9 @@ def run(options: argparse.Namespace) -> None:
     if options.estimate:
         return
     create(out, manifest, indices)
-    _build(options, settings, module, data, sources, parts, (shard, shards))
+    _build(options, settings, module, data, sources, parts, share)
     left = sum(len(part.missing()) for part in parts.values())
     print(f"{out}: " + (f"{left} files are left to other processes" if left else f"done: --data.features {out}"))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise UserError(f"--shard {text}: give I/N with I from 0 to N - 1, such as 0/2 and 1/2")
-    return int(match[1]), int(match[2])
 
 
 def _estimate(
@@ -142,7 +137,7 @@ def _estimate(
     """
     from dataclasses import replace
 
-    from m2chat.data.feature_file import DTYPES
+    from m2chat.data.feature_form import DTYPES
 
     def size(form: Form) -> int:
         of_rows = sum(int(index.rows.sum(dtype="int64")) for index in indices.values()) * form.row.itemsize
@@ -186,14 +181,14 @@ def _build(
     data: M2ChatDataModule,
     sources: dict[str, Source],
     parts: dict[str, FeaturePart],
-    shard: tuple[int, int],
+    share: Share,
 ) -> None:
     """Computes the chunks of this process that are missing."""
     from m2chat.commands.data.feature_work import FeatureWork, Writer
 
-    mine = [(name, chunk) for name, part in parts.items() for chunk in part.chunks][shard[0] :: shard[1]]
+    mine = share.of_these([(name, chunk) for name, part in parts.items() for chunk in part.chunks])
     out = next(iter(parts.values())).folder.parent
-    with _alone(out, shard):
+    with _alone(out, share):
         for name, chunk in mine:
             path = parts[name].path(chunk)
             for stale in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
@@ -207,13 +202,13 @@ def _build(
             del done
 
 
-def _alone(out: Path, shard: tuple[int, int]) -> Any:
+def _alone(out: Path, share: Share) -> Any:
     """Holds this process's share of the work, so that no other does the same."""
     from m2chat.files import locked
 
     # Beside the folder: the lock file of a killed process stays, and the folder is to hold the cache alone.
     whole = out.absolute()
-    return locked(whole.with_name(f"{whole.name}-shard-{shard[0]}-of-{shard[1]}"), wait=False)
+    return locked(whole.with_name(f"{whole.name}-shard-{share.number}-of-{share.count}"), wait=False)
 
 
 def _with_progress(counts: Iterator[int], total: int) -> Iterator[int]:
