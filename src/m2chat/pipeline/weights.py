@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.build import build_m2chat
-from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
+from m2chat.models.checkpoints import HEADER, check_header, load_trained, read_checkpoint
 from m2chat.models.config import BackboneConfig, DecoderConfig, GateConfig, M3AdapterConfig, with_paths
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
@@ -173,10 +173,13 @@ def _checkpoint(
         prompt=layout.get("prompt", EARLIER),
     )
 
+    prints = Fingerprints(backbone)
+    check_header(payload, str(path), None, prints, trained_on)  # before gigabytes are read
+
     def fill(model: M2ChatModel) -> None:
         names = {f"model.{name}" for name in trainable_names(model, stage)}
         module = nn.ModuleDict({"model": model})
-        load_trained(module, path, names, stage=None, backbones=Fingerprints(backbone), trained_on=trained_on)
+        load_trained(module, path, names, stage=None, backbones=prints, trained_on=trained_on)
 
     return origin, fill
 
