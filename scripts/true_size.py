@@ -105,7 +105,7 @@ class Row:
 
 def rows(folder: Path, size: str) -> list[Row]:
     """The rows, in an order in which each finds what it needs."""
-    f, cache, micro = str(folder), str(folder / "features"), str(ROOT / "data/micro/shards")
+    f, cache = str(folder), str(folder / "features")
     here = [sys.executable, __file__]
     draw = [*M2CHAT, "draw", "a cat", "--weights", f"{f}/connector", "--height", "256", "--width", "256"]
     draw += ["--steps", "2", "--out", f"{f}/pictures"]
@@ -113,18 +113,18 @@ def rows(folder: Path, size: str) -> list[Row]:
     stage1 = ["--config", str(ROOT / "configs/paper/stage1.yaml")]
     cached = ["--config", str(one_gpu)] if one_gpu.is_file() else stage1
     m3adapter = str(ROOT / "configs/m3adapter" / ("paper.yaml" if size == "true" else "micro.yaml"))
-    data = ["--data.train", json.dumps([{"name": "cc3m", "path": f"{micro}/cc3m/train"}]), "--data.num_workers", "0"]
+    data = ["--data.train", json.dumps([{"name": "pairs", "path": f"{f}/pairs"}]), "--data.num_workers", "0"]
     model = ["--model.init_args.backbone", f"{f}/backbone.yaml", "--model.init_args.m3adapter", m3adapter]
     cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_steps", "1",
            "--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--data.batch_size", "1",
            "--trainer.accumulate_grad_batches", "1", "--trainer.precision", "32-true",
            "--trainer.callbacks", "[]"]  # fmt: skip
-    few = ["--data.samples_per_epoch", "8"]
+    few = ["--data.samples_per_epoch", "4"]
     return [
         Row("build", "whole system built for drawing on a CPU", [*here, "_build", f], 4),
         Row("draw", "`m2chat draw`, 256 pixels, 2 steps", draw, 18, says="a cat"),
         Row("low", "the same with --memory low", [*draw, "--memory", "low"], 12, says="a cat"),
-        Row("features", "`m2chat data features` of 8 pairs",
+        Row("features", "`m2chat data features` of 4 pairs",
             [*M2CHAT, "data", "features", *stage1, cache, *model, *data, *few, "--trainer.precision", "32-true",
              "--device", "cpu", "--batch", "1"]),
         Row("cached", "one step of one_gpu_24.yaml from them",

@@ -41,8 +41,9 @@ def make(folder: Path, size: str) -> None:
     steps = {
         "llama/7B": lambda at: llama(at, settings),
         "BIAS.pth": lambda at: adapter(at, settings, shape),
-        "ViT-L-14.pt": lambda at: clip(at, size),
+        "clip.pt": lambda at: clip(at, size),
         "sdxl": lambda at: sdxl(at, size),
+        "pairs": pairs,
     }
     for name, step in steps.items():
         if not (folder / name).exists():
@@ -58,7 +59,7 @@ def make(folder: Path, size: str) -> None:
     if not broken.exists():
         shutil.copytree(folder / "sdxl", broken, ignore=shutil.ignore_patterns("*.safetensors"))
     named = BackboneConfig(
-        str(folder / "llama"), str(folder / "BIAS.pth"), f"ViT-L-14-quickgelu:{folder / 'ViT-L-14.pt'}",
+        str(folder / "llama"), str(folder / "BIAS.pth"), f"ViT-L-14-quickgelu:{folder / 'clip.pt'}",
         str(folder / "sdxl"), 32, channel_order="bgr", visual_heads=16,
     )  # fmt: skip
     fields = ("language_model", "adapter", "vision_encoder", "image_decoder", "num_image_tokens", "channel_order",
@@ -225,6 +226,21 @@ def sdxl(folder: Path, size: str) -> None:
     index |= {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
               "tokenizer_2": ["transformers", "CLIPTokenizer"]}  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def pairs(folder: Path) -> None:
+    """Four pictures with captions, as shards."""
+    from m2chat.data.shards import write_shards
+    from m2chat.data.sources import caption_sample
+    from m2chat.schema import Image
+    from m2chat.worlds.shapes.captions import caption_of
+    from m2chat.worlds.shapes.conversations import ConversationMaker
+    from m2chat.worlds.shapes.scenes import render
+
+    maker = ConversationMaker("train", 0)
+    scenes = [maker.scene() for _ in range(4)]
+    images = [Image(render(scene, maker.noise), caption_of(scene)) for scene in scenes]
+    write_shards((caption_sample(f"pair/{i}", "pairs", image, {}) for i, image in enumerate(images)), folder)
 
 
 def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], random: Tensor) -> None:

@@ -10,7 +10,7 @@ tensor there, so that a model goes from its files to a GPU one tensor at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -83,18 +83,18 @@ class MappedTensor(Tensor):
         """Lifts what an operation works on; a new view or precision of all of it stays mapped."""
         kwargs = dict(kwargs or {})
         first = args[0] if args else None
-        if isinstance(first, MappedTensor):
+        if is_mapped(first):
             if (kept := _KEPT.get(func)) is not None:
                 return kept(first)
             if func is _ATEN._to_copy.default:
                 dtype, device = kwargs.get("dtype") or first.dtype, kwargs.get("device") or first.device
                 same = torch.device(device) == first.device and dtype.is_floating_point
                 return first.seen_as(dtype) if same else first.lifted(dtype, device)
-        if func is _ATEN.embedding.default and isinstance(first, MappedTensor) and not first.turned:
+        if func is _ATEN.embedding.default and is_mapped(first) and not first.turned:
             if first.source.shape == first.shape:  # a few rows of a large table
                 return torch.embedding(first.source, *args[1:]).to(first.dtype)
         for argument, value in zip(func._schema.arguments, args, strict=False):
-            if isinstance(value, MappedTensor) and argument.alias_info is not None and argument.alias_info.is_write:
+            if is_mapped(value) and argument.alias_info is not None and argument.alias_info.is_write:
                 raise RuntimeError(f"{func} would change weights that are mapped from a file: lift the module first")
         return func(*tree_map(_lifted, args), **tree_map(_lifted, kwargs))
 
@@ -107,8 +107,13 @@ _KEPT: dict[Any, Callable[[MappedTensor], MappedTensor]] = {
 """Operations whose result is mapped too. Linear maps take the transpose, and keep it for their backward pass."""
 
 
+def is_mapped(value: object) -> TypeGuard[MappedTensor]:
+    """Whether a value is mapped; a parameter that was given ordinary numbers keeps its class, and is not."""
+    return isinstance(value, MappedTensor) and torch._C._dispatch_keys(value).has(torch._C.DispatchKey.Python)
+
+
 def _lifted(value: Any) -> Any:
-    return value.lifted() if isinstance(value, MappedTensor) else value
+    return value.lifted() if is_mapped(value) else value
 
 
 def mapped(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -123,7 +128,7 @@ def mapped(value: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if value.dtype == dtype or not value.is_floating_point():
         return value
-    if isinstance(value, MappedTensor):
+    if is_mapped(value):
         return value.seen_as(dtype)
     return MappedTensor(value, value.shape, dtype) if value.nbytes > _SMALL else value.to(dtype)
 
@@ -140,7 +145,7 @@ def reordered(view: Tensor, shape: torch.Size) -> Tensor:
 
 def mapped_bytes(modules: Iterable[nn.Module]) -> int:
     """Bytes in their files of the weights that are mapped, each once."""
-    every = {id(p): p for module in modules for p in module.parameters() if isinstance(p, MappedTensor)}
+    every = {id(p): p for module in modules for p in module.parameters() if is_mapped(p)}
     return sum(parameter.source.nbytes for parameter in every.values())
 
 
@@ -160,7 +165,7 @@ def lift(module: nn.Module, dtype: torch.dtype | None = None, device: torch.devi
         device: Device; None for that of the file's tensors.
     """
     to = None if device is None else torch.device(device)
-    replace_parameters(module, lambda p: p.lifted(dtype, to) if isinstance(p, MappedTensor) else None)
+    replace_parameters(module, lambda p: p.lifted(dtype, to) if is_mapped(p) else None)
 
 
 @torch.no_grad()
@@ -177,7 +182,7 @@ def place(module: nn.Module, device: torch.device | str, dtype: torch.dtype | No
 
     def placed(parameter: nn.Parameter) -> Tensor | None:
         wanted = dtype or parameter.dtype
-        if isinstance(parameter, MappedTensor):
+        if is_mapped(parameter):
             if to == parameter.device:
                 return None if wanted == parameter.dtype else parameter.seen_as(wanted)
             return parameter.lifted(wanted, to)
