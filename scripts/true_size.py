@@ -119,12 +119,12 @@ def rows(folder: Path, size: str) -> list[Row]:
            "--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--data.batch_size", "1",
            "--trainer.accumulate_grad_batches", "1", "--trainer.precision", "32-true",
            "--trainer.callbacks", "[]"]  # fmt: skip
-    few = ["--data.samples_per_epoch", "4"]
+    few = ["--data.samples_per_epoch", "2"]
     return [
         Row("build", "whole system built for drawing on a CPU", [*here, "_build", f], 4),
         Row("draw", "`m2chat draw`, 256 pixels, 2 steps", draw, 18, says="a cat"),
         Row("low", "the same with --memory low", [*draw, "--memory", "low"], 12, says="a cat"),
-        Row("features", "`m2chat data features` of 4 pairs",
+        Row("features", "`m2chat data features` of 2 pairs",
             [*M2CHAT, "data", "features", *stage1, cache, *model, *data, *few, "--trainer.precision", "32-true",
              "--device", "cpu", "--batch", "1"]),
         Row("cached", "one step of one_gpu_24.yaml from them",
@@ -202,10 +202,11 @@ class Peaks:
 
     Args:
         pid: Process, the first of its session.
+        alone: Whether it is the only one that is watched.
     """
 
-    def __init__(self, pid: int) -> None:
-        self.pid, self.process, self.together = pid, 0, 0
+    def __init__(self, pid: int, alone: bool = False) -> None:
+        self.pid, self.alone, self.process, self.together = pid, alone, 0, 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -223,6 +224,8 @@ class Peaks:
             self.together = max(self.together, sum(sizes))
 
     def _session(self) -> list[int]:
+        if self.alone:
+            return [self.pid]
         pids = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():

@@ -229,7 +229,7 @@ def sdxl(folder: Path, size: str) -> None:
 
 
 def pairs(folder: Path) -> None:
-    """Four pictures with captions, as shards."""
+    """Two pictures with captions, as shards."""
     from m2chat.data.shards import write_shards
     from m2chat.data.sources import caption_sample
     from m2chat.schema import Image
@@ -238,7 +238,7 @@ def pairs(folder: Path) -> None:
     from m2chat.worlds.shapes.scenes import render
 
     maker = ConversationMaker("train", 0)
-    scenes = [maker.scene() for _ in range(4)]
+    scenes = [maker.scene() for _ in range(2)]
     images = [Image(render(scene, maker.noise), caption_of(scene)) for scene in scenes]
     write_shards((caption_sample(f"pair/{i}", "pairs", image, {}) for i, image in enumerate(images)), folder)
 
@@ -300,8 +300,9 @@ def build_sharded(folder: Path) -> int:
 def _rank(folder: Path, rank: int, port: int) -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
-    from true_size import anonymous
+    from true_size import Peaks, anonymous
 
+    from m2chat.models.blank import blank_m2chat
     from m2chat.models.build import build_m2chat
     from m2chat.models.memory import lower_parameters
     from m2chat.models.trainable import set_trainable, trainable_names
@@ -312,6 +313,8 @@ def _rank(folder: Path, rank: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     backbone = BackboneConfig(**yaml.safe_load((folder / "backbone.yaml").read_text()))
+    blank_m2chat(backbone, M3AdapterConfig(width=8, heads=2))  # the libraries take their memory before
+    peaks = Peaks(os.getpid(), alone=True)
     before = anonymous(os.getpid())
     model = build_m2chat(backbone, read_manifest(folder / "connector").m3adapter, settled=False)
     set_trainable(model, trainable_names(model, "align"))
@@ -321,10 +324,12 @@ def _rank(folder: Path, rank: int, port: int) -> None:
     within = {parameter for group in unit_parameters(model).values() for parameter in group}
     unit = max(unit, sum(p.nbytes for p in model.parameters() if p not in within))
     shard(model, init_device_mesh("cpu", (2,)))
-    kept = anonymous(os.getpid())
+    kept, peak = anonymous(os.getpid()), peaks.stop()[0]
     print(
         f"rank {rank}: {total / 1e9:.2f} GB of weights, a share {total / 2e9:.2f}, the largest unit {unit / 1e9:.2f}; "
-        f"memory before {before / 1e9:.2f}, sharded {kept / 1e9:.2f}",
+        f"memory before {before / 1e9:.2f}, at most {peak / 1e9:.2f}, sharded {kept / 1e9:.2f}",
         flush=True,
     )
     distributed.destroy_process_group()
+    if peak - before > total / 2 + unit + 0.1e9:
+        raise SystemExit("that is more than a share and a unit")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-SETTLED = 2 << 30
+SETTLED = 1 << 30
 """Bytes in their files up to which mapped weights are lifted at once: small networks compute faster so."""
 _SMALL = 1 << 15
 """Bytes of a tensor that is not worth mapping: norms and biases."""
@@ -49,6 +49,20 @@ class MappedTensor(Tensor):
 
     def __init__(self, source: Tensor, shape: torch.Size, dtype: torch.dtype, turned: bool = False) -> None:
         self.source, self.turned = source, turned
+
+    @property
+    def data(self) -> Tensor:
+        """As of any tensor."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        """Gives it other numbers: ordinary ones, as `Module.to` brings from another device, make it an ordinary tensor.
+
+        The identity stays, so that a module and an optimiser still know it.
+        """
+        made = nn.Parameter(value, self.requires_grad) if isinstance(self, nn.Parameter) else value.detach()
+        torch.utils.swap_tensors(self, made)
 
     def lifted(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
         """The ordinary tensor.
@@ -108,8 +122,8 @@ _KEPT: dict[Any, Callable[[MappedTensor], MappedTensor]] = {
 
 
 def is_mapped(value: object) -> TypeGuard[MappedTensor]:
-    """Whether a value is mapped; a parameter that was given ordinary numbers keeps its class, and is not."""
-    return isinstance(value, MappedTensor) and torch._C._dispatch_keys(value).has(torch._C.DispatchKey.Python)
+    """Whether a value is mapped."""
+    return isinstance(value, MappedTensor)
 
 
 def _lifted(value: Any) -> Any:
@@ -147,6 +161,11 @@ def mapped_bytes(modules: Iterable[nn.Module]) -> int:
     """Bytes in their files of the weights that are mapped, each once."""
     every = {id(p): p for module in modules for p in module.parameters() if is_mapped(p)}
     return sum(parameter.source.nbytes for parameter in every.values())
+
+
+def see_as(module: nn.Module, dtype: torch.dtype) -> None:
+    """Makes operations see a frozen module's weights in another precision; small ones are changed to it."""
+    replace_parameters(module, lambda p: None if p.dtype == dtype else mapped(p.data, dtype))
 
 
 def settle(*modules: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.m2chat import M2ChatModel
-from m2chat.models.mapped import lift, place, put
+from m2chat.models.mapped import lift, place, put, see_as
 
 MemoryMode = Literal["low", "balanced", "high"]
 INT4_GROUPS = (128, 64, 32, 16, 8)
@@ -66,7 +66,7 @@ def fit_to_memory(
     """
     options, target = options_of(mode, device), torch.device(device)
     model.requires_grad_(False).eval()
-    lower_parameters(model.parameters(), dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16))
+    see_as(model, dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16))
     if target.type == "cpu" and mode == "high":
         lift(model)
     if options.bits < 16:

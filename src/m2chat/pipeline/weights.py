@@ -174,7 +174,8 @@ def _checkpoint(
     )
 
     prints = Fingerprints(backbone)
-    check_header(payload, str(path), None, prints, trained_on)  # before gigabytes are read
+    _ = prints.components  # what is missing or broken is named, before gigabytes are read
+    check_header(payload, str(path), None, prints, trained_on)
 
     def fill(model: M2ChatModel) -> None:
         names = {f"model.{name}" for name in trainable_names(model, stage)}
@@ -220,7 +221,9 @@ def _exported(
     manifest = read_manifest(folder)
     backbone = _anchored(drawn_by(backbone or manifest.backbone))
     m3adapter = m3adapter or manifest.m3adapter
-    check_backbones(manifest, Fingerprints(backbone), folder)  # before gigabytes are read
+    prints = Fingerprints(backbone)
+    _ = prints.components  # what is missing or broken is named, before gigabytes are read
+    check_backbones(manifest, prints, folder)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
     max_tokens = manifest.layout.get("max_tokens", MAX_TOKENS)
     prompt, tasks = manifest.layout.get("prompt", EARLIER), tuple(manifest.tasks)
