@@ -16,6 +16,8 @@ from m2chat.models.memory import (
     int4_group,
     lower_parameters,
     offload_parts,
+    options_of,
+    quantize_language,
     quantized_linears,
 )
 from m2chat.planning.inference import half_bytes, saved_bytes, stored_bytes
@@ -101,10 +103,20 @@ def test_tiles_are_half_a_picture(micro_model: M2ChatModel, model: M2ChatModel) 
     assert tiled.shape == whole.shape and not torch.equal(tiled, whole)
 
 
-@pytest.mark.parametrize(("mode", "tolerance"), [("balanced", 0.02), ("low", 0.25)])
-def test_fewer_bits(micro_model: M2ChatModel, model: M2ChatModel, batch: Batch, mode: str, tolerance: float) -> None:
+def test_low_is_exact_on_a_cpu_and_cuts_the_picture(
+    micro_model: M2ChatModel, model: M2ChatModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    fit_to_memory(model, "low", "cpu")
+    with torch.no_grad():
+        ours, theirs = (m.read(batch.input_ids, batch.context_pixels)[0] for m in (model, micro_model))
+    assert torch.equal(ours, theirs) and model.decoder.vae.use_tiling
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.02), (4, 0.25)])
+def test_fewer_bits(micro_model: M2ChatModel, model: M2ChatModel, batch: Batch, bits: int, tolerance: float) -> None:
     pytest.importorskip("torchao", reason="pip install 'm2chat[memory]'")
-    fit_to_memory(model, mode, "cpu")  # type: ignore[arg-type]
+    quantize_language(model.requires_grad_(False), bits, torch.device("cpu"))
     with torch.no_grad():
         found, expected = (m.read(batch.input_ids, batch.context_pixels)[0] for m in (model, micro_model))
     error = (found - expected).norm() / expected.norm()
@@ -122,8 +134,10 @@ def test_int8_takes_the_bytes_that_the_plan_says(model: M2ChatModel) -> None:
 
 def test_fewer_bits_need_torchao(model: M2ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
-    with pytest.raises(UserError, match=r"pip install 'm2chat\[memory\]', or choose --memory high"):
+    with pytest.raises(UserError, match=r"pip install 'm2chat\[memory\]', or choose --memory low, which needs none"):
         fit_to_memory(model, "balanced", "cpu")
+    with pytest.raises(UserError, match=r"pip install 'm2chat\[memory\]', or choose --memory high"):
+        options_of("low", "cuda")
 
 
 def test_an_unknown_mode_is_refused(model: M2ChatModel) -> None:

@@ -14,7 +14,7 @@ from m2chat.models.config import BackboneConfig, M3AdapterConfig, NewAdapterConf
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.memory import lower_parameters
 from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
-from m2chat.models.units import components, shard_units
+from m2chat.models.units import components, shard_units, unit_parameters
 from m2chat.planning.gpus import GPUS, gpu_named
 from m2chat.planning.meter import LiveBytes
 from m2chat.planning.step import BatchShape, StepMeasure, blank_batch, blank_noise, measure_step, step_loss
@@ -87,7 +87,9 @@ def test_the_saved_activations_are_of_the_known_size(steps: dict[str, StepMeasur
 
 
 def test_units_of_the_backward_pass(paper: M2ChatModel, steps: dict[str, StepMeasure]) -> None:
-    unet = {paper.decoder.unet.mid_block, *paper.decoder.unet.down_blocks, *paper.decoder.unet.up_blocks}
+    inside = set(paper.decoder.unet.modules())
+    unet = {unit for unit in shard_units(paper) if unit in inside}
+    assert len(unet) == 70 + 7  # transformer blocks and stages of SDXL
     stage1 = unet | set(paper.m3adapter.text_blocks)
     assert steps["align"].backward_units == stage1
     assert steps["m3ft"].backward_units == stage1 | set(paper.m3adapter.image_blocks) | set(paper.llama.model.layers)
@@ -101,7 +103,8 @@ def test_memory_and_traffic_add_up(paper: M2ChatModel, steps: dict[str, StepMeas
     assert sharded.memory.optimizer == trained
     assert whole.memory.weights == everything - 7 / 8 * 4 * trained
     assert whole.wire < sharded.wire / 10
-    again = sum(parameter.nbytes for unit in measure.backward_units for parameter in unit.parameters())
+    units = unit_parameters(paper)
+    again = sum(parameter.nbytes for unit in measure.backward_units for parameter in units[unit])
     assert sharded.wire == pytest.approx((everything + again + 4 * trained) * 7 / 8)
     alone = lay_out(paper, measure, 1, True)
     assert alone.wire == alone.memory.gathered == 0 and alone.memory.total > everything + 12 * trained + RESERVE

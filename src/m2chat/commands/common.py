@@ -43,7 +43,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                          "(default: 1); may be given several times")  # fmt: skip
     parser.add_argument("--device", type=device, default="cpu", help="device, such as cuda (default: %(default)s)")
     parser.add_argument("--memory", choices=("high", "balanced", "low"), help="high: bf16 on a GPU; balanced: int8 "
-                        "language model; low: int4, parts moved to the GPU in turn, tiled decoding")  # fmt: skip
+                        "language model; low: int4, parts moved to the GPU in turn, tiled decoding; on a CPU high is "
+                        "fp32 in memory, and low leaves large weights in their files")  # fmt: skip
 
 
 def add_drawing_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -102,6 +103,10 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
 
     changes = decoder_changes(options)
     decoder_config(changes)  # names and numbers
+    if options.memory:
+        from m2chat.models.memory import options_of
+
+        options_of(options.memory, options.device)  # a mode that this computer does not have is refused first
     backbone = None
     if options.backbone is not None:
         import yaml

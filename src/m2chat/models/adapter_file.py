@@ -118,9 +118,14 @@ def permute(rows: Tensor, heads: int, inverse: bool = False) -> Tensor:
         heads: Number of heads.
         inverse: Whether to convert from halves to pairs instead.
     """
+    return in_halves(rows, heads, inverse).reshape(rows.shape)
+
+
+def in_halves(rows: Tensor, heads: int, inverse: bool = False) -> Tensor:
+    """The view that `permute` makes a tensor of, (heads, 2, half of a head's width, ...); arguments as there."""
     half = rows.shape[0] // heads // 2
     shaped = rows.reshape(heads, *((2, half) if inverse else (half, 2)), -1)
-    return shaped.transpose(1, 2).reshape(rows.shape)
+    return shaped.transpose(1, 2)
 
 
 def from_official(

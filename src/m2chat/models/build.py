@@ -14,6 +14,7 @@ from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import M3Adapter
+from m2chat.models.mapped import settle
 from m2chat.models.reading import ReadingModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 
@@ -26,14 +27,19 @@ def build_m2chat(
     m3adapter: M3AdapterConfig,
     frozen_dtype: torch.dtype = torch.float32,
     kept: Kept | None = None,
+    settled: bool = True,
 ) -> M2ChatModel:
     """Loads the backbones and puts a new M³Adapter between them.
 
     Args:
         backbone: Paths of the pretrained networks.
         m3adapter: Sizes and gate of the connector.
-        frozen_dtype: Precision of CLIP, SDXL and LLaMA itself; what may be trained is fp32.
+        frozen_dtype: Precision of CLIP, SDXL and LLaMA itself; what may be trained is fp32. Large networks that have
+            another one in their files stay mapped to them, and are lifted as they compute (`m2chat.models.mapped`);
+            moved to a GPU they go there a tensor at a time.
         kept: What a feature cache has: the networks whose outputs it keeps are not loaded.
+        settled: Whether small networks are lifted at once, which is faster than to lift them at each use; who shards
+            the model does it a unit at a time.
 
     Returns:
         The model, everything but the connector as pretrained; only CLIP and SDXL are frozen yet.
@@ -43,22 +49,25 @@ def build_m2chat(
             remedy.
     """
     if kept is not None:
-        decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder, kept.of_the_decoder)
-        return composed(m3adapter, *_reader_beside(backbone, kept, frozen_dtype), decoder)
-    llama, visual_query, clip = load_reader(backbone, frozen_dtype)
-    decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder)
+        decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder, kept.of_the_decoder, settled)
+        return composed(m3adapter, *_reader_beside(backbone, kept, frozen_dtype, settled), decoder)
+    llama, visual_query, clip = load_reader(backbone, frozen_dtype, settled)
+    decoder = ImageDecoder(backbone.image_decoder, frozen_dtype, backbone.decoder, settled=settled)
     return composed(m3adapter, llama, visual_query, clip, decoder)
 
 
-def _reader_beside(backbone: BackboneConfig, kept: Kept, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+def _reader_beside(backbone: BackboneConfig, kept: Kept, dtype: torch.dtype, settled: bool) -> tuple[Any, Any, Any]:
     """What reads, as far as a feature cache does not replace it."""
     if kept.looking:
-        return load_reader(backbone, dtype)
+        return load_reader(backbone, dtype, settled)
     clip = Absent("vision encoder", width=kept.clip_width)
     if kept.reading:
         language = Absent("language model", config=SimpleNamespace(hidden_size=kept.width))
         return language, Absent("visual query"), clip
-    return *load_language(backbone, dtype), clip
+    llama, visual_query = _open_language(backbone, dtype)
+    if settled:
+        settle(llama)
+    return llama, visual_query, clip
 
 
 def check_layers(m3adapter: M3AdapterConfig, count: int | None) -> None:
@@ -103,31 +112,36 @@ def composed(
     return M2ChatModel(llama, clip, visual_query, connector, decoder)
 
 
-def build_reading(backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32) -> ReadingModel:
+def build_reading(
+    backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32, settled: bool = True
+) -> ReadingModel:
     """Loads what reads, for stage 0, and no image decoder; arguments and errors as for `build_m2chat`."""
-    llama, visual_query, clip = load_reader(backbone, frozen_dtype)
+    llama, visual_query, clip = load_reader(backbone, frozen_dtype, settled)
     return ReadingModel(llama, clip, visual_query)
 
 
 def load_reader(
-    backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32
+    backbone: BackboneConfig, frozen_dtype: torch.dtype = torch.float32, settled: bool = True
 ) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder, ClipTokens]:
     """The language model, the encoder of visual queries, and CLIP.
 
     Args:
         backbone: Paths of the pretrained networks.
         frozen_dtype: Precision of what is never trained.
+        settled: As for `build_m2chat`.
 
     Raises:
         UserError: If a part is missing, or CLIP does not fit the adapter.
     """
-    llama, visual_query = load_language(backbone, frozen_dtype)
-    clip = load_clip(backbone, frozen_dtype)
+    llama, visual_query = _open_language(backbone, frozen_dtype)
+    clip = _open_clip(backbone, frozen_dtype)
     if clip.width != visual_query.clip_proj.in_features:
         raise UserError(
             f"backbone.vision_encoder={backbone.vision_encoder!r} has tokens of width {clip.width}, but "
             f"backbone.adapter={backbone.adapter!r} was trained on width {visual_query.clip_proj.in_features}"
         )
+    if settled:
+        settle(llama, clip)
     return llama, visual_query, clip
 
 
@@ -143,6 +157,15 @@ def load_language(
     Raises:
         UserError: If a part is missing, or the adapter was made for another language model.
     """
+    llama, visual_query = _open_language(backbone, frozen_dtype)
+    settle(llama)
+    return llama, visual_query
+
+
+def _open_language(
+    backbone: BackboneConfig, frozen_dtype: torch.dtype
+) -> tuple[AdapterLlamaForCausalLM, VisualQueryEncoder]:
+    """The same, all of it mapped."""
     from m2chat.models.weights.adapter import open_adapter
     from m2chat.models.weights.language import assemble
     from m2chat.models.weights.llama import open_llama
@@ -166,6 +189,13 @@ def _clip_width(backbone: BackboneConfig) -> int:
 
 def load_clip(backbone: BackboneConfig, dtype: torch.dtype = torch.float32) -> ClipTokens:
     """The frozen vision encoder; a mark in the adapter's file gives the channel order of its training."""
+    clip = _open_clip(backbone, dtype)
+    settle(clip)
+    return clip
+
+
+def _open_clip(backbone: BackboneConfig, dtype: torch.dtype) -> ClipTokens:
+    """The same, all of it mapped."""
     from m2chat.models.weights.adapter import marked_channel_order
     from m2chat.models.weights.clip import load_tower
 

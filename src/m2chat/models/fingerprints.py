@@ -183,7 +183,7 @@ def drawing_name(backbone: BackboneConfig) -> str:
 
 def _reader(backbone: BackboneConfig) -> dict[str, str]:
     from m2chat.models.weights.adapter import open_adapter
-    from m2chat.models.weights.clip import local_clip_file, open_clip_tower
+    from m2chat.models.weights.clip import local_clip_file, named_weights, open_clip_tower
 
     prints = {}
     if backbone.language_model:
@@ -196,6 +196,8 @@ def _reader(backbone: BackboneConfig) -> dict[str, str]:
     if name := backbone.vision_encoder:
         local = Path(name).is_dir() or local_clip_file(name) is not None
         # open_clip downloads what is known by a tag, and a tag is a name already.
+        if not local:
+            named_weights(name, "backbone.vision_encoder")  # refuses a tag that does not exist
         prints["vision_encoder"] = (
             tensor_fingerprint(open_clip_tower(name, "backbone.vision_encoder").state) if local else _short(name)
         )

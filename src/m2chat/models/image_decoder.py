@@ -32,6 +32,7 @@ class ImageDecoder(nn.Module):
         dtype: Precision of the networks; None keeps the files'.
         config: Parts that replace those of `path`, and the way it draws; None for nothing of that.
         without: Parts that are not loaded, see `m2chat.models.absent.Kept`.
+        settled: As for `m2chat.models.build.build_m2chat`.
 
     Raises:
         UserError: If something is missing, broken or of another kind.
@@ -47,12 +48,13 @@ class ImageDecoder(nn.Module):
         dtype: torch.dtype | None = torch.float32,
         config: DecoderConfig | None = None,
         without: Collection[str] = (),
+        settled: bool = True,
     ) -> None:
         from diffusers import DDPMScheduler
 
         super().__init__()
         self.path, self.config = Path(path), config or DecoderConfig()
-        parts = load_diffusion(Path(path), "backbone.image_decoder", dtype, self.config, without)
+        parts = load_diffusion(Path(path), "backbone.image_decoder", dtype, self.config, without, settled)
         self.text_encoder, self.text_encoder_2 = parts.text_encoder, parts.text_encoder_2
         self.vae, self.unet, self.scheduler = parts.vae, parts.unet, parts.scheduler
         self.preview_vae: Any = parts.preview_vae

@@ -1,4 +1,7 @@
-"""Making a built model fit: the language model's weights in fewer bits, parts that wait outside, tiles of pictures."""
+"""Making a built model fit: the language model's weights in fewer bits, parts that wait outside, tiles of pictures.
+
+Weights that `build_m2chat` has left in their files go to the device from there, one tensor at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.mapped import lift, place, put, see_as
 
 MemoryMode = Literal["low", "balanced", "high"]
 INT4_GROUPS = (128, 64, 32, 16, 8)
@@ -49,7 +53,8 @@ def fit_to_memory(
         model: Model as `build_m2chat` returns it, on the CPU.
         mode: ``high``: all of it on the device; ``balanced``: the language model in int8; ``low``: the language
             model in int4, one part on the device at a time, pictures decoded in tiles. All of them decode the
-            pictures of a batch one by one.
+            pictures of a batch one by one. On a CPU ``high`` gives every weight memory in fp32, and ``low`` leaves
+            the large ones in their files and quantises nothing: its numbers are exact.
         device: Device of the computation.
         dtype: Precision of the weights; None takes bf16, or fp32 on a CPU, where bf16 is about ten times slower.
 
@@ -59,11 +64,11 @@ def fit_to_memory(
     Raises:
         UserError: If the mode is unknown, or needs torchao and that is not installed.
     """
-    if mode not in MODES:
-        raise UserError(f"--memory {mode}: choose one of {', '.join(MODES)}")
-    options, target = MODES[mode], torch.device(device)
+    options, target = options_of(mode, device), torch.device(device)
     model.requires_grad_(False).eval()
-    lower_parameters(model.parameters(), dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16))
+    see_as(model, dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16))
+    if target.type == "cpu" and mode == "high":
+        lift(model)
     if options.bits < 16:
         quantize_language(model, options.bits, target)
     vae = model.decoder.vae
@@ -74,11 +79,43 @@ def fit_to_memory(
         vae.tile_latent_min_size = vae.tile_sample_min_size // model.decoder.vae_factor
         vae.enable_tiling()
     if options.offload:
-        model.m3adapter.to(target)
+        place(model.m3adapter, target)
         Offload(offload_parts(model), target)
     else:
-        model.to(target)
+        place(model, target)
     return model
+
+
+def options_of(mode: str, device: torch.device | str) -> MemoryOptions:
+    """What a mode does on a device; nothing has to be loaded to refuse it.
+
+    Args:
+        mode: ``high``, ``balanced`` or ``low``.
+        device: Device of the computation.
+
+    Raises:
+        UserError: If the mode is unknown, or needs torchao and that is not installed.
+    """
+    if mode not in MODES:
+        raise UserError(f"--memory {mode}: choose one of {', '.join(MODES)}")
+    on_cpu = torch.device(device).type == "cpu"
+    if mode == "low" and on_cpu:  # nothing is smaller than what stays in its file
+        return MemoryOptions(bits=16, offload=False, tiling=True)
+    if MODES[mode].bits < 16:
+        _quantizer(on_cpu)
+    return MODES[mode]
+
+
+def _quantizer(on_cpu: bool) -> Any:
+    try:
+        from torchao.quantization import quantize_
+    except ImportError as error:
+        instead = "low, which needs none of it on a CPU, or high" if on_cpu else "high"
+        raise UserError(
+            "this memory mode stores the language model in fewer bits with torchao, which is not installed: "
+            f"pip install 'm2chat[memory]', or choose --memory {instead}"
+        ) from error
+    return quantize_
 
 
 def lower_parameters(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
@@ -113,15 +150,10 @@ def quantize_language(model: M2ChatModel, bits: int, device: torch.device) -> No
     Raises:
         UserError: If torchao is not installed.
     """
-    try:
-        from torchao.quantization import quantize_
-    except ImportError as error:
-        raise UserError(
-            "this memory mode stores the language model in fewer bits with torchao, which is not installed: "
-            "pip install 'm2chat[memory]', or choose --memory high"
-        ) from error
+    quantize_ = _quantizer(device.type == "cpu")
     for layer in model.llama.model.layers:
-        layer.to(device)
+        place(layer, device)
+        lift(layer)
         for group in (0,) if bits == 8 else INT4_GROUPS:
 
             def chosen(module: nn.Module, _: str, group: int = group) -> bool:
@@ -167,7 +199,10 @@ def offload_parts(model: M2ChatModel) -> dict[str, OffloadGroup]:
 
 
 class Offload:
-    """Lets parts take turns on a device: a part that is called moves in, and the one before it moves to the CPU.
+    """Lets parts take turns on a device: a part that is called is copied there, and the copy of the one before dropped.
+
+    The CPU keeps what it has of every part, in memory or in a file; only parameters that were replaced on the device,
+    as the descriptions of pictures do for a while, are copied back.
 
     Args:
         parts: Parts by name, as `offload_parts` returns them.
@@ -178,9 +213,10 @@ class Offload:
         self.device = device
         self.resident: str | None = None
         self._parts = {name: modules for name, (modules, _) in parts.items()}
+        self._waiting: list[tuple[nn.Module, str, nn.Parameter, Tensor, Tensor]] = []
         for name, (modules, entries) in parts.items():
             for module in modules:
-                module.to("cpu")
+                place(module, "cpu")
             for entry in entries:
                 entry.register_forward_pre_hook(lambda *_, name=name: self.bring(name))
 
@@ -188,8 +224,32 @@ class Offload:
         """Makes a part the one on the device."""
         if name == self.resident:
             return
-        for module in self._parts.get(self.resident or "", []):
-            module.to("cpu")
-        for module in self._parts[name]:
-            module.to(self.device)
+        self._drop()
         self.resident = name
+        if self.device.type == "cpu":
+            return
+        places = [(part, key) for module in self._parts[name] for part in module.modules() for key in part._parameters]
+        copies: dict[int, nn.Parameter] = {}
+        for part, key in places:
+            if (parameter := part._parameters[key]) is None or parameter.device == self.device:
+                continue
+            host = parameter.data
+            if id(parameter) not in copies:
+                copy = host.to(self.device)
+                copies[id(parameter)] = parameter if put(parameter, copy) else nn.Parameter(copy, requires_grad=False)
+            part._parameters[key] = copies[id(parameter)]
+            self._waiting.append((part, key, parameter, host, copies[id(parameter)].data))
+        for module in self._parts[name]:
+            for part in module.modules():
+                for key, buffer in part._buffers.items():
+                    part._buffers[key] = None if buffer is None else buffer.to(self.device)
+
+    def _drop(self) -> None:
+        """Gives the parameters of the resident part back what the CPU has of them."""
+        for part, key, parameter, host, copy in self._waiting:
+            if part._parameters[key] is not parameter:
+                part._parameters[key] = parameter
+            else:
+                same = parameter.data.data_ptr() == copy.data_ptr()
+                parameter.data = host if same else parameter.data.to("cpu")
+        self._waiting.clear()

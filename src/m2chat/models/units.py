@@ -12,7 +12,10 @@ from m2chat.models.reading import ReadingModel
 
 
 def shard_units(model: ReadingModel) -> Iterator[nn.Module]:
-    """The modules that are gathered one at a time: layers of the language model, blocks of the networks around it."""
+    """The modules that are gathered one at a time: layers of the language model, blocks of the networks around it.
+
+    Of the UNet each transformer block is one, and what else a stage has; at the paper's scale a stage is 2.4 GB.
+    """
     if not isinstance(model.llama, Absent):
         yield from model.llama.model.layers
     if not isinstance(model.clip, Absent):
@@ -22,14 +25,24 @@ def shard_units(model: ReadingModel) -> Iterator[nn.Module]:
     yield from model.m3adapter.text_blocks
     yield from model.m3adapter.image_blocks
     decoder = model.decoder
-    yield from decoder.unet.down_blocks
-    if decoder.unet.mid_block is not None:
-        yield decoder.unet.mid_block
-    yield from decoder.unet.up_blocks
+    for stage in (*decoder.unet.down_blocks, decoder.unet.mid_block, *decoder.unet.up_blocks):
+        if stage is not None:
+            yield from (block for block in stage.modules() if type(block).__name__ == "BasicTransformerBlock")
+            yield stage
     for encoder in (decoder.text_encoder, decoder.text_encoder_2):
         if encoder is not None and not isinstance(encoder, Absent):
             # CLIPTextModel keeps its layers one level deeper in some versions of transformers.
             yield from getattr(encoder, "text_model", encoder).encoder.layers
+
+
+def unit_parameters(model: ReadingModel) -> dict[nn.Module, list[nn.Parameter]]:
+    """The parameters of each unit that are in no unit inside it."""
+    known: set[nn.Parameter] = set()
+    units = {}
+    for unit in shard_units(model):  # inner ones come first
+        units[unit] = [parameter for parameter in unit.parameters() if parameter not in known]
+        known.update(units[unit])
+    return units
 
 
 def components(model: ReadingModel) -> dict[str, nn.Module]:

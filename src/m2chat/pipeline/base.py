@@ -17,6 +17,7 @@ from m2chat.models.generation import Decoding
 from m2chat.models.layouts import lay_out
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
+from m2chat.models.mapped import place
 from m2chat.models.memory import MemoryMode, fit_to_memory
 from m2chat.models.schedulers import Interval, checked_interval, scheduler_name
 from m2chat.pipeline.describer import describe
@@ -61,8 +62,9 @@ class PipelineBase:
         """Called with the events of sessions, and with the denoising steps of tasks, such as to show progress."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the model to a device or a dtype, as `torch.nn.Module.to`."""
-        self.model.to(*args, **kwargs)
+        """Moves the model to a device or a dtype, as `torch.nn.Module.to`; buffers keep their precision."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        place(self.model, device or self.device, dtype)
         lay_out(self.model)
         return self
 

@@ -38,7 +38,7 @@ def with_pretrained(model: M2ChatModel, tensors: Mapping[str, Tensor]) -> Iterat
         yield
     finally:
         for name, tensor in tuned.items():
-            parameters[name].data = tensor
+            parameters[name].data = tensor.to(parameters[name].device)  # to which a part may have moved meanwhile
 
 
 def describe(

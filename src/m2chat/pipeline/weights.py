@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.build import build_m2chat
-from m2chat.models.checkpoints import HEADER, load_trained, read_checkpoint
+from m2chat.models.checkpoints import HEADER, check_header, load_trained, read_checkpoint
 from m2chat.models.config import BackboneConfig, DecoderConfig, GateConfig, M3AdapterConfig, with_paths
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
@@ -175,10 +175,14 @@ def _checkpoint(
         prompt=layout.get("prompt", EARLIER),
     )
 
+    prints = Fingerprints(backbone)
+    _ = prints.components  # what is missing or broken is named, before gigabytes are read
+    check_header(payload, str(path), None, prints, trained_on)
+
     def fill(model: M2ChatModel) -> None:
         names = {f"model.{name}" for name in trainable_names(model, stage)}
         module = nn.ModuleDict({"model": model})
-        load_trained(module, path, names, stage=None, backbones=Fingerprints(backbone), trained_on=trained_on)
+        load_trained(module, path, names, stage=None, backbones=prints, trained_on=trained_on)
 
     return origin, fill
 
@@ -219,7 +223,9 @@ def _exported(
     manifest = read_manifest(folder)
     backbone = _anchored(drawn_by(backbone or manifest.backbone))
     m3adapter = m3adapter or manifest.m3adapter
-    check_backbones(manifest, Fingerprints(backbone), folder)  # before gigabytes are read
+    prints = Fingerprints(backbone)
+    _ = prints.components  # what is missing or broken is named, before gigabytes are read
+    check_backbones(manifest, prints, folder)
     stage: Stage = "m3ft" if manifest.stage == "m3ft" else "align"
     max_tokens = manifest.layout.get("max_tokens", MAX_TOKENS)
     prompt, tasks = manifest.layout.get("prompt", EARLIER), tuple(manifest.tasks)

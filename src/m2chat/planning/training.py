@@ -11,7 +11,7 @@ from torch import nn
 from m2chat.errors import UserError
 from m2chat.models.reading import ReadingModel
 from m2chat.models.trainable import AnyStage
-from m2chat.models.units import components, shard_units
+from m2chat.models.units import components, unit_parameters
 from m2chat.planning.gpus import Gpu
 from m2chat.planning.step import BatchShape, StepMeasure, measure_step
 
@@ -149,10 +149,10 @@ def lay_out(model: ReadingModel, measure: StepMeasure, devices: int, shard_froze
     Every unit is gathered for the forward pass, and again for the backward pass if a gradient passes through it; what
     is in no unit is gathered once and stays. Gradients are sharded by reduce-scatter.
     """
-    units = list(shard_units(model))
-    within = {parameter for unit in units for parameter in unit.parameters()}
+    units = unit_parameters(model)
+    groups = list(units.values())
+    within = {parameter for group in groups for parameter in group}
     rest = [parameter for parameter in model.parameters() if parameter not in within]
-    groups = [list(unit.parameters()) for unit in units]
 
     def sharded(parameters: Collection[nn.Parameter]) -> int:
         return sum(p.nbytes for p in parameters if shard_frozen or p.requires_grad)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.models.checkpoints import load_trained, read_checkpoint, trained_digest
+from m2chat.models.checkpoints import check_header, load_trained, read_checkpoint, trained_digest
 from m2chat.models.choosing import RUN, choose_checkpoint
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
@@ -108,6 +108,11 @@ class TrainingModule(PredictingModule):
         """Identifies the backbones."""
         return self._backbones
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes share the model, each with a part of it."""
+        return getattr(self, "device_mesh", None) is not None
+
     @abstractmethod
     def build(self) -> nn.Module:
         """The model before any training, on the CPU."""
@@ -124,19 +129,20 @@ class TrainingModule(PredictingModule):
         """Builds the model once, freezes what the stage does not train, loads the weights to start from, shards."""
         if self.model is not None:
             return
+        _ = self.backbones().components  # what is missing or broken is refused before gigabytes are read
+        start = self._find_start()
         torch.manual_seed(self.seed)  # the connector's initial values depend on the seed alone
         self.model = self.build()
         self.model.read_parts = self.read_parts
         self._check_image_size()
-        self.source = self._load_start()
+        self.source = self._load_start(start)
         testing = self._trainer is not None and self.trainer.testing
         if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
-        mesh: Any = getattr(self, "device_mesh", None)
-        if mesh is not None:
-            shard(self.model, mesh["data_parallel"], self.shard_frozen)
+        if self.is_sharded:
+            shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
 
     def _check_image_size(self) -> None:
         """Raises if VAE and UNet cannot draw pictures of `data.image_size`."""
@@ -166,15 +172,28 @@ class TrainingModule(PredictingModule):
         lower_parameters((p for p in model.parameters() if not p.requires_grad), torch.bfloat16)
         return torch.bfloat16
 
-    def _load_start(self) -> str:
-        """Loads the weights that the run starts from, or that it evaluates, and returns their source."""
-        testing = self._trainer is not None and (self.trainer.testing or self.trainer.validating)
+    @property
+    def _evaluates(self) -> bool:
+        return self._trainer is not None and (self.trainer.testing or self.trainer.validating)
+
+    def _find_start(self) -> tuple[Path, str] | None:
+        """The weights that the run starts from or evaluates, and what is known of them.
+
+        Returns:
+            File and description; None for new weights and those of ``--ckpt_path``.
+
+        Raises:
+            UserError: If there are none, or they belong to another stage or to other backbones.
+        """
+        testing = self._evaluates
         if self._trainer is not None and self.trainer.ckpt_path:
-            return f"checkpoint {self.trainer.ckpt_path}"  # which Lightning loads next
+            if (given := Path(self.trainer.ckpt_path)).is_file():
+                check_header(read_checkpoint(given), "the checkpoint", self.stage, self.backbones())
+            return None  # Lightning loads it next
         wanted = self.stage if testing else self.init_stage
         choice = self.evaluation.weights if testing else self.init_from
         if choice == "none":
-            return "new"
+            return None
         path, about = Path(choice), ""
         if choice == "auto":
             chosen = choose_checkpoint(self.checkpoint_root, wanted, self.backbones(), worlds_of(self._trainer))
@@ -190,14 +209,23 @@ class TrainingModule(PredictingModule):
                     f"train that stage first, or name one by {naming}"
                 )
             about = chosen.about or "shipped with the project"
+        check_header(read_checkpoint(path), str(path), wanted, self.backbones())
+        return path, about
+
+    def _load_start(self, start: tuple[Path, str] | None) -> str:
+        """Loads what `_find_start` has found, and returns its source."""
+        if start is None:
+            resumed = self._trainer is not None and self.trainer.ckpt_path
+            return f"checkpoint {self.trainer.ckpt_path}" if resumed else "new"
+        path, about = start
+        wanted = self.stage if self._evaluates else self.init_stage
         names = self.names_of(wanted)
         load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, backbones=self.backbones())
         payload = read_checkpoint(path)
         self.tasks = set(payload.get("tasks", []))  # what stage 1 has trained, stage 2 has too
         self.costs_before = payload.get("costs", [])
-        rank_zero_info(
-            f"{'Evaluating' if testing else 'Starting from'} the weights of {path}{f' ({about})' if about else ''}"
-        )
+        doing = "Evaluating" if self._evaluates else "Starting from"
+        rank_zero_info(f"{doing} the weights of {path}{f' ({about})' if about else ''}")
         return str(path)
 
     # Training

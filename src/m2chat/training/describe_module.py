@@ -81,7 +81,7 @@ class DescribeModule(TrainingModule):
 
     def build(self) -> ReadingModel:
         """The pretrained networks, without the image decoder."""
-        return build_reading(self.backbone)
+        return build_reading(self.backbone, settled=not self.is_sharded)
 
     def names_of(self, stage: str) -> set[str]:
         """Names of the model's parameters that are trained: exactly those of an adapter file."""

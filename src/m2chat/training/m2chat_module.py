@@ -50,7 +50,7 @@ class M2ChatModule(TrainingModule):
         if getattr(data, "features", None) and self.trainer.state.fn == TrainerFn.FITTING:
             cache = data.open_features(self.stage, self.backbones().components, self.m3adapter.layers)
             kept = cache and Kept(**cache.sizes, looking=self.stage == "m3ft" and data.validates)
-        return build_m2chat(self.backbone, self.m3adapter, kept=kept)
+        return build_m2chat(self.backbone, self.m3adapter, kept=kept, settled=not self.is_sharded)
 
     def trained_parts(self) -> dict[str, tuple[nn.Module, float]]:
         """Parts that may be trained: name in the model to module and peak learning rate."""

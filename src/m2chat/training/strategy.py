@@ -13,12 +13,16 @@ from torch.optim import Optimizer
 from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import check_names, plain_name, read_checkpoint, trainable_names
+from m2chat.models.mapped import lift, settle
 from m2chat.models.reading import ReadingModel
 from m2chat.models.units import shard_units
 
 
 def shard(model: ReadingModel, mesh: Any, shard_frozen: bool = True) -> None:
     """Shards a model in place; from then on only its `forward` may be called, since FSDP2 gathers weights there.
+
+    Weights that are mapped from files get memory for one unit at a time, of which each process keeps its rows: it never
+    holds more than its share and a unit. One process alone has nothing to share; its frozen networks stay as they are.
 
     Args:
         model: Model in which the stage's parameters are set to be trained.
@@ -28,11 +32,15 @@ def shard(model: ReadingModel, mesh: Any, shard_frozen: bool = True) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
-    ignored = set() if shard_frozen else {p for p in model.parameters() if not p.requires_grad}
-    for unit in shard_units(model):
+    whole = not shard_frozen or mesh.size() == 1
+    if whole:
+        settle(model)
+    ignored = {p for p in model.parameters() if not p.requires_grad} if whole else set()
+    for unit in (*shard_units(model), model):
         if any(parameter not in ignored for parameter in unit.parameters()):
+            if not whole:
+                lift(unit)
             fully_shard(unit, mesh=mesh, ignored_params=ignored)
-    fully_shard(model, mesh=mesh, ignored_params=ignored)
 
 
 class M2ChatFSDPStrategy(ModelParallelStrategy):

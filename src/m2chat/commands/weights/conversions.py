@@ -34,6 +34,7 @@ def llama(source: Path, target: Path) -> None:
     """Any LLaMA to a transformers folder with safetensors, in the precision that it has; a GGUF file's is fp32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from m2chat.models.mapped import lift
     from m2chat.models.weights.gguf import is_gguf, open_gguf, save_tokenizer
     from m2chat.models.weights.llama import open_llama
     from m2chat.models.weights.loading import fill, on_meta
@@ -44,7 +45,7 @@ def llama(source: Path, target: Path) -> None:
     opened = open_gguf(source, "weights") if packed else open_llama(source, "weights")
     dtype = next(iter(opened.state.values())).dtype
     network = on_meta(lambda: LlamaForCausalLM(LlamaConfig(**opened.settings, dtype=dtype)))
-    fill(network, opened.state, str(source))
+    lift(fill(network, opened.state, str(source)))  # to be written, rows in another order need memory
     network.tie_weights()
     with whole_folder(target) as part:
         network.save_pretrained(part, max_shard_size=_SHARD)

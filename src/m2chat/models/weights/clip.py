@@ -66,6 +66,36 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
     if Path(name).is_file():
         state = read_tensors(Path(name), what)
         return _source(_settings_of(state, name, what), state, name)
+    settings, pretrained = named_weights(name, what)
+    if pretrained is None:
+        return _source(settings, read_tensors(Path(tag), what), name)
+    try:
+        path = Path(open_clip.download_pretrained(pretrained))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{what}={name!r} could not be downloaded: {reason}. Copy the file here and set "
+            f"{what}={architecture}:/path/to/it"
+        ) from error
+    return _source(settings, read_tensors(path, what), name)
+
+
+def named_weights(name: str, what: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What open_clip knows of an architecture with its weights, before anything is read or downloaded.
+
+    Args:
+        name: ``ARCHITECTURE:TAG`` or ``ARCHITECTURE:FILE``.
+        what: The setting, for messages.
+
+    Returns:
+        Settings of the architecture, and the description of the weights; None if they are a file.
+
+    Raises:
+        UserError: If one of them is not known, or the architecture has another activation than the weights.
+    """
+    import open_clip
+
+    architecture, _, tag = name.partition(":")
     if architecture not in open_clip.list_models() or not tag:
         raise UserError(
             f"{what}={name!r} is neither a folder nor a file nor an open_clip name with its weights, such as "
@@ -73,7 +103,7 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
         )
     settings = dict(open_clip.get_model_config(architecture))
     if Path(tag).is_file():
-        return _source(settings, read_tensors(Path(tag), what), name)
+        return settings, None
     pretrained = open_clip.get_pretrained_cfg(architecture, tag)
     if not pretrained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
@@ -84,15 +114,7 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
             f"{what}={name!r}: these weights were trained with {trained}, "
             f"and {architecture} has the other activation: use the architecture {_twin(architecture)!r}"
         )
-    try:
-        path = Path(open_clip.download_pretrained(pretrained))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{what}={name!r} could not be downloaded: {reason}. Copy the file here and set "
-            f"{what}={architecture}:/path/to/it"
-        ) from error
-    return _source(settings, read_tensors(path, what), name)
+    return settings, pretrained
 
 
 def is_open_clip(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.models.absent import VAE_ENCODER, Absent
 from m2chat.models.config import DecoderConfig
+from m2chat.models.mapped import lift, settle
 from m2chat.models.refiner import Refiner
 from m2chat.models.schedulers import make_scheduler, scheduler_name
 from m2chat.models.weights.decoder_parts import open_unet, open_vae, require_finite
@@ -116,15 +117,18 @@ def load_diffusion(
     dtype: torch.dtype | None = None,
     config: DecoderConfig | None = None,
     without: Collection[str] = (),
+    settled: bool = True,
 ) -> DiffusionParts:
     """Builds the networks of a diffusion model.
 
     Args:
         path: See `open_diffusion`.
         what: The setting that names it, for messages.
-        dtype: Precision of the networks; None keeps the files'.
+        dtype: Precision of the networks; None keeps the files'. Large ones stay mapped to their files, and are lifted
+            to it as they compute (`m2chat.models.mapped`).
         config: Parts in place of those of `path`, LoRAs, and the scheduler; None for those of `path` alone.
         without: Text encoders, UNet, or the VAE's encoder, that are not loaded; `Absent` stands in their places.
+        settled: As for `m2chat.models.build.build_m2chat`.
 
     Raises:
         UserError: If it cannot be opened, is of an unsupported family, or a tensor is missing, too much or of another
@@ -149,8 +153,12 @@ def load_diffusion(
     for name in ("unet", "vae", "preview_vae"):
         if getattr(config, name) is not None and name in source.states:
             require_finite(built[name].state_dict(), where[name])
-    if not isinstance(parts.unet, Absent):
+    if config.lora and not isinstance(parts.unet, Absent):
+        lift(parts.unet)  # its weights are about to change
         add_loras(parts.unet, config.lora)
+    if settled:
+        refiner = [] if parts.refiner is None else [parts.refiner]
+        settle(*built.values(), *refiner)
     return parts
 
 

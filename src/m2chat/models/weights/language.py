@@ -12,6 +12,7 @@ from torch import Tensor
 from m2chat.errors import UserError
 from m2chat.models.adapter_file import adapter_parameter_names, from_official
 from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
+from m2chat.models.mapped import mapped
 from m2chat.models.visual_encoder import VisualQueryEncoder
 from m2chat.models.weights.adapter import AdapterSource
 from m2chat.models.weights.foreign import refuse_foreign
@@ -148,7 +149,7 @@ def assemble(
         source: LLaMA; its tensors are given up on the way.
         adapter: The adapter.
         where: Name of the adapter in messages.
-        frozen_dtype: Precision of LLaMA itself; the adapter's weights are fp32.
+        frozen_dtype: Precision of LLaMA itself, which stays mapped to its file; the adapter's weights are fp32.
         allow_foreign: Whether an adapter of another language model of the same sizes is accepted, with a warning.
 
     Raises:
@@ -173,7 +174,7 @@ def assemble(
         source.state.pop("lm_head.weight")  # the table itself: it is not to be converted twice
     for name in list(source.state):
         value = source.state.pop(name)
-        state.setdefault(name, value.to(frozen_dtype))
+        state.setdefault(name, mapped(value, frozen_dtype))
     if llama.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     fill(llama, state, where)

@@ -5,7 +5,7 @@ Meta's folder is ``params.json``, ``consolidated.00.pth`` and, there or one leve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.adapter_file import LINEAR, NORM, PERMUTED, permute
+from m2chat.models.adapter_file import LINEAR, NORM, PERMUTED, in_halves
+from m2chat.models.mapped import reordered
 from m2chat.models.weights.files import load_json, read_folder, read_tensors
 from m2chat.vocabulary import open_vocabulary
 
@@ -158,7 +159,7 @@ def _open_meta(folder: Path, what: str) -> LlamaSource:
         "num_attention_heads": heads,
         "num_key_value_heads": int(params.get("n_kv_heads") or heads),
         "rms_norm_eps": eps,
-        **_rotation(params, tied or torch.equal(state[_HEAD], state[_TABLE])),
+        **_rotation(params, lambda: tied or torch.equal(state[_HEAD], state[_TABLE])),
         "attention_bias": False,
         "tie_word_embeddings": tied,
         **_ends(folder),
@@ -166,7 +167,7 @@ def _open_meta(folder: Path, what: str) -> LlamaSource:
     return LlamaSource(settings, state, ignored, "meta", folder)
 
 
-def _rotation(params: Mapping[str, Any], is_tied: bool) -> dict[str, Any]:
+def _rotation(params: Mapping[str, Any], is_tied: Callable[[], bool]) -> dict[str, Any]:
     """The rotation of Meta's generations, and the length for which each was trained.
 
     Llama 3.1 and later stretch it (``use_scaled_rope``): by 8, and by 32 in the 1B and 3B of 3.2, whose tables are
@@ -178,7 +179,7 @@ def _rotation(params: Mapping[str, Any], is_tied: bool) -> dict[str, Any]:
         length = 131072
         rope |= {
             "rope_type": "llama3",
-            "factor": float(params.get("rope_scaling_factor") or (32.0 if is_tied else 8.0)),
+            "factor": float(params.get("rope_scaling_factor") or (32.0 if is_tied() else 8.0)),
             "low_freq_factor": 1.0,
             "high_freq_factor": float(params.get("rope_high_freq_factor") or 4.0),
             "original_max_position_embeddings": 8192,
@@ -215,7 +216,8 @@ def from_meta(official: Mapping[str, Tensor], heads: int, kv_heads: int) -> tupl
             state[_TOP[name]] = tensor
         elif stem in LINEAR:
             rows = heads if stem == "attention.wq" else kv_heads
-            state[f"model.layers.{layer}.{LINEAR[stem]}.{kind}"] = permute(tensor, rows) if stem in PERMUTED else tensor
+            ours = f"model.layers.{layer}.{LINEAR[stem]}.{kind}"
+            state[ours] = reordered(in_halves(tensor, rows), tensor.shape) if stem in PERMUTED else tensor
         elif stem in NORM:
             state[f"model.layers.{layer}.{NORM[stem]}.{kind}"] = tensor
         else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
+from m2chat.models.mapped import mapped
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -80,7 +81,8 @@ def fill(
         module: Built by `on_meta`.
         state: A tensor for each name, no more and no fewer; it is emptied on the way.
         where: Name of their source in messages.
-        dtype: Precision of the network; None keeps each tensor's. Tensors that have it stay mapped to their file.
+        dtype: Precision of the network; None keeps each tensor's. All tensors stay mapped to their file: those of
+            another precision as `m2chat.models.mapped`, which the caller settles.
         copy: Whether the network gets separate memory, because it will be trained.
 
     Returns:
@@ -94,7 +96,8 @@ def fill(
     ready: dict[str, Tensor] = {}
     while state:  # given up one by one: what had to be re-ordered on the way is in memory
         name, tensor = state.popitem()
-        ready[name] = tensor.to(dtype or tensor.dtype, copy=copy)
+        wanted = dtype or tensor.dtype
+        ready[name] = tensor.to(wanted, copy=True) if copy else mapped(tensor, wanted)
     module.load_state_dict(ready, assign=True)
     restore_buffers(module)
     return module

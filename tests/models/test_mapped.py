@@ -1,0 +1,179 @@
+"""Weights that stay in their files: the same numbers as lifted ones, without their memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from m2chat.integrity import not_verified
+from m2chat.models import mapped
+from m2chat.models.adapter_file import in_halves, permute
+from m2chat.models.build import load_language
+from m2chat.models.config import BackboneConfig, NewAdapterConfig
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.models.mapped import is_mapped, place, reordered, replace_parameters, settle
+from m2chat.models.memory import Offload, lower_parameters, offload_parts
+from m2chat.planning.step import BatchShape, blank_batch
+from m2chat.schema import Batch
+
+MICRO = Path(__file__).parents[2] / "data" / "micro"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(mapped, "_SMALL", 64)
+    yield
+
+
+@pytest.fixture
+def halved(micro_model: M2ChatModel) -> M2ChatModel:
+    """The micro model with its frozen weights in the halves of its files, lifted as they are used."""
+    model = copy.deepcopy(micro_model)
+    frozen = {id(p) for part in (model.llama, model.clip, model.decoder) for p in part.parameters()}
+
+    def half(parameter: nn.Parameter) -> torch.Tensor | None:
+        value = parameter.data.half()
+        exact = id(parameter) in frozen and torch.equal(value.float(), parameter.data)
+        return mapped.mapped(value, torch.float32) if exact else None
+
+    replace_parameters(model, half)
+    assert sum(is_mapped(p) for p in model.parameters()) > 200
+    return model
+
+
+@pytest.fixture
+def batch(micro_model: M2ChatModel) -> Batch:
+    torch.manual_seed(1)
+    return blank_batch(micro_model, BatchShape(2, 64, 32, 8), "cpu")
+
+
+def picture(model: M2ChatModel, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        states, f_img, _ = model.read(batch.input_ids, batch.context_pixels)
+        condition = model.condition(batch, states, f_img)
+        return model.decoder.sample(condition.h_align, condition.h_palign, batch.time_ids, [1, 2], steps=2)
+
+
+def test_pictures_are_the_same_bits(micro_model: M2ChatModel, halved: M2ChatModel, batch: Batch) -> None:
+    whole = picture(micro_model, batch)
+    assert torch.equal(picture(halved, batch), whole)
+    settle(halved)  # 7 MB are small
+    assert not any(is_mapped(p) for p in halved.parameters())
+    assert torch.equal(picture(halved, batch), whole)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_gradients_are_the_same_bits(
+    micro_model: M2ChatModel, halved: M2ChatModel, precision: torch.dtype, batch: Batch
+) -> None:
+    found = []
+    for model in (halved, copy.deepcopy(micro_model)):
+        model.requires_grad_(False)
+        lower_parameters(model.decoder.parameters(), precision)
+        text = torch.ones(2, model.decoder.queries, model.decoder.sequence_width, requires_grad=True)
+        pooled = torch.ones(2, model.decoder.pooled_width)
+        torch.manual_seed(0)
+        noisy = torch.randn(2, int(model.decoder.unet.config.in_channels), 8, 8)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            model.decoder.predict(
+                noisy, torch.tensor(500), text, pooled, batch.time_ids
+            ).float().square().mean().backward()
+        assert text.grad is not None
+        found.append(text.grad)
+    assert torch.equal(*found) and found[0].abs().sum() > 0
+
+
+def test_placing_keeps_files_on_a_cpu_and_leaves_them_elsewhere(halved: M2ChatModel) -> None:
+    table = halved.llama.model.embed_tokens
+    halved.llama.lm_head.weight = table.weight  # tied, as in small language models
+    before = [p.source.data_ptr() for p in halved.parameters() if is_mapped(p)]
+    place(halved, "cpu", torch.bfloat16)
+    kept = [p for p in halved.parameters() if is_mapped(p)]
+    assert [p.source.data_ptr() for p in kept] == before and {p.dtype for p in halved.parameters()} == {torch.bfloat16}
+    assert halved.llama.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert halved.llama.lm_head.weight is table.weight
+    place(halved, "meta")
+    assert {type(p.data) for p in halved.parameters()} == {torch.Tensor}
+    assert {p.device.type for p in halved.parameters()} == {"meta"} and halved.llama.lm_head.weight is table.weight
+
+
+def test_rows_in_another_order_wait_too() -> None:
+    rows = torch.randn(64, 48).half()
+    lazy = reordered(in_halves(rows, 4), rows.shape)
+    assert is_mapped(lazy) and lazy.source.data_ptr() == rows.data_ptr()
+    assert torch.equal(lazy, permute(rows, 4)) and torch.equal(lazy.reshape(-1)[::7], permute(rows, 4).reshape(-1)[::7])
+
+
+def test_what_lies_in_a_file_is_not_changed() -> None:
+    layer = nn.Linear(32, 32)
+    layer.weight = nn.Parameter(mapped.mapped(torch.randn(32, 32).half(), torch.float32), requires_grad=False)
+    with pytest.raises(RuntimeError, match="would change weights that are mapped from a file"):
+        layer.weight.data.add_(1)
+    weight = layer.weight
+    layer.weight.data = torch.ones(32, 32)  # as `Module.to` puts numbers of another device in its place
+    assert type(weight) is nn.Parameter and layer.weight is weight and weight.add(1).sum() == 2048
+
+
+def test_parts_take_turns_from_their_files(halved: M2ChatModel) -> None:
+    offload = Offload(offload_parts(halved), torch.device("meta"))
+    before = dict(halved.named_parameters())
+    offload.bring("language")
+    assert {p.device.type for p in halved.llama.parameters()} == {"meta"}
+    assert {p.device.type for p in halved.decoder.parameters()} == {"cpu"}
+    offload.bring("unet")
+    after = dict(halved.named_parameters())
+    back = {name for name, p in after.items() if p is before[name] and p.device.type == "cpu"}
+    assert back == {name for name in after if not name.startswith("decoder.unet.")}
+
+
+def test_a_large_language_model_takes_no_memory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "SETTLED", 0)
+    folder = Path(shutil.copytree(MICRO / "llama", tmp_path / "llama"))
+    config = json.loads((folder / "config.json").read_text()) | {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "head_dim": 64,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "dtype")}
+        state = LlamaForCausalLM(LlamaConfig(**settings)).state_dict()
+    size = write_sparse(folder / "model.safetensors", {name: tuple(value.shape) for name, value in state.items()})
+    new = NewAdapterConfig(prompts=2, layers=1, visual_blocks=1, visual_heads=2)
+    backbone = BackboneConfig(str(folder), "new", str(MICRO / "clip"), "", 8, new_adapter=new)
+    before = anonymous()
+    with not_verified():  # a checksum reads every byte
+        llama, _ = load_language(backbone)
+    grown = anonymous() - before
+    assert size > 800e6 and sum(is_mapped(p) for p in llama.parameters()) == 24 * 7 + 2
+    assert grown < 100e6
+    with torch.no_grad():
+        assert llama(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, config["vocab_size"] + 2)
+    assert anonymous() - before < 150e6
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
+    """A safetensors file of zeros in fp16, which take no room on the disk; returns its bytes."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return end
+
+
+def anonymous() -> int:
+    """Bytes of memory that this process has to itself, files not counted."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
