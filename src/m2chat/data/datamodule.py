@@ -79,6 +79,8 @@ class M2ChatDataModule(LightningDataModule):
         features: Folder of a feature cache (`m2chat data features`), from which stages 1 and 2 train without loading
             the networks whose outputs it has: the same samples in the same order. ``auto`` takes one under
             ``data/features`` that fits, or none.
+        global_batch: Number of samples of an optimiser step, of all devices together: as many batches are accumulated
+            as that takes, and a run that cannot have it is refused. None takes what comes out.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class M2ChatDataModule(LightningDataModule):
         cache_dir: str = CACHE,
         prompt: PromptFormat = "auto",
         features: str | None = None,
+        global_batch: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("flip", flip), ("max_bad_share", max_bad_share)):
@@ -118,6 +121,8 @@ class M2ChatDataModule(LightningDataModule):
         for name, count, least in (("length_bucketing", length_bucketing, 0), ("prefetch_factor", prefetch_factor, 1)):
             if count < least:
                 raise UserError(f"data.{name}={count} batches: give {least} or more")
+        if global_batch is not None and global_batch < 1:
+            raise UserError(f"data.global_batch={global_batch} samples: give 1 or more, or null for what comes out")
         self.configs = {"train": _without(train or [], leave_out or []), "val": val or [], "test": test or []}
         self.language_model, self.vision_encoder, self.image_decoder = language_model, vision_encoder, image_decoder
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -139,7 +144,7 @@ class M2ChatDataModule(LightningDataModule):
         """Where the next iteration of the training data starts, as in a checkpoint; empty for the beginning."""
         self._finished, self._keeps_count = FinishedBatches(), KeepsCount(self)
         self._collator: Collator | None = None
-        self.features = features
+        self.features, self.global_batch = features, global_batch
         self._cache: FeatureCache | None = None
 
     def prepare_data(self) -> None:

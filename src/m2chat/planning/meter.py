@@ -132,7 +132,7 @@ class Meter(TorchDispatchMode):
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """Shape, strides and precision of a tensor."""
 _KNOWN: dict[Any, tuple[bool, tuple[Any, ...]] | None] = {}
-"""Results by operation and forms of its arguments: whether it is one tensor, and the forms; None if it has to be run."""
+"""Results by operation and forms of its arguments: whether it is one tensor, and the forms; None if it is run."""
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

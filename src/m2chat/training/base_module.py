@@ -20,6 +20,7 @@ from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.memory import lower_parameters
+from m2chat.models.precision import lowered_in_training
 from m2chat.models.trainable import set_trainable
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.replier import Given, Replier
@@ -28,6 +29,7 @@ from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
+from m2chat.training.global_batch import settle_global_batch
 from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
@@ -120,7 +122,13 @@ class TrainingModule(PredictingModule):
         if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
-        self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
+        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
+        if not testing and precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"trainer.precision={precision} would keep what is trained in half precision, where steps as small as "
+                "these are rounded away: choose bf16-mixed, which keeps the frozen networks in bf16 too"
+            )
+        self.prepare_precision(self.model, precision)
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
@@ -131,7 +139,8 @@ class TrainingModule(PredictingModule):
         Args:
             model: Model, changed in place.
             precision: The trainer's. Under ``bf16-mixed`` the frozen networks are kept in bf16, half their size and
-                traffic: autocast would lower them at each use anyway. What is trained stays in fp32.
+                traffic: autocast would lower them at each use anyway. What is trained stays in fp32, and so does the
+                VAE's way from pictures to latents.
 
         Returns:
             The precision of autocast; None if there is none.
@@ -143,7 +152,7 @@ class TrainingModule(PredictingModule):
                 model.llama.gradient_checkpointing_enable({"use_reentrant": False})
         if precision != "bf16-mixed":
             return None
-        lower_parameters((p for p in model.parameters() if not p.requires_grad), torch.bfloat16)
+        lower_parameters(lowered_in_training(model), torch.bfloat16)
         return torch.bfloat16
 
     def _load_start(self) -> str:
@@ -174,6 +183,12 @@ class TrainingModule(PredictingModule):
         return str(path)
 
     # Training
+
+    def setup(self, stage: str) -> None:
+        """Settles how many samples a step has."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and (batch_size := getattr(data, "batch_size", None)):
+            settle_global_batch(self.trainer, batch_size, getattr(data, "global_batch", None))
 
     def draw_noise(self, batch: Batch) -> DiffusionNoise:
         """The random part of L_ddpm of this step."""
