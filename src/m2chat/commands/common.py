@@ -12,9 +12,21 @@ from m2chat.files import take_file
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from m2chat.pipeline import M2ChatPipeline, PipelineOutput
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Precisions of ``--dtype`` by torch's names."""
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds options of device and precision."""
+    parser.add_argument("--device", default="auto", help="device, such as cpu or cuda:1; auto is the GPU if there is "
+                        "one (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="precision of the weights; auto is "
+                        "bf16 on a GPU, and fp32 on a CPU, where bf16 is slow (default: %(default)s)")  # fmt: skip
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +49,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                          "(default: all of it)")  # fmt: skip
     drawing.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="LoRA, with its factor "
                          "(default: 1); may be given several times")  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="device, such as cuda (default: %(default)s)")
+    add_device_options(parser)
     parser.add_argument("--memory", choices=("high", "balanced", "low"), help="high: bf16 on a GPU; balanced: int8 "
                         "language model; low: int4, parts moved to the GPU in turn, tiled decoding")  # fmt: skip
 
@@ -82,6 +94,31 @@ def how_to_draw(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def device_of(options: argparse.Namespace) -> torch.device:
+    """The device of the options.
+
+    Raises:
+        UserError: If torch knows no such device.
+    """
+    import torch
+
+    if options.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(options.device)
+    except RuntimeError as error:
+        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}; cpu is always there") from error
+
+
+def dtype_of(options: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """The precision of the options on a device: never fp32 on a GPU unless it is asked for."""
+    import torch
+
+    if options.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return getattr(torch, DTYPES[options.dtype])  # type: ignore[no-any-return]
+
+
 def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
     """The model of the options, without progress bars."""
     from transformers.utils.logging import disable_progress_bar
@@ -90,6 +127,8 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
     from m2chat.pipeline import M2ChatPipeline
 
     disable_progress_bar()
+    device = device_of(options)
+    dtype = dtype_of(options, device)
     backbone = None
     if options.backbone is not None:
         import yaml
@@ -102,9 +141,9 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
         options.weights, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
     )
     try:
-        pipe = pipe.fit_to_memory(options.memory, options.device) if options.memory else pipe.to(options.device)
+        pipe = pipe.fit_to_memory(options.memory, device, dtype) if options.memory else pipe.to(device, dtype)
     except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
-        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}; cpu is always there") from error
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}; cpu is always there") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -41,8 +41,8 @@ def run(options: argparse.Namespace) -> None:
     settings, module = read_config(options.config, options.overrides)
     if module.stage not in USUAL_TOKENS:
         raise UserError(
-            f"--config: {type(module).__name__} cannot be planned; choose a configuration of stage 0, 1 or 2, or one that "
-            "evaluates M²Chat"
+            f"--config: {type(module).__name__} cannot be planned; choose a configuration of stage 0, 1 or 2, or one "
+            "that evaluates M²Chat"
         )
     if module.stage == "describe":
         model, assumed = blank_reading(module.backbone)
@@ -93,11 +93,8 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     print(training_report(plan, gpu, devices, limit, samples, module.shard_frozen))
     layouts = (plan.sharded, plan.whole) if module.shard_frozen else (plan.whole, plan.sharded)
     on_cpu = settings.trainer.accelerator == "cpu"
-    print(
-        host_report(
-            plan_host(components(model), on_cpu, layouts[0].memory.activations), _devices(settings, nodes=False)
-        )
-    )
+    host = plan_host(components(model), on_cpu, layouts[0].memory.activations)
+    print(host_report(host, _devices(settings, nodes=False)))
     if layouts[0].memory.total > limit:
         print(f"\nWhat would make it fit {options.memory:g} GB:\n")
         print("\n".join(_advice(options, module, model, shape, autocast, devices, layouts, limit, settings)))

@@ -62,12 +62,8 @@ def changes(
         least = replace(memory, activations=peak(1, checkpointing))
         each = (memory.activations - least.activations) / (shape.batch - 1)
         memory = least
-        found.append(
-            Change(
-                f"data.batch_size 1 instead of {shape.batch}, {each / 1e9:.2f} GB a sample (data.global_batch accumulates)",
-                memory.total,
-            )
-        )
+        how = f"data.batch_size 1 instead of {shape.batch}, {each / 1e9:.2f} GB each (data.global_batch accumulates)"
+        found.append(Change(how, memory.total))
     if not checkpointing:
         memory = replace(memory, activations=peak(1, True))
         found.append(Change("model.init_args.gradient_checkpointing true", memory.total))

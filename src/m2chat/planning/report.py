@@ -93,9 +93,9 @@ def host_report(host: HostMemory, processes: int) -> str:
     return (
         f"\nMemory of the computer: {host.own / 1e9:.1f} GB for each process{together} (Python and libraries "
         f"{host.process / 1e9:.2f}, trained tensors {host.trained / 1e9:.2f}, frozen networks in fp32 "
-        f"{host.lifted / 1e9:.2f}, at work {host.working / 1e9:.2f}); and files of {host.mapped / 1e9:.1f} GB, which are "
-        "mapped once for all: what is free beside that keeps them fast. A reading process (data.num_workers) takes some "
-        "0.5 GB more."
+        f"{host.lifted / 1e9:.2f}, at work {host.working / 1e9:.2f}); and files of {host.mapped / 1e9:.1f} GB, which "
+        "are mapped once for all: what is free beside that keeps them fast. A reading process (data.num_workers) takes "
+        "some 0.5 GB more."
     )
 
 

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2chat.commands.common import add_device_options, device_of, dtype_of
+
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from m2chat.models.config import BackboneConfig
@@ -29,7 +32,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: %(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    add_device_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -39,10 +42,13 @@ class LlamaCaptioner:
     Args:
         backbone: Configuration of the networks; the image decoder is not needed.
         device: Device of the networks.
+        dtype: Their precision; None for fp32.
     """
 
-    def __init__(self, backbone: BackboneConfig, device: str = "cpu") -> None:
-        self.backbone, self.device = backbone, device
+    def __init__(
+        self, backbone: BackboneConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        self.backbone, self.device, self.dtype = backbone, device, dtype
         self.name = f"model:{Path(backbone.adapter).stem}"
         self._llama: Any = None
 
@@ -52,8 +58,9 @@ class LlamaCaptioner:
         from m2chat.text import DESCRIBE, Layout, M2ChatTokenizer, Request
 
         llama, visual_query = load_language(self.backbone)
-        self._llama, self._visual_query = llama.eval().to(self.device), visual_query.eval().to(self.device)
-        self._clip = load_clip(self.backbone).to(self.device)
+        llama, visual_query = llama.eval().to(self.device, self.dtype), visual_query.eval().to(self.device, self.dtype)
+        self._llama, self._visual_query = llama, visual_query
+        self._clip = load_clip(self.backbone).to(self.device, self.dtype)
         self._vision = VisionInput.of(self.backbone.vision_encoder)
         self._tokenizer = M2ChatTokenizer(self.backbone.language_model)
         room = int(llama.config.max_position_embeddings)
@@ -110,7 +117,9 @@ def run(options: argparse.Namespace) -> None:
         num_image_tokens=0,
         channel_order=options.channel_order,
     )
-    index = caption_shards(paths, options.dst, LlamaCaptioner(backbone, options.device), options.batch_size)
+    device = device_of(options)
+    captioner = LlamaCaptioner(backbone, device, dtype_of(options, device))
+    index = caption_shards(paths, options.dst, captioner, options.batch_size)
     print(f"{options.dst}: {len(paths)} shards, {index['samples']} samples with {index['pictures']} pictures")
     for reason, count in sorted(index["rejects"].items(), key=lambda item: -item[1]):
         print(f"  left out: {count:8} x {reason}")
