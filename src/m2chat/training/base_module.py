@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,7 +22,7 @@ from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.memory import lower_parameters
 from m2chat.models.precision import lowered_in_training
-from m2chat.models.trainable import set_trainable
+from m2chat.models.trainable import AnyStage, set_trainable
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.replier import Given, Replier
 from m2chat.schema import KINDS, Batch
@@ -194,6 +195,13 @@ class TrainingModule(PredictingModule):
         """The random part of L_ddpm of this step."""
         draws = NoiseConfig(self.seed, self.ddpm_samples, self.ddpm_draws, self.drop_condition)
         return draw_noise(self.model.decoder, batch, self.global_step, draws)
+
+    @cached_property
+    def useful_work(self) -> Any:
+        """Counter of a step's useful work, a `UsefulWork`; None of a model that it does not know."""
+        from m2chat.training.useful_work import UsefulWork
+
+        return UsefulWork(self) if self.stage in get_args(AnyStage) else None
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:
         """Logs each loss of the global batch by its name, the first of them in the progress bar."""
