@@ -239,9 +239,8 @@ def test_the_recipe_of_the_paper(
 def test_one_card_of_80_gb_takes_the_same_steps_and_draws_samples(parsed: Any, stage: int) -> None:
     config = parsed(ROOT / f"configs/paper/stage{stage}.yaml", "--config", "configs/paper/one_gpu_80.yaml")
     assert (config.trainer.devices, config.trainer.strategy, config.data.batch_size) == (1, "auto", 8)
-    assert (
-        config.data.global_batch == (64, 8)[stage - 1] and config.data.val and config.trainer.limit_val_batches == 1.0
-    )
+    assert config.data.global_batch == (64, 8)[stage - 1]
+    assert config.data.val and config.trainer.limit_val_batches == 1.0
     names = [callback.class_path.rpartition(".")[2] for callback in config.trainer.callbacks]
     assert names[-1] == "SampleImages" and "ModelCheckpoint" in names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,3 +53,14 @@ def test_a_run_on_one_device_takes_the_steps_of_two(micro: Any, tmp_path: Path) 
     theirs = dict(whole.module.model.m3adapter.named_parameters())
     for name, ours in parts.module.model.m3adapter.named_parameters():
         assert ours.detach().sub(theirs[name]).abs().max() < 2e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_replicas_take_the_steps_of_one_process(micro: Any, on_two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+    """As configs/paper/ddp.yaml trains, stage 2 too, some of whose tensors get no gradient."""
+    alone = micro.fit("m3ft", tmp_path, 3, batch_size=4).losses
+    strategy = "ddp_find_unused_parameters_true"
+    two = on_two_ranks(lambda: micro.fit("m3ft", tmp_path, 3, batch_size=2, strategy=strategy).losses)
+    for ours, theirs in zip(two, alone, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -91,6 +91,7 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
         )
     samples = data.samples_per_epoch * settings.trainer.max_epochs if data.samples_per_epoch else None
     print(training_report(plan, gpu, devices, limit, samples, module.shard_frozen))
+    print(_step(shape.batch * devices, data.global_batch))
     layouts = (plan.sharded, plan.whole) if module.shard_frozen else (plan.whole, plan.sharded)
     on_cpu = settings.trainer.accelerator == "cpu"
     host = plan_host(components(model), on_cpu, layouts[0].memory.activations)
@@ -160,6 +161,15 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
     tokens = options.tokens or evaluation.max_tokens or settings.data.max_tokens
     plan = plan_inference(model, tokens, model.decoder.image_size)
     print(inference_report(plan, gpu, evaluation.drawing(module.backbone.decoder)[0], options.memory * 1e9))
+
+
+def _step(together: int, wanted: int | None) -> str:
+    """How many samples an optimiser step has, in words."""
+    if wanted is None or wanted == together:
+        return f"\nA step has {together} samples."
+    if wanted % together:
+        return f"\nA step of {together} samples is refused: data.global_batch is {wanted}."
+    return f"\nA step has {wanted} samples: each GPU accumulates {wanted // together} batches."
 
 
 def _devices(settings: Any, nodes: bool = True) -> int:
