@@ -365,11 +365,11 @@ def attempt(bench: Bench, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return work()
     except torch.OutOfMemoryError as error:
-        bench.forget()
-        return {"out_of_memory": str(error).splitlines()[0]}
+        result = {"out_of_memory": str(error).splitlines()[0]}
     except UserError as error:
-        bench.forget()
-        return {"not_possible": str(error)}
+        result = {"not_possible": str(error)}
+    bench.forget()  # here, where the error no longer holds what its functions had
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
