@@ -52,7 +52,7 @@ from m2chat.models.blank import blank_m2chat, without_cached  # noqa: E402
 from m2chat.models.config import BackboneConfig, M3AdapterConfig  # noqa: E402
 from m2chat.models.memory import lower_parameters  # noqa: E402
 from m2chat.models.trainable import set_trainable, trainable_names  # noqa: E402
-from m2chat.planning.meter import FlopMeter  # noqa: E402
+from m2chat.planning.meter import Meter  # noqa: E402
 from m2chat.planning.rules import GpuRules  # noqa: E402
 from m2chat.planning.step import blank_noise  # noqa: E402
 from m2chat.schema import Batch  # noqa: E402
@@ -143,7 +143,7 @@ def flops(batch: Batch, side: Side) -> int:
         without_cached(model)
     set_trainable(model, trainable_names(model, "align"))
     noise = blank_noise(model, blank.select(list(range(side.module.ddpm_samples or len(batch)))))
-    with FlopMeter(model) as meter, GpuRules():
+    with Meter() as meter, GpuRules():
         output = model(blank, noise, use_image=False, with_text=False)
         condition = output.condition
         loss = ddpm_loss(output.prediction, output.diffusion_target, blank.has_target[: len(noise.samples)])

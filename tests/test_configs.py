@@ -21,10 +21,13 @@ M3ADAPTERS = sorted(ROOT.glob("configs/m3adapter/*.yaml"))
 DECODERS = sorted(ROOT.glob("configs/decoder/*.yaml"))
 OF_ROWS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
 OF_BASES = sorted([*ROOT.glob("configs/paper/llama*.yaml"), *ROOT.glob("configs/smollm2/*.yaml")])
-OVERLAYS = [*OF_ROWS, *OF_BASES, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
+OF_CARDS = [ROOT / f"configs/paper/{name}.yaml" for name in ("ddp", "one_gpu_80")]
+OF_PAPER_ROWS = sorted(ROOT.glob("configs/paper/rows/*.yaml"))
+OVERLAYS = [*OF_ROWS, *OF_BASES, *OF_CARDS, *OF_PAPER_ROWS, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
 RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *DECODERS, *OVERLAYS})
 OURS = ROOT / "configs/paper/stage0.yaml"
-PAPER = [path for path in RUNS if path.parent.name == "paper" and path != OURS]
+ONE_CARD = ROOT / "configs/paper/one_gpu_24.yaml"
+PAPER = [path for path in RUNS if path.parent.name == "paper" and path not in (OURS, ONE_CARD)]
 
 
 def name_of(path: Path) -> str:
@@ -229,6 +232,26 @@ def test_the_recipe_of_the_paper(
     assert weights == ({"cc3m": 1.0, "laion": 0.25} if stage == 1 else {"instruct": 4.0, "mmdialog": 7.0})
     # Generation needs whole weights in every process.
     assert config.trainer.limit_val_batches == 0
+    assert config.data.global_batch == 8 * batch_size and not config.model.init_args.shard_frozen
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_one_card_of_80_gb_takes_the_same_steps_and_draws_samples(parsed: Any, stage: int) -> None:
+    config = parsed(ROOT / f"configs/paper/stage{stage}.yaml", "--config", "configs/paper/one_gpu_80.yaml")
+    assert (config.trainer.devices, config.trainer.strategy, config.data.batch_size) == (1, "auto", 8)
+    assert config.data.global_batch == (64, 8)[stage - 1]
+    assert config.data.val and config.trainer.limit_val_batches == 1.0
+    names = [callback.class_path.rpartition(".")[2] for callback in config.trainer.callbacks]
+    assert names[-1] == "SampleImages" and "ModelCheckpoint" in names
+
+
+def test_one_card_of_24_gb_differs_from_the_paper_in_its_card_alone(parsed: Any) -> None:
+    config, twin = parsed(ONE_CARD), parsed(ROOT / "configs/paper/stage1.yaml")
+    assert config.model == twin.model
+    differ = {name for name in config.data if config.data[name] != twin.data[name]}
+    assert differ == {"features", "num_workers"} and config.data.features == "data/features/one_gpu_24"
+    differ = {name for name in config.trainer if config.trainer[name] != twin.trainer[name]}
+    assert differ == {"devices", "strategy"} and config.trainer.devices == 1
 
 
 @pytest.mark.parametrize("path", [path for path in RUNS if path.name.startswith("eval_")], ids=name_of)

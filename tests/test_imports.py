@@ -43,9 +43,10 @@ OURS: dict[str, set[str]] = {
     "metrics": {"models.weights"},  # networks that measure are read as those that are measured
     "evaluation": {"metrics", "data.images", "data.network_inputs"},  # pictures on disk are decoded as everywhere
     "data": {"text"},
-    "training": {"models", "losses", "text", "pipeline"},  # validation generates replies, and replies are words
+    # Validation generates replies, and replies are words; the log has the share of the GPU's peak.
+    "training": {"models", "losses", "text", "pipeline", "planning"},
     "baselines": {"models", "losses", "text", "pipeline", "training"},
-    "callbacks": {"metrics", "evaluation"},
+    "callbacks": {"metrics", "evaluation", "planning.gpus"},
     "pipeline": {
         "text",
         "models",

@@ -10,11 +10,11 @@ def _masked_mean_square(error: Tensor, mask: Tensor, weights: Tensor | None = No
     """Mean square of the samples in a mask: 0, with a gradient path, if there are none.
 
     Args:
-        error: Differences, (B, ...).
+        error: Differences in fp32, (B, ...).
         mask: Samples that count, (B,) bool.
         weights: Weight of each sample in the mean, (B,); None for 1.
     """
-    per_sample = error.float().square().flatten(1).mean(1)
+    per_sample = error.square().flatten(1).mean(1)
     counts = mask.to(per_sample.dtype)
     weighted = counts if weights is None else counts * weights
     return (per_sample * weighted).sum() / counts.sum().clamp(min=1)
@@ -38,9 +38,9 @@ def align_loss(
         mask: Samples that have a picture to draw, (B,) bool.
         weights: Weight of each sample in the mean, (B,); None for 1.
     """
-    loss = _masked_mean_square(h_align - e_clip, mask, weights)
+    loss = _masked_mean_square(h_align.float() - e_clip.float(), mask, weights)
     if h_palign is not None and e_pclip is not None:
-        loss = loss + _masked_mean_square(h_palign - e_pclip, mask, weights)
+        loss = loss + _masked_mean_square(h_palign.float() - e_pclip.float(), mask, weights)
     return loss
 
 
@@ -52,7 +52,7 @@ def ddpm_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         target: Noise or velocity, by the scheduler's `prediction_type`, (n, c, h, w).
         mask: Samples that have a picture to draw, (n,) bool.
     """
-    return _masked_mean_square(prediction - target, mask)
+    return _masked_mean_square(prediction.float() - target.float(), mask)
 
 
 def text_loss(logits: Tensor, labels: Tensor, replies: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,3 +60,41 @@ def test_samples_per_second_without_validation(tmp_path: Path) -> None:
 def test_every_is_checked() -> None:
     with pytest.raises(ValueError, match=r"Throughput\.every"):
         Throughput(every=0)
+
+
+class Waiting(Slow):
+    """Waits for each batch as long as it works on it."""
+
+    def train_dataloader(self) -> Any:
+        def late(items: list[Tensor]) -> Tensor:
+            time.sleep(SECONDS)
+            return torch.stack(items)
+
+        return torch.utils.data.DataLoader(torch.ones(32, 2), batch_size=4, collate_fn=late)
+
+
+def test_the_wait_for_data_and_the_memory_are_logged(tmp_path: Path) -> None:
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, callbacks=[Throughput(every=3)], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(Waiting())
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert 0.2 < logged["train/data_wait"] < 0.9
+    assert 0.05 < logged["train/host_memory_gb"] < 20
+    assert "train/mfu" not in logged and "train/memory_gb" not in logged  # of a GPU
+
+
+def test_the_share_of_the_peak_counts_samples_and_their_real_tokens() -> None:
+    seen: list[float] = []
+    batch = [0, 1]
+
+    class Work:
+        def of(self, batch: Any, tokens: float) -> float:
+            seen.append(tokens)
+            return 10.0
+
+    callback = Throughput()
+    callback._tokens, callback._samples = [torch.tensor(60), torch.tensor(40)], 4
+    assert callback._work(SimpleNamespace(useful_work=Work()), batch) == 20.0 and seen == [25.0]
+    assert callback._work(SimpleNamespace(), batch) is None

@@ -27,7 +27,8 @@ def test_a_training_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Each of 2 GPUs, 4 samples" in out and "taken to be" not in out
     rows = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("|")}
     assert "504,128" in rows["M³Adapter"] and "504,128" in rows["together"]
-    assert "yes" in rows["fits"] and "GPU-hours of 32,000 samples" in out
+    assert "yes" in rows["fits"] and "24 and more" in rows["fits cards of, GB"] and "GPU-hours of 32,000 samples" in out
+    assert "Memory of the computer: " in out and "What would make it fit" not in out
 
 
 def test_stage_1_from_a_feature_cache(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +39,13 @@ def test_stage_1_from_a_feature_cache(capsys: pytest.CaptureFixture[str]) -> Non
     rows = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("|")}
     assert "UNet" in rows and "M³Adapter" in rows
     assert not {"language model", "vision encoder", "visual query", "text encoder 1"} & rows.keys()
+
+
+def test_what_would_make_it_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("configs/stage2.yaml", "--memory", "3.2", "--data.batch_size=8") == 0
+    out = capsys.readouterr().out
+    assert "What would make it fit 3.2 GB:" in out
+    assert "- data.batch_size 1 instead of 8" in out and ", which fits" in out
 
 
 def test_the_largest_batch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +62,8 @@ def test_generation(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("configs/stage1.yaml", "--gpu", "tpu"), "--gpu tpu: choose one of a100, h100, h200, h800"),
+        (("configs/stage1.yaml", "--gpu", "tpu"), "--gpu tpu: choose one of a10, a100, a100-40, a100-pcie"),
+        (("configs/eval_coco.yaml", "--config", "configs/rows/sdxl.yaml"), "DiffusersModule cannot be planned"),
         (("configs/stage1.yaml", "--micro-batch", "many"), "--micro-batch many: give a number of samples, or 'auto'"),
         (("configs/stage1.yaml", "--micro-batch", "auto", "--memory", "1"), "one sample needs"),
         (("configs/stage1.yaml", "--data.batchsize=4"), "Did you mean 'data.batch_size'?"),

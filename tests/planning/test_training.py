@@ -16,7 +16,7 @@ from m2chat.models.memory import lower_parameters
 from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
 from m2chat.models.units import components, shard_units, unit_parameters
 from m2chat.planning.gpus import GPUS, gpu_named
-from m2chat.planning.meter import LiveBytes
+from m2chat.planning.meter import Meter
 from m2chat.planning.step import BatchShape, StepMeasure, blank_batch, blank_noise, measure_step, step_loss
 from m2chat.planning.training import RESERVE, count_parameters, largest_batch, lay_out, plan_training
 
@@ -123,7 +123,7 @@ def test_the_plan_of_the_micro_model_is_what_it_does(backbone: BackboneConfig) -
     shape = BatchShape(2, 64, 32, 8)
     batch = blank_batch(real, shape, "cpu")
     inputs = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    with LiveBytes([*real.parameters(), *real.buffers(), *inputs]) as live:
+    with Meter([*real.parameters(), *real.buffers(), *inputs]) as live:
         step_loss(real, batch, blank_noise(real, batch), "m3ft").backward()
     assert measure_step(blank, "m3ft", shape).peak == pytest.approx(live.peak, rel=0.05)
 

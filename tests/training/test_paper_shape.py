@@ -38,6 +38,7 @@ def tiny(micro: Any, stage: int, ranks: int, precision: str) -> dict[str, Any]:
         "data": {
             "train": [{**source, "path": str(micro.shards / kind)} for source, kind in sources],
             "batch_size": 4 // ranks,
+            "global_batch": 4,
             "samples_per_epoch": 16,  # an epoch of 4 steps: it saves and resumes in the middle of one
             "image_size": 32,
             "max_tokens": 256,

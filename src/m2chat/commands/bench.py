@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2chat.commands.arguments import CONFIG, existing, in_range, new_folder
-from m2chat.commands.common import add_model_options, add_size_options, how_to_draw, load_pipeline
+from m2chat.commands.common import add_model_options, add_size_options, device_of, how_to_draw, load_pipeline
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,8 +154,6 @@ def _score(
     left_out: int,
 ) -> None:
     """Scores a folder of outputs into OUT, and prints the result; `left_out` questions are none of them."""
-    import torch
-
     from m2chat.benchmarks.base import is_there
     from m2chat.benchmarks.engine import predictions_of_files
     from m2chat.commands.evaluation.folder import score_predictions
@@ -180,7 +178,7 @@ def _score(
         print(f"{lost} of {len(pictures)} reference pictures are missing (--pictures names their folder){without}")
     for metric in metrics:
         if metric.network is not None:
-            metric.network.to(torch.device(options.device))
+            metric.network.to(device_of(options))
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / SCORES
     with locked(target), whole_folder(target, replace=True) as folder:

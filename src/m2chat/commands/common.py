@@ -14,9 +14,21 @@ from m2chat.files import take_file, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from m2chat.pipeline import M2ChatPipeline, PipelineOutput
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Precisions of ``--dtype`` by torch's names."""
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds options of device and precision."""
+    parser.add_argument("--device", type=device, default="auto", help="device, such as cpu or cuda:1; auto is the GPU "
+                        "if there is one (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="precision of the weights; auto is "
+                        "bf16 on a GPU, and fp32 on a CPU, where bf16 is slow (default: %(default)s)")  # fmt: skip
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +53,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                          "(default: all of it)")  # fmt: skip
     drawing.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="LoRA, with its factor "
                          "(default: 1); may be given several times")  # fmt: skip
-    parser.add_argument("--device", type=device, default="cpu", help="device, such as cuda (default: %(default)s)")
+    add_device_options(parser)
     parser.add_argument("--memory", choices=("high", "balanced", "low"), help="high: bf16 on a GPU; balanced: int8 "
                         "language model; low: int4, parts moved to the GPU in turn, tiled decoding; on a CPU high is "
                         "fp32 in memory, and low leaves large weights in their files")  # fmt: skip
@@ -93,6 +105,33 @@ def how_to_draw(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def device_of(options: argparse.Namespace) -> torch.device:
+    """The device of the options.
+
+    Raises:
+        UserError: If torch cannot use it.
+    """
+    import torch
+
+    if options.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    require_device(options.device)
+    return torch.device(options.device)
+
+
+def dtype_of(options: argparse.Namespace, device: torch.device) -> torch.dtype | None:
+    """The precision of the options on a device: never fp32 on a GPU unless it is asked for.
+
+    Returns:
+        The precision; None where the computation is in fp32 and large weights stay as their files have them.
+    """
+    import torch
+
+    if options.dtype == "auto":
+        return None if device.type == "cpu" else torch.bfloat16
+    return getattr(torch, DTYPES[options.dtype])  # type: ignore[no-any-return]
+
+
 def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
     """The model of the options, without progress bars; wrong options are refused before anything heavy is imported.
 
@@ -103,10 +142,12 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
 
     changes = decoder_changes(options)
     decoder_config(changes)  # names and numbers
+    if options.memory or options.device not in ("auto", "cpu"):
+        where = device_of(options)
     if options.memory:
         from m2chat.models.memory import options_of
 
-        options_of(options.memory, options.device)  # a mode that this computer does not have is refused first
+        options_of(options.memory, where)  # a mode that this computer does not have is refused first
     backbone = None
     if options.backbone is not None:
         import yaml
@@ -123,15 +164,16 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
 
         from m2chat.pipeline import M2ChatPipeline
 
-        require_device(options.device)
+        where = device_of(options)
+        dtype = dtype_of(options, where)
         disable_progress_bar()
         pipe = M2ChatPipeline.from_pretrained(
             options.weights, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
         )
         try:
-            pipe = pipe.fit_to_memory(options.memory, options.device) if options.memory else pipe.to(options.device)
+            pipe = pipe.fit_to_memory(options.memory, where, dtype) if options.memory else pipe.to(where, dtype)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}; cpu is always there") from error
+            raise UserError(f"--device {where}: {str(error).splitlines()[0]}; cpu is always there") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

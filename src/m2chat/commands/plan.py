@@ -24,10 +24,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--devices", type=in_range("devices"), default=None, help="number of GPUs (default: the configuration's)"
     )
-    parser.add_argument(
-        "--memory", type=in_range("gigabytes"), default=80.0, help="memory of each GPU, in GB (10^9 bytes)"
-    )
-    parser.add_argument("--gpu", default="h100", help="GPU whose data sheet counts: a100, h100, h800 or h200")
+    parser.add_argument("--memory", type=in_range("gigabytes"), default=None, help="memory of each GPU, in GB (10^9 "
+                        "bytes; default: that of --gpu)")  # fmt: skip
+    parser.add_argument("--gpu", default="h100", help="GPU whose data sheet counts, such as rtx4090, l40s, a100-40, "
+                        "a100, h100-pcie or h200; a wrong name lists all (default: %(default)s)")  # fmt: skip
     parser.add_argument("--micro-batch", default=None, help="samples of a GPU, or 'auto' for the most that fit")
     parser.add_argument(
         "--tokens",
@@ -46,12 +46,19 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a setting has no valid value, or not even one sample fits.
     """
+    from m2chat.errors import UserError
     from m2chat.lightning_cli import read_config
     from m2chat.models.blank import blank_m2chat, blank_reading
     from m2chat.planning.gpus import gpu_named
 
     gpu = gpu_named(options.gpu)
+    options.memory = gpu.size / 1e9 if options.memory is None else options.memory
     settings, module = read_config(options.config, options.overrides)
+    if module.stage not in USUAL_TOKENS:
+        raise UserError(
+            f"--config: {type(module).__name__} cannot be planned; choose a configuration of stage 0, 1 or 2, or one "
+            "that evaluates M²Chat"
+        )
     if module.stage == "describe":
         model, assumed = blank_reading(module.backbone)
     else:
@@ -71,7 +78,9 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     from dataclasses import replace
 
     from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
-    from m2chat.planning.report import training_report
+    from m2chat.models.units import components
+    from m2chat.planning.host import plan_host
+    from m2chat.planning.report import host_report, training_report
     from m2chat.planning.step import BatchShape
     from m2chat.planning.training import largest_batch, plan_training
 
@@ -82,6 +91,7 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     set_trainable(model, adapter_names(model) if module.stage == "describe" else trainable_names(model, module.stage))
     autocast = module.prepare_precision(model, str(settings.trainer.precision))
     devices, limit = options.devices or _devices(settings), options.memory * 1e9
+    options.features = options.features or (module.stage == "align" and bool(data.features))
     whole = _take_out(options, module, model, replace(shape, tokens=usual), autocast) if options.features else None
     if options.micro_batch == "auto":
         batch = largest_batch(
@@ -98,6 +108,42 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
         )
     samples = data.samples_per_epoch * settings.trainer.max_epochs if data.samples_per_epoch else None
     print(training_report(plan, gpu, devices, limit, samples, module.shard_frozen))
+    print(_step(shape.batch * devices, data.global_batch))
+    layouts = (plan.sharded, plan.whole) if module.shard_frozen else (plan.whole, plan.sharded)
+    on_cpu = settings.trainer.accelerator == "cpu"
+    host = plan_host(components(model), on_cpu, layouts[0].memory.activations)
+    print(host_report(host, _devices(settings, nodes=False)))
+    if layouts[0].memory.total > limit:
+        print(f"\nWhat would make it fit {options.memory:g} GB:\n")
+        print("\n".join(_advice(options, module, model, shape, autocast, devices, layouts, limit, settings)))
+
+
+def _advice(
+    options: argparse.Namespace,
+    module: Any,
+    model: Any,
+    shape: Any,
+    autocast: Any,
+    devices: int,
+    layouts: Any,
+    limit: float,
+    settings: Any,
+) -> list[str]:
+    from dataclasses import replace
+
+    from m2chat.planning.advice import advice, changes
+    from m2chat.planning.step import measure_step
+
+    recomputed = module.gradient_checkpointing
+
+    def peak(batch: int, again: bool) -> float:
+        if again != module.gradient_checkpointing:
+            module.gradient_checkpointing = again
+            module.prepare_precision(model, str(settings.trainer.precision))
+        return measure_step(model, module.stage, replace(shape, batch=batch), autocast, options.features).peak
+
+    found = changes(model, module.stage, shape, devices, layouts, options.features, recomputed, peak)
+    return advice(found, limit)
 
 
 def _take_out(options: argparse.Namespace, module: Any, model: Any, shape: Any, autocast: Any) -> float:
@@ -134,9 +180,18 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
     print(inference_report(plan, gpu, evaluation.drawing(module.backbone.decoder)[0], options.memory * 1e9))
 
 
-def _devices(settings: Any) -> int:
+def _step(together: int, wanted: int | None) -> str:
+    """How many samples an optimiser step has, in words."""
+    if wanted is None or wanted == together:
+        return f"\nA step has {together} samples."
+    if wanted % together:
+        return f"\nA step of {together} samples is refused: data.global_batch is {wanted}."
+    return f"\nA step has {wanted} samples: each GPU accumulates {wanted // together} batches."
+
+
+def _devices(settings: Any, nodes: bool = True) -> int:
     devices = settings.trainer.devices
-    return int(devices) * int(settings.trainer.num_nodes) if str(devices).isdigit() else 1
+    return (int(devices) if str(devices).isdigit() else 1) * (int(settings.trainer.num_nodes) if nodes else 1)
 
 
 def _count(text: str) -> int:

@@ -77,6 +77,8 @@ class M2ChatDataModule(LightningDataModule):
         features: Folder of a feature cache (`m2chat data features`), from which stages 1 and 2 train without loading
             the networks whose outputs it has: the same samples in the same order. ``auto`` takes one under
             ``data/features`` that fits, or none.
+        global_batch: Number of samples of an optimiser step, of all devices together: as many batches are accumulated
+            as that takes, and a run that cannot have it is refused. None takes what comes out.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class M2ChatDataModule(LightningDataModule):
         prompt: PromptFormat = "auto",
         features: str | None = None,
         scaled_decoding: bool = False,
+        global_batch: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, kind in (
@@ -118,7 +121,7 @@ class M2ChatDataModule(LightningDataModule):
             ("test_samples", test_samples, "samples"), ("num_workers", num_workers, "num_workers"),
             ("num_image_tokens", num_image_tokens, "num_image_tokens"), ("max_tokens", max_tokens, "max_tokens"),
             ("image_size", image_size, "image_size"), ("length_bucketing", length_bucketing, "length_bucketing"),
-            ("prefetch_factor", prefetch_factor, "prefetch_factor"),
+            ("prefetch_factor", prefetch_factor, "prefetch_factor"), ("global_batch", global_batch, "batch_size"),
         ):  # fmt: skip
             if value is not None:
                 check_number(f"data.{name}", value, kind)
@@ -143,7 +146,7 @@ class M2ChatDataModule(LightningDataModule):
         """Where the next iteration of the training data starts, as in a checkpoint; empty for the beginning."""
         self._finished, self._keeps_count = FinishedBatches(), KeepsCount(self)
         self._collator: Collator | None = None
-        self.features, self.scaled_decoding = features, scaled_decoding
+        self.features, self.scaled_decoding, self.global_batch = features, scaled_decoding, global_batch
         self._cache: FeatureCache | None = None
 
     def prepare_data(self) -> None:

@@ -6,6 +6,7 @@ model with random weights, which is how speed is measured without a download.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.reading import ReadingModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.models.weights.adapter import open_adapter
-from m2chat.models.weights.clip import clip_settings
+from m2chat.models.weights.clip import clip_settings, open_clip_tower
 from m2chat.models.weights.files import load_json
+from m2chat.models.weights.llama import llama_folder, open_llama
 
 _NOT_SHAPES = ("model_type", "architectures", "dtype", "transformers_version")
 
@@ -43,9 +45,10 @@ def blank_m2chat(
         The model in fp32, and a line for each network that was taken to be the paper's.
     """
     assumed: list[str] = []
+    found = _LocalSizes.of(backbone)
     with torch.device(device):
-        clip = _clip(backbone, assumed)
-        llama, visual_query = _language(backbone, clip.width, assumed)
+        clip = _clip(backbone, found, assumed)
+        llama, visual_query = _language(backbone, found, clip.width, assumed)
         decoder = BlankDecoder(backbone.image_decoder, backbone.decoder)
         if not Path(backbone.image_decoder).exists():
             assumed.append(f"backbone.image_decoder={backbone.image_decoder!r} is not there: taken to be SDXL base 1.0")
@@ -55,9 +58,10 @@ def blank_m2chat(
 def blank_reading(backbone: BackboneConfig, device: torch.device | str = "meta") -> tuple[ReadingModel, list[str]]:
     """The same of what stage 0 trains: without connector and image decoder."""
     assumed: list[str] = []
+    found = _LocalSizes.of(backbone)
     with torch.device(device):
-        clip = _clip(backbone, assumed)
-        llama, visual_query = _language(backbone, clip.width, assumed)
+        clip = _clip(backbone, found, assumed)
+        llama, visual_query = _language(backbone, found, clip.width, assumed)
         return ReadingModel(llama, clip, visual_query), assumed
 
 
@@ -74,12 +78,39 @@ def without_cached(model: M2ChatModel) -> None:
         setattr(decoder.vae, half, Absent(f"VAE's {half}"))
 
 
-def _language(backbone: BackboneConfig, clip_width: int, assumed: list[str]) -> tuple[Any, VisualQueryEncoder]:
+@dataclass(frozen=True)
+class _LocalSizes:
+    """Sizes that stand in files of weights alone.
+
+    Args:
+        llama: Settings of Meta's LLaMA; None of another folder.
+        clip: Settings of CLIP in one file; None of anything else.
+    """
+
+    llama: dict[str, Any] | None
+    clip: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, backbone: BackboneConfig) -> _LocalSizes:
+        """Reads them, outside of any other device than the CPU."""
+        folder, llama, clip = llama_folder(Path(backbone.language_model)), None, None
+        if (folder / "params.json").is_file():
+            llama = open_llama(folder, "backbone.language_model").settings
+        if Path(backbone.vision_encoder).is_file():
+            clip = open_clip_tower(backbone.vision_encoder, "backbone.vision_encoder").settings
+        return cls(llama, clip)
+
+
+def _language(
+    backbone: BackboneConfig, found: _LocalSizes, clip_width: int, assumed: list[str]
+) -> tuple[Any, VisualQueryEncoder]:
     from m2chat.models.llama_adapter import AdapterLlamaConfig, AdapterLlamaForCausalLM
 
     folder, adapter = Path(backbone.language_model), Path(backbone.adapter)
     settings: dict[str, Any] = published.LLAMA_7B
-    if (folder / "config.json").is_file():
+    if found.llama is not None:
+        settings = found.llama
+    elif (folder / "config.json").is_file():
         settings = load_json(folder / "config.json", "backbone.language_model")
     else:
         assumed.append(f"backbone.language_model={str(folder)!r} is not there: taken to be LLaMA 7B")
@@ -105,19 +136,21 @@ def _language(backbone: BackboneConfig, clip_width: int, assumed: list[str]) -> 
     config = AdapterLlamaConfig(
         adapter_len=shape.prompts,
         adapter_layers=shape.layers,
-        adapter_bias=shape.bias,
+        adapter_bias=True,  # of every variant: stage 2 trains those that the file lacks, from zero
         lora_rank=shape.lora_rank,
         **{key: value for key, value in settings.items() if key not in _NOT_SHAPES},
     )
     return AdapterLlamaForCausalLM(config), shape.visual_query(config.hidden_size)
 
 
-def _clip(backbone: BackboneConfig, assumed: list[str]) -> ClipTokens:
+def _clip(backbone: BackboneConfig, found: _LocalSizes, assumed: list[str]) -> ClipTokens:
     import open_clip
 
     name = backbone.vision_encoder
     if Path(name).is_dir():
         settings = clip_settings(Path(name), "backbone.vision_encoder")
+    elif found.clip is not None:
+        settings = found.clip
     else:
         architecture = name.partition(":")[0]
         if architecture not in open_clip.list_models():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
+from m2chat.models.precision import full
 from m2chat.models.refiner import steps_before
 from m2chat.models.schedulers import WHOLE, Interval
 
@@ -81,14 +82,14 @@ class Stage:
     negative: FixedCondition | None = None
 
     def predict(self, scaled: Tensor, index: int, guidance: float | None) -> Tensor:
-        """The UNet's prediction, guided unless `guidance` is None: (B, c, h, w) to the same."""
+        """The UNet's prediction in fp32, guided unless `guidance` is None: (B, c, h, w) to the same."""
         if guidance is None or self.negative is not None:
-            positive: Tensor = self.unet(scaled, fixed=self.condition, index=index, guided=False)
+            positive: Tensor = full(self.unet(scaled, fixed=self.condition, index=index, guided=False))
             if guidance is None:
                 return positive
-            negative: Tensor = self.unet(scaled, fixed=self.negative, index=index, guided=False)
+            negative: Tensor = full(self.unet(scaled, fixed=self.negative, index=index, guided=False))
         else:
-            negative, positive = self.unet(scaled, fixed=self.condition, index=index, guided=True).chunk(2)
+            negative, positive = full(self.unet(scaled, fixed=self.condition, index=index, guided=True)).chunk(2)
         return negative + guidance * (positive - negative)
 
 
@@ -182,9 +183,10 @@ def denoise(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = [torch.randn(shape, generator=generator) for generator in generators]
     scheduler = started(decoder.scheduler, steps, h_align.device)
-    latents = torch.stack(noise).to(h_align) * scheduler.init_noise_sigma
+    # Whatever the UNet's precision, latents and sizes are fp32: a step is a small difference of large numbers.
+    latents = torch.stack(noise).to(h_align.device) * scheduler.init_noise_sigma
     guided = guidance > 1
-    ids, timesteps = time_ids.to(h_align), scheduler.timesteps
+    ids, timesteps = full(time_ids.to(h_align.device)), scheduler.timesteps
     refiner = None if h_palign is None else decoder.refiner
 
     def negative(zeros: bool) -> Any:
@@ -215,7 +217,7 @@ def denoise(
         random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         whole = int(scheduler.config.num_train_timesteps)
         for index, timestep in enumerate(stage.condition.timesteps):
-            scaled = scheduler.scale_model_input(latents, timestep)
+            scaled = scheduler.scale_model_input(latents, timestep).to(h_align.dtype)
             acts = guided and interval[0] <= 1 - float(timestep) / whole <= interval[1]
             predicted = stage.predict(scaled, index, guidance if acts else None)
             output = scheduler.step(predicted, timestep, latents, **random)
@@ -229,4 +231,4 @@ def denoise(
                 output.prev_sample if estimate is None else estimate,
             )
             yield state
-            latents = state.latents
+            latents = full(state.latents)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
 from m2chat.models.denoising import Denoising, OnStep, denoise, started
+from m2chat.models.precision import full
 from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS, Interval
 from m2chat.models.vae import decode, encode
 from m2chat.models.weights.diffusion import load_diffusion
@@ -197,10 +198,16 @@ class ImageDecoder(nn.Module):
         Raises:
             UserError: If latents in fp16 are not finite.
         """
+        if self.unet.dtype == torch.float16:
+            latents = latents.half()  # in which its overflow shows
         return decode(self.preview_vae if preview and self.preview_vae is not None else self.vae, latents)
 
     def diffuse(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Noisy latents and what the UNet should say of them, by the scheduler's `prediction_type`."""
+        """Noisy latents and what the UNet should say of them, by the scheduler's `prediction_type`; both in fp32.
+
+        In bf16 there would be no noise at all at the first timesteps: the schedule's numbers there round to 1.
+        """
+        latents, noise = full(latents), full(noise)
         noisy = self.noiser.add_noise(latents, noise, timesteps)
         kind = self.noiser.config.prediction_type
         if kind == "epsilon":
@@ -227,7 +234,7 @@ class ImageDecoder(nn.Module):
             time_ids: (B, 6).
         """
         added = {"text_embeds": h_palign, "time_ids": time_ids} if self.is_xl else None
-        output: Tensor = self.unet(noisy, timesteps, h_align, added_cond_kwargs=added).sample
+        output: Tensor = self.unet(noisy.to(self.unet.dtype), timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
     def denoise(

@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from m2chat.models.decoding import ReplyCache
+from m2chat.models.precision import ExactBuffers
 
 
 class AdapterLlamaConfig(LlamaConfig):
@@ -233,7 +234,7 @@ class ExtendedHead(nn.Linear):
         return torch.cat([base, extra], -1)
 
 
-class AdapterLlamaForCausalLM(LlamaForCausalLM):
+class AdapterLlamaForCausalLM(ExactBuffers, LlamaForCausalLM):
     """LLaMA with the adapter in every layer and the rows of the added tokens.
 
     Args:

@@ -163,7 +163,7 @@ class M2ChatModel(ReadingModel):
         if features is None or features.latents is None:  # only of the samples that are drawn
             latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
         else:
-            latents = features.latents[noise.samples].to(self.decoder.unet.dtype)  # as the VAE gives them
+            latents = features.latents[noise.samples]
         chosen = noise.samples.repeat(noise.draws)
         latents = latents.repeat(noise.draws, 1, 1, 1)
         noisy, target = self.decoder.diffuse(latents, noise.noise, noise.timesteps)

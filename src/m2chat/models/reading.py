@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from m2chat.models.precision import ExactBuffers
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.schema import Batch
 
 
-class ReadingModel(nn.Module):
+class ReadingModel(ExactBuffers):
     """Reads text and a picture, and writes text.
 
     Args:

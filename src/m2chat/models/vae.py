@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
+from m2chat.models.precision import without_autocast
 
 _LOG = logging.getLogger(__name__)
 
 
 def encode(vae: Any, pixels: Tensor) -> Tensor:
-    """Latents of pictures, scaled: of an `AutoencoderKL` the posterior's mean.
+    """Latents of pictures, scaled: of an `AutoencoderKL` the posterior's mean. Autocast does not lower them.
 
     Args:
         vae: `AutoencoderKL` or `AutoencoderTiny`.
         pixels: Pictures in [-1, 1], (B, 3, H, W).
 
     Returns:
-        (B, c, h, w).
+        (B, c, h, w), in the precision of the VAE.
     """
-    upcast = _upcast(vae, pixels)
-    encoded = vae.encode(pixels.float() if upcast else pixels)
-    latents: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-    latents = latents * vae.config.scaling_factor
-    return latents.to(pixels.dtype) if upcast else latents
+    with without_autocast(pixels.device):
+        encoded = vae.encode(pixels.to(_precision(vae, "encoder")))
+        latents: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+        return latents * vae.config.scaling_factor
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
@@ -49,15 +49,15 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
             "(torch_dtype=torch.bfloat16)"
         )
     scaled = latents / vae.config.scaling_factor
-    pixels: Tensor = vae.decode(scaled.float() if _upcast(vae, latents) else scaled).sample
+    pixels: Tensor = vae.decode(scaled.to(_precision(vae, "decoder"))).sample
     if pixels.dtype == torch.float16 and not bool(pixels.isfinite().all()):
         _LOG.warning("the VAE's numbers are not finite in fp16, and its force_upcast is off: it works in fp32 now")
         pixels = vae.to(torch.float32).decode(scaled.float()).sample
     return pixels.clamp(-1, 1)
 
 
-def _upcast(vae: Any, given: Tensor) -> bool:
-    """Whether a VAE works in fp32 between networks in fp16; one that is marked so is lifted to fp32 first."""
+def _precision(vae: Any, half: str) -> torch.dtype:
+    """Precision of a half of a VAE; one in fp16 that is marked as overflowing is lifted to fp32 first."""
     if vae.dtype == torch.float16 and vae.config.force_upcast:
         vae.to(torch.float32)
-    return given.dtype == torch.float16 and vae.dtype == torch.float32
+    return next(getattr(vae, half).parameters()).dtype

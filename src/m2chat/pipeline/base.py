@@ -68,17 +68,20 @@ class PipelineBase:
         lay_out(self.model)
         return self
 
-    def fit_to_memory(self, mode: MemoryMode, device: torch.device | str = "cpu") -> Self:
+    def fit_to_memory(
+        self, mode: MemoryMode, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Self:
         """Prepares the model, instead of `to`, for generation within a device's memory; see `models.memory`.
 
         Args:
             mode: ``high``, ``balanced`` or ``low``.
             device: Device of the computation.
+            dtype: Precision of the weights that stay whole; None takes bf16, or fp32 on a CPU.
 
         Raises:
             UserError: If the mode is unknown, or needs torchao and that is not installed.
         """
-        fit_to_memory(self.model, mode, device)
+        fit_to_memory(self.model, mode, device, dtype)
         lay_out(self.model)
         return self
 

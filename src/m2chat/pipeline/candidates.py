@@ -44,13 +44,13 @@ def denoising_errors(pipe: PipelineBase, pictures: Sequence[Picture], captions: 
     timesteps = torch.full((len(pixels),), timestep, device=pipe.device)
     errors = torch.zeros(len(pixels))
     with pipe.lock:
-        time_ids = size_ids(height, width, len(pixels)).to(text)
-        latents = decoder.encode_pixels(in_unit_range(pixels).to(text))
+        time_ids = size_ids(height, width, len(pixels)).to(pipe.device)
+        latents = decoder.encode_pixels(in_unit_range(pixels))
         for seed in range(_NOISES):
             noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed)).to(latents)
             noisy, target = decoder.diffuse(latents, noise.expand_as(latents), timesteps)
             predicted = decoder.predict(noisy, timesteps, text, pooled, time_ids)
-            errors += (predicted - target).float().square().mean((1, 2, 3)).cpu() / _NOISES
+            errors += (predicted - target).square().mean((1, 2, 3)).cpu() / _NOISES
     return errors.tolist()
 
 

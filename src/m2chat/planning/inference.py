@@ -10,7 +10,7 @@ from torch import nn
 
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.memory import MODES, MemoryMode, MemoryOptions, int4_group, offload_parts, quantized_linears
-from m2chat.planning.meter import FlopMeter, LiveBytes
+from m2chat.planning.meter import Meter
 from m2chat.planning.rules import GpuRules
 
 HALF = 2
@@ -138,6 +138,6 @@ def _works(model: M2ChatModel, tokens: int, image_size: int) -> tuple[Work, Work
 
 def _work(model: M2ChatModel, task: Callable[[], None]) -> Work:
     weights = [*model.parameters(), *model.buffers()]
-    with torch.no_grad(), LiveBytes(weights) as live, FlopMeter(model) as meter, GpuRules():
+    with torch.no_grad(), Meter(weights) as meter, GpuRules():
         task()
-    return Work(meter.total, live.peak)
+    return Work(meter.total, meter.peak)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from m2chat.planning.gpus import Gpu
+from m2chat.planning.gpus import SIZES, Gpu
+from m2chat.planning.host import HostMemory
 from m2chat.planning.inference import InferencePlan
 from m2chat.planning.training import RESERVE, Placement, TrainingPlan
 
@@ -62,6 +63,7 @@ def training_report(
     lines.append(("reserve (assumed)", *(f"{RESERVE / 1e9:.2f}",) * 2))
     lines.append((f"together, of {limit / 1e9:g} GB", *(f"{layout.memory.total / 1e9:.2f}" for layout in layouts)))
     lines.append(("fits", *("yes" if layout.memory.total <= limit else "NO" for layout in layouts)))
+    lines.append(("fits cards of, GB", *(_cards(layout.memory.total) for layout in layouts)))
     lines.append(("sent by each GPU a step, GB", *(f"{layout.wire / 1e9:.2f}" for layout in layouts)))
     lines += _times(plan, gpu, layouts, samples)
     return "\n".join(
@@ -72,6 +74,28 @@ def training_report(
             table((f"frozen networks: {chosen} (as configured)", chosen, other), lines),
             "\nTimes are lower bounds: work at that share of the peak, weights read, bytes sent. Nothing is measured.",
         ]
+    )
+
+
+def _cards(need: float) -> str:
+    """The smallest cards that hold so much: the larger ones do, too."""
+    return next((f"{size / 1e9:.0f} and more" for size in SIZES if need <= size), "none")
+
+
+def host_report(host: HostMemory, processes: int) -> str:
+    """Memory of the computer in words.
+
+    Args:
+        host: Memory of a process.
+        processes: Number of processes on a computer.
+    """
+    together = f", {processes * host.own / 1e9:.1f} GB for {processes}" if processes > 1 else ""
+    return (
+        f"\nMemory of the computer: {host.own / 1e9:.1f} GB for each process{together} (Python and libraries "
+        f"{host.process / 1e9:.2f}, trained tensors {host.trained / 1e9:.2f}, frozen networks in fp32 "
+        f"{host.lifted / 1e9:.2f}, at work {host.working / 1e9:.2f}); and files of {host.mapped / 1e9:.1f} GB, which "
+        "are mapped once for all: what is free beside that keeps them fast. A reading process (data.num_workers) takes "
+        "some 0.5 GB more."
     )
 
 

@@ -42,14 +42,28 @@ class GpuRules(TorchFunctionMode):
             # A mask would be read, not kept: it changes neither memory nor work to speak of.
             flash = torch.ops.aten._scaled_dot_product_flash_attention
             return flash(query, key, value, 0.0, bool(kwargs.get("is_causal", False)), False)[0]
-        if self.autocast is not None and name in _HALF:
+        if name in _HALF and self._active():
             args, kwargs = self._each(self._lower, args), {k: self._each(self._lower, v) for k, v in kwargs.items()}
-        elif self.autocast is not None and name in _FULL:
+        elif name in _FULL and self._active():
             args, kwargs = self._each(_raise, args), {k: self._each(_raise, v) for k, v in kwargs.items()}
         return func(*args, **kwargs)
 
+    def __enter__(self) -> GpuRules:
+        """Turns the CPU's autocast on, too: it leaves meta tensors alone, and shows where a model turns it off."""
+        self._switch = torch.autocast("cpu", self.autocast, self.autocast is not None)
+        self._switch.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._switch.__exit__(*error)
+
+    def _active(self) -> bool:
+        return self.autocast is not None and torch.is_autocast_enabled("cpu")
+
     def _lower(self, tensor: Tensor) -> Tensor:
-        if self.autocast is None or not tensor.is_floating_point() or tensor.dtype == self.autocast:
+        if not self._active() or not tensor.is_floating_point() or tensor.dtype == self.autocast:
             return tensor
         if not (tensor.is_leaf and tensor.requires_grad):
             return tensor.to(self.autocast)

@@ -16,7 +16,7 @@ from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.models.reading import ReadingModel
 from m2chat.models.trainable import AnyStage, Stage
 from m2chat.models.units import components, shard_units
-from m2chat.planning.meter import FlopMeter, LiveBytes
+from m2chat.planning.meter import Meter
 from m2chat.planning.rules import GpuRules
 from m2chat.schema import Batch, FrozenFeatures
 
@@ -176,20 +176,18 @@ def measure_step(
         assert isinstance(model, M2ChatModel)
         batch.features = blank_features(model, shape)
     weights = [*model.parameters(), *model.buffers()]
-    with _watch_units(model, measure.backward_units), _gradients_leave(model), LiveBytes(weights) as live:
-        with FlopMeter(model) as meter, GpuRules(autocast):
-            if isinstance(model, M2ChatModel):
-                assert stage != "describe"
-                loss = step_loss(model, batch, blank_noise(model, batch), stage)
-            else:
-                logits, labels = model(batch)
-                loss = text_loss(logits, labels.to(logits.device))
-            measure.forward = {name: meter.of(part) for name, part in parts.items()}
-            loss.backward()
-            measure.backward = {name: meter.of(part) - measure.forward[name] for name, part in parts.items()}
-        # The counter follows gradients through plain tensors only, and the M³Adapter returns a dataclass.
-        measure.backward["M³Adapter" if "M³Adapter" in parts else "language model"] += meter.total - measure.flops
-    measure.peak = live.peak
+    units = _watch_units(model, measure.backward_units)
+    with units, _gradients_leave(model), Meter(weights, parts) as meter, GpuRules(autocast):
+        if isinstance(model, M2ChatModel):
+            assert stage != "describe"
+            loss = step_loss(model, batch, blank_noise(model, batch), stage)
+        else:
+            logits, labels = model(batch)
+            loss = text_loss(logits, labels.to(logits.device))
+        loss.backward()
+    measure.forward = {name: meter.forward[name] for name in parts}
+    measure.backward = {name: meter.backward[name] for name in parts}
+    measure.peak = meter.peak
     return measure
 
 

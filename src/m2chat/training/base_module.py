@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,7 +22,8 @@ from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.memory import lower_parameters
-from m2chat.models.trainable import set_trainable
+from m2chat.models.precision import lowered_in_training
+from m2chat.models.trainable import AnyStage, set_trainable
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.replier import Given, Replier
 from m2chat.ranges import check_settings
@@ -31,6 +33,7 @@ from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
 from m2chat.training.data_at_hand import run_record, worlds_of
+from m2chat.training.global_batch import settle_global_batch
 from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
@@ -140,7 +143,13 @@ class TrainingModule(PredictingModule):
         if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
-        self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
+        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
+        if not testing and precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"trainer.precision={precision} would keep what is trained in half precision, where steps as small as "
+                "these are rounded away: choose bf16-mixed, which keeps the frozen networks in bf16 too"
+            )
+        self.prepare_precision(self.model, precision)
         if self.is_sharded:
             shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
 
@@ -157,7 +166,8 @@ class TrainingModule(PredictingModule):
         Args:
             model: Model, changed in place.
             precision: The trainer's. Under ``bf16-mixed`` the frozen networks are kept in bf16, half their size and
-                traffic: autocast would lower them at each use anyway. What is trained stays in fp32.
+                traffic: autocast would lower them at each use anyway. What is trained stays in fp32, and so does the
+                VAE's way from pictures to latents.
 
         Returns:
             The precision of autocast; None if there is none.
@@ -169,7 +179,7 @@ class TrainingModule(PredictingModule):
                 model.llama.gradient_checkpointing_enable({"use_reentrant": False})
         if precision != "bf16-mixed":
             return None
-        lower_parameters((p for p in model.parameters() if not p.requires_grad), torch.bfloat16)
+        lower_parameters(lowered_in_training(model), torch.bfloat16)
         return torch.bfloat16
 
     @property
@@ -230,11 +240,24 @@ class TrainingModule(PredictingModule):
 
     # Training
 
+    def setup(self, stage: str) -> None:
+        """Settles how many samples a step has."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and (batch_size := getattr(data, "batch_size", None)):
+            settle_global_batch(self.trainer, batch_size, getattr(data, "global_batch", None))
+
     def draw_noise(self, batch: Batch) -> DiffusionNoise:
         """The random part of L_ddpm of this step; a validation always has that of the first."""
         draws = NoiseConfig(self.seed, self.ddpm_samples, self.ddpm_draws, self.drop_condition)
         validating = self._trainer is not None and self.trainer.validating
         return draw_noise(self.model.decoder, batch, 0 if validating else self.global_step, draws)
+
+    @cached_property
+    def useful_work(self) -> Any:
+        """Counter of a step's useful work, a `UsefulWork`; None of a model that it does not know."""
+        from m2chat.training.useful_work import UsefulWork
+
+        return UsefulWork(self) if self.stage in get_args(AnyStage) else None
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:
         """Logs each loss of the global batch by its name, the first of them in the progress bar."""

@@ -1,4 +1,4 @@
-"""Means over the global batch, of which each process has a part."""
+"""The global batch, of which each process has a part: its size, and means over it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from m2chat.errors import UserError
 from m2chat.losses import text_loss
 from m2chat.schema import Batch
 
@@ -47,3 +50,35 @@ def global_text_loss(batch: Batch, logits: Tensor, labels: Tensor, mean: TextMea
     replies = (batch.labels[:, 1:] >= 0).nonzero()[:, 0] if mean == "replies" else None
     count = len(labels) if replies is None else len(replies.unique())
     return text_loss(logits, labels, replies) * weights_of_means(torch.tensor([count], device=labels.device))[0]
+
+
+def settle_global_batch(trainer: Trainer, batch_size: int, wanted: int | None) -> None:
+    """Makes the samples of an optimiser step as many as a configuration names, by accumulation, and prints how many.
+
+    A recipe's learning rate belongs to its number of samples a step; on fewer devices there would silently be fewer.
+
+    Args:
+        trainer: Trainer, whose accumulation is set.
+        batch_size: Samples of a batch of a device.
+        wanted: Samples of a step; None for what comes out.
+
+    Raises:
+        UserError: If the batches of all devices do not add up to it, or the accumulation that is set does not.
+    """
+    together, accumulated = batch_size * trainer.world_size, int(trainer.accumulate_grad_batches)
+    devices = f"{trainer.world_size} device{'s' if trainer.world_size > 1 else ''}"
+    if wanted is not None and accumulated * together != wanted:
+        if accumulated > 1 or wanted % together:
+            by = f", accumulated over {accumulated} batches" if accumulated > 1 else ""
+            fitting = [n for n in range(1, wanted + 1) if wanted % (n * trainer.world_size) == 0]
+            smaller = max((n for n in fitting if n <= batch_size), default=None)
+            remedy = f"set data.batch_size to {smaller}, or " if smaller is not None and accumulated == 1 else ""
+            remedy += "leave trainer.accumulate_grad_batches out, or " if accumulated > 1 else ""
+            raise UserError(
+                f"data.global_batch={wanted}: {batch_size} samples (data.batch_size) on each of {devices}{by} are "
+                f"{accumulated * together} a step: {remedy}set data.global_batch to {accumulated * together} and the "
+                "learning rate to what goes with it (null takes what comes out)"
+            )
+        accumulated = trainer.accumulate_grad_batches = wanted // together
+    over = f", accumulated over {accumulated} batches" if accumulated > 1 else ""
+    rank_zero_info(f"A step has {accumulated * together} samples: {batch_size} on each of {devices}{over}.")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2chat.commands.arguments import device, existing, in_range, new_folder
-from m2chat.commands.common import require_device
+from m2chat.commands.arguments import existing, in_range, new_folder
+from m2chat.commands.common import add_device_options, device_of, dtype_of
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from m2chat.models.config import BackboneConfig
@@ -45,7 +46,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="pictures at once (default: %(default)s)",
     )
-    parser.add_argument("--device", type=device, default="cpu", help="such as cuda (default: %(default)s)")
+    add_device_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -55,10 +56,13 @@ class LlamaCaptioner:
     Args:
         backbone: Configuration of the networks; the image decoder is not needed.
         device: Device of the networks.
+        dtype: Their precision; None for fp32.
     """
 
-    def __init__(self, backbone: BackboneConfig, device: str = "cpu") -> None:
-        self.backbone, self.device = backbone, device
+    def __init__(
+        self, backbone: BackboneConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        self.backbone, self.device, self.dtype = backbone, device, dtype
         self.name = f"model:{Path(backbone.adapter).stem}"
         self._llama: Any = None
 
@@ -68,8 +72,9 @@ class LlamaCaptioner:
         from m2chat.text import DESCRIBE, Layout, M2ChatTokenizer, Request
 
         llama, visual_query = load_language(self.backbone)
-        self._llama, self._visual_query = llama.eval().to(self.device), visual_query.eval().to(self.device)
-        self._clip = load_clip(self.backbone).to(self.device)
+        llama, visual_query = llama.eval().to(self.device, self.dtype), visual_query.eval().to(self.device, self.dtype)
+        self._llama, self._visual_query = llama, visual_query
+        self._clip = load_clip(self.backbone).to(self.device, self.dtype)
         self._vision = VisionInput.of(self.backbone.vision_encoder)
         self._tokenizer = M2ChatTokenizer(self.backbone.language_model)
         room = int(llama.config.max_position_embeddings)
@@ -118,8 +123,7 @@ def run(options: argparse.Namespace) -> None:
     from m2chat.models.config import BackboneConfig
 
     paths = local_shards(options.shards, "SHARDS")
-    if options.device != "cpu":
-        require_device(options.device)
+    device = device_of(options)
     backbone = BackboneConfig(
         str(options.language_model),
         str(options.adapter),
@@ -128,7 +132,8 @@ def run(options: argparse.Namespace) -> None:
         num_image_tokens=0,
         channel_order=options.channel_order,
     )
-    index = caption_shards(paths, options.dst, LlamaCaptioner(backbone, options.device), options.batch_size)
+    captioner = LlamaCaptioner(backbone, device, dtype_of(options, device))
+    index = caption_shards(paths, options.dst, captioner, options.batch_size)
     print(f"{options.dst}: {len(paths)} shards, {index['samples']} samples with {index['pictures']} pictures")
     for reason, count in sorted(index["rejects"].items(), key=lambda item: -item[1]):
         print(f"  left out: {count:8} x {reason}")

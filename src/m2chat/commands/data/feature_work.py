@@ -170,7 +170,8 @@ class Writer:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         backbone = module.backbone
         dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-        decoder = ImageDecoder(backbone.image_decoder, dtype, backbone.decoder, ("unet",))
+        # In fp32, as the VAE's encoder is in training; what is lowered there is lowered here.
+        decoder = ImageDecoder(backbone.image_decoder, torch.float32, backbone.decoder, ("unet",))
         model = composed(module.m3adapter, *_reader(module, dtype), decoder)
         set_trainable(model, set())
         self._autocast = module.prepare_precision(model, precision)
