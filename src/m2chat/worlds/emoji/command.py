@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 CACHE = Path(os.environ.get("M2CHAT_CACHE", "~/.cache/m2chat")).expanduser() / "pocket"
-PARTS = ("vae", "text_encoders", "unet", "judge")
+PARTS = ("vae", "text_encoders", "unet", "judge", "clip", "metric_clip", "fid")
 _FURTHER = {"vae": ("encoder_steps",), "unet": ("styles", "new_latents")}  # options of some parts alone
 
 
