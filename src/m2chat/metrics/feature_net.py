@@ -78,7 +78,7 @@ class FeatureNet(nn.Module):
         """
         path = folder / "config.json"
         if not path.is_file():
-            raise UserError(f"MicroExtractor folder={str(folder)!r} has no config.json; run `make backbones`")
+            raise UserError(f"MicroExtractor folder={str(folder)!r} has no config.json; run `make backbones` (micro) or `make backbones-pocket`")
         return load_json(path, "MicroExtractor folder")
 
     @classmethod

@@ -27,6 +27,10 @@ TRAINING = "training"
 """Folder below the root with what is not finished, as ``python -m m2chat.worlds.emoji PART --out`` makes it."""
 
 
+SHARED = {f"sd15/{name}": f"sdxl/{name}" for name in ("vae", "text_encoder", "tokenizer")}
+"""Folders of the SD 1.5 twin that are SDXL's, linked: what two decoders share is shipped once."""
+
+
 @lru_cache(1)
 def world_pictures(root: Path, cache: Path = CACHE) -> Pictures:
     """All pictures: those that were read from the packages if they are there, else the shipped ones.
@@ -82,7 +86,12 @@ def make(root: Path, part: str, paths: Sequence[str]) -> Facts:
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target)
         else:
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+    for path, original in SHARED.items():
+        if path.startswith(f"{part}/") and (root / original).is_dir():
+            shutil.rmtree(root / path)
+            (root / path).symlink_to(Path("..") / original)
     facts: Facts = json.loads((training / part / FINISHED).read_text())
     return {**facts, **measure(root, part)}
 
