@@ -78,7 +78,8 @@ class FeatureNet(nn.Module):
         """
         path = folder / "config.json"
         if not path.is_file():
-            raise UserError(f"MicroExtractor folder={str(folder)!r} has no config.json; run `make backbones` (micro) or `make backbones-pocket`")
+            remedy = "run `make backbones` (micro) or `make backbones-pocket`"
+            raise UserError(f"MicroExtractor folder={str(folder)!r} has no config.json; {remedy}")
         return load_json(path, "MicroExtractor folder")
 
     @classmethod

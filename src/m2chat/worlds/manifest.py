@@ -46,7 +46,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """
     path = root / MANIFEST
     if not path.is_file():
-        raise UserError(f"there is no {path}: `m2chat backbones --manifest --out {root}` writes it")
+        raise UserError(f"there is no {path}: `m2chat backbones --manifest`, with its --world and --out, writes it")
     manifest: dict[str, Any] = json.loads(path.read_text())
     return manifest
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from m2chat.worlds.emoji.captions import CaptionReader, caption_of, captions_of, draw_caption, noun_phrase
+from m2chat.worlds.emoji.captions import CaptionReader, caption_of, captions_of, draw_caption, noun_phrase, phrases_of
 from m2chat.worlds.emoji.scenes import STYLES, Pictures, Scene
 
 
@@ -50,6 +50,16 @@ def test_the_exact_caption_names_attributes_and_style() -> None:
     scene = Scene("person", "fluent", "dark", "red", "woman", "woman: red hair")
     assert caption_of(scene) == "a woman with red hair and dark skin in Fluent style"
     assert caption_of(scene, style=False) == "a woman with red hair and dark skin"
+
+
+def test_a_tone_follows_what_somebody_is_with() -> None:
+    scene = Scene("person with veil", "noto", "dark", "", "woman", "woman with veil")
+    assert caption_of(scene, style=False).startswith("a woman with a veil")
+    assert {phrase.replace("a woman with a veil", "") for phrase in phrases_of(scene) if phrase.startswith("a ")} == {
+        " and dark skin",
+        " and a dark skin tone",
+        ", dark skin tone",
+    }
 
 
 def test_a_caption_says_truly_whether_it_names_the_style(world: Pictures) -> None:

@@ -32,12 +32,13 @@ def noun_phrase(scene: Scene) -> str:
     return phrase_of(scene.label, scene.subgroup)
 
 
-def _tone_phrases(scene: Scene) -> tuple[str, ...]:
-    """Every way to add the skin tone to the name; an empty one if there is none."""
+def _tone_phrases(scene: Scene, phrase: str) -> tuple[str, ...]:
+    """Every way to add the skin tone to a name; an empty one if there is none."""
     if not scene.tone:
         return ("",)
-    kinds = (f"with {scene.tone} skin", f"with {with_article(scene.tone)} skin tone", f"{scene.tone} skin tone")
-    return tuple(f", {k}" if not k.startswith("with") or ":" in scene.label else f" {k}" for k in kinds)
+    joined = ", with" if ":" in phrase or "facing" in phrase else " and" if " with " in phrase else " with"
+    tone = with_article(scene.tone)
+    return f"{joined} {scene.tone} skin", f"{joined} {tone} skin tone", f", {scene.tone} skin tone"
 
 
 def _bodies(scene: Scene, phrase: str) -> tuple[str, ...]:
@@ -48,7 +49,7 @@ def _bodies(scene: Scene, phrase: str) -> tuple[str, ...]:
         if scene.tone:
             return (f"{phrase} and {scene.tone} skin" if scene.hair != "bald" else f"{phrase} with {scene.tone} skin",)
         return (phrase,)
-    return tuple(phrase + tone for tone in _tone_phrases(scene))
+    return tuple(phrase + tone for tone in _tone_phrases(scene, phrase))
 
 
 def _body(scene: Scene, phrase: str, rng: random.Random) -> str:
