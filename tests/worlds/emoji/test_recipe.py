@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -105,11 +106,16 @@ def test_a_decoder_only_stretch_leaves_the_latents_alone(small: Pictures, tmp_pa
         read: Any = AutoencoderKL.from_pretrained(tmp_path / "weights" / "sdxl" / "vae", low_cpu_mem_usage=False)
         return vae.latents_of(read.float(), vae.to_pixels(small.pixels[:2]))
 
-    options: dict[str, Any] = dict(batch=2, device="cpu", widths=(8, 8, 8, 8), encoder_steps=2)
-    vae.train_vae(small, tmp_path, replace(QUICK, steps=3), **options)
+    options: dict[str, Any] = dict(batch=2, device="cpu", widths=(8, 8, 8, 8))
+    newest, snapshot = tmp_path / "weights" / "sdxl" / "vae", tmp_path / "snapshot"
+    vae.train_vae(small, tmp_path, replace(QUICK, steps=3), **options, encoder_steps=2)
     before = latents()
-    vae.train_vae(small, tmp_path, replace(QUICK, steps=5), **options)
+    shutil.copytree(newest, snapshot)
+    vae.train_vae(small, tmp_path, replace(QUICK, steps=5), **options, encoder_steps=2)
     assert torch.equal(before, latents())
+    assert unet.newest_vae(newest, snapshot) == newest  # a sharper decoder of the same latents
+    vae.train_vae(small, tmp_path, replace(QUICK, steps=7), **options)
+    assert unet.newest_vae(newest, snapshot) == snapshot
 
 
 def test_words_of_the_world_are_one_token_and_anything_can_be_spelt(trained: Path) -> None:
@@ -240,10 +246,16 @@ def test_a_finished_part_is_copied_and_measured_and_not_trained_again(
     monkeypatch.setattr(make, "world_pictures", lambda root: small)
     (tmp_path / "training").symlink_to(trained)
     done = build(tmp_path, BACKBONES, ["judge", "vae", "text_encoders"])
-    assert {name: facts["steps"] for name, facts in done.items()} == {"judge": 2, "vae": 2, "text_encoders": 2}
+    assert done.keys() == {"judge", "vae", "text_encoders"} and done["judge"]["steps"] == 2
     assert "psnr_unseen_db" in done["vae"] and "concept" in done["judge"]
     assert (tmp_path / "sdxl" / "vae" / "config.json").is_file()
     assert verify_manifest(tmp_path, BACKBONES) == []
+    shutil.copytree(trained, tmp_path / "other")
+    (tmp_path / "training").unlink()
+    (tmp_path / "other").rename(tmp_path / "training")
+    assert vae.train_vae(small, tmp_path / "training", replace(QUICK, steps=9), 2, device="cpu", widths=(8, 8, 8, 8))
+    with pytest.raises(UserError, match=r"latents of another VAE .*--new-latents"):
+        build(tmp_path, BACKBONES, ["unet"])
 
 
 def test_a_stopped_part_says_so_and_leaves_nothing_half_made(

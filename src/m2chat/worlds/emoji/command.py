@@ -92,11 +92,13 @@ def _draw(options: argparse.Namespace, pictures: Pictures) -> None:
 
     from m2chat.worlds.emoji.decoder import evaluate, save_sheets, write_report
     from m2chat.worlds.emoji.recipe.few_step import FOLDER
+    from m2chat.worlds.emoji.recipe.unet import newest_vae
 
     weights, styles = options.out / "weights", options.styles or list(STYLES)
-    settings = {"lora": weights / FOLDER} if options.of == "few_step" else {}
     root = weights / ("sd15" if options.of == "sd15" else "sdxl")
-    facts, drawn = evaluate(root, weights, pictures, options.count, styles, seed=options.seed, **settings)
+    vae = newest_vae(root / "vae", options.out / ("sd15" if options.of == "sd15" else "unet") / "vae")
+    lora = weights / FOLDER if options.of == "few_step" else None
+    facts, drawn = evaluate(root, weights, pictures, options.count, styles, seed=options.seed, lora=lora, vae=vae)
     if options.sheets:
         for name, of in drawn.items():
             save_sheets(of, options.sheets / name)

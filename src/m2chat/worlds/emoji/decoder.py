@@ -80,7 +80,13 @@ def chosen_pictures(pictures: Pictures, name: str, count: int, styles: Sequence[
 
 @torch.no_grad()
 def draw_truths(
-    root: Path, judge: PictureJudge, truth: Pictures, seed: int = 0, lora: Path | None = None, **settings: Any
+    root: Path,
+    judge: PictureJudge,
+    truth: Pictures,
+    seed: int = 0,
+    lora: Path | None = None,
+    vae: Path | None = None,
+    **settings: Any,
 ) -> Drawn:
     """Draws the exact captions of true pictures with the saved (averaged) weights.
 
@@ -90,6 +96,7 @@ def draw_truths(
         truth: The true pictures.
         seed: Seed of the noise.
         lora: Folder of the LoRA that draws in four steps; without it the UNet draws alone.
+        vae: Folder of the VAE whose latents the UNet has learned; None for that of `root`.
         settings: As of `draw`: ``steps``, ``guidance``, ``batch``; of no use with a LoRA.
 
     Raises:
@@ -100,23 +107,25 @@ def draw_truths(
     if not (root / "unet" / "config.json").is_file():
         raise UserError(f"there is no UNet in {root}: `python -m m2chat.worlds.emoji unet` trains it")
     parts: list[Any] = [
-        kind.from_pretrained(root / name, low_cpu_mem_usage=False).float().eval()
-        for kind, name in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+        kind.from_pretrained(folder, low_cpu_mem_usage=False).float().eval()
+        for kind, folder in ((UNet2DConditionModel, root / "unet"), (AutoencoderKL, vae or root / "vae"))
     ]
-    unet, vae = parts
+    unet, autoencoder = parts
     condition = Conditioner(root, is_xl=(root / "text_encoder_2").is_dir())
     captions = [caption_of(scene) for scene in truth.scenes]
     if lora is None:
-        pixels = draw(unet, vae, condition, captions, seed, **settings)
+        pixels = draw(unet, autoencoder, condition, captions, seed, **settings)
     else:
-        pixels = _draw_in_few_steps(root, lora / LORA, condition, captions, seed)
-    chunks = [vae.decode(vae.encode(c).latent_dist.mean).sample for c in to_pixels(truth.pixels).split(64)]
+        pixels = _draw_in_few_steps(root, lora / LORA, vae, condition, captions, seed)
+    chunks = [
+        autoencoder.decode(autoencoder.encode(c).latent_dist.mean).sample for c in to_pixels(truth.pixels).split(64)
+    ]
     rebuilt = torch.cat(chunks).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return Drawn(truth, pixels, rebuilt, judge.read(pixels))
 
 
 def _draw_in_few_steps(
-    root: Path, lora: Path, condition: Conditioner, captions: Sequence[str], seed: int
+    root: Path, lora: Path, vae: Path | None, condition: Conditioner, captions: Sequence[str], seed: int
 ) -> NDArray[np.uint8]:
     """Four steps without guidance, by the decoder that users have."""
     from m2chat.models.config import DecoderConfig, LoraConfig
@@ -124,7 +133,8 @@ def _draw_in_few_steps(
     from m2chat.models.image_decoder import ImageDecoder
     from m2chat.pipeline.drawing import to_pictures
 
-    decoder = ImageDecoder(root, config=DecoderConfig(lora=[LoraConfig(str(lora))], preset="lcm-4"))
+    config = DecoderConfig(lora=[LoraConfig(str(lora))], preset="lcm-4", vae=None if vae is None else str(vae))
+    decoder = ImageDecoder(root, config=config)
     drawn = []
     for start in range(0, len(captions), 32):
         text, pooled = condition(captions[start : start + 32])

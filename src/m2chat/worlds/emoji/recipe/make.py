@@ -19,6 +19,7 @@ from m2chat.worlds.emoji.recipe import clip, fid
 from m2chat.worlds.emoji.recipe.course import FINISHED
 from m2chat.worlds.emoji.recipe.few_step import FOLDER as FEW_STEP
 from m2chat.worlds.emoji.recipe.judge import measure_judge
+from m2chat.worlds.emoji.recipe.unet import newest_vae
 from m2chat.worlds.emoji.recipe.vae import measure_saved_vae
 from m2chat.worlds.emoji.scenes import CACHE, Pictures, load_pictures
 from m2chat.worlds.parts import Facts
@@ -74,12 +75,13 @@ def make(root: Path, part: str, paths: Sequence[str]) -> Facts:
         Seed, steps, cost and quality.
 
     Raises:
-        UserError: If it was stopped before its end.
+        UserError: If it was stopped before its end, or rests on latents that the VAE has left behind.
     """
     training = root / TRAINING
     if not (training / part / FINISHED).is_file():
         if not train(part, world_pictures(root), training):
             raise UserError(f"{part} was stopped: the same command goes on from here")
+    _require_final_vae(training, part)
     for path in paths:
         source, target = training / "weights" / path, root / path
         if source.is_dir():
@@ -94,6 +96,21 @@ def make(root: Path, part: str, paths: Sequence[str]) -> Facts:
             (root / path).symlink_to(Path("..") / original)
     facts: Facts = json.loads((training / part / FINISHED).read_text())
     return {**facts, **measure(root, part)}
+
+
+def _require_final_vae(training: Path, part: str) -> None:
+    """Checks that a decoder was trained on the latents of the VAE that is shipped with it.
+
+    Raises:
+        UserError: If it was not.
+    """
+    of = {"unet": "unet", "few_step": "unet", "sd15": "sd15"}.get(part)
+    vae = training / "weights" / "sdxl" / "vae"
+    if of is not None and newest_vae(vae, training / of / "vae") != vae:
+        raise UserError(
+            f"{part} has learned latents of another VAE than {vae}: train {of} on with "
+            f"`python -m m2chat.worlds.emoji {of} --new-latents --steps N --decay M`"
+        )
 
 
 def measure(root: Path, part: str, count: int = 200) -> Facts:

@@ -33,6 +33,7 @@ WIDTHS = {True: (128, 192), False: (64, 96)}
 """Channels of the two levels, of SDXL and of SD 1.5."""
 PLAN = Plan(steps=200000, lr=1e-3, warmup=500, decay=8000, ema=0.9995)
 _DROPPED = 0.1
+_ENCODER = ("encoder", "quant_conv")
 _CORE_WEIGHT = 1.5
 """How much oftener a core concept is drawn: people speak of these."""
 
@@ -71,6 +72,22 @@ class Latents:
         if len(self.values) != len(pictures) or known != digest:
             raise UserError(f"{path} has latents of other pictures than these {len(pictures)}: add --new-latents")
         order.write_text(json.dumps({"pictures": digest}) + "\n")
+
+
+def newest_vae(newest: Path, snapshot: Path) -> Path:
+    """The VAE to decode with: the newest one if its latents are still those of the snapshot that a UNet has learned.
+
+    Args:
+        newest: Folder of the VAE as it is now; its decoder may have been trained on.
+        snapshot: Folder of the VAE whose latents the UNet has learned.
+    """
+    from safetensors.torch import load_file
+
+    if not (snapshot / "config.json").is_file():
+        return newest
+    first, second = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (newest, snapshot))
+    is_same = all(torch.equal(tensor, second[name]) for name, tensor in first.items() if name.startswith(_ENCODER))
+    return newest if is_same else snapshot
 
 
 def train_unet(
