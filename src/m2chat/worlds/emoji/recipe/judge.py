@@ -36,7 +36,8 @@ def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
     soft = F.interpolate(F.avg_pool2d(moved, 2), size=size, mode="bilinear", align_corners=False)
     softness = uniform(-0.5, 1.0, 1, 1, 1).clamp(min=0)
     moved = moved * (1 - softness) + soft * softness
-    lit = (moved + 1) * uniform(0.85, 1.1, 3, 1, 1) - 1 + uniform(-0.08, 0.08, 3, 1, 1)
+    # Little light: with more of it one skin tone would be another.
+    lit = (moved + 1) * uniform(0.92, 1.05, 3, 1, 1) - 1 + uniform(-0.04, 0.04, 3, 1, 1)
     noise = torch.randn(lit.shape, generator=generator) * uniform(0, 0.15, 1, 1, 1)
     return (lit + noise).clamp(-1, 1)
 
