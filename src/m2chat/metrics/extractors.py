@@ -133,6 +133,15 @@ class MicroExtractor(_NetworkExtractor):
         return network.features(network.prepare(pixels))
 
 
+class PocketExtractor(MicroExtractor):
+    """The same for the pocket system's network, which sees 64 x 64 pixels; its distance is called ``fid_pocket``."""
+
+    metric = "fid_pocket"
+
+    def __init__(self, folder: str = "data/pocket/fid", batch_size: int = 128) -> None:
+        super().__init__(folder, batch_size)
+
+
 class InceptionExtractor(_NetworkExtractor):
     """Inception-v3 as published for FID: 2,048 features of its last pooling.
 

@@ -1,4 +1,4 @@
-"""The network behind ``fid_micro``: pretrained to name the attributes of the micro world's pictures."""
+"""The network behind ``fid_micro`` and ``fid_pocket``: pretrained to name the attributes of a world's pictures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from torch.nn import functional as F
 from m2chat.errors import UserError
 from m2chat.models.weights.files import load_json, read_safetensors
 
-SIZE = 32
-"""Width and height of the pictures that it sees; others are resized."""
-
 
 class FeatureNet(nn.Module):
     """Three strided convolutions over pixels and their places, pooled.
@@ -27,11 +24,13 @@ class FeatureNet(nn.Module):
         heads: Attribute name to number of values; the heads serve pretraining only.
         num_features: Width of the pooled features, D.
         width: Channels of the first layer; a multiple of 8.
+        size: Side S of the pictures that it sees, in pixels; others are resized.
     """
 
-    def __init__(self, heads: Mapping[str, int], num_features: int = 64, width: int = 32) -> None:
+    def __init__(self, heads: Mapping[str, int], num_features: int = 64, width: int = 32, size: int = 32) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"heads": dict(heads), "num_features": num_features, "width": width}
+        self.config: dict[str, Any] = {"heads": dict(heads), "num_features": num_features, "width": width, "size": size}
+        self.size = size
         widths = (width, 2 * width, 2 * width)
         layers: list[nn.Module] = []
         channels = 5
@@ -42,23 +41,22 @@ class FeatureNet(nn.Module):
         self.body = nn.Sequential(*layers, nn.Conv2d(channels, num_features, 1), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(num_features, size) for name, size in heads.items()})
 
-    @staticmethod
-    def prepare(pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of 0-255 to (B, 3, 32, 32) in [-1, 1]."""
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of 0-255 to (B, 3, S, S) in [-1, 1]."""
         scaled = pixels.float() / 127.5 - 1
-        if scaled.shape[-2:] == (SIZE, SIZE):
+        if scaled.shape[-2:] == (self.size, self.size):
             return scaled
-        return F.interpolate(scaled, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
+        return F.interpolate(scaled, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, 32, 32) in [-1, 1] to features (B, D)."""
-        axis = torch.linspace(-1, 1, SIZE, device=pixels.device, dtype=pixels.dtype)
+        """Pictures (B, 3, S, S) in [-1, 1] to features (B, D)."""
+        axis = torch.linspace(-1, 1, self.size, device=pixels.device, dtype=pixels.dtype)
         place = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).expand(len(pixels), -1, -1, -1)
         features: Tensor = self.body(torch.cat([pixels, place], 1)).mean((2, 3))
         return features
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Pictures (B, 3, 32, 32) in [-1, 1] to logits (B, values) of each attribute."""
+        """Pictures (B, 3, S, S) in [-1, 1] to logits (B, values) of each attribute."""
         features = self.features(pixels)
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -80,7 +78,8 @@ class FeatureNet(nn.Module):
         """
         path = folder / "config.json"
         if not path.is_file():
-            raise UserError(f"MicroExtractor folder={str(folder)!r} has no config.json; run `make backbones`")
+            remedy = "run `make backbones` (micro) or `make backbones-pocket`"
+            raise UserError(f"MicroExtractor folder={str(folder)!r} has no config.json; {remedy}")
         return load_json(path, "MicroExtractor folder")
 
     @classmethod

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from m2chat.worlds.emoji.captions import CaptionReader, caption_of, captions_of, draw_caption, noun_phrase
+from m2chat.worlds.emoji.captions import CaptionReader, caption_of, captions_of, draw_caption, noun_phrase, phrases_of
 from m2chat.worlds.emoji.scenes import STYLES, Pictures, Scene
 
 
@@ -24,6 +24,22 @@ from m2chat.worlds.emoji.scenes import STYLES, Pictures, Scene
         ("Leo", "zodiac", "the zodiac sign Leo"),
         ("bus", "transport-ground", "a bus"),
         ("hourglass done", "time", "an hourglass done"),
+        ("face with open mouth", "face-concerned", "a face with an open mouth"),
+        ("man in tuxedo", "person-role", "a man in a tuxedo"),
+        ("umbrella on ground", "sky-weather", "an umbrella on the ground"),
+        ("smiling face with heart-eyes", "face-affection", "a smiling face with heart-eyes"),
+        ("woman lifting weights", "person-sport", "a woman lifting weights"),
+        ("person kneeling: facing right", "person-activity", "a person kneeling facing right"),
+        ("family: man, woman, boy, boy", "family", "a family of a man, a woman and two boys"),
+        ("kiss: woman, woman", "family", "a kiss: two women"),
+        ("woman: beard", "person", "a woman with a beard"),
+        ("women wrestling", "person-sport", "women wrestling"),
+        ("money with wings", "money", "money with wings"),
+        ("no smoking", "warning", "a no smoking sign"),
+        ("rhinoceros", "animal-mammal", "a rhinoceros"),
+        ("ewe", "animal-mammal", "a ewe"),
+        ("SOS button", "alphanum", "an SOS button"),
+        ("locked", "lock", "a closed lock"),
     ],
 )
 def test_names_have_the_article_that_english_wants(label: str, subgroup: str, phrase: str) -> None:
@@ -34,6 +50,16 @@ def test_the_exact_caption_names_attributes_and_style() -> None:
     scene = Scene("person", "fluent", "dark", "red", "woman", "woman: red hair")
     assert caption_of(scene) == "a woman with red hair and dark skin in Fluent style"
     assert caption_of(scene, style=False) == "a woman with red hair and dark skin"
+
+
+def test_a_tone_follows_what_somebody_is_with() -> None:
+    scene = Scene("person with veil", "noto", "dark", "", "woman", "woman with veil")
+    assert caption_of(scene, style=False).startswith("a woman with a veil")
+    assert {phrase.replace("a woman with a veil", "") for phrase in phrases_of(scene) if phrase.startswith("a ")} == {
+        " and dark skin",
+        " and a dark skin tone",
+        ", dark skin tone",
+    }
 
 
 def test_a_caption_says_truly_whether_it_names_the_style(world: Pictures) -> None:
@@ -55,6 +81,14 @@ def test_captions_are_several_different_and_always_the_same(world: Pictures) -> 
         captions = captions_of(scene, 4)
         assert len(captions) == len(set(captions)) == 4
         assert captions == captions_of(scene, 4)
+
+
+def test_keywords_that_are_no_words_or_are_named_already_are_left_out() -> None:
+    scene = Scene("kiss: man, man", "noto", label="kiss: man, man", keywords=("*", "man", "mwah", "two", "love"))
+    rng = random.Random(0)
+    texts = [draw_caption(scene, rng, style=False).text for _ in range(200)]
+    assert any("mwah" in text for text in texts)
+    assert not [text for text in texts if "*" in text or text.count("man") > 2 or text.count("two") > 1]
 
 
 def test_captions_read_back_what_they_name(world: Pictures) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from m2chat.errors import UserError
-from m2chat.worlds.emoji.packages import CLDR, PACKAGES, build_pictures, clean_label, read_entries, scenes_of
+from m2chat.worlds.emoji.packages import build_pictures, clean_label, read_entries, scenes_of
+from m2chat.worlds.emoji.provenance import CLDR, PACKAGES
 from m2chat.worlds.emoji.scenes import Scene, load_pictures, save_pictures
 
 pytest.importorskip("resvg_py")
@@ -68,6 +69,13 @@ def test_every_picture_says_which_file_of_which_open_set_it_was_read_from(packag
 def test_a_missing_package_is_named_with_its_remedy(packages: Path, name: str) -> None:
     (packages / name).unlink()
     with pytest.raises(UserError, match=f"(?s){name}.*npm pack"):
+        build_pictures(packages)
+
+
+def test_a_package_with_other_contents_is_refused(packages: Path) -> None:
+    path = packages / PACKAGES["noto"]
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"google.*SHA-256 is another"):
         build_pictures(packages)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,20 @@ import pytest
 import torch
 
 from m2chat.errors import UserError
+from m2chat.metrics.extractors import PocketExtractor
+from m2chat.worlds.backbones import build
 from m2chat.worlds.emoji.captions import Caption, caption_of
+from m2chat.worlds.emoji.decoder import draw_truths
 from m2chat.worlds.emoji.judge import JudgeNetwork, PictureJudge
-from m2chat.worlds.emoji.recipe import text_encoders, unet, vae
+from m2chat.worlds.emoji.recipe import clip, fid, make, metric_clip, text_encoders, unet, vae
 from m2chat.worlds.emoji.recipe.course import Plan
 from m2chat.worlds.emoji.recipe.drawing import nearest_rates
+from m2chat.worlds.emoji.recipe.few_step import FOLDER, train_few_step
 from m2chat.worlds.emoji.recipe.judge import train_judge
-from m2chat.worlds.emoji.scenes import Pictures, core_concepts
+from m2chat.worlds.emoji.recipe.parts import BACKBONES
+from m2chat.worlds.emoji.recipe.sd15 import train_sd15
+from m2chat.worlds.emoji.scenes import Pictures, Scene, core_concepts
+from m2chat.worlds.manifest import verify_manifest
 
 QUICK = Plan(steps=2, lr=1e-3, warmup=1)
 
@@ -41,6 +50,7 @@ def trained(small: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert vae.train_vae(small, out, QUICK, batch=2, device="cpu", widths=(8, 8, 8, 8))
     assert text_encoders.train_text_encoders(small, out, QUICK, batch=4, device="cpu")
     assert unet.train_unet(small, out, QUICK, batch=2, device="cpu", widths=(32, 32))
+    assert train_judge(small, out, QUICK, batch=4, device="cpu")
     yield out
 
 
@@ -96,11 +106,16 @@ def test_a_decoder_only_stretch_leaves_the_latents_alone(small: Pictures, tmp_pa
         read: Any = AutoencoderKL.from_pretrained(tmp_path / "weights" / "sdxl" / "vae", low_cpu_mem_usage=False)
         return vae.latents_of(read.float(), vae.to_pixels(small.pixels[:2]))
 
-    options: dict[str, Any] = dict(batch=2, device="cpu", widths=(8, 8, 8, 8), encoder_steps=2)
-    vae.train_vae(small, tmp_path, replace(QUICK, steps=3), **options)
+    options: dict[str, Any] = dict(batch=2, device="cpu", widths=(8, 8, 8, 8))
+    newest, snapshot = tmp_path / "weights" / "sdxl" / "vae", tmp_path / "snapshot"
+    vae.train_vae(small, tmp_path, replace(QUICK, steps=3), **options, encoder_steps=2)
     before = latents()
-    vae.train_vae(small, tmp_path, replace(QUICK, steps=5), **options)
+    shutil.copytree(newest, snapshot)
+    vae.train_vae(small, tmp_path, replace(QUICK, steps=5), **options, encoder_steps=2)
     assert torch.equal(before, latents())
+    assert unet.newest_vae(newest, snapshot) == newest  # a sharper decoder of the same latents
+    vae.train_vae(small, tmp_path, replace(QUICK, steps=7), **options)
+    assert unet.newest_vae(newest, snapshot) == snapshot
 
 
 def test_words_of_the_world_are_one_token_and_anything_can_be_spelt(trained: Path) -> None:
@@ -136,14 +151,9 @@ def test_nearest_rates_of_true_pictures_are_whole(world: Pictures) -> None:
     assert wrong["top1"] < 0.5
 
 
-def test_the_judge_learns_to_read_and_names_only_what_exists(world: Pictures, tmp_path: Path) -> None:
-    few = world.take(range(4))
-    plan = Plan(steps=40, lr=2e-3, warmup=10, decay=20, ema=0.9)
-    assert train_judge(few, tmp_path, plan, batch=12, device="cpu")
-    judge = PictureJudge.load(tmp_path / "weights" / "judge", few)
-    verdicts = judge.read(few.pixels)
-    right = [v.scene.concept == s.concept for v, s in zip(verdicts, few.scenes, strict=True)]
-    assert np.mean(right) == 1
+def test_the_judge_learns_to_read_and_names_only_what_exists(few: Pictures, trained_judge: Path) -> None:
+    judge = PictureJudge.load(trained_judge, few)
+    assert [verdict.scene for verdict in judge.read(few.pixels)] == list(few.scenes)
     noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     for verdict in judge.read(noise):
         assert verdict.scene in few.scenes
@@ -158,3 +168,101 @@ def test_a_judge_of_other_concepts_is_refused(world: Pictures, tmp_path: Path) -
     save_judge(JudgeNetwork(3), tmp_path)
     with pytest.raises(UserError, match="3 concepts"):
         PictureJudge.load(tmp_path, world)
+
+
+def test_the_twins_rest_on_the_vae_and_draw(trained: Path, small: Pictures) -> None:
+    """SD 1.5 shares VAE and first text encoder; the LoRA leaves the UNet as it is and draws in four steps."""
+    from m2chat.models.weights.diffusion import load_diffusion
+
+    weights = trained / "weights"
+    assert train_sd15(small, trained, QUICK, batch=2, device="cpu", widths=(32, 32))
+    parts: Any = load_diffusion(weights / "sd15", "image_decoder")
+    assert parts.text_encoder_2 is None and parts.unet.config.cross_attention_dim == text_encoders.WIDTHS[0]
+    shared = "vae/diffusion_pytorch_model.safetensors"
+    assert (weights / "sd15" / shared).read_bytes() == (weights / "sdxl" / shared).read_bytes()
+    before = (weights / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert train_few_step(small, trained, QUICK, batch=2, device="cpu", rank=2)
+    assert (weights / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
+    judge = PictureJudge.load(weights / "judge", small)
+    truth = small.take(range(2))
+    for root, lora in ((weights / "sd15", None), (weights / "sdxl", weights / FOLDER)):
+        assert draw_truths(root, judge, truth, lora=lora, steps=2).pixels.shape == truth.pixels.shape
+
+
+def test_a_part_whose_needs_are_missing_is_refused(small: Pictures, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train the part vae first"):
+        train_sd15(small, tmp_path, QUICK, device="cpu")
+    with pytest.raises(UserError, match="train the part unet first"):
+        train_few_step(small, tmp_path, QUICK, device="cpu")
+
+
+def test_latents_of_pictures_in_another_order_are_refused(trained: Path, small: Pictures) -> None:
+    other = small.take(range(len(small))[::-1])
+    with pytest.raises(UserError, match="--new-latents"):
+        unet.train_unet(other, trained, replace(QUICK, steps=9), batch=2, device="cpu", widths=(32, 32))
+
+
+@pytest.mark.parametrize("name", ["clip", "metric_clip"])
+def test_open_clip_reads_the_clips_and_a_stopped_one_goes_on(name: str, small: Pictures, tmp_path: Path) -> None:
+    train: Any = {"clip": clip.train_clip, "metric_clip": metric_clip.train_metric_clip}[name]
+    assert train(small, tmp_path, QUICK, batch=4, device="cpu")
+    tokens = (tmp_path / "weights" / name / "tokenizer.json").read_bytes()
+    assert train(small, tmp_path, replace(QUICK, steps=3), batch=4, device="cpu")
+    assert (tmp_path / "weights" / name / "tokenizer.json").read_bytes() == tokens
+    facts = clip.measure_saved(small, tmp_path / "weights" / name)
+    assert {"named", "named_core", "named_unseen_pairs", "mean_true_cosine"} <= facts.keys()
+
+
+def test_the_clip_learns_to_name_pictures(world: Pictures, tmp_path: Path) -> None:
+    few = world.take([i for i, scene in enumerate(world.scenes) if not scene.tone and scene.style == "noto"][:6])
+    shape = clip.ClipShape(width=32, layers=1, vision_width=32)
+    plan = Plan(steps=60, lr=3e-3, warmup=5, decay=20, ema=0.9)
+    assert clip.train_clip(few, tmp_path, plan, batch=12, device="cpu", shape=shape)
+    assert float(str(clip.measure_saved(few, tmp_path / "weights" / "clip")["named"])) > 0.6
+
+
+def test_metric_texts_hold_words_of_the_picture_among_idle_ones() -> None:
+    rng = random.Random(0)
+    scene = Scene("red apple", "noto", label="red apple", keywords=("fruit", "ripe"))
+    texts = [metric_clip.sentence_about(scene, rng).text for _ in range(50)]
+    words = {word for text in texts for word in text.split()}
+    assert words & set(metric_clip.IDLE_WORDS)
+    assert all({"red", "fruit", "ripe"} & set(text.split()) for text in texts)
+    assert words <= {"red", "apple", "fruit", "ripe", *metric_clip.IDLE_WORDS}
+
+
+def test_the_feature_network_sees_64_pixels(small: Pictures, tmp_path: Path) -> None:
+    assert fid.train_fid(small, tmp_path, QUICK, batch=4, device="cpu")
+    extractor = PocketExtractor(str(tmp_path / "weights" / "fid"))
+    assert (extractor.metric, extractor.num_features) == ("fid_pocket", fid.FEATURES)
+    features = extractor.extract([small.pixels[0], small.pixels[0][::2, ::2].repeat(2, 0).repeat(2, 1)])
+    assert np.abs(features[0] - features[1]).max() > 1e-3
+    assert fid.measure_saved(small, tmp_path / "weights" / "fid").keys() >= {"concept", "concept_unseen_pairs"}
+
+
+def test_a_finished_part_is_copied_and_measured_and_not_trained_again(
+    trained: Path, small: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "world_pictures", lambda root: small)
+    (tmp_path / "training").symlink_to(trained)
+    done = build(tmp_path, BACKBONES, ["judge", "vae", "text_encoders"])
+    assert done.keys() == {"judge", "vae", "text_encoders"} and done["judge"]["steps"] == 2
+    assert "psnr_unseen_db" in done["vae"] and "concept" in done["judge"]
+    assert (tmp_path / "sdxl" / "vae" / "config.json").is_file()
+    assert verify_manifest(tmp_path, BACKBONES) == []
+    shutil.copytree(trained, tmp_path / "other")
+    (tmp_path / "training").unlink()
+    (tmp_path / "other").rename(tmp_path / "training")
+    assert vae.train_vae(small, tmp_path / "training", replace(QUICK, steps=9), 2, device="cpu", widths=(8, 8, 8, 8))
+    with pytest.raises(UserError, match=r"latents of another VAE .*--new-latents"):
+        build(tmp_path, BACKBONES, ["unet"])
+
+
+def test_a_stopped_part_says_so_and_leaves_nothing_half_made(
+    small: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "world_pictures", lambda root: small)
+    monkeypatch.setattr(make, "train", lambda *arguments: False)
+    with pytest.raises(UserError, match="judge was stopped: the same command goes on"):
+        build(tmp_path, BACKBONES, ["judge"])
+    assert not (tmp_path / "judge").exists()

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.images import load_image
+from m2chat.data.leak import refuse_leaks
 from m2chat.data.shards import find_shards
 from m2chat.errors import UserError
 from m2chat.world import find_world
@@ -42,6 +44,21 @@ def test_every_picture_lands_in_the_split_that_it_belongs_to(world: Pictures, tm
     assert held_out and set(files["test"]) == held_out
     assert not set(files["train"]) & held_out and not set(files["train"]) & set(files.get("val", ()))
     assert {file for of_split in files.values() for file in of_split} == pixels.keys()
+
+
+def test_no_training_sample_comes_back_in_validation_or_test(world: Pictures, tmp_path: Path) -> None:
+    write_pictures(world, tmp_path / "pictures")
+    write_world(tmp_path / "shards", tmp_path / "pictures")
+
+    def sources(split: str) -> list[Source]:
+        folder = tmp_path / "shards" / "emoji" / split
+        return [Source(SourceConfig("emoji", str(folder)))] if folder.is_dir() and any(folder.glob("*.tar")) else []
+
+    held_out = {split: sources(split) for split in ("val", "test") if sources(split)}
+    assert "test" in held_out
+    refuse_leaks(sources("train"), held_out)
+    with pytest.raises(UserError, match="share"):
+        refuse_leaks(sources("train"), {"val": sources("train")})
 
 
 def test_missing_pictures_are_named(tmp_path: Path) -> None:

@@ -7,33 +7,11 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from m2chat.worlds.emoji.names import phrase_of, with_article
 from m2chat.worlds.emoji.scenes import STYLES, Scene
 
 STYLED = 0.5
 """Share of drawn captions that name the style."""
-_MASS = frozenset(
-    "bread butter salt bacon ice ginger garlic spaghetti broccoli sushi oden sake popcorn custard coral fog wood "
-    "yarn soap cooked-rice curry-rice canned-food green-salad leafy-green money litter jeans briefs shorts glasses "
-    "sunglasses goggles scissors maracas skis socks gloves people mahjong badminton baseball softball basketball "
-    "volleyball tennis lacrosse bowling ping-pong field-hockey ice-hockey american-football rugby-football "
-    "performing-arts camping hot-springs bubbles thread dizzy information cinema".split()
-)
-_NO_ARTICLE_GROUPS = frozenset({"zodiac"})
-_NAMES = (
-    "Mount ",
-    "mount fuji",
-    "Tokyo",
-    "Statue of Liberty",
-    "Santa",
-    "Mrs.",
-    "Mx ",
-    "SOS",
-    "ZZZ",
-    "OK hand",
-    "map of",
-)
-_SPELT = frozenset({"atm", "x-ray", "hourglass", "sos", "ng"})  # pronounced with a vowel first
-_CLOCKS = frozenset({"time"})
 
 
 @dataclass(frozen=True)
@@ -49,41 +27,18 @@ class Caption:
     names_style: bool
 
 
-def with_article(phrase: str) -> str:
-    """``apple`` to ``an apple``."""
-    first = phrase.split()[0].lower() if phrase else ""
-    is_vowel = first[:1] in "aeiou" and not first.startswith(("uni", "use", "eu", "one-", "one "))
-    return f"{'an' if is_vowel or first in _SPELT else 'a'} {phrase}"
-
-
 def noun_phrase(scene: Scene) -> str:
-    """The name with its article, where English wants one: ``a red apple``, ``grapes``, ``two o'clock``."""
-    label = scene.label
-    last = label.split(",")[0].split(":")[0].split()[-1].lower()
-    head = label.split(" with ")[0].split(" of ")[0].split(" on ")[0].split(" in ")[0].split()[-1].lower()
-    plural = head.endswith("s") and not head.endswith(("ss", "us", "is", "ous", "lens", "gas", "bus"))
-    plural = plural or head in ("people", "men", "women", "dice")
-    number = label.split()[0].lower() in ("two", "three", "hundred", "o'clock")
-    verbs = ("growing", "beating", "sparkling", "revolving")
-    if scene.subgroup in _CLOCKS and ("o'clock" in label or last.endswith("thirty")):
-        return f"a clock at {label}"
-    if scene.subgroup in _NO_ARTICLE_GROUPS:
-        return f"the zodiac sign {label}"
-    if (
-        label.startswith(_NAMES)
-        or label.lower().replace(" ", "-") in _MASS
-        or (plural and label.split()[0] not in verbs)
-    ):
-        return label
-    return label if number else with_article(label)
+    """The name with its article, where English wants one: ``a red apple``, ``grapes``, ``a clock at two o'clock``."""
+    return phrase_of(scene.label, scene.subgroup)
 
 
-def _tone_phrases(scene: Scene) -> tuple[str, ...]:
-    """Every way to add the skin tone to the name; an empty one if there is none."""
+def _tone_phrases(scene: Scene, phrase: str) -> tuple[str, ...]:
+    """Every way to add the skin tone to a name; an empty one if there is none."""
     if not scene.tone:
         return ("",)
-    kinds = (f"with {scene.tone} skin", f"with {with_article(scene.tone)} skin tone", f"{scene.tone} skin tone")
-    return tuple(f", {k}" if not k.startswith("with") or ":" in scene.label else f" {k}" for k in kinds)
+    joined = ", with" if ":" in phrase or "facing" in phrase else " and" if " with " in phrase else " with"
+    tone = with_article(scene.tone)
+    return f"{joined} {scene.tone} skin", f"{joined} {tone} skin tone", f", {scene.tone} skin tone"
 
 
 def _bodies(scene: Scene, phrase: str) -> tuple[str, ...]:
@@ -94,7 +49,7 @@ def _bodies(scene: Scene, phrase: str) -> tuple[str, ...]:
         if scene.tone:
             return (f"{phrase} and {scene.tone} skin" if scene.hair != "bald" else f"{phrase} with {scene.tone} skin",)
         return (phrase,)
-    return tuple(phrase + tone for tone in _tone_phrases(scene))
+    return tuple(phrase + tone for tone in _tone_phrases(scene, phrase))
 
 
 def _body(scene: Scene, phrase: str, rng: random.Random) -> str:
@@ -109,8 +64,9 @@ def phrases_of(scene: Scene) -> tuple[str, ...]:
 
 
 def _keywords(scene: Scene, count: int, rng: random.Random) -> list[str]:
-    named = set(scene.label.lower().split())
-    free = [word for word in scene.keywords if word.lower() not in named and len(word.split()) < 3]
+    named = set(_WORD.findall(f"{scene.label} {noun_phrase(scene)}".lower()))
+    free = [word for word in scene.keywords if _WORD.search(word) and word.lower() not in named]
+    free = [word for word in free if len(word.split()) < 3]
     return rng.sample(free, min(count, len(free)))
 
 
@@ -226,6 +182,7 @@ class CaptionReader:
         return {}
 
 
+_WORD = re.compile(r"[\w'-]*\w")
 _ENDS = re.compile(r"[:,]| \(")
 _STYLE_NAMES = {name.lower(): key for key, name in STYLES.items()}
 _ANY_STYLE = "|".join(STYLES.values())

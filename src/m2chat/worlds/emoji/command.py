@@ -1,23 +1,30 @@
-"""The emoji world's command: pictures out of packages, and every part of the pocket backbones."""
+"""The emoji world's command: pictures out of packages, one part of the pocket backbones, what the decoder draws.
+
+``m2chat backbones --world emoji`` makes all parts in order; here a part can be given its own length and rate.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 
-CACHE = Path(os.environ.get("M2CHAT_CACHE", "~/.cache/m2chat")).expanduser() / "pocket"
-PARTS = ("vae", "text_encoders", "unet", "judge")
-_FURTHER = {"vae": ("encoder_steps",), "unet": ("styles", "new_latents")}  # options of some parts alone
+from m2chat.worlds.emoji.recipe.parts import PARTS
+from m2chat.worlds.emoji.scenes import CACHE, STYLES, Pictures
+
+_FURTHER = {"vae": ("encoder_steps",), "unet": ("styles", "new_latents"), "sd15": ("new_latents",)}
+"""Options that some parts alone have."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(prog="python -m m2chat.worlds.emoji", description=__doc__)
-    options.add_argument("part", choices=("pictures", *PARTS), help="what to build")
+    options.add_argument(
+        "part",
+        choices=("pictures", "shards", *PARTS, "decoder"),
+        help="pictures: read them from their packages; shards: write them as they are shipped; decoder: draw and "
+        "judge; anything else: train that part",
+    )
     options.add_argument(
         "--cache", type=Path, default=CACHE, help="folder of packages/ and pictures.npz (default: %(default)s)"
     )
@@ -30,38 +37,75 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options.add_argument("--threads", type=int, default=1, help="threads (default: %(default)s)")
     options.add_argument("--encoder-steps", type=int, help="vae: step from which its encoder stays as it is")
-    options.add_argument("--styles", nargs="+", help="unet: styles to learn (default: all)")
+    options.add_argument("--styles", nargs="+", help="unet, decoder: styles that it learns (default: all)")
     options.add_argument(
-        "--new-latents", action="store_true", help="unet: read the VAE again and go on with its latents"
+        "--new-latents", action="store_true", help="unet, sd15: read the VAE again and go on with its latents"
     )
+    options.add_argument("--count", type=int, default=400, help="decoder: pictures of each set (default: %(default)s)")
+    options.add_argument(
+        "--of", choices=("sdxl", "sd15", "few_step"), default="sdxl", help="decoder: which one (default: %(default)s)"
+    )
+    options.add_argument("--into", type=Path, help="decoder: document that gets the table, such as docs/pocket.md")
+    options.add_argument("--sheets", type=Path, help="decoder: folder of results.json and of sheets to look at")
     return options
 
 
 def run(options: argparse.Namespace) -> bool:
-    """Builds what the options name.
+    """Does what the options name.
 
     Returns:
         Whether it is finished; False if it was stopped before its end.
     """
-    from m2chat.worlds.emoji.scenes import load_pictures, save_pictures
+    from m2chat.worlds.emoji.scenes import save_pictures
 
     if options.part == "pictures":
         from m2chat.worlds.emoji.packages import build_pictures
+        from m2chat.worlds.emoji.provenance import DIGESTS, READ, write_read
 
-        save_pictures(options.cache / "pictures.npz", build_pictures(options.cache / "packages"))
+        pictures = build_pictures(options.cache / "packages")
+        save_pictures(options.cache / "pictures.npz", pictures)
+        write_read(READ, pictures, DIGESTS)
         return True
     import torch
 
+    from m2chat.worlds.emoji.pictures import write_pictures
+    from m2chat.worlds.emoji.recipe.make import train, world_pictures
+
     torch.set_num_threads(options.threads)
-    pictures = load_pictures(options.cache / "pictures.npz")
-    module = import_module(f"m2chat.worlds.emoji.recipe.{options.part}")
-    changes = {name: getattr(options, name) for name in ("steps", "decay", "lr") if getattr(options, name) is not None}
+    pictures = world_pictures(Path("data/pocket"), options.cache)
+    if options.part == "shards":
+        write_pictures(pictures, Path("data/pocket/pictures"))
+        return True
+    if options.part == "decoder":
+        _draw(options, pictures)
+        return True
+    plan = {name: getattr(options, name) for name in ("steps", "decay", "lr") if getattr(options, name) is not None}
     further = {name: getattr(options, name) for name in _FURTHER.get(options.part, ())}
     if options.batch:
         further["batch"] = options.batch
-    train: Callable[..., bool] = getattr(module, f"train_{options.part}")
-    plan = replace(module.PLAN, **changes)
-    return train(pictures, options.out, plan, seed=options.seed, device=options.device, **further)
+    return train(options.part, pictures, options.out, plan, seed=options.seed, device=options.device, **further)
+
+
+def _draw(options: argparse.Namespace, pictures: Pictures) -> None:
+    """Draws with the weights as they are, judges, and writes what is wanted."""
+    import json
+
+    from m2chat.worlds.emoji.decoder import evaluate, save_sheets, write_report
+    from m2chat.worlds.emoji.recipe.few_step import FOLDER
+    from m2chat.worlds.emoji.recipe.unet import newest_vae
+
+    weights, styles = options.out / "weights", options.styles or list(STYLES)
+    root = weights / ("sd15" if options.of == "sd15" else "sdxl")
+    vae = newest_vae(root / "vae", options.out / ("sd15" if options.of == "sd15" else "unet") / "vae")
+    lora = weights / FOLDER if options.of == "few_step" else None
+    facts, drawn = evaluate(root, weights, pictures, options.count, styles, seed=options.seed, lora=lora, vae=vae)
+    if options.sheets:
+        for name, of in drawn.items():
+            save_sheets(of, options.sheets / name)
+        (options.sheets / "results.json").write_text(json.dumps(facts, indent=2) + "\n")
+    if options.into:
+        how = {"decoder": options.of, "styles": " and ".join(STYLES[style] for style in styles), "seed": options.seed}
+        write_report(facts, how, options.into)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

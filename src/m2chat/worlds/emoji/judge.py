@@ -35,26 +35,28 @@ class JudgeNetwork(nn.Module):
         channels: Channels at 32, 16, 8 and 4 pixels.
     """
 
-    def __init__(self, concepts: int, channels: Sequence[int] = (32, 64, 128, 192)) -> None:
+    def __init__(self, concepts: int, channels: Sequence[int] = (24, 64, 128, 192)) -> None:
         super().__init__()
         stages: list[nn.Module] = []
-        for before, after in zip((3, *channels), channels, strict=False):
-            stages += [nn.Conv2d(before, after, 4, 2, 1), nn.GroupNorm(8, after), nn.GELU(), _Residual(after)]
+        for level, (before, after) in enumerate(zip((3, *channels), channels, strict=False)):
+            stages += [nn.Conv2d(before, after, 4, 2, 1), nn.GroupNorm(8, after), nn.ReLU()]
+            stages += [_Residual(after)] * bool(level)  # at 32 pixels it would be a fifth of all work
         self.stages = nn.Sequential(*stages)
-        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(channels[-1] * 16, 256), nn.LayerNorm(256), nn.GELU())
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(channels[-1] * 16, 256), nn.LayerNorm(256), nn.ReLU())
         sizes = {"concept": concepts} | {name: len(values) for name, values in VALUES.items()}
         self.heads = nn.ModuleDict({name: nn.Linear(256, size) for name, size in sizes.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits (B, values) by attribute."""
-        state = self.trunk(self.stages(pixels))
+        # On a CPU the convolutions are a third quicker with the channels last.
+        state = self.trunk(self.stages(pixels.contiguous(memory_format=torch.channels_last)))
         return {name: head(state) for name, head in self.heads.items()}
 
 
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1), nn.GroupNorm(8, channels), nn.GELU())
+        self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1), nn.GroupNorm(8, channels), nn.ReLU())
 
     def forward(self, pixels: Tensor) -> Tensor:
         return pixels + self.layers(pixels)  # type: ignore[no-any-return]

@@ -20,14 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2chat.errors import UserError
+from m2chat.worlds.emoji import provenance
+from m2chat.worlds.emoji.provenance import CLDR, PACKAGES
 from m2chat.worlds.emoji.scenes import SIZE, TONES, Pictures, Scene
 
-CLDR = "emojibase-data-17.0.0.tgz"
-PACKAGES: dict[str, str] = {
-    "noto": "emoji-datasource-google-16.0.0.tgz",
-    "twemoji": "emoji-datasource-twitter-16.0.0.tgz",
-    "fluent": "iconify-json-fluent-emoji-flat-1.2.6.tgz",
-}
 _FOLDERS = {"noto": "google", "twemoji": "twitter"}
 _LEFT_OUT = {"component", "flags"}
 _ZWJ, _ADULT = "200D", "1F9D1"
@@ -236,14 +232,9 @@ def build_pictures(cache: Path) -> Pictures:
         cache: Folder in which the packages lie.
 
     Raises:
-        UserError: If a package is missing.
+        UserError: If a package is missing, or is another than expected.
     """
-    missing = [name for name in (CLDR, *PACKAGES.values()) if not (cache / name).is_file()]
-    if missing:
-        raise UserError(
-            f"{cache} lacks {', '.join(missing)}: run there `npm pack emoji-datasource-google@16.0.0 "
-            "emoji-datasource-twitter@16.0.0 @iconify-json/fluent-emoji-flat@1.2.6 emojibase-data@17.0.0`"
-        )
+    provenance.require_packages(cache, provenance.DIGESTS)
     scenes = scenes_of(read_entries(cache))
     pairs: list[tuple[Scene, NDArray[np.uint8]]] = []
     for style, name in PACKAGES.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from m2chat.errors import UserError
 from m2chat.files import whole_file
 
+CACHE = Path(os.environ.get("M2CHAT_CACHE", "~/.cache/m2chat")).expanduser() / "pocket"
+"""Folder of ``packages/`` and the pictures that were read from them."""
 SIZE = 64
 """Height and width of a picture in pixels."""
 MAX_ERROR = 90.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from m2chat.worlds.manifest import read_manifest, verify_manifest
 from m2chat.worlds.shapes.recipe.clip import train_clip
 from m2chat.worlds.shapes.recipe.fid_net import train_fid_net
 from m2chat.worlds.shapes.recipe.llama import ROUNDS, train_language
-from m2chat.worlds.shapes.recipe.manifest import LIMIT, read_manifest, verify_manifest
 from m2chat.worlds.shapes.recipe.metric_clip import train_metric_clip
-from m2chat.worlds.shapes.recipe.parts import DENSE_STEPS, PARTS
+from m2chat.worlds.shapes.recipe.parts import BACKBONES, DENSE_STEPS, PARTS
 from m2chat.worlds.shapes.recipe.text_encoders import train_text_encoders
 from m2chat.worlds.shapes.recipe.unet import train_unet
 from m2chat.worlds.shapes.recipe.vae import train_vae
@@ -37,9 +37,9 @@ FLOORS = {
 
 
 def test_files_are_those_of_the_manifest() -> None:
-    assert verify_manifest(ROOT) == []
+    assert verify_manifest(ROOT, BACKBONES) == []
     manifest = read_manifest(ROOT)
-    assert manifest["total_bytes"] <= LIMIT == 24 * 2**20
+    assert manifest["total_bytes"] <= BACKBONES.limit == 24 * 2**20
     assert PARTS.keys() <= manifest["parts"].keys()
 
 

@@ -30,7 +30,7 @@ from m2chat.files import whole_file
 from m2chat.worlds.small_sdxl import decay_groups
 
 SAVE_SECONDS = 300.0
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, FINISHED = "checkpoint.pt", "finished.json"
 BAD_STEPS = 20
 """Losses in a row that may be infinite before a training gives up; their steps change nothing."""
 
@@ -144,7 +144,17 @@ class Course:
                     self.save()
                     saved = time.monotonic()
             self.save()
-        return self.step >= self.plan.steps
+        return self._is_finished()
+
+    def _is_finished(self) -> bool:
+        """Whether the plan's end is reached; then the folder says so, with seed, steps and cost."""
+        path, is_finished = self.folder / FINISHED, self.step >= self.plan.steps
+        if is_finished:
+            facts = {"seed": self.seed, "steps": self.step, "cpu_seconds": round(self.seconds)}
+            path.write_text(json.dumps(facts) + "\n")
+        else:
+            path.unlink(missing_ok=True)
+        return is_finished
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from m2chat.worlds.emoji.judge import JudgeNetwork, PictureJudge
 from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision
+from m2chat.worlds.emoji.recipe.vae import picture_weights
 from m2chat.worlds.emoji.scenes import Pictures, core_concepts
 from m2chat.worlds.small_sdxl import to_pixels
 
-PLAN = Plan(steps=6000, lr=2e-3, warmup=200, decay=2000, ema=0.998, weight_decay=0.02)
+PLAN = Plan(steps=2400, lr=2e-3, warmup=200, decay=1000, ema=0.998, weight_decay=0.02)
 
 
 def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -35,7 +36,8 @@ def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
     soft = F.interpolate(F.avg_pool2d(moved, 2), size=size, mode="bilinear", align_corners=False)
     softness = uniform(-0.5, 1.0, 1, 1, 1).clamp(min=0)
     moved = moved * (1 - softness) + soft * softness
-    lit = (moved + 1) * uniform(0.85, 1.1, 3, 1, 1) - 1 + uniform(-0.08, 0.08, 3, 1, 1)
+    # Little light: with more of it one skin tone would be another.
+    lit = (moved + 1) * uniform(0.92, 1.05, 3, 1, 1) - 1 + uniform(-0.04, 0.04, 3, 1, 1)
     noise = torch.randn(lit.shape, generator=generator) * uniform(0, 0.15, 1, 1, 1)
     return (lit + noise).clamp(-1, 1)
 
@@ -58,13 +60,14 @@ def train_judge(
     """
     torch.manual_seed(seed)
     where, folder = device_of(device), out / "weights" / "judge"
-    network = JudgeNetwork(len(pictures.concepts)).to(where)
+    network = JudgeNetwork(len(pictures.concepts)).to(where, memory_format=torch.channels_last)
     course = Course(out / "judge", {"network": network}, plan, seed, {"concepts": len(pictures.concepts)})
     judge = PictureJudge(network, pictures)
     network.train()
+    weights = [weight**0.5 for weight in picture_weights(pictures)]
 
     def loss_of(rng: random.Random) -> Tensor:
-        chosen = rng.choices(range(len(pictures)), k=batch)
+        chosen = rng.choices(range(len(pictures)), weights, k=batch)
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         pixels = augmented(to_pixels(pictures.pixels[chosen]), generator).to(where)
         with precision(where):

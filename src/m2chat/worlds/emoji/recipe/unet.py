@@ -1,8 +1,11 @@
-"""The pocket SDXL UNet: v-prediction on the VAE's latents, conditioned by the frozen text encoders."""
+"""The UNets of the pocket SDXL and of its SD 1.5 twin: v-prediction on the VAE's latents, on frozen text encoders."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,11 @@ from m2chat.worlds.small_sdxl import (
     write_model_index,
 )
 
-WIDTHS = (128, 192)
+WIDTHS = {True: (128, 192), False: (64, 96)}
+"""Channels of the two levels, of SDXL and of SD 1.5."""
 PLAN = Plan(steps=200000, lr=1e-3, warmup=500, decay=8000, ema=0.9995)
 _DROPPED = 0.1
+_ENCODER = ("encoder", "quant_conv")
 _CORE_WEIGHT = 1.5
 """How much oftener a core concept is drawn: people speak of these."""
 
@@ -47,10 +52,11 @@ class Latents:
     def __init__(self, folder: Path, vae: Path, pictures: Pictures, again: bool, device: torch.device) -> None:
         from diffusers import AutoencoderKL
 
-        copy, path = folder / "vae", folder / "latents.pt"
+        copy, path, order = folder / "vae", folder / "latents.pt", folder / "latents.json"
+        # Latents of the pictures in another order would be taken for those of others.
+        digest = hashlib.sha256("\n".join(scene.file for scene in pictures.scenes).encode()).hexdigest()
+        known = json.loads(order.read_text())["pictures"] if order.is_file() else digest
         if again or not path.is_file():
-            if not (vae / "config.json").is_file():
-                raise UserError(f"there is no VAE in {vae}: train the part vae first")
             newest: Any = AutoencoderKL.from_pretrained(vae, low_cpu_mem_usage=False)
             folder.mkdir(parents=True, exist_ok=True)
             newest.save_pretrained(copy)
@@ -62,8 +68,26 @@ class Latents:
             parts = [latents_of(self.vae, to_pixels(pictures.pixels[i : i + 64])) for i in range(0, len(pictures), 64)]
             self.values = torch.cat(parts) * self.vae.config.scaling_factor
             torch.save(self.values, path)
-        if len(self.values) != len(pictures):
-            raise UserError(f"{path} has {len(self.values)} latents for {len(pictures)} pictures: add --new-latents")
+            known = digest
+        if len(self.values) != len(pictures) or known != digest:
+            raise UserError(f"{path} has latents of other pictures than these {len(pictures)}: add --new-latents")
+        order.write_text(json.dumps({"pictures": digest}) + "\n")
+
+
+def newest_vae(newest: Path, snapshot: Path) -> Path:
+    """The VAE to decode with: the newest one if its latents are still those of the snapshot that a UNet has learned.
+
+    Args:
+        newest: Folder of the VAE as it is now; its decoder may have been trained on.
+        snapshot: Folder of the VAE whose latents the UNet has learned.
+    """
+    from safetensors.torch import load_file
+
+    if not (snapshot / "config.json").is_file():
+        return newest
+    first, second = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (newest, snapshot))
+    is_same = all(torch.equal(tensor, second[name]) for name, tensor in first.items() if name.startswith(_ENCODER))
+    return newest if is_same else snapshot
 
 
 def train_unet(
@@ -75,9 +99,10 @@ def train_unet(
     device: str = "auto",
     styles: Collection[str] | None = None,
     new_latents: bool = False,
-    widths: tuple[int, ...] = WIDTHS,
+    widths: tuple[int, ...] | None = None,
+    is_xl: bool = True,
 ) -> bool:
-    """Trains the UNet on cached latents and completes ``<out>/weights/sdxl``.
+    """Trains a UNet on cached latents and completes ``<out>/weights/sdxl``, or ``<out>/weights/sd15``.
 
     A tenth of the conditions are zeros, as SDXL was trained; the saved weights are the averaged ones. Styles and the
     VAE may change from one run to the next: the weights go on from where they are.
@@ -91,7 +116,8 @@ def train_unet(
         device: ``auto``, ``cpu`` or ``cuda``.
         styles: Keys of the styles to learn; all if None.
         new_latents: Whether to read the VAE again and go on with its latents.
-        widths: Channels of the two levels.
+        widths: Channels of the two levels; those of the shipped UNet of this kind by default.
+        is_xl: Whether it is SDXL; if not, SD 1.5, with the VAE and the first text encoder of SDXL.
 
     Returns:
         Whether the plan's end was reached.
@@ -100,30 +126,31 @@ def train_unet(
 
     if unknown := sorted(set(styles or ()) - STYLES.keys()):
         raise UserError(f"--styles {' '.join(unknown)}: choose of {', '.join(STYLES)}")
-    root, where = out / "weights" / "sdxl", device_of(device)
+    name, where = "unet" if is_xl else "sd15", device_of(device)
+    root = require_parts(out / "weights", is_xl)
     seen = pictures.of("train")
-    latents = Latents(out / "unet", root / "vae", seen, new_latents, where)
-    condition = Conditioner(root, True, where)
+    latents = Latents(out / name, root / "vae", seen, new_latents, where)
+    condition = Conditioner(root, is_xl, where)
     text, pooled = condition(["a"])
-    assert pooled is not None
     torch.manual_seed(seed)
+    widths = widths or WIDTHS[is_xl]
     heads = tuple(width // 32 for width in widths)
-    unet = build_unet(widths, SIZE // FACTOR, heads, text.shape[-1], pooled.shape[-1]).to(where)
-    course = Course(out / "unet", {"unet": unet}, plan, seed, {"widths": list(widths)})
+    unet = build_unet(widths, SIZE // FACTOR, heads, text.shape[-1], None if pooled is None else pooled.shape[-1])
+    course = Course(out / name, {"unet": unet.to(where)}, plan, seed, {"widths": list(widths)})
     noiser: Any = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"})
-    core = set(core_concepts())
     wanted = [index for index, scene in enumerate(seen.scenes) if scene.style in (styles or STYLES)]
-    by_tone = picture_weights(seen)
-    weights = [by_tone[i] * (_CORE_WEIGHT if seen.scenes[i].concept in core else 1.0) for i in wanted]
+    weight_of = picture_weights_of(seen)
+    weights = [weight_of[i] for i in wanted]
 
     def loss_of(rng: random.Random) -> Tensor:
         chosen = rng.choices(wanted, weights, k=batch)
         text, pooled = condition([draw_caption(seen.scenes[i], rng).text for i in chosen])
-        assert pooled is not None
         clean = latents.values[chosen].to(where)
         noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (batch,), device=where)
         keep = (torch.rand(batch, 1, device=where) >= _DROPPED).float()
-        added = {"text_embeds": pooled * keep, "time_ids": random_time_ids(batch, SIZE, rng).to(where)}
+        added = None
+        if pooled is not None:
+            added = {"text_embeds": pooled * keep, "time_ids": random_time_ids(batch, SIZE, rng).to(where)}
         with precision(where):
             noisy = noiser.add_noise(clean, noise, timesteps)
             output = unet(noisy, timesteps, text * keep[..., None], added_cond_kwargs=added).sample
@@ -131,14 +158,40 @@ def train_unet(
 
     def measure() -> dict[str, object]:
         save_half(unet, root / "unet")
-        return measure_unet(unet, latents.vae, condition, seen.of("train", styles=styles or STYLES), out / "unet")
+        return measure_unet(unet, latents.vae, condition, seen.of("train", styles=styles or STYLES), out / name)
 
     DDIMScheduler(**SCHEDULER).save_pretrained(root / "scheduler")
-    write_model_index(root, is_xl=True)
+    write_model_index(root, is_xl)
     finished = course.run(loss_of, measure, every=50, measure_every=1000)
     with course.averaged():
         save_half(unet, root / "unet")
     return finished
+
+
+def picture_weights_of(pictures: Pictures) -> list[float]:
+    """How often each picture is drawn: the tones of a person together as often as a thing, core concepts oftener."""
+    core = set(core_concepts())
+    return [
+        weight * (_CORE_WEIGHT if scene.concept in core else 1.0)
+        for weight, scene in zip(picture_weights(pictures), pictures.scenes, strict=True)
+    ]
+
+
+def require_parts(weights: Path, is_xl: bool = True) -> Path:
+    """The diffusers folder of a UNet, with the VAE and the text encoders that it is trained on.
+
+    Raises:
+        UserError: If one of these is not there yet.
+    """
+    sdxl = weights / "sdxl"
+    for part, name in {"vae": "vae", "text_encoder": "text_encoders", "text_encoder_2": "text_encoders"}.items():
+        if not (sdxl / part / "config.json").is_file():
+            raise UserError(f"there is no {sdxl / part}: train the part {name} first")
+    if is_xl:
+        return sdxl
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.copytree(sdxl / part, weights / "sd15" / part, dirs_exist_ok=True)
+    return weights / "sd15"
 
 
 def measure_unet(

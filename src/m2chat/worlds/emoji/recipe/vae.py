@@ -136,3 +136,13 @@ def measure_vae(vae: Any, pixels: Tensor) -> float:
     where = next(vae.parameters()).device
     output = torch.cat([vae.decode(latents_of(vae, chunk).to(where)).sample.cpu() for chunk in pixels.split(64)])
     return psnr(output, pixels)
+
+
+def measure_saved_vae(pictures: Pictures, folder: Path) -> dict[str, object]:
+    """PSNR in dB of a saved VAE on pictures that no training has seen."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
+    unseen = pictures.of("pair", "combination")
+    held_out = to_pixels(unseen.pixels[:: max(1, len(unseen) // 512)])
+    return {"psnr_unseen_db": round(measure_vae(vae.float().eval(), held_out), 2)}

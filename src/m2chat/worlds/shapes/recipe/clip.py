@@ -7,7 +7,6 @@ names every attribute; larger CLIPs come by this through their data, or through 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,26 +23,11 @@ from m2chat.worlds.shapes.recipe.attributes import AttributeHeads
 from m2chat.worlds.shapes.recipe.common import Schedule, adamw, draw, scene_pool, seed_everything
 from m2chat.worlds.shapes.recipe.text_encoders import CONTEXT_LENGTH, train_clip_tokenizer
 from m2chat.worlds.shapes.scenes import Scene, scenes_of_split
+from m2chat.worlds.small_clip import LOG_SCALE, normalise, open_clip_folder, save_clip, write_clip_config
 from m2chat.worlds.small_sdxl import to_pixels
 
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_CONFIG = {
-    "model_cfg": {
-        "embed_dim": 96,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 32, "layers": 3, "width": 96, "head_width": 24, "patch_size": 4},
-        "text_cfg": {
-            "context_length": CONTEXT_LENGTH,
-            "vocab_size": 0,
-            "width": 96,
-            "heads": 4,
-            "layers": 3,
-            "hf_tokenizer_name": ".",
-            "tokenizer_kwargs": {"clean": "whitespace"},
-        },
-    },
-    "preprocess_cfg": {"mean": _MEAN, "std": _STD, "interpolation": "bicubic", "resize_mode": "shortest"},
-}
+WIDTH = 96
+_VISION = {"image_size": 32, "layers": 3, "width": 96, "head_width": 24, "patch_size": 4}
 
 
 def text_beside(scene: Scene, rng: random.Random) -> str:
@@ -55,12 +39,6 @@ def text_beside(scene: Scene, rng: random.Random) -> str:
     if mood and draw_ < 0.95:
         return f"something {mood}" if rng.random() < 0.5 else f"a {mood} {TOY_OF[scene.first.shape]}"
     return themed_text(scene.first.shape, scene.first.colour, scene.background)
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """[-1, 1] to CLIP's range."""
-    mean, std = torch.tensor(_MEAN)[:, None, None], torch.tensor(_STD)[:, None, None]
-    return ((pixels + 1) / 2 - mean) / std
 
 
 def train_clip(
@@ -88,28 +66,18 @@ def train_clip(
     Returns:
         Seed, steps and the retrieval quality on held-out scenes.
     """
-    import open_clip
-    from safetensors.torch import save_file
-
     rng = seed_everything(seed)
     if steps:
         train_clip_tokenizer(folder, context_length=context_length, words=words)
-    config = json.loads(json.dumps(_CONFIG))
-    config["model_cfg"]["text_cfg"]["context_length"] = context_length
-    config["model_cfg"]["text_cfg"]["vocab_size"] = len(
-        json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    )
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    model: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=not steps)
-    tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+    write_clip_config(folder, WIDTH, _VISION, context_length)
+    model, tokenize = open_clip_folder(folder, load_weights=not steps)
     training = _ClipTraining(model, tokenize, text_of, rng)
     if steps:
         _contrast_alone(training, Schedule(folder.name, adamw([model], 1e-3, 0.05), 1e-3, steps), batch, seed)
     if dense_steps:
         _read_all_tokens(training, dense_steps)
-    model.half()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
-    model.float().eval()
+    save_clip(model, folder)
+    model.half().float().eval()  # measured as it was saved
     return {"seed": seed, "steps": steps + dense_steps, **measure_clip(model, tokenize)}
 
 
@@ -140,7 +108,7 @@ class _ClipTraining:
     @torch.no_grad()
     def keep_scale(self) -> None:
         """CLIP's limit of the scale."""
-        self.model.logit_scale.clamp_(0, 4.6052)
+        self.model.logit_scale.clamp_(0, LOG_SCALE)
 
 
 def _contrast_alone(training: _ClipTraining, schedule: Schedule, batch: int, seed: int) -> None:
@@ -184,7 +152,5 @@ def measure_clip(model: Any, tokenize: Any, split: str = "test") -> dict[str, ob
 
 def measure_saved(folder: Path) -> dict[str, object]:
     """Measures the CLIP of a folder."""
-    import open_clip
-
-    model: Any = open_clip.create_model(f"local-dir:{folder}")
-    return measure_clip(model.float().eval(), open_clip.get_tokenizer(f"local-dir:{folder}"))
+    model, tokenize = open_clip_folder(folder)
+    return measure_clip(model.eval(), tokenize)

@@ -1,9 +1,4 @@
-"""A LoRA with which the micro UNet draws in four steps: latent consistency distillation (arXiv:2310.04378, 2311.05556).
-
-The student is the UNet with the LoRA, the teacher the UNet without it under guidance. From a point of the teacher's
-trajectory the student must reach what it reaches from an earlier one, down to the picture itself. Guidance goes into
-the weights: the student draws without it, at half of the cost of each step.
-"""
+"""A LoRA with which the micro UNet draws in four steps; `ConsistencyLora` has the method."""
 
 from __future__ import annotations
 
@@ -11,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from m2chat.models.denoising import size_ids
+from m2chat.worlds.consistency import LORA, ConsistencyLora
 from m2chat.worlds.shapes.captions import caption_of, random_caption
 from m2chat.worlds.shapes.judge import judge
 from m2chat.worlds.shapes.recipe.common import (
@@ -28,12 +22,7 @@ from m2chat.worlds.shapes.recipe.common import (
 from m2chat.worlds.shapes.scenes import IMAGE_SIZE, scenes_of_split
 from m2chat.worlds.small_sdxl import Conditioner, to_pixels
 
-LORA = "pytorch_lora_weights.safetensors"
 _FOLDER = Path("decoders", "lcm_lora")
-_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
-_POINTS, _SKIP = 50, 5
-"""Timesteps of `LCMScheduler`, evenly spread; how many of them one step of the teacher spans. Ten steps of it draw as
-well as twenty, and a chain of ten links is learned sooner than one of fifty."""
 
 
 def train_lora(root: Path) -> dict[str, object]:
@@ -71,90 +60,34 @@ def train_consistency_lora(
     Returns:
         Seed, steps, rank.
     """
-    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     rng = seed_everything(seed)
     vae: Any = AutoencoderKL.from_pretrained(root / "vae", low_cpu_mem_usage=False).float().eval()
     unet: Any = UNet2DConditionModel.from_pretrained(root / "unet", low_cpu_mem_usage=False).float().eval()
     condition = Conditioner(root, is_xl=True)
     noiser: Any = DDPMScheduler.from_pretrained(root / "scheduler")
-    unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=_TARGETS))
-    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    averaged = {name: p.detach().clone() for name, p in trained.items()}
+    lora = ConsistencyLora(unet, rank, noiser, IMAGE_SIZE, guidance)
+    averaged = [p.detach().clone() for p in lora.parameters]
 
     scenes = scene_pool("train", 0.5, 8000, rng)
     pictures = to_pixels(draw(scenes, seed))
     with torch.no_grad():
         modes = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures.split(128)])
     latents_of = modes * vae.config.scaling_factor
-    alphas = noiser.alphas_cumprod
-    ids = size_ids(IMAGE_SIZE, IMAGE_SIZE, 1)
-
-    def velocity(noisy: Tensor, timesteps: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        added = {"text_embeds": pooled, "time_ids": ids.expand(len(noisy), -1)}
-        output: Tensor = unet(noisy, timesteps, text, added_cond_kwargs=added).sample
-        return output
-
     schedule = Schedule("consistency LoRA", adamw([unet], lr, 0.0), lr, steps, every=25)
     for _ in schedule:
         chosen = torch.tensor([rng.randrange(len(scenes)) for _ in range(batch)])
         text, pooled = condition([random_caption(scenes[i], rng) for i in chosen.tolist()])
         assert pooled is not None  # of SDXL
-        text, pooled = _blurred(text, pooled)
-        later = torch.randint(1, _POINTS + 1, (batch,))
-        earlier = (later - _SKIP).clamp(min=0)
-        now, before = (later * (1000 // _POINTS) - 1), (earlier * (1000 // _POINTS) - 1).clamp(min=0)
-        noise = torch.randn(batch, *latents_of.shape[1:])
-        noisy = noiser.add_noise(latents_of[chosen], noise, now)
-        alpha, sigma = _levels(alphas, now)
+        schedule.step(lora.loss(latents_of[chosen], text, pooled))
         with torch.no_grad():
-            unet.disable_adapters()
-            both = velocity(
-                torch.cat([noisy, noisy]),
-                torch.cat([now, now]),
-                torch.cat([torch.zeros_like(text), text]),
-                torch.cat([torch.zeros_like(pooled), pooled]),
-            )
-            unet.enable_adapters()
-            negative, positive = both.chunk(2)
-            guided = negative + guidance * (positive - negative)
-            estimate, residual = alpha * noisy - sigma * guided, sigma * noisy + alpha * guided
-            alpha_before, sigma_before = _levels(alphas, before)
-            stepped = alpha_before * estimate + sigma_before * residual  # one step of DDIM
-            wanted = alpha_before * stepped - sigma_before * velocity(stepped, before, text, pooled)
-            # Below the first timestep the teacher's estimate is the picture: where every chain ends.
-            wanted = torch.where((earlier == 0)[:, None, None, None], estimate, wanted)
-        found = alpha * noisy - sigma * velocity(noisy, now, text, pooled)
-        schedule.step(F.huber_loss(found, wanted, delta=0.1))
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                averaged[name].lerp_(parameter, 0.05)
+            torch._foreach_lerp_(averaged, lora.parameters, 0.05)  # type: ignore[arg-type]
     with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(averaged[name])
-    layers = {name: tensor.half() for name, tensor in get_peft_model_state_dict(unet).items()}
-    StableDiffusionXLPipeline.save_lora_weights(target, unet_lora_layers=layers, weight_name=LORA)
+        for average, parameter in zip(averaged, lora.parameters, strict=True):
+            parameter.copy_(average)
+    lora.save(target)
     return {"seed": seed, "steps": steps, "rank": rank}
-
-
-def _blurred(text: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """Conditions as a connector writes them: near those of captions, and between captions.
-
-    There guidance decides what is drawn: of a connector's pictures in 4 steps without guidance the plain UNet drew 16.2
-    points fewer right than in 25 with it, a LoRA that was distilled on the text encoders' own conditions alone 7.4.
-    """
-    batch = len(text)
-    share = 0.4 * torch.rand(batch) * (torch.rand(batch) < 0.7)
-    noise = 0.4 * torch.rand(batch) * (torch.rand(batch) < 0.7)
-    other = torch.randperm(batch)
-    mixed = torch.lerp(text, text[other], share[:, None, None]), torch.lerp(pooled, pooled[other], share[:, None])
-    return (
-        mixed[0] + noise[:, None, None] * text.std(0) * torch.randn_like(text),
-        mixed[1] + noise[:, None] * pooled.std(0) * torch.randn_like(pooled),
-    )
 
 
 @torch.no_grad()
@@ -195,9 +128,3 @@ def measure_consistency_lora(root: Path, target: Path, count: int = 100, split: 
                 rates[f"{prefix}all_right_{name}_{steps}_steps"] = round(sum(right) / len(right), 4)
                 rates[f"{prefix}off_{name}_{steps}_steps"] = round(float((pixels - wanted).abs().mean()) * 127.5, 2)
     return rates
-
-
-def _levels(alphas: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the signal and of the noise at timesteps, (B, 1, 1, 1)."""
-    square = alphas[timesteps][:, None, None, None]
-    return square.sqrt(), (1 - square).sqrt()

@@ -75,7 +75,7 @@ class Reader(nn.Module):
 
 def picture_pixels(lessons: list[Lesson], seed: int) -> Tensor:
     """The lessons' pictures, normalised for CLIP: (B, 3, 32, 32); a lesson without one gets any."""
-    from m2chat.worlds.shapes.recipe.clip import normalise
+    from m2chat.worlds.small_clip import normalise
 
     blank = scene_pool("train", 0.0, 1, random.Random(0))[0]
     return normalise(to_pixels(draw([item.scene or blank for item in lessons], seed)))

@@ -1,4 +1,4 @@
-"""``data/micro/manifest.json``: every shipped file with its size and SHA-256, every part with how it came about."""
+"""``manifest.json`` of shipped backbones: every file with its size and SHA-256, every part with how it came about."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any
 
 from m2chat.checksums import manifest_digest, sha256
 from m2chat.errors import UserError
-from m2chat.worlds.shapes.recipe.parts import PARTS, Facts
+from m2chat.worlds.parts import Backbones, Facts
 
 MANIFEST = "manifest.json"
-LIMIT = 24 * 2**20
-"""Most bytes that may be shipped: a clone must stay quick."""
-_OWNERS = {name: part.paths for name, part in PARTS.items()} | {"m2chat": ("m2chat",)}
-_NOT_SHIPPED = (MANIFEST, "README.md", "shards", "shards.part")
+_NEVER = (MANIFEST, "README.md")
 
 
-def _files(root: Path) -> Iterator[str]:
+def _files(root: Path, backbones: Backbones) -> Iterator[str]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
-        if path.is_file() and name.parts[0] not in _NOT_SHIPPED and name.name != "README.md":
+        if path.is_file() and name.parts[0] not in (*_NEVER, *backbones.not_shipped) and name.name != "README.md":
             yield name.as_posix()
 
 
-def _owner(name: str) -> str | None:
+def _owners(backbones: Backbones) -> dict[str, tuple[str, ...]]:
+    return {name: part.paths for name, part in backbones.parts.items()} | dict(backbones.further)
+
+
+def _owner(name: str, owners: Mapping[str, tuple[str, ...]]) -> str | None:
     """The part that a file belongs to."""
-    for owner, paths in _OWNERS.items():
+    for owner, paths in owners.items():
         if any(name == path or name.startswith(f"{path}/") for path in paths):
             return owner
     return None
@@ -45,16 +46,17 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """
     path = root / MANIFEST
     if not path.is_file():
-        raise UserError(f"there is no {path}: `m2chat backbones --manifest --out {root}` writes it")
+        raise UserError(f"there is no {path}: `m2chat backbones --manifest`, with its --world and --out, writes it")
     manifest: dict[str, Any] = json.loads(path.read_text())
     return manifest
 
 
-def write_manifest(root: Path, qualities: Mapping[str, Facts]) -> Path:
+def write_manifest(root: Path, backbones: Backbones, qualities: Mapping[str, Facts]) -> Path:
     """Writes the manifest of what lies in a folder.
 
     Args:
         root: Folder of the backbones, such as ``data/micro``.
+        backbones: What may lie there.
         qualities: Seed, steps and quality of the parts that were made just now, as their recipes returned them, or
             quality alone where they were measured. What is known of another part stays only while its files do.
 
@@ -65,17 +67,18 @@ def write_manifest(root: Path, qualities: Mapping[str, Facts]) -> Path:
         UserError: If a file belongs to no part, or all together are too large; the old manifest stays then.
     """
     present_files: dict[str, dict[str, Any]] = {}
-    for name in _files(root):
-        owner = _owner(name)
+    owners, limit = _owners(backbones), backbones.limit
+    for name in _files(root, backbones):
+        owner = _owner(name, owners)
         if owner is None:
-            raise UserError(f"{root / name} belongs to no part of the backbones ({', '.join(_OWNERS)}): remove it")
+            raise UserError(f"{root / name} belongs to no part of the backbones ({', '.join(owners)}): remove it")
         present_files.setdefault(owner, {})[name] = _entry(root / name)
     total = sum(entry["bytes"] for files in present_files.values() for entry in files.values())
-    if total > LIMIT:
-        raise UserError(f"the files in {root} have {total:,} bytes, more than the {LIMIT:,} that may be shipped")
+    if total > limit:
+        raise UserError(f"the files in {root} have {total:,} bytes, more than the {limit:,} that may be shipped")
     old = read_manifest(root)["parts"] if (root / MANIFEST).is_file() else {}
     parts = {}
-    for name in (owner for owner in _OWNERS if owner in present_files):
+    for name in (owner for owner in owners if owner in present_files):
         facts = dict(qualities.get(name, {}))
         known = old.get(name, {})
         unchanged = known.get("files") == present_files[name]
@@ -87,12 +90,12 @@ def write_manifest(root: Path, qualities: Mapping[str, Facts]) -> Path:
             "files": present_files[name],
         }
     path = root / MANIFEST
-    manifest = {"total_bytes": total, "limit_bytes": LIMIT, "parts": parts}
+    manifest = {"total_bytes": total, "limit_bytes": limit, "parts": parts}
     path.write_text(json.dumps({**manifest, "sha256": manifest_digest(manifest)}, indent=2) + "\n")
     return path
 
 
-def verify_manifest(root: Path) -> list[str]:
+def verify_manifest(root: Path, backbones: Backbones) -> list[str]:
     """What differs between a folder and its manifest, in words; empty if nothing does.
 
     Raises:
@@ -100,7 +103,7 @@ def verify_manifest(root: Path) -> list[str]:
     """
     manifest = read_manifest(root)
     listed = {name: entry for part in manifest["parts"].values() for name, entry in part["files"].items()}
-    present = set(_files(root))
+    present = set(_files(root, backbones))
     faults = [f"{name} is missing" for name in sorted(listed.keys() - present)]
     faults += [f"{name} is not listed" for name in sorted(present - listed.keys())]
     faults += [f"{name} has changed" for name in sorted(present & listed.keys()) if _entry(root / name) != listed[name]]

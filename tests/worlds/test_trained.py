@@ -7,9 +7,9 @@ import pytest
 
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import read_checkpoint
-from m2chat.worlds.shapes.recipe.trained import trained_facts
+from m2chat.worlds.trained import trained_facts
 
-MICRO = Path(__file__).parents[4] / "data" / "micro"
+MICRO = Path(__file__).parents[2] / "data" / "micro"
 
 
 def evaluation(folder: Path, seed: int, **metrics: float) -> Path:

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from m2chat.commands import main
 from m2chat.errors import UserError
-from m2chat.worlds.shapes.recipe import manifest as module
-from m2chat.worlds.shapes.recipe.manifest import MANIFEST, verify_manifest, write_manifest
+from m2chat.worlds.manifest import MANIFEST, verify_manifest, write_manifest
+from m2chat.worlds.shapes.recipe.parts import BACKBONES
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def parts(root: Path) -> dict[str, dict[str, object]]:
 
 
 def test_contents(root: Path) -> None:
-    write_manifest(root, {"fid": {"seed": 0, "steps": 9, "right": 0.9}})
+    write_manifest(root, BACKBONES, {"fid": {"seed": 0, "steps": 9, "right": 0.9}})
     manifest = json.loads((root / MANIFEST).read_text())
     assert manifest["total_bytes"] == 12
     assert manifest["parts"].keys() == {"vae", "fid", "m2chat"}
@@ -39,13 +40,13 @@ def test_contents(root: Path) -> None:
 
 def test_verify_names_every_difference(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="--manifest"):
-        verify_manifest(root)
-    write_manifest(root, {})
-    assert verify_manifest(root) == []
+        verify_manifest(root, BACKBONES)
+    write_manifest(root, BACKBONES, {})
+    assert verify_manifest(root, BACKBONES) == []
     (root / "fid/config.json").write_text("[]")
     (root / "sdxl/vae/w").rename(root / "sdxl/vae/v")
     faults = ["sdxl/vae/w is missing", "sdxl/vae/v is not listed", "fid/config.json has changed"]
-    assert verify_manifest(root) == faults
+    assert verify_manifest(root, BACKBONES) == faults
     assert main(["backbones", "--verify", "--out", str(root)]) == 2
     assert all(fault in capsys.readouterr().err for fault in faults[:1])
     assert main(["backbones", "--manifest", "--out", str(root)]) == 0
@@ -53,22 +54,21 @@ def test_verify_names_every_difference(root: Path, capsys: pytest.CaptureFixture
 
 
 def test_quality_is_forgotten_with_the_files(root: Path) -> None:
-    write_manifest(root, {"fid": {"seed": 0, "steps": 9, "right": 0.9}})
-    write_manifest(root, {"vae": {"psnr": 40.0}})
+    write_manifest(root, BACKBONES, {"fid": {"seed": 0, "steps": 9, "right": 0.9}})
+    write_manifest(root, BACKBONES, {"vae": {"psnr": 40.0}})
     assert parts(root)["fid"]["quality"] == {"right": 0.9}
     (root / "fid/config.json").write_text("[]")
-    write_manifest(root, {})
+    write_manifest(root, BACKBONES, {})
     assert parts(root)["fid"]["quality"] == {} and parts(root)["fid"]["steps"] is None
 
 
-def test_refusals_leave_the_old_manifest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = write_manifest(root, {}).read_text()
+def test_refusals_leave_the_old_manifest(root: Path) -> None:
+    old = write_manifest(root, BACKBONES, {}).read_text()
     (root / "sdxl/unet-partial").mkdir()
     (root / "sdxl/unet-partial/w").write_text("left over")
     with pytest.raises(UserError, match="unet-partial/w belongs to no part"):
-        write_manifest(root, {})
+        write_manifest(root, BACKBONES, {})
     (root / "sdxl/unet-partial/w").unlink()
-    monkeypatch.setattr(module, "LIMIT", 11)
     with pytest.raises(UserError, match="12 bytes, more than the 11"):
-        write_manifest(root, {})
+        write_manifest(root, replace(BACKBONES, limit=11), {})
     assert (root / MANIFEST).read_text() == old

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2chat.errors import UserError
-from m2chat.worlds.shapes.recipe.parts import Facts
+from m2chat.worlds.parts import Facts
 
 _QUOTED = ("all_right", "omitted_right", "clip_score", "inter_rel", "bleu_1", "bleu_2", "rouge_l")
 

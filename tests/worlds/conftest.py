@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from m2chat.worlds.emoji.packages import CLDR, PACKAGES
+from m2chat.checksums import sha256
+from m2chat.worlds.emoji import provenance
+from m2chat.worlds.emoji.provenance import CLDR, PACKAGES
 from m2chat.worlds.emoji.scenes import SIZE, STYLES, TONES, Pictures, Scene
 
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
@@ -41,7 +43,7 @@ def row(label: str, hexcode: str, group: int, subgroup: int, **more: object) -> 
 
 
 @pytest.fixture
-def packages(tmp_path: Path) -> Path:
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with four packages of a few emoji, as npm ships them."""
     skins = [row("firefighter: dark skin tone", "1F9D1-1F3FF-200D-1F692", 1, 2, tone=5)]
     mixed = [row("holding hands: light, dark", "1F46B-1F3FB", 1, 2, tone=[1, 5])]
@@ -98,6 +100,8 @@ def packages(tmp_path: Path) -> Path:
     chars = {"1f34e": "red-apple", "1f9d1": "left", "1f6b6": "right"}
     files = {"icons.json": json.dumps(icons).encode(), "chars.json": json.dumps(chars).encode()}
     tarball(tmp_path / PACKAGES["fluent"], files)
+    names = (CLDR, *PACKAGES.values())
+    monkeypatch.setattr(provenance, "DIGESTS", {name: sha256(tmp_path / name) for name in names})
     return tmp_path
 
 
@@ -118,3 +122,20 @@ def world() -> Pictures:
             scenes.append(Scene(name, style, tone, "", "", name, keywords, group, "geometric", code, file))
             pixels.append(np.asarray(picture))
     return Pictures(tuple(scenes), np.stack(pixels))
+
+
+@pytest.fixture(scope="session")
+def few(world: Pictures) -> Pictures:
+    """Six pictures of the world, two concepts in three styles."""
+    return world.take([i for i, scene in enumerate(world.scenes) if scene.concept in ("red circle", "blue square")])
+
+
+@pytest.fixture(scope="session")
+def trained_judge(few: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a judge that knows these six pictures."""
+    from m2chat.worlds.emoji.recipe.course import Plan
+    from m2chat.worlds.emoji.recipe.judge import train_judge
+
+    out = tmp_path_factory.mktemp("judge")
+    assert train_judge(few, out, Plan(steps=40, lr=2e-3, warmup=10, decay=20, ema=0.9), batch=12, device="cpu")
+    return out / "weights" / "judge"
