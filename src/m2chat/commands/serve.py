@@ -102,7 +102,6 @@ def _serve_api(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
     from m2chat.app.api import build_api
 
     api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit)
-    print(
-        f"M²Chat {__version__} serves its API at http://{options.host}:{options.port}/v1 (Ctrl-C ends it)", flush=True
-    )
+    if options.port:  # uvicorn prints the number of a free one that it takes
+        print(f"M²Chat {__version__}: http://{options.host}:{options.port}/v1 (Ctrl-C ends it)", flush=True)
     uvicorn.run(api, host=options.host, port=options.port, log_level="info")
