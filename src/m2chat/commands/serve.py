@@ -112,7 +112,6 @@ def _serve_api(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
     names = [options.host, *options.allowed_hosts]
     hosts = None if "*" in names else names
     api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit, allowed_hosts=hosts)
-    print(
-        f"M²Chat {__version__} serves its API at http://{options.host}:{options.port}/v1 (Ctrl-C ends it)", flush=True
-    )
+    if options.port:  # uvicorn prints the number of a free one that it takes
+        print(f"M²Chat {__version__}: http://{options.host}:{options.port}/v1 (Ctrl-C ends it)", flush=True)
     server(api, options.host, options.port, log_level="info").run()

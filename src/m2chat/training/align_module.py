@@ -40,8 +40,8 @@ class AlignModule(M2ChatModule):
         return {"loss": self.lambda_ddpm * ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
 
     def loss_parts(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of a batch and its parts by name."""
-        return self.losses(batch)
+        """The loss of a batch and its parts by name; none where a sample has a context picture."""
+        return {} if bool(batch.has_context.any()) else self.losses(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of Eq. 6."""
