@@ -18,7 +18,8 @@ from typing import Literal
 from m2chat.errors import UserError
 from m2chat.schema import Kind, Picture, Sample
 from m2chat.worlds import shared
-from m2chat.worlds.emoji.captions import caption_of, with_article
+from m2chat.worlds.emoji.captions import caption_of
+from m2chat.worlds.emoji.names import with_article
 from m2chat.worlds.emoji.edits import change_in_family, change_of_person
 from m2chat.worlds.emoji.families import families, poses, roles, stories
 from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, as_typed, phrases
@@ -124,7 +125,8 @@ class ConversationMaker:
         return shared.ConversationBuilder(self._pixels, named_in, HIDDEN)
 
     def _pixels(self, scene: Scene) -> Picture:
-        return self.pictures.pixels[self._place[self._key(scene)]]
+        pixels: Picture = self.pictures.pixels[self._place[self._key(scene)]]
+        return pixels
 
     def there(self, scene: Scene) -> Scene | None:
         """The scene with these attributes, if there is a picture of it that may be shown."""
