@@ -19,9 +19,9 @@ from m2chat.errors import UserError
 from m2chat.schema import Kind, Picture, Sample
 from m2chat.worlds import shared
 from m2chat.worlds.emoji.captions import caption_of
-from m2chat.worlds.emoji.names import with_article
 from m2chat.worlds.emoji.edits import change_in_family, change_of_person
 from m2chat.worlds.emoji.families import families, poses, roles, stories
+from m2chat.worlds.emoji.names import with_article
 from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, as_typed, phrases
 from m2chat.worlds.emoji.scenes import LICENSES, STYLES, Pictures, Scene, core_concepts, share, split_of
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from m2chat.worlds.emoji.captions import caption_of
-from m2chat.worlds.emoji.names import with_article
 from m2chat.worlds.emoji.families import families, poses, roles
+from m2chat.worlds.emoji.names import with_article
 from m2chat.worlds.emoji.phrases import phrases
 from m2chat.worlds.emoji.scenes import GENDERS, HAIRS, TONES, Scene
 
