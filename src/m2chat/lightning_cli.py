@@ -120,8 +120,9 @@ class M2ChatCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, in a folder that no other run has."""
-        if subcommand == "fit" and hasattr(self.model, "shortened"):
-            self.model.shortened = self._shortened()
+        model: Any = self.model
+        if subcommand == "fit" and hasattr(model, "shortened"):
+            model.shortened = self._shortened()
         with run_folder(self.trainer, self._continues(subcommand)):
             super()._run_subcommand(subcommand)
         if subcommand == "fit" and self.trainer.is_global_zero and (saved := newest_saved(self.trainer)):

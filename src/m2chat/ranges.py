@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 from m2chat.errors import UserError
 
@@ -35,8 +36,8 @@ class Range:
         """Whether a value is a number of the range."""
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        number = int(value) if self.whole else float(value)  # type: ignore[call-overload]
-        return self.least <= number <= self.most and not (self.above and number == self.least)
+        number: Any = value
+        return bool(self.least <= number <= self.most and not (self.above and number == self.least))
 
 
 def _shown(number: float) -> str:

@@ -429,12 +429,12 @@ def test_what_the_stream_sent_is_the_context_of_the_next_edit(client: Any, pipe:
     # The same as when the picture stands among the parts, and as in a session.
     whole = {"role": "assistant", "content": [{"type": "text", "text": reply["content"]}, drawn]}
     other: Any = client.chat.completions.create(**how, messages=[*asked(first), whole, *asked("turn it into a ring")])
-    assert done.choices[0].message.content == other.choices[0].message.content
-    assert done.choices[0].message.content[-1]["gate"] < 1.0, "the picture before takes part"
+    assert done.choices[0].message.images == other.choices[0].message.images
+    assert done.choices[0].message.images[-1]["gate"] < 1.0, "the picture before takes part"
     lost: Any = client.chat.completions.create(
         **how, messages=[*asked(first), {**reply, "images": []}, *asked("turn it into a ring")]
     )
-    assert lost.choices[0].message.content[-1]["gate"] == 1.0
+    assert lost.choices[0].message.images[-1]["gate"] == 1.0
 
 
 def test_system_messages_anywhere(http: TestClient, plain: Any) -> None:
@@ -497,9 +497,9 @@ def test_no_picture_is_drawn_from_half_a_caption(http: TestClient) -> None:
     }
     cut = http.post("/v1/chat/completions", json=body).json()["choices"][0]
     assert cut["finish_reason"] == "length"
-    assert not cut["message"]["content"] or not any("image_url" in part for part in cut["message"]["content"])
+    assert "images" not in cut["message"]
     whole = http.post("/v1/chat/completions", json={**body, "max_caption_tokens": 64}).json()["choices"][0]
-    (picture,) = whole["message"]["content"]
+    (picture,) = whole["message"]["images"]
     assert whole["finish_reason"] == "stop" and picture["caption"] == caption
 
 

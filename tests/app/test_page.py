@@ -121,7 +121,8 @@ class Visitor:
         self.web, config = web, web.get("/config").json()
         parts = {part["id"]: part for part in config["components"]}
         self.box = next(k for k, part in parts.items() if part["props"].get("elem_id") == box)
-        self.event = next(event for event in config["dependencies"] if [self.box, "submit"] in event["targets"])
+        # What is sent goes to the event that reads the box; the one before it greys the buttons.
+        self.event = next(event for event in config["dependencies"] if self.box in event["inputs"])
         self.inputs = {k: parts[k]["props"].get("value") for k in self.event["inputs"]}
 
     def upload(self, name: str, data: bytes) -> str | None:
@@ -244,7 +245,7 @@ def test_over_long_talk_is_cut_and_the_user_is_told(pipe: M2ChatPipeline) -> Non
 
 def test_a_reply_grows_in_its_order() -> None:
     reply = GrowingReply(shelf, 3)
-    picture: Any = object()
+    picture = np.zeros((4, 6, 3), np.uint8)
     assert reply.add(Notice("what did not fit", 3)) and reply.add(Words(0, "A <ring>"))
     assert reply.add(Words(0, "a ring", "caption")) and reply.add(Progress(0, 1, 2))
     assert "step 1 of 2" in reply.message()["content"][-1].value

@@ -54,9 +54,12 @@ class ImagesRequest(LenientBody):
         Raises:
             UserError: If the prompt is empty, or VAE and UNet cannot draw the size.
         """
-        width, height = (None, None) if self.size == "auto" else map(int, self.size.split("x"))
+        width: int | None = None
+        height: int | None = None
+        if self.size != "auto":
+            width, height = map(int, self.size.split("x"))
         require_affordable(pipe, height, width)
-        how = {"steps": self.steps, "guidance": self.guidance, "height": height, "width": width}
+        how: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance, "height": height, "width": width}
         given = {name: value for name, value in how.items() if value is not None}
         first = secrets.randbelow(2**31) if self.seed is None else self.seed
         for number in range(self.n):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from m2chat import __version__
@@ -49,16 +50,11 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: If a dependency is not installed, or the port is in use.
     """
+    for name in ("fastapi", "uvicorn") if options.api else ("gradio",):
+        if find_spec(name) is None:  # to import it takes seconds
+            raise UserError(f"m2chat serve needs {name}: pip install 'm2chat[serve]'")
     require_free(options.host, options.port)
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
-    try:
-        if options.api:
-            import fastapi  # noqa: F401
-            import uvicorn  # noqa: F401
-        else:
-            import gradio  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"m2chat serve needs {error.name}: pip install 'm2chat[serve]'") from error
     print(f"Loading {options.weights or 'the shipped micro weights'} ...", flush=True)
     pipe = load_pipeline(options)
     if options.api:

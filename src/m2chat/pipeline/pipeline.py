@@ -183,7 +183,8 @@ class M2ChatPipeline(PipelineBase):
                 f"generator: {len(generators)} generators for {len(prompts)} prompts: give one, or one each"
             )
         count = num_images_per_prompt
-        prompts, shown = ([item for item in items for _ in range(count)] for items in (prompts, shown))
+        prompts = [text for text in prompts for _ in range(count)]
+        shown = [picture for picture in shown for _ in range(count)]
         draws = [generators[i // count % len(generators)] for i in range(len(prompts))]
         seeds = [int(torch.randint(2**62, (), generator=each)) for each in draws]
         replier = self.replier(
