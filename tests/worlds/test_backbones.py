@@ -107,8 +107,8 @@ def test_measuring_keeps_seed_and_steps(tmp_path: Path) -> None:
 
 def test_one_at_a_time_runs_in_this_process_and_its_error_is_the_callers(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="on fire"):
-        build(tmp_path, Stub("emoji").parts(fail="judge"))
-    assert "vae" in json.loads((tmp_path / MANIFEST).read_text())["parts"]
+        build(tmp_path, Stub("emoji").parts(fail="clip"))
+    assert json.loads((tmp_path / MANIFEST).read_text())["parts"].keys() == {"judge", "vae", "text_encoders"}
 
 
 @pytest.mark.parametrize("world", WORLDS)

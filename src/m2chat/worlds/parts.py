@@ -87,9 +87,12 @@ def backbones_of(world: str, setting: str = "--world") -> Backbones:
         setting: Name of the setting, for the error.
 
     Raises:
-        UserError: If there is no such world.
+        UserError: If there is no such world, or it has none.
     """
-    if world not in (known := world_names()):
-        raise UserError(f"{setting} {world}: there is no such world; choose of {', '.join(known)}")
+    package = import_module("m2chat.worlds")
+    folders = [Path(path) / name for path in package.__path__ for name in world_names()]
+    known = sorted(folder.name for folder in folders if (folder / "recipe" / "parts.py").is_file())
+    if world not in known:
+        raise UserError(f"{setting} {world}: there is no such world with backbones; choose of {', '.join(known)}")
     found: Backbones = import_module(f"m2chat.worlds.{world}.recipe.parts").BACKBONES
     return found
