@@ -21,6 +21,7 @@ from m2chat.data.remote import CACHE
 from m2chat.data.shards import find_shards
 from m2chat.data.sources import Loader, sample_of
 from m2chat.errors import UserError
+from m2chat.ranges import check_number
 from m2chat.schema import KINDS, Sample
 from m2chat.world import generate_shards
 
@@ -44,6 +45,9 @@ class SourceConfig:
             ``auto``: ``sequential`` for remote shards and pipes where nothing needs an index, else ``random``.
         shuffle_buffer: Number of samples that are shuffled together where the shards are read in sequence; each reading
             process holds up to twice as many files in memory.
+
+    Raises:
+        UserError: If a number is out of its range.
     """
 
     name: str
@@ -55,6 +59,10 @@ class SourceConfig:
     describe: bool = False
     stream: Literal["auto", "random", "sequential"] = "auto"
     shuffle_buffer: int = 2000
+
+    def __post_init__(self) -> None:
+        check_number(f"source {self.name!r}: weight", self.weight, "source_weight")
+        check_number(f"source {self.name!r}: shuffle_buffer", self.shuffle_buffer, "shuffle_buffer")
 
     def generate(self) -> None:
         """Generates the shards of a generated world; does nothing for other data.

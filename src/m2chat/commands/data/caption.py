@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2chat.commands.arguments import device, existing, in_range, new_folder
+from m2chat.commands.common import require_device
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -19,17 +22,30 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "caption", help="write the missing captions of shards with the language model and its vision encoder"
     )
     parser.add_argument("shards", metavar="SHARDS", help="a .tar shard, a folder of them, or a pattern")
-    parser.add_argument("dst", type=Path, metavar="DST", help="folder for the captioned shards; those there are kept")
-    parser.add_argument("--language-model", default="data/micro/llama", help="folder (default: %(default)s)")
-    parser.add_argument("--adapter", default="data/micro/adapter/BIAS-micro.pth", help="file (default: %(default)s)")
+    parser.add_argument(
+        "dst", type=new_folder, metavar="DST", help="folder for the captioned shards; those there are kept"
+    )
+    parser.add_argument(
+        "--language-model", type=existing("folder"), default="data/micro/llama", help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--adapter",
+        type=existing("file"),
+        default="data/micro/adapter/BIAS-micro.pth",
+        help="file (default: %(default)s)",
+    )
     parser.add_argument(
         "--vision-encoder", default="data/micro/clip", help="folder or open_clip name and tag (default: %(default)s)"
     )
     parser.add_argument("--channel-order", choices=("rgb", "bgr"), default="rgb", help="of the adapter's training")
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: %(default)s)"
+        "--batch-size",
+        type=in_range("batch_size"),
+        default=16,
+        metavar="N",
+        help="pictures at once (default: %(default)s)",
     )
-    parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    parser.add_argument("--device", type=device, default="cpu", help="such as cuda (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
@@ -102,9 +118,11 @@ def run(options: argparse.Namespace) -> None:
     from m2chat.models.config import BackboneConfig
 
     paths = local_shards(options.shards, "SHARDS")
+    if options.device != "cpu":
+        require_device(options.device)
     backbone = BackboneConfig(
-        options.language_model,
-        options.adapter,
+        str(options.language_model),
+        str(options.adapter),
         options.vision_encoder,
         image_decoder="",  # captions need none
         num_image_tokens=0,
