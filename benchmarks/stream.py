@@ -45,7 +45,7 @@ def measure(folder: Path) -> dict[str, Any]:
         path = f"{address}/cc3m-{{000000..{shards - 1:06d}}}.tar"
 
         def source(kind: Any, cache: str) -> Any:
-            return kind(SourceConfig("cc3m", path, shuffle_buffer=1000), cache=str(folder / cache))
+            return kind(SourceConfig("cc3m", path, shuffle_buffer=256), cache=str(folder / cache))
 
         indexed = source(Source, "index")
 

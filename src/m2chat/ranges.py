@@ -90,6 +90,7 @@ RANGES: dict[str, Range] = {
     "length_bucketing": Range(0, 1_000_000, hint="; 0 leaves the order as it is"),
     "prefetch_factor": Range(1, 1000),
     "source_weight": Range(0.0, 1e6, whole=False, hint="; 0 leaves the source out"),
+    "shuffle_buffer": Range(1, 10_000_000),
     "share": SHARE,
     "part": Range(0.0, 1.0, whole=False, above=True),
     # The machine

@@ -303,16 +303,15 @@ def module_of(path: Path | str, backbones: Path, cache: Path, **options: Any) ->
         ({"samples_per_epoch": None}, "set data.samples_per_epoch.* or give it stream: random"),
         ({"length_bucketing": 10}, "data.length_bucketing .* set it to 0, or give it stream: random"),
         ({"features": "some/folder"}, "data.features .* leave the setting out"),
-        ({"source": {"shuffle_buffer": 0}}, "shuffle_buffer=0 samples: give 1 or more"),
+        ({"source": {"shuffle_buffer": 0}}, "shuffle_buffer=0: choose a whole number from 1"),
         ({"source": {"kinds": ["poem"]}}, r"kinds=\['poem'\]: choose from"),
     ],
 )
 def test_what_needs_an_index_is_named(
     shards: Path, backbones: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    data = module_of(shards / "captions", backbones, tmp_path, **options)
     with pytest.raises(UserError, match=message):
-        data._open("train")
+        module_of(shards / "captions", backbones, tmp_path, **options)._open("train")
 
 
 def test_remote_shards_are_read_in_sequence_where_they_can_be(

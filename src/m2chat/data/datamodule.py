@@ -17,7 +17,7 @@ from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source, SourceConfig
 from m2chat.data.eval_stream import EvalStream
 from m2chat.data.feature_batches import FeatureCollator
-from m2chat.data.feature_cache import READING, STAGES, FeatureCache, FeatureOrigin, chosen_cache
+from m2chat.data.feature_cache import READING, STAGES, FeatureCache, FeatureOrigin, caches, chosen_cache
 from m2chat.data.feature_prints import data_print, settings_of
 from m2chat.data.images import load_scaled
 from m2chat.data.leak import prints_of_sources, refuse_leaks
@@ -238,6 +238,8 @@ class M2ChatDataModule(LightningDataModule):
             )
         if stage not in STAGES:
             raise UserError(f"data.features={self.features!r}: stage {stage!r} has no feature cache, leave it out")
+        if self.features == "auto" and not caches():  # nothing need be indexed to say so
+            return None
         parts = {name: data_print(source) for name, source in self.cached_sources(stage, self.validates).items()}
         run = FeatureOrigin(stage, networks, settings_of(self.collator, stage, layers), parts)
         self._cache = chosen_cache(self.features, run)
@@ -375,6 +377,9 @@ class M2ChatDataModule(LightningDataModule):
     def _open_indexed(self, split: str) -> list[Source]:
         """The sources of a split with the index of each, as evaluation and feature caches need them."""
         skips = self.skips[split] = Skips(self.max_bad_share)
+        if split != "train":
+            for config in self.configs[split]:  # refuses what evaluation cannot read
+                is_read_in_sequence(config, split, None, 0, None)
         return [self._open_source(config, split, skips) for config in self.configs[split]]
 
     def _open_source(self, config: SourceConfig, split: str, skips: Skips) -> Source:

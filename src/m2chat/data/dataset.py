@@ -47,7 +47,7 @@ class SourceConfig:
             process holds up to twice as many files in memory.
 
     Raises:
-        UserError: If the weight is out of its range.
+        UserError: If a number is out of its range.
     """
 
     name: str
@@ -62,6 +62,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         check_number(f"source {self.name!r}: weight", self.weight, "source_weight")
+        check_number(f"source {self.name!r}: shuffle_buffer", self.shuffle_buffer, "shuffle_buffer")
 
     def generate(self) -> None:
         """Generates the shards of a generated world; does nothing for other data.

@@ -210,6 +210,11 @@ def folder_of(part: str) -> str:
     return plain if plain == part.replace("/", "-") else f"{plain}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
 
 
+def caches() -> list[Path]:
+    """The caches among which ``data.features: auto`` chooses."""
+    return sorted(path.parent for path in ROOT.glob(f"*/{MANIFEST}"))
+
+
 def chosen_cache(setting: str, run: FeatureOrigin) -> FeatureCache | None:
     """The cache that a run trains from.
 
@@ -226,7 +231,7 @@ def chosen_cache(setting: str, run: FeatureOrigin) -> FeatureCache | None:
     if setting != "auto":
         return fitting_cache(Path(setting), run)
     reasons = []
-    for folder in sorted(path.parent for path in ROOT.glob(f"*/{MANIFEST}")):
+    for folder in caches():
         try:
             cache = fitting_cache(folder, run)
         except UserError as error:

@@ -55,8 +55,6 @@ class SequentialSource:
         self.config, self.name = config, config.name
         self._setting = f"{setting} {config.name!r}"
         check_kinds(config.kinds, self._setting)
-        if config.shuffle_buffer < 1:
-            raise UserError(f"{self._setting}: shuffle_buffer={config.shuffle_buffer} samples: give 1 or more")
         self.places = find_shards(
             config.path, f"{self._setting}: path", allow_pipe=config.allow_pipe, cache=cache, run_pipes=False
         )
@@ -94,7 +92,7 @@ class SequentialSource:
         return LaneReader(self, order, lane)
 
     def count(self, shard: int) -> int | None:
-        """Number of samples of a shard, if somebody has read it to its end."""
+        """Number of samples of a shard, if a process has read it to its end."""
         return self._counts.get(str(self.places[shard]))
 
     def samples(self, shard: int, faults: list[str]) -> Iterator[TarSample]:
@@ -233,7 +231,7 @@ class LaneReader:
 
 
 class _Counts:
-    """Numbers of samples of shards that somebody has read to their end, for all processes and later runs.
+    """Numbers of samples of shards that a process has read to their end, for all processes and later runs.
 
     Args:
         folder: Folder of the files, one a shard.
