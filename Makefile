@@ -5,17 +5,23 @@ SHELL := bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# More arguments for every `lightning` command of `make train`, for example RUN_ARGS="--trainer.max_steps=20".
+# More arguments for every `lightning` command of `make train`, for example RUN_ARGS="--trainer.max_steps=20". A training that
+# they make shorter is passed over by the next command, which then takes the shipped weights.
 RUN_ARGS ?=
 # Where `make train` looks for what it wrote.
 LOGS ?= lightning_logs
 SEEDS ?= 0 1 2
 # Which rows `make ablations` runs, all by default: `m2chat eval rows --list` names them.
 ROWS ?=
+# Which kinds of failures `make chaos` tries, all by default; how many more of each, up to the full number by default;
+# anything in FRESH forgets the figures of earlier runs.
+KIND ?=
+COUNT ?=
+FRESH ?=
 # Processes of `make test`; each needs about 2 GB.
 PROCESSES ?= 2
 
-.PHONY: help install data train seeds ablations tables test test-slow golden lint format backbones smollm2 tensorboard clean
+.PHONY: help install data train seeds ablations tables test test-slow chaos chaos-quick golden lint format backbones smollm2 tensorboard clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +62,14 @@ test: lint data ## Check style and types, run the tests
 
 test-slow: install ## Run the tests that take longer
 	$(BIN)/pytest -m slow
+
+chaos: install data ## Kills, full disks, flipped bits, mutated requests: the figures of docs/reliability.md (KIND=kills COUNT=100 FRESH=1)
+	PYTHONPATH=tests$(if $(PYTHONPATH),:$(PYTHONPATH)) $(BIN)/python -m chaos $(if $(KIND),--kind $(KIND)) \
+		$(if $(COUNT),--count $(COUNT)) $(if $(FRESH),--fresh)
+
+chaos-quick: install data ## A few of each of them (part of `make test`)
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal tests/chaos tests/training/test_resume_chains.py tests/test_integrity.py \
+		tests/models/weights/test_hidden_code.py tests/data/test_security.py tests/training/test_consolidate.py
 
 golden: install data ## Write down the losses of the first steps, after a change that means to alter them
 	$(BIN)/python tests/golden/make.py

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -158,3 +159,21 @@ def test_diverged_training_exits_with_an_error(
     arguments = ("--model.init_args.phi=.nan", "--nonfinite.patience=1")
     assert lightning(monkeypatch, "fit", "--config", "toy.yaml", *arguments) == 1
     assert "not finite for 2 steps in a row" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, "No space left on device", "here/a.bin"), 2, "cannot write here/a.bin: No space left"),
+    ],
+)
+def test_what_ends_a_run_outside_its_guards(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(lightning_cli, "M2ChatCLI", fail)
+    assert lightning(monkeypatch, "fit") == code
+    assert line in capsys.readouterr().err

@@ -19,9 +19,12 @@ NO_BAR = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+LENGTH = "data: {batch_size: 4, samples_per_epoch: 8}\ntrainer: {max_steps: 2, max_epochs: 1, limit_val_batches: 0}\n"
+"""A configuration's own length, at which its run is whole; the same on a command line would shorten it."""
+
+
 def fit(stage: int, *arguments: str) -> int:
-    config = f"--config=configs/stage{stage}.yaml"
-    return cli.main(["fit", config, *SHORT, *NO_BAR, "--trainer.limit_val_batches=0", *arguments])
+    return cli.main(["fit", f"--config=configs/stage{stage}.yaml", "--config=short.yaml", *NO_BAR, *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("configs", "data"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "short.yaml").write_text(LENGTH, encoding="utf-8")
     return folder
 
 
@@ -70,8 +74,16 @@ def test_stage_2_starts_from_it_and_is_evaluated(
         caplog.clear()
         return text
 
+    assert fit(1, "--trainer.max_steps=1") == 0
+    trial = newest(workplace).relative_to(workplace)
+    assert read_checkpoint(trial)["run"]["shortened"] == ["trainer.max_steps=1"]
+    assert f"Checkpoint: {trial}" in (text := told()) and f"stage2.yaml --model.init_args.init_from {trial}" in text
+
     assert fit(2) == 0
-    assert f"Starting from the weights of {first}" in told()
+    text = told()
+    assert f"Starting from the weights of {first} (2 steps, cc3m and laion of the world shapes" in text
+    assert f"{trial} (1 steps, shortened on the command line by trainer.max_steps=1)" in text
+    assert "Next: m2chat chat --weights" in text
     second = newest(workplace)
     assert read_checkpoint(second)["m2chat"]["stage"] == "m3ft"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from itertools import count
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from m2chat.errors import UserError
-from m2chat.files import by_number, locked, take_file, take_folder, whole_file, whole_folder, write_whole
+from m2chat.errors import CannotWriteError, UserError
+from m2chat.files import by_number, locked, take_file, take_folder, whole_file, whole_folder, write_new, write_whole
 
 
 def test_parts_come_in_the_order_of_their_numbers() -> None:
@@ -124,3 +125,35 @@ def test_processes_take_turns(tmp_path: Path) -> None:
         children.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
     assert number.read_text() == "400"
+
+
+def test_a_write_that_fails_states_path_need_and_free_space(tmp_path: Path) -> None:
+    with pytest.raises(
+        CannotWriteError, match=r"cannot write .*/none/a\.json: No such file.*3 bytes are needed, .* free"
+    ):
+        write_whole(tmp_path / "none" / "a.json", b"abc")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(UserError, match=r"a\.png: No space left.*9 bytes are needed"),
+        whole_file(tmp_path / "a.png", 9),
+    ):
+        raise full
+    with pytest.raises(UserError, match=r"cannot write .*b: writing failed"), whole_file(tmp_path / "b"):
+        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="another") as other, whole_file(tmp_path / "a"):
+        raise OSError(errno.ENOENT, "another", "input")
+    assert not isinstance(other.value, UserError), "what is read in the block is not what is written"
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(UserError):
+        write_whole(tmp_path / "a.png", b"1")
+
+
+def test_no_empty_file_stays_where_a_new_one_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match="No space left"):
+        write_new(tmp_path, "picture", ".png", b"12")
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,27 @@ def test_examples_are_found() -> None:
     assert "m2chat plan --config configs/paper/stage1.yaml" in EXAMPLES
 
 
+@pytest.fixture
+def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets commands name files and devices that are not here."""
+    command_parser()  # imports the commands
+    for name in [name for name in sys.modules if name.startswith("m2chat.commands.")]:
+        monkeypatch.setattr(f"{name}.existing", lambda kind="", remedy="": Path, raising=False)
+        monkeypatch.setattr(f"{name}.backbone_file", Path, raising=False)
+    monkeypatch.setattr(cli, "_fault", lambda arguments: "")
+    for name in ("require_files", "require_accelerator"):
+        monkeypatch.setattr(lightning_cli, name, lambda setting: None)
+
+
 @pytest.mark.parametrize("command", [example for example in EXAMPLES if example.startswith("m2chat ")])
-def test_m2chat_accepts(command: str) -> None:
+def test_m2chat_accepts(command: str, without_files: None) -> None:
     options, rest = command_parser().parse_known_args(shlex.split(command)[1:])
     assert callable(options.run)
     assert not rest or options.rest, "only `plan` hands arguments on"
 
 
 @pytest.fixture
-def parse(monkeypatch: pytest.MonkeyPatch) -> Any:
+def parse(monkeypatch: pytest.MonkeyPatch, without_files: None) -> Any:
     """A function that parses a `lightning` command as the program does, builds nothing, and returns the settings."""
     seen: list[Any] = []
     monkeypatch.chdir(ROOT)

@@ -13,6 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 EVERYWHERE = {
     "schema",
     "errors",
+    "ranges",
     "files",
     "checksums",
     "integrity",
@@ -28,6 +29,7 @@ OURS: dict[str, set[str]] = {
     "__init__": {"pipeline"},
     "_compat": set(),
     "errors": set(),
+    "ranges": {"errors"},
     "files": {"errors"},
     "textfiles": {"errors"},
     "schema": set(),

@@ -68,8 +68,11 @@ def in_shares(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
+    return files_written(tmp_path_factory.mktemp("written"))
+
+
+def files_written(root: Path) -> dict[Path, Reader]:
     """Every file that is written here, with what reads it."""
-    root = tmp_path_factory.mktemp("written")
     readers: dict[Path, Reader] = {}
     ckpt = checkpoint(root / "a.ckpt")
     readers[ckpt] = lambda: read_checkpoint(ckpt)
@@ -96,8 +99,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
+    return files_shipped(tmp_path_factory.mktemp("shipped") / "micro")
+
+
+def files_shipped(root: Path) -> dict[Path, Reader]:
     """Every file that is shipped, with what reads it."""
-    root = tmp_path_factory.mktemp("shipped") / "micro"
     shutil.copytree(MICRO, root, ignore=shutil.ignore_patterns("shards*"))
     of: dict[str, Reader] = {
         "llama": lambda: open_llama(root / "llama", "x"),

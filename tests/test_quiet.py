@@ -19,7 +19,7 @@ from m2chat.worlds.shapes.shards import write_world
 ROOT = Path(__file__).parents[1]
 TRAINING = (
     "fit", "--config=configs/stage2.yaml", "--data.batch_size=4", "--data.samples_per_epoch=40",
-    "--trainer.max_steps=10", "--trainer.limit_val_batches=0",
+    "--trainer.max_steps=3", "--trainer.limit_val_batches=0",
 )  # fmt: skip
 TEST = (
     "test", "--config=configs/eval_mmdialog.yaml", "--data.test_samples=6", "--data.eval_batch_size=3",
@@ -30,8 +30,8 @@ DRAW = ("draw", "a large red circle on the left on a blue background", "--steps=
 KNOWN = {
     TRAINING: (
         r"Seed set to 0", r"Starting from the weights of .*", r"part +parameters +trained", r"[a-z_0-9]+( +[\d,]+){2}",
-        r"`Trainer.fit` stopped: `max_steps=10` reached.",
-        r"[\d:]{8} step 10 of 10, epoch 1 of 5, loss [\d.]+, [\d.]+ samples/s",
+        r"`Trainer.fit` stopped: `max_steps=3` reached.",
+        r"[\d:]{8} step 3 of 3, epoch 1 of 5, loss [\d.]+, [\d.]+ samples/s",
     ),
     TEST: (
         r".*: UserWarning: fid_micro of 4 pictures in 64 features is biased upwards", r" *rank_zero_warn\(.*",
@@ -81,7 +81,7 @@ def test_every_line_is_known(arguments: tuple[str, ...], tmp_path: Path) -> None
 def test_a_terminal_shows_a_bar_and_no_lines(tmp_path: Path) -> None:
     write_world(ROOT / "data/micro/shards")
     text = "\n".join(printed(tmp_path, TRAINING, terminal=True))
-    assert "Epoch 0/4" in text and " step 10 of 10" not in text
+    assert "Epoch 0/4" in text and " step 3 of 3" not in text
     for word in ("Warning", "warning", "litlogger", "Tip", "eval mode", "FLOPs", "deprecated", "TPU", "ModelSummary"):
         assert word not in text, word
 

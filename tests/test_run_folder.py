@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import socket
 import sys
 import traceback
@@ -222,6 +224,21 @@ def test_a_mistake_leaves_no_folder(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_full_disk_is_one_line_and_leaves_no_empty_file(
+    lightning: Callable[..., int], refusal: Callable[..., str], workplace: Path
+) -> None:
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        message = refusal("fit", "--trainer.logger=false")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "cannot write lightning_logs/version_0/config.yaml: File too large" in message and "are free" in message
+    assert not list(workplace.glob("lightning_logs/**/*.yaml")) and not list(workplace.glob("**/.*.part"))
+    assert lightning("fit", "--trainer.logger=false") == 0
+
+
 def test_tests_have_folders_and_a_trial_run_has_none(lightning: Callable[..., int], workplace: Path) -> None:
     assert lightning("fit", "--trainer.fast_dev_run=true") == 0
     assert not (workplace / "lightning_logs").exists()

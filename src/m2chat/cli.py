@@ -1,17 +1,21 @@
-"""The `lightning` command: `fit`, `validate`, `test` and `predict` from YAML files.
+"""The `lightning` command: `fit`, `validate` and `test` from YAML files.
 
 This file answers `--help` and `--version` in a blink; everything that needs torch is in `lightning_cli`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from glob import glob
 
+SUBCOMMANDS = ("fit", "validate", "test")
 HELP = """\
 M²Chat's command for training and evaluation.
 
-usage: lightning {fit,validate,test,predict} --config FILE [--config FILE ...] [--KEY VALUE ...]
+usage: lightning {fit,validate,test} --config FILE [--config FILE ...] [--KEY VALUE ...]
 
   lightning fit  --config configs/stage1.yaml           train stage 1, the alignment (micro scale, on a laptop)
   lightning fit  --config configs/stage2.yaml           train stage 2, the conversation
@@ -54,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from m2chat._compat import quick_torchmetrics
 
         quick_torchmetrics()
+    if fault := _fault(arguments):
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
     from m2chat.lightning_cli import run
 
     before = sys.argv
@@ -62,6 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run()
     finally:
         sys.argv = before
+
+
+def _fault(arguments: Sequence[str]) -> str:
+    """A mistake that is seen without importing anything: the subcommand, and files that are not there."""
+    if not arguments[0].startswith("-") and arguments[0] not in SUBCOMMANDS:
+        meant = get_close_matches(arguments[0], SUBCOMMANDS, n=1)
+        more = f". Did you mean {meant[0]!r}?" if meant else "; m2chat --help lists what writes replies to prompts"
+        return f"{arguments[0]!r}: choose one of {', '.join(SUBCOMMANDS)}{more}"
+    for number, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-c", "--ckpt_path"):
+            continue
+        value = value if equals else "".join(arguments[number + 1 : number + 2])
+        chosen = name == "--ckpt_path" and value in ("best", "last", "hpc", "registry")
+        if chosen or "://" in value or os.path.exists(value) or "\n" in value:
+            continue
+        if name == "--ckpt_path":
+            return f"{name} {value}: there is no such checkpoint; name a .ckpt file, or last or best"
+        project = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+        there = os.path.exists(os.path.join(project, value))
+        near = get_close_matches(value, glob("configs/**/*.yaml", recursive=True), n=1)
+        remedy = f"the project has it: cd {project}" if there else "name a file such as configs/stage1.yaml"
+        return f"{name} {value}: there is no such file here; " + (f"did you mean {near[0]!r}?" if near else remedy)
+    return ""
 
 
 if __name__ == "__main__":

@@ -10,5 +10,9 @@ class UserError(ValueError):
     """
 
 
+class CannotWriteError(UserError, OSError):
+    """A file that cannot be written: the message has its path, the bytes that it needs and those that are free."""
+
+
 class TrainingDivergedError(RuntimeError):
-    """Training stopped because its losses or gradients were not finite for too many steps in a row."""
+    """Training stopped: too many steps in a row had losses that were not finite, or far above the best."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -11,10 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 
-from m2chat.errors import UserError
+from m2chat.errors import CannotWriteError, UserError
 
 _DIGITS = 32
 """Length to which numbers are padded before they are compared."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors that only writing ends in."""
+_TORCH_WRITES = ("unexpected pos", "PytorchStreamWriter failed", "Parent directory")
+"""What `torch.save` reports, as RuntimeError, when a write has failed; the system's reason is lost."""
 
 
 def by_number(place: object) -> tuple[list[str], str]:
@@ -27,8 +32,42 @@ def by_number(place: object) -> tuple[list[str], str]:
     return [re.sub(r"\d+", lambda digits: digits[0].zfill(_DIGITS), part) for part in parts], text
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error is that of a file that found no room: a full disk, a quota, a limit of a file's size."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def cannot_write(path: Path, error: BaseException, need: int | None = None, written: int | None = None) -> Exception:
+    """The error for a file that cannot be written.
+
+    Args:
+        path: The file.
+        error: What the system reports.
+        need: Size of the file in bytes, where it is known.
+        written: Bytes that were written before it failed, where they are known.
+    """
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if any(sign in reason for sign in _TORCH_WRITES):
+        reason = "the disk is full" if free < (need or 1) else f"writing failed ({reason})"
+    sizes = [f"{need:,} bytes are needed"] if need is not None else []
+    sizes += [f"{written:,} bytes were written"] if written is not None else []
+    return CannotWriteError(
+        f"cannot write {path}: {reason} ({', '.join([*sizes, f'{free:,} bytes are free'])}); make room, or name "
+        "another place"
+    )
+
+
+def of_full_disk(error: OSError) -> Exception:
+    """The error for a write that found no room where nobody knows the file, or only the error does."""
+    return cannot_write(Path(error.filename) if isinstance(error.filename, str) else Path("a file").absolute(), error)
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, need: int | None = None) -> Iterator[Path]:
     """A place beside a file to write it to; it gets its name only when the block ends without an error.
 
     Nobody ever sees a part of it, and an older file of that name stays until then. Several processes, on several
@@ -36,16 +75,34 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file; its folder exists.
+        need: Size of the file in bytes, where it is known, for the message.
 
     Yields:
         A path that nobody else has, ending in ``.part``.
+
+    Raises:
+        CannotWriteError: If the disk is full, or the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         yield part
         os.replace(part, path)
+    except CannotWriteError:
+        raise
+    except OSError as error:
+        if is_full(error) or error.filename in (part, str(part)):
+            raise cannot_write(path, error, need, _size(part)) from error
+        raise
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in _TORCH_WRITES):
+            raise cannot_write(path, error, need, _size(part)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def write_whole(path: Path, data: bytes | Iterable[str]) -> None:
@@ -55,8 +112,11 @@ def write_whole(path: Path, data: bytes | Iterable[str]) -> None:
         path: The file; its folder exists.
         data: Content of the file: bytes, or texts that are written as UTF-8 one behind the other, with lone surrogates
             replaced and line ends as they are.
+
+    Raises:
+        CannotWriteError: If the disk is full, or the folder cannot be written.
     """
-    with whole_file(path) as part:
+    with whole_file(path, len(data) if isinstance(data, bytes) else None) as part:
         if isinstance(data, bytes):
             part.write_bytes(data)
         else:
@@ -88,8 +148,10 @@ def whole_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         if target.is_dir():
             target.rename(old)
         part.rename(target)
+    except CannotWriteError:
+        raise
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error}; make room or name another place") from error
+        raise cannot_write(target, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -133,6 +195,24 @@ def take_file(folder: Path, stem: str, suffix: str) -> Path:
             return path
         except FileExistsError:
             number += 1
+
+
+def write_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    """Writes a file under a name that no other has: that of `take_file`, which is given up if the file does not fit.
+
+    Raises:
+        CannotWriteError: If the disk is full, or the folder cannot be written.
+    """
+    try:
+        path = take_file(folder, stem, suffix)
+    except OSError as error:
+        raise cannot_write(folder / f"{stem}{suffix}", error, len(data)) from error
+    try:
+        write_whole(path, data)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 @contextmanager

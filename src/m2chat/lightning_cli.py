@@ -5,30 +5,37 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import re
 import signal
 import sys
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonargparse import Namespace
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.progress import PartsSummary, default_callbacks
+from m2chat.config_parser import ShortErrorParser
 from m2chat.errors import TrainingDivergedError, UserError
-from m2chat.migration import migrate
+from m2chat.files import is_full, of_full_disk
 from m2chat.models.checkpoints import check_header, read_checkpoint
 from m2chat.quiet import quiet
+from m2chat.ranges import check_number
+from m2chat.run_checks import (
+    LENGTHS,
+    config_files,
+    is_shorter,
+    newest_saved,
+    next_command,
+    require_accelerator,
+    require_files,
+)
 from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.strategy import require_safe_reader
@@ -37,72 +44,6 @@ LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens"
 """Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""
 _CHOSEN_BY_LIGHTNING = ("best", "last", "hpc", "registry")
 """Values of ``--ckpt_path`` that name no file."""
-
-
-class ShortErrorParser(LightningArgumentParser):
-    """An argument parser with short errors that reads configurations of earlier versions too."""
-
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """Parses the text of a configuration file; jsonargparse calls this for every file."""
-        return super().parse_string(migrate(content), *args, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuses the arguments. jsonargparse calls this for the settings of a class too, and quotes it in the whole.
-
-        Raises:
-            UserError: With the shortened message.
-        """
-        parsers = [self, *getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {}).values()]
-        raise UserError(explain(message, {action.dest for parser in parsers for action in parser._actions})) from ex
-
-
-_NOT_A_KEY = re.compile(r"(?:accept o|O)ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
-_NOT_A_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-_NOT_A_VALUE = re.compile(r'Parser key "[^"]+": Expected')
-
-
-def explain(message: str, keys: Iterable[str]) -> str:
-    """Shortens a message of jsonargparse and adds what was probably meant.
-
-    Args:
-        message: Message of jsonargparse: the cause, or a list of what was wrong with each type that was tried.
-        keys: Settings that exist where the message comes from.
-    """
-    lines = [line.strip(" -") for line in message.splitlines()]
-    causes = [line for line in lines if any(kind.search(line) for kind in (_NOT_A_KEY, _NOT_A_CLASS, _NOT_A_VALUE))]
-    if len(lines) == 1 or not causes:
-        text = " ".join(lines)
-    else:
-        where = re.match(r'Parser key "([^"]+)"', message)
-        text = (f"{where[1]}: " if where else "") + "; ".join(dict.fromkeys(causes))
-    if "Did you mean" in text:  # by the parser of the setting itself
-        return text
-    if wrong := _NOT_A_CLASS.search(text):
-        text = text.replace(wrong[0], f"'{wrong[1]}' is no class that is known here; write its name or full path")
-        return text + _suggestion(wrong[1], _class_names())
-    wrong = _NOT_A_KEY.search(text)
-    return text + (_suggestion(wrong[1] or wrong[2], keys) if wrong else "")
-
-
-def _suggestion(word: str, choices: Iterable[str]) -> str:
-    ordered = sorted(choices)
-    meant = (
-        get_close_matches(word, ordered, n=1)
-        or [choice for choice in ordered if choice.startswith(word)]
-        or get_close_matches(word.split(".")[0], ordered, n=1)
-    )
-    return f". Did you mean '{meant[0]}'?" if meant else ""
-
-
-def _class_names() -> set[str]:
-    """Names of the classes that a configuration can name without their modules."""
-    classes: set[type] = set()
-    waiting: list[type] = [LightningModule, Callback, Strategy, Logger]
-    while waiting:
-        fresh: set[type] = set(waiting.pop().__subclasses__()) - classes
-        waiting += fresh
-        classes |= fresh
-    return {kind.__name__ for kind in classes}
 
 
 class M2ChatCLI(LightningCLI):
@@ -124,25 +65,52 @@ class M2ChatCLI(LightningCLI):
         parser.add_lightning_class_args(InterruptGuard, "interrupt")
 
     def before_instantiate_classes(self) -> None:
-        """Gives the data what they follow of the backbones.
+        """Makes sure that GPU and backbones are there, and gives the data what they follow of the backbones.
 
         jsonargparse passes a link over whose source is a separate file (`backbone: ../backbone/paper.yaml`).
         """
         subcommand = self.config.get("subcommand")
         config = self.config[subcommand] if subcommand else self.config
+        if subcommand:
+            require_accelerator(config.trainer.get("accelerator"))
         backbone = config.model.get("init_args.backbone")
         if isinstance(backbone, Namespace):
+            if subcommand and "adapter" in backbone:
+                require_files(backbone)
             for name in LINKS:
                 config.data[name] = backbone[name]
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's without ``predict``: `m2chat` writes replies to prompts, and `m2chat bench` to files of them."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _set_seed(self) -> None:
+        """Seeds the process's generators.
+
+        Raises:
+            UserError: If numpy has no such seed.
+        """
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool):
+            check_number("seed_everything", seed, "run_seed")
+        super()._set_seed()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with our checkpoint writer and what we print unless the configuration names others."""
+        """The trainer, with our checkpoint writer and what we print unless the configuration names others.
+
+        Raises:
+            UserError: If a setting of the trainer is wrong, or names devices that this machine lacks.
+        """
         settings = self._get(self.config_init, "trainer", default={})
         given = settings.get("callbacks") or []
         callbacks = [*(given if isinstance(given, list) else [given]), *default_callbacks(settings)]
         if any(isinstance(callback, PartsSummary) for callback in callbacks):
             kwargs["enable_model_summary"] = False  # Lightning's own, and its note that there is another
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:  # Lightning's checks of its arguments
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         subcommand = self.config.get("subcommand")
@@ -152,8 +120,15 @@ class M2ChatCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, in a folder that no other run has."""
+        if subcommand == "fit" and hasattr(self.model, "shortened"):
+            self.model.shortened = self._shortened()
         with run_folder(self.trainer, self._continues(subcommand)):
             super()._run_subcommand(subcommand)
+        if subcommand == "fit" and self.trainer.is_global_zero and (saved := newest_saved(self.trainer)):
+            files, shortened = list(config_files(sys.argv[1:])), bool(getattr(self.model, "shortened", ()))
+            print(f"Checkpoint: {saved}")
+            if command := next_command(str(getattr(self.model, "stage", "")), saved, files, shortened):
+                print(command)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Gives the path of the checkpoint to the trainer, so that the module knows it when it builds its model.
@@ -190,6 +165,22 @@ class M2ChatCLI(LightningCLI):
             such = "a file" if newest is None else f"a file; the newest is {os.path.relpath(newest)}"
             raise UserError(f"--ckpt_path {chosen}: the folder of this run holds no such checkpoint: name {such}")
 
+    def _shortened(self) -> list[str]:
+        """Settings of the command line that make the training shorter than its configuration files do."""
+        given = [argument for argument in sys.argv[1:] if argument.startswith("--")]
+        names = [name for name in LENGTHS if any(item.partition("=")[0] == f"--{name}" for item in given)]
+        if not names:
+            return []
+        files = [item for pair in config_files(sys.argv[1:]) for item in ("--config", pair)]
+        try:
+            whole = self.parser.parse_args(["fit", *files], defaults=True)["fit"]
+        except UserError:  # the files alone are no whole configuration: the command line is part of it
+            return []
+        settings = self.config["fit"]
+        return [
+            f"{name}={settings.get(name)}" for name in names if is_shorter(name, settings.get(name), whole.get(name))
+        ]
+
     def _continues(self, subcommand: str) -> list[Path]:
         """What the run goes on with: a training with its checkpoint, an evaluation with its replies."""
         earlier = getattr(getattr(self.model, "evaluation", None), "resume", None)
@@ -220,7 +211,7 @@ class ConfigReader(M2ChatCLI):
         """Builds nothing."""
 
 
-def read_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Any, Any]:
+def read_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> tuple[Any, Any]:
     """Reads configuration files for a plan.
 
     Args:
@@ -236,7 +227,7 @@ def read_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> tuple[An
     import_classes()
     from m2chat.data.datamodule import M2ChatDataModule
 
-    arguments = [part for path in paths for part in ("--config", path)] + list(overrides)
+    arguments = [part for path in paths for part in ("--config", str(path))] + list(overrides)
     before, sys.argv = sys.argv, [sys.argv[0]]
     try:
         cli = ConfigReader(
@@ -315,10 +306,20 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the run had its guard, or behind it
+        return 128 + signal.SIGINT
     except ValueError as error:
         if (mistake := _mistake(error)) is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except MisconfigurationException as error:  # Lightning's checks of settings against each other
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"error: {of_full_disk(error)}", file=sys.stderr)
         return 2
     except SIGTERMException:  # outside training, where nothing needs saving; Lightning would exit with code 0
         return 128 + signal.SIGTERM

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from m2chat.errors import UserError
-from m2chat.files import locked, take_folder
+from m2chat.files import cannot_write, locked, take_folder, whole_file
 
 FileLogger: TypeAlias = TensorBoardLogger | CSVLogger
 """Loggers that write into a folder ``<save_dir>/<name>/<version>``, which is then the run's."""
@@ -193,6 +193,17 @@ class SaveConfig(SaveConfigCallback):
         for logger, version in zip(loggers, versions, strict=True):
             logger._version = version
         path = Path(trainer.log_dir or folder, self.config_filename)
-        if trainer.is_global_zero:
-            set_aside(path)
-        super().setup(trainer, pl_module, stage)
+        if not trainer.is_global_zero:
+            return super().setup(trainer, pl_module, stage)
+        set_aside(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as part:
+                self.config_filename = part.name
+                super().setup(trainer, pl_module, stage)
+        except UserError:
+            raise
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        finally:
+            self.config_filename = path.name

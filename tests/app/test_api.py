@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import runpy
 import socket
@@ -22,13 +23,18 @@ pytest.importorskip("uvicorn", reason="needs m2chat[serve]")
 openai = pytest.importorskip("openai", reason="needs the client of OpenAI")
 
 import httpx
-import uvicorn
+import PIL.Image
 from fastapi.testclient import TestClient
 
+from m2chat.app import api, entrance, server, uploads
 from m2chat.app.api import MODEL, build_api
+from m2chat.app.protocol import conversation
+from m2chat.app.requests import ChatRequest
 from m2chat.data.images import load_image, save_png
+from m2chat.errors import UserError
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import M2ChatPipeline
+from m2chat.pipeline.tasks import text_to_image
 from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
@@ -51,18 +57,18 @@ def http(pipe: M2ChatPipeline) -> Iterator[TestClient]:
 
 
 @contextmanager
-def served(api: Any) -> Iterator[Any]:
+def served(app: Any) -> Iterator[Any]:
     """OpenAI's client of a server on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    running = server.server(app, "127.0.0.1", port, log_level="warning")
+    thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
-    while not server.started:
+    while not running.started:
         time.sleep(0.05)
     yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    server.should_exit = True
+    running.should_exit = True
     thread.join(10)
 
 
@@ -97,7 +103,7 @@ def test_health_and_models(client: Any, http: TestClient) -> None:
 def test_pictures_of_another_size(http: TestClient) -> None:
     body = {"model": MODEL, "messages": asked("hello"), "image": "force", **QUICK}
     done = http.post("/v1/chat/completions", json={**body, "height": 48, "width": 32}).json()
-    (url,) = [part["image_url"]["url"] for part in done["choices"][0]["message"]["content"] if "image_url" in part]
+    (url,) = [part["image_url"]["url"] for part in done["choices"][0]["message"]["images"]]
     assert load_image(base64.b64decode(url.partition(",")[2])).shape == (48, 32, 3)
     for size, message in (
         ({"height": 33}, "nearest is 32 or 40"),
@@ -110,16 +116,17 @@ def test_pictures_of_another_size(http: TestClient) -> None:
 def test_a_reply_holds_texts_and_pictures_in_their_order(client: Any, pipe: M2ChatPipeline) -> None:
     how = {"steps": 2, "image": "force", "max_images": 2}
     done = client.chat.completions.create(model=MODEL, messages=asked("hello", URL), seed=3, extra_body=how)
-    content: Any = done.choices[0].message.content
+    message: Any = done.choices[0].message
     own = pipe.session(seed=3, **how).reply("hello", [PICTURE])
     assert len(own.images) > 0 and own.text.strip()
-    assert len(content) == len(own.segments)
-    for part, expected in zip(content, own.segments, strict=True):
-        if isinstance(expected, str):
-            assert part == {"type": "text", "text": expected.strip()}
-        else:
-            drawn = load_image(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
-            assert np.array_equal(drawn, np.asarray(expected.image)) and part["caption"] == expected.caption
+    assert message.content == "\n".join(part.strip() for part in own.segments if isinstance(part, str))
+    for number, (part, expected) in enumerate(zip(message.images, own.pictures, strict=True)):
+        drawn = load_image(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
+        assert np.array_equal(drawn, np.asarray(expected.image)) and part["caption"] == expected.caption
+        assert part["index"] == number
+        before = own.segments[: own.segments.index(expected)]
+        texts = "\n".join(text.strip() for text in before if isinstance(text, str))
+        assert message.content[: part["offset"]].strip() == texts
 
 
 def test_words_alone_are_a_string_and_a_picture_is_looked_at(client: Any, pipe: M2ChatPipeline) -> None:
@@ -133,19 +140,51 @@ def test_a_conversation_goes_on_with_what_came_back(client: Any) -> None:
     first = client.chat.completions.create(model=MODEL, messages=asked("hello", URL), seed=1, extra_body=body)
     said = [*asked("hello", URL), first.choices[0].message.model_dump(warnings=False), *asked("turn it into a ring")]
     done = client.chat.completions.create(model=MODEL, messages=said, seed=1, extra_body=body)
-    assert done.choices[0].message.content[-1]["type"] == "image_url"
+    message: Any = done.choices[0].message
+    assert isinstance(message.content, str) and message.images[-1]["type"] == "image_url"
+
+
+def test_what_came_back_is_read_in_its_order(pipe: M2ChatPipeline) -> None:
+    part = {"type": "image_url", "image_url": {"url": URL}, "caption": "a square"}
+    told = {"role": "assistant", "content": "here it is\nand again"}
+    places = [{**part, "offset": 10}, {**part, "offset": 20}]
+    orders = {
+        (str, int, str, int): {**told, "images": places},
+        (str, int, int): {**told, "images": [part, part]},  # as earlier versions streamed them
+        (str, int): {"role": "assistant", "content": [{"type": "text", "text": "here"}, part]},
+    }
+    for kinds, message in orders.items():
+        body = ChatRequest(model=MODEL, messages=[*asked("hello"), message, *asked("again")])
+        session, text, _ = conversation(body, pipe, lambda url: PICTURE)
+        assert tuple(map(type, session.turns[1].parts)) == kinds and text == "again"
+
+
+def test_pictures_of_a_prompt(client: Any, http: TestClient, pipe: M2ChatPipeline) -> None:
+    prompt = "a small red ring at the top on a white background"
+    done = client.images.generate(model=MODEL, prompt=prompt, n=2, size="40x32", extra_body={"seed": 5, "steps": 2})
+    own = [output.images[0] for output in text_to_image(pipe, prompt, (5, 6), steps=2, width=40, height=32)]
+    for item, expected in zip(done.data, own, strict=True):
+        assert np.array_equal(load_image(base64.b64decode(item.b64_json)), np.asarray(expected))
+        assert item.revised_prompt == prompt
+    for body, word in (
+        ({"prompt": " "}, "empty"), ({"size": "1024x1024"}, "at most"), ({"size": "big"}, "WIDTHxHEIGHT"),
+        ({"n": 0}, "greater than or equal"), ({"response_format": "url"}, "b64_json"), ({"model": "gpt"}, "m2chat"),
+    ):  # fmt: skip
+        answer = http.post("/v1/images/generations", json={"prompt": prompt, **body})
+        assert answer.status_code in (400, 404) and word in answer.json()["error"]["message"], answer.text
 
 
 def test_a_stream_tells_the_same_as_the_whole(client: Any) -> None:
     kwargs: dict[str, Any] = {
         "model": MODEL, "messages": asked("hello"), "seed": 1, "extra_body": {**QUICK, "image": "force"}
     }  # fmt: skip
-    whole: Any = client.chat.completions.create(**kwargs).choices[0].message.content
+    whole: Any = client.chat.completions.create(**kwargs).choices[0].message
     chunks = list(client.chat.completions.create(**kwargs, stream=True))
     words = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     pictures = [part for chunk in chunks for part in getattr(chunk.choices[0].delta, "images", None) or []]
-    assert words.strip() == " ".join(part["text"] for part in whole if part["type"] == "text")
-    assert pictures == [part for part in whole if part["type"] == "image_url"]
+    assert words.rstrip() == whole.content and pictures == whole.images
+    told = [chunk.progress for chunk in chunks if getattr(chunk, "progress", None)]
+    assert told == [{"image": 0, "step": step, "steps": 2} for step in (1, 2)]
     assert chunks[-1].choices[0].finish_reason == "stop" and not any(chunk.usage for chunk in chunks)
     *most, last = client.chat.completions.create(**kwargs, stream=True, stream_options={"include_usage": True})
     assert last.choices == [] and not any(chunk.usage for chunk in most)
@@ -173,7 +212,7 @@ def test_a_limit_that_cuts_is_the_reason_of_the_end(client: Any) -> None:
     )
     (choice,) = whole.choices
     assert choice.finish_reason == "length" and any("answer was cut at 2 tokens" in text for text in whole.notices)
-    assert len(choice.message.content[-1]["caption"].split()) > 4, "captions have a limit of their own"
+    assert len(choice.message.images[-1]["caption"].split()) > 4, "captions have a limit of their own"
     *_, last = client.chat.completions.create(**how, max_tokens=2, modalities=["text"], stream=True)
     assert last.choices[0].finish_reason == "length"
 
@@ -484,7 +523,102 @@ def test_paths_lead_nowhere(path: str, http: TestClient) -> None:
 
 
 def test_too_much_is_refused_unread(http: TestClient) -> None:
-    done = http.post("/v1/chat/completions", content=b" " * (65 * 2**20))
-    assert done.status_code == 413
-    done = http.post("/v1/chat/completions", content=(b" " * 2**20 for _ in range(65)))
-    assert done.status_code == 413
+    head = {"content-type": "application/json"}
+    for content in (b" " * (33 * 2**20), (b" " * 2**20 for _ in range(33)), b"[" + b"{}," * 100_000 + b"1]"):
+        assert http.post("/v1/chat/completions", content=content, headers=head).status_code == 413
+    long = [{"role": "user", "content": "words " * 9_000}] * 20
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": long})
+    assert done.status_code == 400 and "1,080,000 characters together" in done.json()["error"]["message"]
+
+
+def test_a_page_elsewhere_cannot_use_a_local_server(pipe: M2ChatPipeline) -> None:
+    body = json.dumps({**ASKS, "messages": asked("hello")}).encode()
+    with TestClient(build_api(pipe, allowed_hosts=["chat.example"]), "http://chat.example") as client:
+        for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+            assert client.post("/v1/chat/completions", content=body, headers=kind).status_code == 415
+        for name, status in (
+            ("evil.example", 400), ("127.0.0.1.evil.example:7860", 400), ("", 400), ("chat.example", 200),
+            ("CHAT.example:7860", 200), ("localhost:7860", 200), ("127.0.0.1:7860", 200), ("[::1]:7860", 200),
+        ):  # fmt: skip
+            assert client.get("/health", headers={"host": name}).status_code == status, name
+
+
+def test_the_limit_is_entered_before_anything_is_read(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighty requests at once: four are read, three wait, every other one is turned away at once."""
+    decoded, held, go = [], threading.Lock(), threading.Event()
+
+    def slow(*_: Any) -> Any:
+        with held:
+            decoded.append(1)
+        assert go.wait(60)
+        raise UserError("enough")
+
+    monkeypatch.setattr(api, "conversation", slow)
+    answers: list[tuple[int, float]] = []
+
+    def ask(url: str) -> None:
+        start = time.monotonic()
+        done = httpx.post(url, json={**ASKS, "messages": asked("hello", URL)}, timeout=60)
+        answers.append((done.status_code, time.monotonic() - start))
+
+    with served(build_api(pipe, at_once=4, waiting=3)) as client:
+        url = f"{client.base_url}chat/completions"
+        threads = [threading.Thread(target=ask, args=(url,)) for _ in range(80)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 60
+        while len(answers) < 73 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert [status for status, _ in answers] == [429] * 73 and len(decoded) == 4
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert sorted(status for status, _ in answers)[:7] == [400] * 7
+        wait_until_idle(client)
+
+
+def test_work_for_a_client_that_is_gone_ends(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, load = [], uploads.load_image
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        read.append(1)
+        time.sleep(0.2)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(uploads, "load_image", slow)
+    with served(build_api(pipe)) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            body = {**ASKS, "messages": asked("hello", *[URL] * 32)}
+            httpx.post(f"{client.base_url}chat/completions", json=body, timeout=0.5)
+        wait_until_idle(client)
+        time.sleep(0.3)
+        count = len(read)
+        time.sleep(0.6)
+        assert count == len(read) < 32
+
+
+def test_pictures_have_one_budget(http: TestClient) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("P", (8000, 8000)).save(buffer, format="GIF")
+    huge = "data:image/gif;base64," + base64.b64encode(buffer.getvalue()).decode()
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": asked("hello", *[huge] * 3)})
+    assert done.status_code == 400 and "too many pixels together" in done.json()["error"]["message"]
+
+
+def test_half_sent_requests_are_given_up(pipe: M2ChatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrance, "FIRST_SECONDS", 0.3)
+    monkeypatch.setattr(server, "FIRST_SECONDS", 0.3)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    whole = head + b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    with served(build_api(pipe)) as client:
+        for part, answer in ((b"", b""), (b"POST /v1/ch", b""), (head, b""), (whole, b"HTTP/1.1 408")):
+            with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=20) as connection:
+                connection.sendall(part)
+                assert connection.recv(12) == answer
+        wait_until_idle(client)
+
+
+@pytest.mark.parametrize("url", ["http://exämple.com/ü.png", "http://[::1", "http://a:99999/", "http://a\u2028b/"])
+def test_urls_of_every_script_are_the_senders_fault(url: str, http: TestClient) -> None:
+    done = http.post("/v1/chat/completions", json={**ASKS, "messages": asked("hello", url)})
+    assert done.status_code == 400 and done.json()["error"]["message"].startswith("image_url: ")

@@ -6,8 +6,11 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +22,12 @@ import pytest
 gr = pytest.importorskip("gradio", reason="needs m2chat[serve]")
 httpx = pytest.importorskip("httpx", reason="needs m2chat[serve]")
 
+from m2chat.app.buttons import stop_task
 from m2chat.app.chat import ChatHandlers
 from m2chat.app.page import build_page, launch
-from m2chat.app.tabs import TaskHandlers, stop_task
+from m2chat.app.tabs import TaskHandlers
 from m2chat.app.widgets import GrowingReply, messages, picture_cache, plain
-from m2chat.commands import main
+from m2chat.commands import main, serve
 from m2chat.data.images import save_png
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import Drawn, M2ChatPipeline, Notice, Progress, Words
@@ -260,3 +264,27 @@ def test_a_picture_is_written_once_and_again_if_it_went_away(tmp_path: Path) -> 
     assert put(pixels + 1) != str(path)
     path.unlink()
     assert put(pixels) == str(path) and path.is_file() and component.temp_files >= {str(path)}
+
+
+def test_uploads_are_gone_after_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def served(*_: Any) -> None:
+        (Path(os.environ["GRADIO_TEMP_DIR"]) / "picture.png").write_bytes(b"mine")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("m2chat.app.page.build_page", lambda *_: None)
+    monkeypatch.setattr("m2chat.app.page.launch", served)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if (pid := os.fork()) == 0:
+        try:
+            serve._serve_page(None, SimpleNamespace(host="127.0.0.1", port=0))  # type: ignore[arg-type]
+        except SystemExit as end:
+            os._exit(int(end.code or 0))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_a_session_waits_in_the_queue(web: Any) -> None:
+    (load,) = [one for one in web.get("/config").json()["dependencies"] if one["targets"][0][1] == "upload"]
+    assert load["queue"] is not False

@@ -335,8 +335,8 @@ def test_questions_that_cannot_be_asked_are_left_out_by_reason(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--max-images", "0"), "--max-images=0: choose a whole number from 1 to 16"),
-        (("--max-new-tokens", "0"), "--max-new-tokens=0: choose a whole number from 1"),
+        (("--max-images", "0"), "--max-images '0': choose a whole number from 1 to 16"),
+        (("--max-new-tokens", "0"), "--max-new-tokens '0': choose a whole number from 1"),
         (("--image", "never"), "--image never: GenEval itself decides where pictures are due"),
     ],
 )

@@ -16,24 +16,42 @@ from m2chat.callbacks.interrupt import InterruptGuard
 class Interrupted(LightningModule):
     """Sends its own process a signal at some batch."""
 
-    def __init__(self, number: int = 0, batch: int = -1) -> None:
+    def __init__(self, number: int = 0, batch: int = -1, in_validation: bool = False, early: bool = False) -> None:
         super().__init__()
+        self.in_validation, self.early = in_validation, early
+        self.validated: list[tuple[bool, int]] = []
         self.layer = nn.Linear(2, 1)
         self.number, self.batch = number, batch
         self.seen: list[int] = []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         self.seen.append(self.trainer.global_step)
-        if batch_idx == self.batch:
+        if batch_idx == self.batch and not self.in_validation:
             os.kill(os.getpid(), self.number)
         loss: Tensor = self.layer(batch).square().mean()
         return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.validated.append((self.trainer.sanity_checking, batch_idx))
+        if self.in_validation and batch_idx == self.batch and self.trainer.sanity_checking == (self.batch == 0):
+            os.kill(os.getpid(), self.number)
+
+    test_step = validation_step
+
+    def configure_model(self) -> None:
+        if self.early:
+            os.kill(os.getpid(), self.number)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=0.1)
 
     def train_dataloader(self) -> Any:
         return torch.utils.data.DataLoader(torch.ones(16, 2), batch_size=2)
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader() if self.in_validation else []
+
+    test_dataloader = train_dataloader
 
 
 def trainer(root: Path, **kwargs: Any) -> Trainer:
@@ -43,7 +61,7 @@ def trainer(root: Path, **kwargs: Any) -> Trainer:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_saves_and_exits_with_its_code(tmp_path: Path, number: int, code: int) -> None:
     handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     module = Interrupted(number, batch=2)
@@ -79,6 +97,37 @@ def test_the_saved_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> Non
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
 
 
+def test_a_long_validation_does_not_delay_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = Interrupted(in_validation=True)
+    trainer(tmp_path, val_check_interval=4).fit(whole)
+    torch.manual_seed(0)
+    module = Interrupted(signal.SIGUSR1, batch=3, in_validation=True)
+    with pytest.raises(SystemExit) as stopped:
+        trainer(tmp_path, val_check_interval=4).fit(module)
+    assert stopped.value.code == 138
+    assert module.seen == [0, 1, 2, 3] and module.validated[-1] == (False, 3)
+    resumed = Interrupted(in_validation=True)
+    path = tmp_path / "checkpoints" / "interrupted.ckpt"
+    trainer(tmp_path, val_check_interval=4).fit(resumed, ckpt_path=path, weights_only=True)
+    assert resumed.seen == [4, 5, 6, 7]
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("where", ["model", "sanity check", "test"])
+def test_where_nothing_is_trained_it_ends_at_once(tmp_path: Path, number: int, where: str) -> None:
+    before = signal.getsignal(number)
+    module = Interrupted(number, batch=1 if where == "test" else 0, in_validation=True, early=where == "model")
+    run = trainer(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run.test(module) if where == "test" else run.fit(module)
+    assert stopped.value.code == 128 + number
+    assert len(module.validated) == {"model": 0, "sanity check": 1, "test": 2}[where] and not module.seen
+    assert not (tmp_path / "checkpoints").exists()
+    assert signal.getsignal(number) == before
+
+
 def test_nothing_happens_without_a_signal(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     trainer(tmp_path).fit(Interrupted())
@@ -90,6 +139,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
         guard = InterruptGuard()
+        guard._take_over(waits=True)
         guard._handle(signal.SIGTERM, None)
         guard._handle(signal.SIGTERM, None)
         os._exit(0)

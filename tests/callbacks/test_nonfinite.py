@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.errors import TrainingDivergedError
+from m2chat.training.atomic_io import AtomicCheckpointIO
 
 
 @dataclass
@@ -92,6 +94,58 @@ def test_good_steps_in_between_reset_the_count(tmp_path: Path) -> None:
     assert restored.skipped == 6
 
 
+class Wrecked(Toy):
+    """Learns at a rate that wrecks it from some batch on, with finite numbers."""
+
+    def __init__(self, lr: float, at: int) -> None:
+        super().__init__({})
+        self.lr, self.at = lr, at
+
+    def on_train_batch_start(self, batch: Numbers, batch_idx: int) -> None:
+        if self.trainer.global_step == self.at:
+            self.optimizers().param_groups[0]["lr"] = self.lr  # type: ignore[union-attr, index]
+
+
+def wreck(root: Path, lr: float, at: int, **kwargs: Any) -> ModelCheckpoint:
+    torch.manual_seed(0)
+    saver = ModelCheckpoint(root / "checkpoints", every_n_train_steps=1, save_last=True)
+    guard = NonFiniteGuard(patience=3)
+    run = Trainer(
+        default_root_dir=root, accelerator="cpu", max_epochs=9, callbacks=[guard, saver], logger=False,
+        plugins=[AtomicCheckpointIO()], enable_progress_bar=False, enable_model_summary=False, **kwargs,
+    )  # fmt: skip
+    with pytest.raises(TrainingDivergedError, match=r"4 steps in a row.*The last good checkpoint is .*ckpt"):
+        run.fit(Wrecked(lr, at))
+    return saver
+
+
+@pytest.mark.parametrize("lr", [1e3, 1e9, 1e19, 1e37])
+@pytest.mark.parametrize("at", [2, 30])
+def test_the_last_good_checkpoint_stays_when_finite_numbers_wreck_the_weights(
+    tmp_path: Path, lr: float, at: int
+) -> None:
+    wreck(tmp_path, lr, at)
+    last = AtomicCheckpointIO().load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert last["global_step"] == at and float(last["state_dict"]["layer.weight"].abs().max()) < 10
+    files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert files == [f"epoch={(at - 1) // 8}-step={at}.ckpt", "last.ckpt"]
+
+
+def test_a_single_hard_batch_and_a_run_that_has_learnt_its_data_are_no_divergence(tmp_path: Path) -> None:
+    guard = NonFiniteGuard(patience=3)
+    for k, loss in enumerate([8.0] * 30 + [1e3] * 3 + [7.0] + [1e4] * 3 + [1e-9] * 60 + [7.9] * 20):
+        good = guard._is_good(loss)
+        assert good == (loss < 1e3), k
+
+
+def test_counts_of_earlier_versions_are_read() -> None:
+    guard = NonFiniteGuard()
+    guard.load_state_dict({"skipped": 3, "in_a_row": 1})
+    assert guard.skipped == 3 and guard._is_good(5.0)
+
+
 def test_patience_is_checked() -> None:
     with pytest.raises(ValueError, match=r"nonfinite\.patience"):
         NonFiniteGuard(patience=-1)
+    with pytest.raises(ValueError, match=r"nonfinite\.max_rise"):
+        NonFiniteGuard(max_rise=0.5)

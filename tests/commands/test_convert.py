@@ -57,7 +57,7 @@ def test_convert_tells_what_became_of_it(own: Path, capsys: pytest.CaptureFixtur
     assert main([*arguments[:5], "--name", "other"]) == 2
     assert "other settings" in capsys.readouterr().err
     assert main([*arguments[:4], str(own / "b"), "--per-shard", "0"]) == 2
-    assert "--per-shard 0: give a number of at least 1" in capsys.readouterr().err
+    assert "--per-shard '0': choose a whole number from 1" in capsys.readouterr().err
 
 
 def test_special_tokens_in_captions_stay_words(own: Path) -> None:

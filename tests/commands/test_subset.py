@@ -109,9 +109,9 @@ def test_what_is_broken_is_left_out_and_counted(tmp_path: Path, capsys: pytest.C
     ("arguments", "message"),
     [
         ([], "nothing to choose by"),
-        (["--count", "0"], "--count 0: must be above 0"),
-        (["--share", "1.5"], "--share 1.5: must be above 0 and at most 1"),
-        (["--count", "1", "--per-shard", "0"], "--per-shard 0"),
+        (["--count", "0"], "--count '0': choose a whole number from 1"),
+        (["--share", "1.5"], "--share '1.5': choose above 0 to 1"),
+        (["--count", "1", "--per-shard", "0"], "--per-shard '0'"),
     ],
 )
 def test_settings_that_do_not_fit(

@@ -82,10 +82,10 @@ def test_lens_draws_a_page_and_writes_to_tensorboard(here: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["edit", "nowhere.png", "paint it red"], "there is no picture nowhere.png"),
+        (["edit", "nowhere.png", "paint it red"], "picture 'nowhere.png': there is no such file"),
         (["edit", "broken.png", "paint it red"], "give a JPEG, PNG, WebP or GIF file"),
-        (["draw", "a ring", "--weights", "nowhere.ckpt"], "there is no checkpoint file nowhere.ckpt"),
-        (["draw", "a ring", "--backbone", "nowhere.yaml"], "--backbone: there is no nowhere.yaml"),
+        (["draw", "a ring", "--weights", "nowhere.ckpt"], "--weights 'nowhere.ckpt': there is no such file"),
+        (["draw", "a ring", "--backbone", "nowhere.yaml"], "--backbone 'nowhere.yaml': there is no such file"),
         (["draw", "a ring", "--scheduler", "eular"], "decoder.scheduler='eular': choose one of ddim"),
         (["draw", "a ring", "--lora", "style.safetensors=much"], "--lora style.safetensors=much: write FILE=WEIGHT"),
         (["draw", "a ring", "--lora", "style.safetensors"], "there is no style.safetensors"),

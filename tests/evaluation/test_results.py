@@ -12,6 +12,7 @@ from PIL import Image
 from m2chat.commands import main
 from m2chat.errors import UserError
 from m2chat.evaluation.markup import aligned
+from m2chat.evaluation.names import metric_name
 from m2chat.evaluation.page import kind_cells, metric_cells, report
 from m2chat.evaluation.results import (
     natural,
@@ -75,12 +76,12 @@ def test_pictures_are_named_by_hash_only(tmp_path: Path, make_prediction: Callab
 
 def test_the_table_shows_the_paper_beside_ours() -> None:
     metrics = {"bleu_1": Estimate(50.0, 9, 40.0, 60.0), "fid_micro": Estimate(math.nan, 1)}
-    lines = aligned(metric_cells(metrics, "mmdialog")).splitlines()
+    lines = aligned(metric_cells(metrics, "mmdialog")["headline"]).splitlines()
     assert "paper: 6.98" in lines[2]
     assert "40.00 ... 60.00" in lines[2]
     assert len({len(line) for line in lines}) == 1
-    assert "paper: 26.15" in aligned(metric_cells({"fid_micro": Estimate(1.0, 9)}, "cc3m"))
-    assert "paper:" not in aligned(metric_cells({"bleu_1": Estimate(1.0, 9)}, "other"))
+    assert "paper: 26.15" in aligned(metric_cells({"fid_micro": Estimate(1.0, 9)}, "cc3m")["headline"])
+    assert "paper:" not in aligned(metric_cells({"bleu_1": Estimate(1.0, 9)}, "other")["headline"])
 
 
 def test_kinds_stand_side_by_side() -> None:
@@ -92,7 +93,34 @@ def test_kinds_stand_side_by_side() -> None:
     }
     assert kind_cells(metrics) == [("metric", "edit", "story"), ("a", "2.00", "3.00"), ("b", "4.00", "")]
     assert kind_cells({"a": Estimate(1.0, 2)}) == []
-    assert [row[0] for row in metric_cells(metrics)] == ["metric", "a"]
+    assert [row[0] for row in metric_cells(metrics)["control"]] == ["metric", "a"]
+
+
+def test_results_come_before_controls_and_counts_are_whole() -> None:
+    names = (
+        "pictures_missing",
+        "all_right",
+        "all_right_oracle",
+        "right_size",
+        "inter_rel_not_finite",
+        "fid_micro_n_real",
+    )
+    tables = metric_cells({name: Estimate(3.0, 450) for name in names})
+    assert [[row[-1] for row in cells[1:]] for cells in tables.values()] == [
+        ["all_right"], ["all_right_oracle", "right_size"],
+        ["pictures_missing", "fid_micro_n_real", "inter_rel_not_finite"],
+    ]  # fmt: skip
+    assert list(tables) == ["headline", "control", "count"]
+    assert all(row[1] == "3" for row in tables["count"][1:]) and tables["headline"][1][:2] == (
+        "pictures right, %",
+        "3.00",
+    )
+
+
+def test_every_metric_that_is_kept_has_a_plain_name() -> None:
+    folder = Path(__file__).parents[2] / "docs" / "results"
+    kept = {name.partition("/")[0] for path in folder.glob("*/*/*.json") for name in read_results(path)[0]}
+    assert kept and not [name for name in kept if not metric_name(name).meaning]
 
 
 def test_the_report_finds_the_newest_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from m2chat.errors import UserError
 from m2chat.models.adapter_file import from_official
-from m2chat.models.build import build_m2chat, load_clip, load_language
+from m2chat.models.build import build_m2chat, check_layers, load_clip, load_language
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.weights.adapter import open_adapter
 
@@ -48,3 +48,10 @@ def test_an_adapter_of_another_language_model_is_refused(backbone: BackboneConfi
     torch.save(payload, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"backbone\.adapter='.*other\.pth' does not fit"):
         load_language(replace(backbone, adapter=str(tmp_path / "other.pth")))
+
+
+def test_layers_that_the_language_model_lacks_are_refused() -> None:
+    for layers in ((-1,), (0, 4), (-5,)):
+        check_layers(M3AdapterConfig(8, 2, layers=layers), 4)
+    with pytest.raises(UserError, match=r"m3adapter\.layers=\[-1, 99\]: the language model has 4 layers: .* -5 to 4"):
+        check_layers(M3AdapterConfig(8, 2, layers=(-1, 99)), 4)

@@ -65,6 +65,32 @@ def test_generators_decide_the_picture(pipe: M2ChatPipeline) -> None:
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
+def test_negative_prompts_and_several_pictures_of_a_prompt(pipe: M2ChatPipeline) -> None:
+    def drawn(**more: Any) -> Any:
+        return pipe(ASK, generator=seeded(), given="caption", **SHORT, **more)
+
+    plain = np.asarray(drawn().images[0])
+    assert np.array_equal(plain, np.asarray(drawn(negative_prompt="").images[0]))
+    away = [np.asarray(drawn(negative_prompt=text).images[0]) for text in ("a blue background", "a small ring")]
+    assert not np.array_equal(plain, away[0]) and not np.array_equal(*away)
+    first, second = drawn(num_images_per_prompt=2)
+    assert np.abs(np.asarray(first.images[0]).astype(int) - plain).max() <= 1
+    assert not np.array_equal(np.asarray(second.images[0]), plain)
+    assert len(pipe([ASK, "hello"], num_images_per_prompt=2, image_mode="never")) == 4
+    with pytest.raises(UserError, match="num_images_per_prompt=0: choose a whole number from 1"):
+        drawn(num_images_per_prompt=0)
+
+
+@pytest.mark.parametrize("kind", ["pil", "np", "pt"])
+def test_notebooks_show_texts_and_pictures(kind: Any, pipe: M2ChatPipeline) -> None:
+    output = pipe("a <b>red</b> ring", output_type=kind, given="caption", **SHORT)
+    (picture,) = output.pictures
+    assert output._repr_html_().count("data:image/png;base64,") == 1
+    assert "a &lt;b&gt;red&lt;/b&gt; ring" in picture._repr_html_() and "<b>" not in picture._repr_html_()
+    assert "32" in repr(picture) and len(repr(output)) < 200, "no pixels in a console"
+    assert "m3ft" in repr(pipe) and "32 px" in repr(pipe)
+
+
 @pytest.mark.parametrize(("kind", "shape"), [("np", (32, 32, 3)), ("pt", (3, 32, 32))])
 def test_output_types(kind: Any, shape: tuple[int, ...], pipe: M2ChatPipeline) -> None:
     (image,) = pipe(ASK, output_type=kind, image_mode="force", **SHORT).images

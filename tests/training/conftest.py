@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import Strategy
 
+import ranks
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import SourceConfig
@@ -178,44 +175,23 @@ def _samples(kind: str, count: int) -> Iterator[Sample]:
             yield getattr(maker, kind)().sample(kind, kind, index)
 
 
-@pytest.fixture(scope="session")
-def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
-    root = tmp_path_factory.mktemp("micro")
+def make_micro(root: Path) -> Micro:
+    """Writes the shards."""
     for kind in {kind for kinds in SOURCES.values() for kind in kinds}:
         write_shards(_samples(kind, 24), root / kind, kind, 10)
     return Micro(root)
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
+    return make_micro(tmp_path_factory.mktemp("micro"))
 
 
 @pytest.fixture
 def on_ranks(tmp_path: Path) -> Callable[..., Any]:
     """A function that runs a task in forked processes of one group and returns what the first of them returned."""
 
-    def run(task: Callable[[], object], ranks: int) -> Any:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        children = []
-        for rank in range(ranks):
-            if (pid := os.fork()) == 0:
-                code = 1
-                try:
-                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0")
-                    os.environ.update(WORLD_SIZE=str(ranks), RANK=str(rank), LOCAL_RANK=str(rank))
-                    value = task()
-                    if rank == 0:
-                        torch.save(value, tmp_path / "result.pt")
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                    sys.stderr.flush()
-                finally:
-                    os._exit(code)
-            children.append(pid)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        assert codes == [0] * ranks
-        return torch.load(tmp_path / "result.pt", weights_only=True)
-
-    return run
+    return lambda task, number: ranks.on_ranks(task, number, tmp_path)
 
 
 @pytest.fixture

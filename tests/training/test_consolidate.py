@@ -17,6 +17,7 @@ from m2chat.training.consolidate import consolidate
 from m2chat.training.strategy import M2ChatFSDPStrategy
 
 STEPS, SAVED = 4, 2
+STAGES = pytest.mark.parametrize("stage", ["describe", pytest.param("m3ft", marks=pytest.mark.slow)])
 
 
 class SaveBoth(Callback):
@@ -43,15 +44,16 @@ def moments(state: dict[str, Any]) -> list[torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore")
+@STAGES
 def test_shares_become_one_file_and_go_on_in_one_process_and_in_four(
-    micro: Any, on_ranks: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    micro: Any, on_ranks: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
     shares, file, whole = tmp_path / "shares.ckpt", tmp_path / "file.ckpt", tmp_path / "whole.ckpt"
 
     def train(batch_size: int, **more: Any) -> list[dict[str, float]]:
         strategy = M2ChatFSDPStrategy()
         losses: list[dict[str, float]] = micro.fit(
-            "m3ft", tmp_path, STEPS, batch_size=batch_size, strategy=strategy, **more
+            stage, tmp_path, STEPS, batch_size=batch_size, strategy=strategy, **more
         ).losses
         return losses
 
@@ -59,7 +61,7 @@ def test_shares_become_one_file_and_go_on_in_one_process_and_in_four(
     four = on_ranks(lambda: train(2, ckpt=shares), 4)
     assert main(["consolidate", str(shares), str(whole)]) == 0
     assert "trained numbers" in capsys.readouterr().out
-    alone = micro.fit("m3ft", tmp_path, STEPS, batch_size=8, ckpt=whole).losses
+    alone = micro.fit(stage, tmp_path, STEPS, batch_size=8, ckpt=whole).losses
     for name, found in {"four": four, "alone": alone}.items():
         assert len(found) == STEPS - SAVED, name
         for step, (ours, theirs) in enumerate(zip(found, two[SAVED:], strict=True)):
@@ -84,17 +86,18 @@ def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.filterwarnings("ignore")
+@STAGES
 def test_four_ranks_that_accumulate_train_like_one_process(
-    micro: Any, on_ranks: Callable[..., Any], tmp_path: Path
+    micro: Any, on_ranks: Callable[..., Any], tmp_path: Path, stage: str
 ) -> None:
     def task() -> list[dict[str, float]]:
         losses: list[dict[str, float]] = micro.fit(
-            "m3ft", tmp_path, 2, batch_size=2, accumulate=2, strategy=M2ChatFSDPStrategy()
+            stage, tmp_path, 2, batch_size=2, accumulate=2, strategy=M2ChatFSDPStrategy()
         ).losses
         return losses
 
     found = on_ranks(task, 4)
-    alone = micro.fit("m3ft", tmp_path, 2, batch_size=8, accumulate=2).losses
+    alone = micro.fit(stage, tmp_path, 2, batch_size=8, accumulate=2).losses
     assert len(found) == len(alone) > 2
     for ours, theirs in zip(found, alone, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

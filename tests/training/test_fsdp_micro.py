@@ -17,7 +17,14 @@ SAVED = 3
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("stage", "shard_frozen"), [("describe", True), ("align", True), ("m3ft", True), ("m3ft", False)]
+    ("stage", "shard_frozen"),
+    [
+        ("describe", False),
+        ("m3ft", True),
+        pytest.param("describe", True, marks=pytest.mark.slow),
+        pytest.param("align", True, marks=pytest.mark.slow),
+        pytest.param("m3ft", False, marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_train_like_one_process(
     micro: Any, on_two_ranks: Callable[..., Any], tmp_path: Path, stage: str, shard_frozen: bool

@@ -107,7 +107,7 @@ def test_the_target_follows_the_caption_and_never_the_answer(micro: Any, module:
 @pytest.mark.filterwarnings("ignore")
 def test_stage_2_starts_from_the_newest_stage_1(micro: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folders = {"checkpoint_root": str(tmp_path), "shipped": str(tmp_path / "shipped")}
-    with pytest.raises(UserError, match=r"no checkpoint of stage 'align'.*shipped.*--model\.init_args\.init_from"):
+    with pytest.raises(UserError, match=r"no finished checkpoint of stage 'align'.*shipped.*init_args\.init_from"):
         micro.module("m3ft", init_from="auto", **folders).configure_model()
     path = tmp_path / "deep" / "first.ckpt"
     run = micro.fit("align", tmp_path, 1, save=(1, path))

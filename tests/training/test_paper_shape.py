@@ -16,7 +16,7 @@ from m2chat import cli
 from m2chat.models.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
-STEPS, SAVED = 6, 3
+STEPS, SAVED = 5, 3
 KINDS = {1: ("caption", "caption"), 2: ("edit", "dialogue")}
 """Kinds of micro samples that stand for the sources of each stage."""
 

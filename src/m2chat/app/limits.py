@@ -1,8 +1,9 @@
-"""Limits of the servers: requests at a time, seconds per request, bytes per body, pixels per picture."""
+"""Limits of the servers: replies at a time, seconds per request, pixels of its pictures."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import HTTPException
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from m2chat.errors import UserError
 
@@ -35,35 +36,55 @@ def require_affordable(pipe: M2ChatPipeline, height: int | None, width: int | No
 
 
 class Slots:
-    """Limits the requests that are served at a time, and those that wait.
+    """Limits the requests that are served at a time; the others wait.
 
     Args:
         at_once: Replies that are generated at a time; they alternate by tokens and denoising steps.
-        waiting: Requests that may wait; further ones are refused.
     """
 
-    def __init__(self, at_once: int, waiting: int) -> None:
-        self.at_once, self.waiting, self.requests = at_once, waiting, 0
+    def __init__(self, at_once: int) -> None:
         self._free = asyncio.Semaphore(at_once)
-
-    def check(self) -> None:
-        """Refuses a request if all slots are taken and too many requests wait.
-
-        Raises:
-            HTTPException: 429.
-        """
-        if self.requests >= self.at_once + self.waiting:
-            raise HTTPException(429, "too many requests wait already: try again later", {"Retry-After": "5"})
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
         """Waits for a free slot, and holds it."""
-        self.requests += 1
-        try:
-            async with self._free:
-                yield
-        finally:
-            self.requests -= 1
+        async with self._free:
+            yield
+
+
+class Budget:
+    """What the pictures of one request may take, all of them together.
+
+    Args:
+        pixels: Pixels that are decoded, as the files declare them: a file of 4 kB can declare 64 million.
+        kept: Pixels that are kept at full size; further pictures are made small, which the vision encoder does anyway.
+        seconds: Time for fetching, in seconds.
+    """
+
+    def __init__(self, pixels: int = 128_000_000, kept: int = 16_000_000, seconds: float = 10.0) -> None:
+        self.pixels, self.kept, self.seconds = pixels, kept, seconds
+        self.stopped = threading.Event()
+        """Set when nobody waits for the request any more."""
+
+    def check(self) -> None:
+        """Ends the work for a request that is over.
+
+        Raises:
+            UserError: In that case.
+        """
+        if self.stopped.is_set():
+            raise UserError("the request is over")
+
+    def decode(self, pixels: int) -> None:
+        """Takes a picture's share.
+
+        Raises:
+            UserError: If there is too little left.
+        """
+        self.check()
+        if pixels > self.pixels:
+            raise UserError("the pictures of the request have too many pixels together: send smaller ones")
+        self.pixels -= pixels
 
 
 class Deadline:
@@ -123,32 +144,3 @@ class SlotResponse(StreamingResponse):
         """Sends the response."""
         async with self.slot:
             await super().__call__(scope, receive, send)
-
-
-class BodyLimit:
-    """Middleware that answers 413 to large bodies while they are read, even if they claim to be small.
-
-    Args:
-        app: Application behind it; FastAPI passes on an `HTTPException` that is raised while it reads.
-        max_bytes: Maximum size of a body.
-    """
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, and counts the bytes of its body."""
-        claimed = dict(scope.get("headers", ())).get(b"content-length", b"")[:20]
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            if claimed.isdigit() and int(claimed) > self.max_bytes:
-                raise HTTPException(413, f"at most {self.max_bytes // 2**20} MiB are accepted")
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.max_bytes:
-                raise HTTPException(413, f"at most {self.max_bytes // 2**20} MiB are accepted")
-            return message
-
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)

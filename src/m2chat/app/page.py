@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 
 from m2chat import __version__
 from m2chat.app.api import invalid
+from m2chat.app.buttons import busy_buttons, usable_buttons
 from m2chat.app.chat import ChatHandlers, LensReader, stop
 from m2chat.app.tabs import TaskHandlers, add_tabs
 from m2chat.app.uploads import MAX_BYTES
@@ -22,16 +24,36 @@ STYLE = Path(__file__).with_name("page.css")
 ESCAPE_STOPS = """() => document.addEventListener("keydown", event => {
     if (event.key === "Escape") document.querySelector("#chat-stop")?.click();
 })"""
-_HEAD = "<h1>M²Chat</h1><p>Send text and pictures, and ask for pictures. The model refers to all of them.</p>"
+_HEAD = "<h1>M²Chat</h1><p>{about}</p>"
+_INSIDE = """\
+How the last picture came to be (paper, Fig. 5): the picture that each layer of the language model would have drawn, and
+which words, and which parts of the picture before, the M³Adapter's queries attend to. The gate is the share of the
+words:
+1 follows them alone, 0 the picture before alone."""
 _FONTS = ("system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 _DAY = 24 * 3600
+_INK = {
+    "body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300",
+    "block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300",
+    "block_title_text_color": "*neutral_700", "block_title_text_color_dark": "*neutral_200",
+    "block_label_text_color": "*neutral_700", "block_label_text_color_dark": "*neutral_200",
+    "input_placeholder_color": "*neutral_500", "input_placeholder_color_dark": "*neutral_400",
+    "button_primary_background_fill": "*primary_700", "button_primary_background_fill_hover": "*primary_800",
+    "button_primary_background_fill_dark": "*primary_700", "button_primary_background_fill_hover_dark": "*primary_600",
+    "checkbox_label_background_fill_selected": "*primary_700",
+    "checkbox_label_background_fill_selected_dark": "*primary_700",
+    "block_title_background_fill": "none", "block_title_background_fill_dark": "none",
+    "block_title_padding": "0",
+}  # fmt: skip
+"""Colours of text, each with a contrast of at least 4.5 : 1."""
 
 
 def build_page(
     pipe: M2ChatPipeline,
     examples: Mapping[str, Sequence[Example]] | None = None,
     readings: LensReader | None = None,
+    knows: str = "",
 ) -> gr.Blocks:
     """Builds the page.
 
@@ -40,6 +62,7 @@ def build_page(
         examples: Example messages by task: ``chat``, ``draw``, ``wish``, ``edit``, ``story``; texts, or a text and a
             picture.
         readings: Judge of a lens' pictures; None where no judge knows the pictures.
+        knows: What the model can talk about, for the line below the title.
 
     Returns:
         The page, ready for `launch`.
@@ -47,7 +70,7 @@ def build_page(
     # Files are deleted when they are older than a day, all of them when the server ends.
     page: gr.Blocks = gr.Blocks(title="M²Chat", analytics_enabled=False, delete_cache=(3600, _DAY), fill_width=False)
     with page:
-        head = gr.HTML(_HEAD, elem_id="head")
+        head = gr.HTML(_HEAD.format(about=escape(about(pipe, knows))), elem_id="head")
         cache = picture_cache(head)
         shown = as_examples(examples or {}, cache, head)
         with gr.Tab("Chat", elem_id="tab-chat"):
@@ -56,6 +79,14 @@ def build_page(
         page.load(None, js=ESCAPE_STOPS)
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
     return page
+
+
+def about(pipe: M2ChatPipeline, knows: str = "") -> str:
+    """One line: which weights answer, on which networks, and what they can talk about."""
+    origin, backbone = pipe.origin, pipe.origin.backbone
+    stage = {"align": "stage 1", "m3ft": "stage 2"}[origin.stage]
+    networks = f"{Path(backbone.language_model).name} and {Path(backbone.image_decoder).name}"
+    return f"{Path(origin.path).name} ({stage} on {networks}, {pipe.image_size} px). {knows}".strip()
 
 
 def _add_chat(handlers: ChatHandlers) -> None:
@@ -79,30 +110,39 @@ def _add_chat(handlers: ChatHandlers) -> None:
     )
     box = message_box("chat-words", "Enter sends, Escape stops", autofocus=True)
     with gr.Row(elem_id="chat-buttons"):
-        halt = gr.Button("Stop", variant="stop", size="sm", elem_id="chat-stop", min_width=60)
-        again = gr.Button("Regenerate", size="sm", elem_id="chat-again", min_width=60)
-        more = gr.Button("Continue", size="sm", elem_id="chat-more", min_width=60)
-        undo = gr.Button("Undo", size="sm", elem_id="chat-undo", min_width=60)
-        new = gr.Button("New", size="sm", elem_id="chat-new", min_width=60)
-        save = gr.DownloadButton("Save", size="sm", elem_id="chat-save", min_width=60)
+        idle: dict[str, Any] = {"size": "sm", "min_width": 60, "interactive": False}
+        halt = gr.Button("Stop", variant="stop", elem_id="chat-stop", **idle)
+        again = gr.Button("Regenerate", elem_id="chat-again", **idle)
+        more = gr.Button("Continue", elem_id="chat-more", **idle)
+        undo = gr.Button("Undo", elem_id="chat-undo", **idle)
+        new = gr.Button("New", elem_id="chat-new", **idle)
+        save = gr.DownloadButton("Save", elem_id="chat-save", **idle)
         load = gr.UploadButton("Load", size="sm", file_types=[".zip"], elem_id="chat-load", min_width=60)
     settings = _settings(handlers.pipe)
     with gr.Accordion("See inside", open=False, elem_id="inside"):
-        gr.Markdown("Pictures drawn from each layer of the language model, and attention maps (paper, Fig. 5).")
-        look = gr.Button("Inspect the last picture", elem_id="inside-look")
+        gr.Markdown(_INSIDE)
+        look = gr.Button("Look into the last picture", elem_id="inside-look", interactive=False)
         result = gr.Textbox(show_label=False, label="Result", interactive=False, visible=True, lines=1, max_lines=4)
         layers = gr.HTML(elem_id="inside-layers", elem_classes="pictures", padding=False)
         plots = gr.HTML(elem_id="inside-plots", elem_classes="plots", padding=False)
     shown = [session, chat, box]
-    box.submit(handlers.send, [session, box, *settings], shown, **QUEUED)
-    chat.example_select(handlers.send_example, [session, *settings], shown, **QUEUED)
-    again.click(handlers.regenerate, [session, *settings], shown, **QUEUED)
-    more.click(handlers.go_on, [session, *settings], shown, **QUEUED)
-    look.click(handlers.look, session, [layers, plots, result], **{**QUEUED, "show_progress": "minimal"})
+    buttons = [halt, again, more, undo, new, save, look]
+    send = ((box.submit, handlers.send, [session, box, *settings]),
+            (again.click, handlers.regenerate, [session, *settings]),
+            (more.click, handlers.go_on, [session, *settings]))  # fmt: skip
+    for event, handler, inputs in send:
+        begun = event(busy_buttons, None, buttons, **UNQUEUED)
+        begun.then(handler, inputs, shown, **QUEUED).then(usable_buttons, session, buttons, **UNQUEUED)
+    # The number of the example is known to the first handler of its event alone.
+    chat.example_select(busy_buttons, None, buttons, **UNQUEUED)
+    chosen = chat.example_select(handlers.send_example, [session, *settings], shown, **QUEUED)
+    looked = look.click(handlers.look, session, [layers, plots, result], **{**QUEUED, "show_progress": "minimal"})
     halt.click(stop, session, **UNQUEUED)
-    undo.click(handlers.undo, session, shown, **UNQUEUED)
-    gr.on([new.click, chat.clear], handlers.new, session, shown, **UNQUEUED)
-    load.upload(handlers.load, [session, load], shown, **UNQUEUED)
+    undone = undo.click(handlers.undo, session, shown, **UNQUEUED)
+    renewed = gr.on([new.click, chat.clear], handlers.new, session, shown, **UNQUEUED)
+    loaded = load.upload(handlers.load, [session, load], shown, **QUEUED)
+    for done in (chosen, looked, undone, renewed, loaded):
+        done.then(usable_buttons, session, buttons, **UNQUEUED)
     # A download button's file is fixed when it is clicked: "Save" writes the file and then clicks a second, hidden one.
     ready = gr.DownloadButton(visible="hidden", elem_id="chat-save-ready")
     save.click(handlers.save, session, ready, **UNQUEUED).success(None, js=_DOWNLOAD, api_visibility="private")
@@ -146,7 +186,7 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, block: bo
     Returns:
         URL of the page.
     """
-    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", font=_FONTS, font_mono=_MONO)
+    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", font=_FONTS, font_mono=_MONO).set(**_INK)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port or None,

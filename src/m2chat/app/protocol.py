@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from m2chat.app.requests import ChatMessage, ChatRequest, TextContent
+from m2chat.app.requests import ChatMessage, ChatRequest, ImageContent, TextContent
 from m2chat.data.images import save_png
 from m2chat.errors import UserError
 from m2chat.pipeline import Drawn, M2ChatPipeline, Session, Usage
@@ -22,7 +22,8 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
     """The conversation of a request.
 
     The model knows two roles: texts and pictures of system messages are put before those of the user's next message,
-    and behind those of the last one if none follows. Pictures in ``images`` follow the content of their message.
+    and behind those of the last one if none follows. Pictures in ``images`` stand where
+    their ``offset`` says, else behind the content of their message.
 
     Args:
         request: Body of the request.
@@ -76,13 +77,30 @@ def conversation(request: ChatRequest, pipe: M2ChatPipeline, read_url: ReadURL) 
 def _parts(message: ChatMessage, read_url: ReadURL) -> list[str | Image]:
     """Texts and pictures of a message in their order."""
     parts: list[str | Image] = []
-    for part in (*message.content, *message.images):
+    for part in _in_order(message):
         if isinstance(part, TextContent):
             parts += [part.text] if part.text else []
         else:
             caption_by = "model" if part.caption else ""
             parts.append(Image(read_url(part.image_url.url), part.caption, caption_by=caption_by))
     return parts
+
+
+def _in_order(message: ChatMessage) -> Iterator[TextContent | ImageContent]:
+    """Content and ``images`` in their order: those with an ``offset`` divide a content that is one text."""
+    placed = sorted((image for image in message.images if image.offset is not None), key=lambda item: item.offset or 0)
+    match message.content:
+        case [TextContent(text=text)]:
+            begin = 0
+            for image in placed:
+                end = max(begin, min(image.offset or 0, len(text)))
+                yield TextContent(type="text", text=text[begin:end].strip())
+                yield image
+                begin = end
+            yield TextContent(type="text", text=text[begin:].strip() if placed else text)
+        case content:
+            yield from (*content, *placed)
+    yield from (image for image in message.images if image.offset is None)
 
 
 def usage_of(event: Usage) -> dict[str, int]:

@@ -13,7 +13,7 @@ from m2chat.app.limits import require_affordable
 from m2chat.pipeline import M2ChatPipeline, Session
 
 MAX_CHARACTERS = 1_000_000
-"""Maximum length of one text; the layout cuts the conversation to the model's context afterwards."""
+"""Maximum length of all texts together; the layout cuts the conversation to the model's context afterwards."""
 MAX_MESSAGES = 4000
 """Maximum number of messages."""
 MAX_SIDE = 8192
@@ -63,6 +63,17 @@ class LenientBody(BaseModel):
         """Names of fields that are not known here, with their place in the body."""
         yield from (f"{place}{name[:40]}" for name in self.model_extra or {})
 
+    def notices(self) -> list[str]:
+        """What the answer states about fields that were ignored; empty if there are none."""
+        names = list(self.unknown())
+        if not names:
+            return []
+        known = [*type(self).model_fields, *self.refused]
+        meant = {name: match for name in names[:_NAMED] for match in get_close_matches(name, known, 1, 0.8)}
+        shown = [f"{name!r} (is {meant[name]!r} meant?)" if name in meant else repr(name) for name in names[:_NAMED]]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return [encodable(f"ignored, since they are not known here: {', '.join(shown)}{more}")]
+
 
 class TextContent(LenientBody):
     """A text of a message."""
@@ -80,13 +91,18 @@ class ImageURL(LenientBody):
 
 
 class ImageContent(LenientBody):
-    """A picture of a message; ``caption`` as this server sent it, so that the picture is not described again."""
+    """A picture of a message.
+
+    ``caption`` is as this server sent it, so that the picture is not described again; ``offset`` is the number of
+    characters of the content before it.
+    """
 
     harmless = frozenset({"gate", "index"})
 
     type: Literal["image_url"]
     image_url: ImageURL
     caption: Text = ""
+    offset: int | None = Field(default=None, ge=0)
 
     @field_validator("image_url", mode="before")
     @classmethod
@@ -98,7 +114,7 @@ Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 
 
 class ChatMessage(LenientBody):
-    """A message; ``images`` as this server streams them, behind the content."""
+    """A message; ``images`` stand in the content where their ``offset`` says, else behind it."""
 
     harmless = frozenset({"name", "annotations"})
     refused = {"tool_calls": ([],), "function_call": (), "audio": ()}
@@ -170,6 +186,16 @@ class ChatRequest(LenientBody):
     width: int | None = Field(default=None, ge=1, le=MAX_SIDE)
 
     @model_validator(mode="after")
+    def _check_length(self) -> ChatRequest:
+        parts = (part for message in self.messages for part in (*message.content, *message.images))
+        length = sum(len(part.text if isinstance(part, TextContent) else part.caption) for part in parts)
+        if length > MAX_CHARACTERS:
+            raise ValueError(
+                f"messages: their texts have {length:,} characters together: at most {MAX_CHARACTERS:,} are read"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_stream_options(self) -> ChatRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: needs a stream: set stream to true, or leave it out")
@@ -182,17 +208,6 @@ class ChatRequest(LenientBody):
             yield from self.stream_options.unknown(f"{place}stream_options.")
         for number, message in enumerate(self.messages):
             yield from message.unknown(f"{place}messages.{number}.")
-
-    def notices(self) -> list[str]:
-        """What the answer states about fields that were ignored; empty if there are none."""
-        names = list(self.unknown())
-        if not names:
-            return []
-        known = [*type(self).model_fields, *self.refused]
-        meant = {name: match for name in names[:_NAMED] for match in get_close_matches(name, known, 1, 0.8)}
-        shown = [f"{name!r} (is {meant[name]!r} meant?)" if name in meant else repr(name) for name in names[:_NAMED]]
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return [encodable(f"ignored, since they are not known here: {', '.join(shown)}{more}")]
 
     def session(self, pipe: M2ChatPipeline) -> Session:
         """An empty session with these settings.

@@ -8,11 +8,10 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
+from m2chat.app.buttons import run_and_stop, while_running
 from m2chat.app.chat import page_errors, uploaded
 from m2chat.app.limits import require_affordable
 from m2chat.app.widgets import (
-    QUEUED,
-    UNQUEUED,
     Examples,
     PictureCache,
     add_examples,
@@ -21,7 +20,6 @@ from m2chat.app.widgets import (
     first_of,
     gallery,
     message_box,
-    run_and_stop,
 )
 from m2chat.errors import UserError
 from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
@@ -148,12 +146,6 @@ class TaskHandlers:
         return shown
 
 
-def stop_task(stop: Stop | None) -> None:
-    """Stops the work of a tab, if there is any."""
-    if stop is not None:
-        stop()
-
-
 def add_tabs(handlers: TaskHandlers, examples: Examples) -> None:
     """Adds a tab for each task.
 
@@ -170,43 +162,35 @@ def add_tabs(handlers: TaskHandlers, examples: Examples) -> None:
             gr.Markdown(about)
             text = gr.Textbox(label="Prompt", lines=1, placeholder=first_of(examples, task), elem_id=f"{task}-words")
             count = gr.Slider(1, 4, 4 if task == "wish" else 1, step=1, label="Pictures")
-            run, halt = run_and_stop(task, "Draw")
+            buttons = run_and_stop(task, "Draw")
             shown = gallery("Pictures", task)
             settings = draw_settings(handlers.pipe)
             add_examples(examples, task, text)
             stop = gr.State(None)
-            running = gr.on([run.click, text.submit], handler, [text, count, *settings], [stop, shown], **QUEUED)
-            _on_stop(halt, stop, running)
+            starts = [buttons[0].click, text.submit]
+            while_running(buttons, stop, (starts, handler, [text, count, *settings], [stop, shown]))
     with gr.Tab("Edit", elem_id="tab-edit"):
         gr.Markdown("Multi-round editing: add a picture and write one change per line; each edits the picture before.")
         box = message_box("edit-words", first_of(examples, "edit"), lines=3)
-        with gr.Row():
-            run = gr.Button("Edit", variant="primary", elem_id="edit-go")
-            alike = gr.Button(f"{SIMILAR_PICTURES} similar pictures", elem_id="edit-similar")
-            halt = gr.Button("Stop", variant="stop", elem_id="edit-stop")
+        buttons = run_and_stop("edit", "Edit", ("edit-similar", f"{SIMILAR_PICTURES} similar pictures"))
         shown = gallery("Pictures", "edit")
         settings = draw_settings(handlers.pipe)
         add_examples(examples, "edit", box)
         stop, count = gr.State(None), gr.State(SIMILAR_PICTURES)
-        edited = gr.on([run.click, box.submit], handlers.edit, [box, *settings], [stop, shown], **QUEUED)
-        compared = alike.click(handlers.similar, [box, count, *settings], [stop, shown], **QUEUED)
-        _on_stop(halt, stop, edited, compared)
+        run, alike, _ = buttons
+        while_running(
+            buttons, stop, ([run.click, box.submit], handlers.edit, [box, *settings], [stop, shown]),
+            ([alike.click], handlers.similar, [box, count, *settings], [stop, shown]),
+        )  # fmt: skip
     with gr.Tab("Story", elem_id="tab-story"):
         gr.Markdown("Storytelling: the model continues a first line; each part has the picture before as context.")
         text = gr.Textbox(label="First line", lines=1, placeholder=first_of(examples, "story"), elem_id="story-words")
         frames = gr.Slider(1, 8, 4, step=1, label="Parts")
-        run, halt = run_and_stop("story", "Generate")
+        buttons = run_and_stop("story", "Generate")
         shown = gallery("Story", "story")
         beside = gallery("Image decoder alone, same captions, one seed", "alone")
         settings = draw_settings(handlers.pipe)
         add_examples(examples, "story", text)
         stop = gr.State(None)
-        running = gr.on([run.click, text.submit], handlers.story, [text, frames, *settings], [stop, shown, beside],
-                        **QUEUED)  # fmt: skip
-        _on_stop(halt, stop, running)
-
-
-def _on_stop(button: Any, stop: Any, *running: Any) -> None:
-    """Connects a stop button: it stops the current work, and takes waiting requests out of the queue."""
-    button.click(stop_task, stop, **UNQUEUED)
-    button.click(None, cancels=list(running))
+        starts = [buttons[0].click, text.submit]
+        while_running(buttons, stop, (starts, handlers.story, [text, frames, *settings], [stop, shown, beside]))

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from m2chat.data.images import BadImage, load_image, save_png
 from m2chat.errors import UserError
-from m2chat.files import take_file
+from m2chat.files import write_new
 from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Progress, Session, Words
 from m2chat.schema import Picture
 
@@ -130,8 +130,7 @@ class TerminalChat:
         for number in range(before + 1, len(self.session.images) + 1):
             image = self.session.images[number - 1]
             if not image.caption_by:  # generated: only captions of shown pictures have a source
-                path = take_file(self.folder, f"picture-{number:04d}", ".png")
-                path.write_bytes(save_png(image.pixels))
+                path = write_new(self.folder, f"picture-{number:04d}", ".png", save_png(image.pixels))
                 self.console.print(f"[dim]picture {number}: {escape(image.caption)} ({escape(str(path))})[/dim]")
 
     def _event(self, event: Event, status: Status) -> None:

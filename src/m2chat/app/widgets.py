@@ -70,7 +70,9 @@ def picture_cache(component: Any) -> PictureCache:
 def figure_of(cache: PictureCache, pixels: Picture, caption: str) -> str:
     """HTML of a picture with a caption, which is also its alternative text."""
     url, line = f"./gradio_api/file={quote(cache(pixels))}", escape(caption)
-    link = f'<a href="{url}" target="_blank"><img src="{url}" alt="{line}"></a>'
+    height, width = pixels.shape[:2]  # the page reserves the place of a picture before it has come
+    sizes = f'width="{width}" height="{height}"'
+    link = f'<a href="{url}" target="_blank"><img src="{url}" alt="{line}" {sizes}></a>'
     return f"<figure>{link}<figcaption>{line}</figcaption></figure>"
 
 
@@ -237,13 +239,6 @@ def message_box(elem_id: str, placeholder: str, lines: int = 1, autofocus: bool 
         autofocus=autofocus,
         max_plain_text_length=100_000,
     )
-
-
-def run_and_stop(task: str, label: str) -> tuple[Any, Any]:
-    """The two buttons of a tab."""
-    with gr.Row():
-        run = gr.Button(label, variant="primary", elem_id=f"{task}-go")
-        return run, gr.Button("Stop", variant="stop", elem_id=f"{task}-stop")
 
 
 def gallery(label: str, task: str) -> Any:

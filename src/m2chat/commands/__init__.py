@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from m2chat.commands.arguments import CommandParser
 
 COMMANDS = (
     "chat", "serve", "tasks", "lens", "data", "evaluation", "bench", "report", "measure", "plan", "weights",
@@ -16,11 +17,11 @@ COMMANDS = (
 """Modules of this package in the order of the help."""
 
 
-def command_parser() -> argparse.ArgumentParser:
+def command_parser() -> CommandParser:
     """The parser of all commands; each sets ``run``, the function that carries it out."""
     from m2chat import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="m2chat",
         description="Conversations in which both sides send text and pictures.",
         epilog="To train and to evaluate: lightning --help",
@@ -42,20 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for a mistake of the user's, or that of the command.
 
     Raises:
-        SystemExit: For ``--help``, ``--version`` and arguments that cannot be parsed.
+        SystemExit: For ``--help`` and ``--version``.
     """
     from m2chat.errors import UserError
+    from m2chat.files import is_full, of_full_disk
 
     parser = command_parser()
-    options, rest = parser.parse_known_args(argv)
-    if getattr(options, "rest", False):
-        options.overrides = rest
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if "run" not in options:
-        parser.print_help()
-        return 0
     try:
+        options, rest = parser.parse_known_args(argv)
+        if getattr(options, "rest", False):
+            options.overrides = rest
+        if "run" not in options:
+            parser.print_help()
+            return 0
         code = int(options.run(options) or 0)
         sys.stdout.flush()
         return code
@@ -64,4 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"error: {of_full_disk(error)}", file=sys.stderr)
         return 2

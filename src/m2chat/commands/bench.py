@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2chat.commands.arguments import CONFIG, existing, in_range, new_folder
 from m2chat.commands.common import add_model_options, add_size_options, device_of, how_to_draw, load_pipeline
 from m2chat.errors import UserError
 
@@ -30,29 +31,45 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "OUT/scores an evaluation with the metrics that need no judge, for `m2chat eval compare` and `page`.",
     )
     parser.add_argument("kind", metavar="KIND", choices=KINDS, help="one of %(choices)s")
-    parser.add_argument("src", type=Path, metavar="SRC", help="folder or file of the benchmark's questions")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of this run")
+    parser.add_argument(
+        "src",
+        type=existing(remedy="name the benchmark's questions"),
+        metavar="SRC",
+        help="folder or file of the benchmark's questions",
+    )
+    parser.add_argument("out", type=new_folder, metavar="OUT", help="folder of this run")
     parser.add_argument("--name", default="m2chat", help="name of the system in the files (default: %(default)s)")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="folder to which the paths of the questions' "
+    parser.add_argument("--pictures", type=existing("folder"), metavar="FOLDER",
+                        help="folder to which the paths of the questions' "
                         "pictures are relative (default: that of the questions)")  # fmt: skip
     parser.add_argument("--allow-missing", action="store_true", help="ask without the pictures that are missing, "
                         "and leave out questions that cannot be asked")  # fmt: skip
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only, of geneval N pictures")
+    parser.add_argument(
+        "--limit", type=in_range("count"), metavar="N", help="the first N questions only, of geneval N pictures"
+    )
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="answer every N-th question from the I-th on, "
                         "into the same OUT as the other shards (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--samples", type=int, default=4, help="pictures a prompt, of geneval (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all answers (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=in_range("count"), default=4, help="pictures a prompt, of geneval (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=in_range("seed"), default=0, help="seed of all answers (default: %(default)s)")
     parser.add_argument("--image", choices=("auto", "force", "never"), default="auto", help="whether replies have "
                         "pictures, where the benchmark leaves it to the model (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--max-images", type=int, default=10, help="pictures a reply at most (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length of an answer at most, in "
+    parser.add_argument(
+        "--max-images", type=in_range("max_images"), default=10, help="pictures a reply at most (default: %(default)s)"
+    )
+    parser.add_argument("--max-new-tokens", type=in_range("max_new_tokens"), default=256, metavar="N",
+                        help="length of an answer at most, in "
                         "tokens (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--steps", type=int, help="denoising steps (default: those of --preset, or 25)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: that of --preset, or 5)")
+    parser.add_argument("--steps", type=in_range("steps"), help="denoising steps (default: those of --preset, or 25)")
+    parser.add_argument(
+        "--guidance", type=in_range("guidance"), help="guidance scale (default: that of --preset, or 5)"
+    )
     add_size_options(parser)
-    parser.add_argument("--outputs", type=Path, metavar="PATH", help="score what another system has left in this "
+    parser.add_argument("--outputs", type=existing(), metavar="PATH", help="score what another system has left in this "
                         "benchmark's form, instead of answering")  # fmt: skip
-    parser.add_argument("--config", type=Path, metavar="YAML", help="configuration with metrics, such as "
+    parser.add_argument("--config", type=existing("file", CONFIG), metavar="YAML",
+                        help="configuration with metrics, such as "
                         "configs/paper/eval_mmdialog.yaml (default: KIND's, with the micro networks)")  # fmt: skip
     parser.add_argument("--no-score", action="store_true", help="write the evaluator's files only")
     add_model_options(parser)
@@ -68,18 +85,10 @@ def run(options: argparse.Namespace) -> None:
     from m2chat.benchmarks import BENCHMARKS, QuestionSource
     from m2chat.benchmarks.engine import FILES, askable, missing_pictures, not_drawn, write_files
     from m2chat.files import locked
-    from m2chat.pipeline.ranges import check_ranges
 
     benchmark = BENCHMARKS[options.kind]
-    for name in ("limit", "samples"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"--{name} {value}: choose a whole number from 1")
-    names = {"max_images": "--max-images", "max_new_tokens": "--max-new-tokens"}
-    check_ranges(names, max_images=options.max_images, max_new_tokens=options.max_new_tokens)
     if options.outputs is not None and options.no_score:
         raise UserError("--outputs and --no-score: other systems' outputs are read to be scored; leave one of them out")
-    if not options.src.exists():
-        raise UserError(f"SRC: there is no {options.src}")
     questions = benchmark.questions(QuestionSource(options.src, options.pictures, options.samples))[: options.limit]
     if options.image != "auto" and all(ask.draw or ask.image != "auto" for item in questions for ask in item.asks):
         raise UserError(

@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from m2chat.commands.arguments import existing, in_range, new_folder
 from m2chat.commands.common import add_model_options, add_size_options, load_pipeline
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("chat", help="chat in the terminal")
-    parser.add_argument("--load", type=Path, metavar="FOLDER", help="load a saved session")
-    parser.add_argument("--seed", type=int, help="seed of the replies (default: random)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: those of --preset, or 25)")
+    parser.add_argument(
+        "--load",
+        type=existing("folder", "name one that `!save` has written"),
+        metavar="FOLDER",
+        help="load a saved session",
+    )
+    parser.add_argument("--seed", type=in_range("seed"), help="seed of the replies (default: random)")
+    parser.add_argument("--steps", type=in_range("steps"), help="denoising steps (default: those of --preset, or 25)")
     add_size_options(parser)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=new_folder,
         default=Path("m2chat_pictures"),
         metavar="FOLDER",
         help="folder for generated pictures (default: %(default)s)",
@@ -37,14 +43,13 @@ def run(options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from m2chat.app.terminal import TerminalChat
-    from m2chat.pipeline import Session
-
     with suppress(ImportError):
         import readline  # noqa: F401  line editing and history, where the platform has it
     console = Console()
-    with console.status("loading the model"):
-        pipe = load_pipeline(options)
+    pipe = load_pipeline(options)
+    from m2chat.app.terminal import TerminalChat
+    from m2chat.pipeline import Session
+
     chat = TerminalChat(pipe, console, options.out)
     if options.load is not None:
         chat.session = Session.load(pipe, options.load)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2chat.commands.arguments import backbone_file, device_or_auto, existing, in_range, new_folder
 from m2chat.errors import UserError
-from m2chat.files import take_file
+from m2chat.files import take_file, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,17 +25,18 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Adds options of device and precision."""
-    parser.add_argument("--device", default="auto", help="device, such as cpu or cuda:1; auto is the GPU if there is "
-                        "one (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--device", type=device_or_auto, default="auto", help="device, such as cpu or cuda:1; auto is "
+                        "the GPU if there is one (default: %(default)s)")  # fmt: skip
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="precision of the weights; auto is "
                         "bf16 on a GPU, and fp32 on a CPU, where bf16 is slow (default: %(default)s)")  # fmt: skip
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds options of weights and device."""
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="checkpoint or folder of weights (default: the "
+    parser.add_argument("--weights", type=existing(), metavar="PATH",
+                        help="checkpoint or folder of weights (default: the "
                         "shipped micro weights)")  # fmt: skip
-    parser.add_argument("--backbone", type=Path, metavar="YAML", help="backbones, such as "
+    parser.add_argument("--backbone", type=backbone_file, metavar="YAML", help="backbones, such as "
                         "configs/backbone/paper.yaml (default: those of the training)")  # fmt: skip
     parser.add_argument("--decoder", metavar="PATH", help="image decoder with the same text encoders: a diffusers "
                         "folder, SDXL in one file, a UNet, a LoRA, or settings such as configs/decoder/lcm.yaml "
@@ -44,7 +47,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument("--scheduler", metavar="NAME", help="scheduler, such as ddim, euler, dpmpp_2m or lcm "
                          "(docs/chat.md lists all)")  # fmt: skip
     drawing.add_argument("--spacing", metavar="NAME", help="spacing of the timesteps: leading or trailing")
-    drawing.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "UNTIL"), help="shares of the "
+    drawing.add_argument("--guidance-interval", type=in_range("share"), nargs=2, metavar=("FROM", "UNTIL"),
+                         help="shares of the "
                          "noise schedule, 0 to 1, between which guidance acts; steps outside take half as long "
                          "(default: all of it)")  # fmt: skip
     drawing.add_argument("--lora", action="append", default=[], metavar="FILE[=WEIGHT]", help="LoRA, with its factor "
@@ -56,18 +60,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_drawing_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Adds options of drawing and output."""
-    parser.add_argument("--steps", type=int, help="denoising steps (default: those of --preset, or 25)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: that of --preset, or 5, for wish 2)")
+    parser.add_argument("--steps", type=in_range("steps"), help="denoising steps (default: those of --preset, or 25)")
+    parser.add_argument(
+        "--guidance", type=in_range("guidance"), help="guidance scale (default: that of --preset, or 5, for wish 2)"
+    )
     add_size_options(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path(out), metavar="FOLDER", help="folder for pictures (default: %(default)s)"
+        "--out", type=new_folder, default=Path(out), metavar="FOLDER", help="folder for pictures (default: %(default)s)"
     )
 
 
 def add_size_options(parser: argparse.ArgumentParser) -> None:
     """Adds options of the pictures' size."""
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the pictures (default: the model's)")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the pictures (default: the model's)")
+    parser.add_argument(
+        "--height", type=in_range("side"), metavar="PIXELS", help="height of the pictures (default: the model's)"
+    )
+    parser.add_argument(
+        "--width", type=in_range("side"), metavar="PIXELS", help="width of the pictures (default: the model's)"
+    )
 
 
 def decoder_changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -98,16 +108,14 @@ def device_of(options: argparse.Namespace) -> torch.device:
     """The device of the options.
 
     Raises:
-        UserError: If torch knows no such device.
+        UserError: If torch sees no such device.
     """
     import torch
 
     if options.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(options.device)
-    except RuntimeError as error:
-        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}; cpu is always there") from error
+    require_device(options.device)
+    return torch.device(options.device)
 
 
 def dtype_of(options: argparse.Namespace, device: torch.device) -> torch.dtype:
@@ -120,32 +128,109 @@ def dtype_of(options: argparse.Namespace, device: torch.device) -> torch.dtype:
 
 
 def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
-    """The model of the options, without progress bars."""
-    from transformers.utils.logging import disable_progress_bar
+    """The model of the options, without progress bars; wrong options are refused before anything heavy is imported.
 
-    from m2chat.models.config import BackboneConfig
-    from m2chat.pipeline import M2ChatPipeline
+    Raises:
+        UserError: If an option of the image decoder, the device or a file does not fit.
+    """
+    from m2chat.models.config import BackboneConfig, decoder_config
 
-    disable_progress_bar()
-    device = device_of(options)
-    dtype = dtype_of(options, device)
+    changes = decoder_changes(options)
+    decoder_config(changes)  # names and numbers
     backbone = None
     if options.backbone is not None:
         import yaml
 
-        if not options.backbone.is_file():
-            raise UserError(f"--backbone: there is no {options.backbone}")
-        backbone = BackboneConfig(**yaml.safe_load(options.backbone.read_text()))
-    changes = decoder_changes(options)
-    pipe = M2ChatPipeline.from_pretrained(
-        options.weights, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
-    )
-    try:
-        pipe = pipe.fit_to_memory(options.memory, device, dtype) if options.memory else pipe.to(device, dtype)
-    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}; cpu is always there") from error
+        settings = yaml.safe_load(options.backbone.read_text(encoding="utf-8"))
+        try:
+            backbone = BackboneConfig(**settings)
+        except TypeError as error:
+            raise UserError(
+                f"--backbone {options.backbone}: {error}; configs/backbone/micro.yaml is an example"
+            ) from None
+    with working("loading the model"):
+        from transformers.utils.logging import disable_progress_bar
+
+        from m2chat.pipeline import M2ChatPipeline
+
+        device = device_of(options)
+        dtype = dtype_of(options, device)
+        disable_progress_bar()
+        pipe = M2ChatPipeline.from_pretrained(
+            options.weights, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
+        )
+        try:
+            pipe = pipe.fit_to_memory(options.memory, device, dtype) if options.memory else pipe.to(device, dtype)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {device}: {str(error).splitlines()[0]}; cpu is always there") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def require_device(name: str) -> None:
+    """Makes sure that there is a device.
+
+    Raises:
+        UserError: If torch cannot use it.
+    """
+    import torch
+
+    kind, _, number = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = there.get(kind, torch.xpu.device_count() if kind == "xpu" else 0)
+    if int(number or 0) >= count:
+        has = f"sees {count} of this kind" if count else "sees none here"
+        choices = [kind for kind, count in there.items() if count]
+        raise UserError(f"--device {name}: torch {torch.__version__} {has}; choose {' or '.join(choices)}")
+
+
+@contextmanager
+def working(text: str) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done on the terminal's last line, until it is done; nothing where stderr is no terminal.
+
+    Args:
+        text: What is being done.
+
+    Yields:
+        A function that shows another text.
+    """
+    import sys
+
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(text)) as status:
+        yield lambda text: status.update(escape(text))
+
+
+@contextmanager
+def watching(pipe: M2ChatPipeline) -> Iterator[None]:
+    """Shows the text and the denoising steps of replies on the terminal's last line while they are generated."""
+    from m2chat.pipeline import Drawn, Event, Progress, Words
+
+    with working("reading") as show:
+        written, drawn = "", 0
+
+        def hear(event: Event) -> None:
+            nonlocal written, drawn
+            if isinstance(event, Words):
+                written = (written + event.text)[-60:]
+                show(f"writing: {written.strip()}")
+            elif isinstance(event, Progress):
+                written = ""
+                show(f"drawing picture {drawn + 1}, step {event.step} of {event.steps}")
+                drawn += event.step == event.steps
+            elif isinstance(event, Drawn):
+                show("writing")
+
+        pipe.listener = hear
+        try:
+            yield
+        finally:
+            pipe.listener = None
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -157,7 +242,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     from m2chat.data.images import BadImage, load_image
 
     if not path.is_file():
-        raise UserError(f"there is no picture {path}")
+        raise UserError(f"there is no picture {path}: name a JPEG, PNG, WebP or GIF file")
     try:
         return load_image(path.read_bytes())
     except BadImage as error:
@@ -178,27 +263,29 @@ def show(outputs: Sequence[PipelineOutput], folder: Path, name: str, before: Any
         The stem that the files have got.
     """
     import numpy as np
-    from PIL import Image
 
+    from m2chat.data.images import save_png
     from m2chat.evaluation.grid import grid
     from m2chat.pipeline import OutputImage
 
     whole = take_file(folder, name, ".png")
     row = [] if before is None else [before]
     drawn = 0
-    for output in outputs:
-        for part in output.segments:
-            if isinstance(part, OutputImage):
-                path = folder / f"{whole.stem}-{drawn}.png"
-                part.image.save(path)
-                print(f"[{path}: {part.caption}; g={part.gate:.2f}]")
-                row.append(np.asarray(part.image))
-                drawn += 1
-            else:
-                print(part)
-    if row:
-        Image.fromarray(grid([row])).save(whole)
-        print(f"All of them: {whole}")
-    else:
-        whole.unlink()
+    try:
+        for output in outputs:
+            for part in output.segments:
+                if isinstance(part, OutputImage):
+                    path = folder / f"{whole.stem}-{drawn}.png"
+                    row.append(np.asarray(part.image))
+                    write_whole(path, save_png(row[-1]))
+                    print(f"[{path}: {part.caption}; g={part.gate:.2f}]")
+                    drawn += 1
+                else:
+                    print(part)
+        if row:
+            write_whole(whole, save_png(grid([row])))
+            print(f"All of them: {whole}")
+    finally:
+        if not whole.stat().st_size:  # the name was taken, and nothing came of it
+            whole.unlink()
     return whole.stem

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from m2chat.commands.arguments import existing, new_file
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("consolidate", help="make one file of a sharded checkpoint")
-    parser.add_argument("folder", type=Path, help="the checkpoint: a folder that ends in .ckpt")
-    parser.add_argument("out", type=Path, help="file to write")
+    parser.add_argument(
+        "folder",
+        type=existing("folder", "name a checkpoint folder of a sharded run"),
+        help="the checkpoint: a folder that ends in .ckpt",
+    )
+    parser.add_argument("out", type=new_file, help="file to write")
     parser.set_defaults(run=run)
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import io
 from typing import TYPE_CHECKING
 
-from m2chat.commands.common import add_drawing_options, add_model_options, how_to_draw, load_pipeline, read_picture
-from m2chat.files import take_file
+from m2chat.commands.arguments import existing, in_range, new_folder
+from m2chat.commands.common import (
+    add_drawing_options,
+    add_model_options,
+    how_to_draw,
+    load_pipeline,
+    read_picture,
+    watching,
+    working,
+)
+from m2chat.commands.tasks import PICTURE
+from m2chat.errors import UserError
+from m2chat.files import write_new
 
 if TYPE_CHECKING:
     from m2chat.pipeline.lens import Lens, Readings
@@ -17,10 +28,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("lens", help="inside a reply: pictures drawn from each layer, attention maps, gates")
     parser.add_argument("text", help="message, such as 'turn it into a ring'")
-    parser.add_argument("--picture", type=Path, help="file of a picture that is sent with it")
-    parser.add_argument("--session", type=Path, metavar="FOLDER", help="saved session that the message continues")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the reply (default: %(default)s)")
-    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="folder for a TensorBoard log")
+    parser.add_argument("--picture", type=existing("file", PICTURE), help="file of a picture that is sent with it")
+    parser.add_argument(
+        "--session",
+        type=existing("folder", "name a saved session"),
+        metavar="FOLDER",
+        help="saved session that the message continues",
+    )
+    parser.add_argument("--seed", type=in_range("seed"), default=0, help="seed of the reply (default: %(default)s)")
+    parser.add_argument("--tensorboard", type=new_folder, metavar="FOLDER", help="folder for a TensorBoard log")
     add_drawing_options(parser, "m2chat_pictures")
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -41,18 +57,23 @@ def readings(lens: Lens) -> Readings:
 
 def run(options: argparse.Namespace) -> None:
     """Replies to the message, and draws the lens of the reply."""
+    if not options.text.strip() and options.picture is None:
+        raise UserError("text: it is empty: say something, or show a --picture")
+    shown = [] if options.picture is None else [read_picture(options.picture)]
+    pipe = load_pipeline(options)
     from m2chat.pipeline import Session
     from m2chat.pipeline.lens import figure, look_inside
 
-    shown = [] if options.picture is None else [read_picture(options.picture)]
-    pipe = load_pipeline(options)
     session = pipe.session() if options.session is None else Session.load(pipe, options.session)
     session.configure(**how_to_draw(options))
-    session.reply(options.text, shown, image="force", max_images=1, seed=options.seed)
-    lens = look_inside(session)
+    with watching(pipe):
+        session.reply(options.text, shown, image="force", max_images=1, seed=options.seed)
+    with working("drawing from each layer"):
+        lens = look_inside(session)
     page = figure(lens, readings(lens))
-    path = take_file(options.out, "lens", ".png")
-    page.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    page.savefig(drawn, dpi=110, format="png")
+    path = write_new(options.out, "lens", ".png", drawn.getvalue())
     print(f"“{lens.answer}” [{lens.caption}], g={lens.gates[-1]:.2f}\n{path}")
     if options.tensorboard is not None:
         from torch.utils.tensorboard import SummaryWriter

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
+from m2chat.commands.arguments import in_range, new_file
 from m2chat.commands.common import add_model_options, load_pipeline
 from m2chat.files import write_whole
 
@@ -14,16 +14,22 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("measure", help="measure a micro model's conversations with the judge")
     parser.add_argument("--world", default="shapes", help="generated world to converse in (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=200, help="conversations (default: %(default)s)")
-    parser.add_argument("--wishes", type=int, default=20, help="vague wishes, four seeds each (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of conversations and pictures (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: those of --preset, or 25)")
-    parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="replies at once (%(default)s)")
+    parser.add_argument("--count", type=in_range("count"), default=200, help="conversations (default: %(default)s)")
+    parser.add_argument(
+        "--wishes", type=in_range("number"), default=20, help="vague wishes, four seeds each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=in_range("number"), default=1, help="of conversations and pictures (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=in_range("steps"), help="denoising steps (default: those of --preset, or 25)")
+    parser.add_argument(
+        "--batch-size", type=in_range("batch_size"), default=50, metavar="N", help="replies at once (%(default)s)"
+    )
     parser.add_argument(
         "--captions", choices=("model", "data"), default="model",
         help="who says what a shown picture shows: the model, as in a chat, or the data (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON too")
+    parser.add_argument("--out", type=new_file, metavar="FILE", help="write the figures as JSON too")
     add_model_options(parser)
     parser.set_defaults(run=run)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from m2chat.commands.arguments import CONFIG, existing, in_range
+
 USUAL_TOKENS = {"describe": 96, "align": 96, "m3ft": 256}
 """Length at which work is counted without `--tokens`: captions are short, conversations are not."""
 
@@ -12,14 +14,27 @@ USUAL_TOKENS = {"describe": 96, "align": 96, "m3ft": 256}
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("plan", help="memory, work and time of a configuration on GPUs that need not be there")
-    parser.add_argument("--config", action="append", required=True, help="as for `lightning`; may be repeated")
-    parser.add_argument("--devices", type=int, default=None, help="number of GPUs (default: the configuration's)")
-    parser.add_argument("--memory", type=float, default=None, help="memory of each GPU, in GB (10^9 bytes; default: "
-                        "that of --gpu)")  # fmt: skip
+    parser.add_argument(
+        "--config",
+        action="append",
+        type=existing("file", CONFIG),
+        required=True,
+        help="as for `lightning`; may be repeated",
+    )
+    parser.add_argument(
+        "--devices", type=in_range("devices"), default=None, help="number of GPUs (default: the configuration's)"
+    )
+    parser.add_argument("--memory", type=in_range("gigabytes"), default=None, help="memory of each GPU, in GB (10^9 "
+                        "bytes; default: that of --gpu)")  # fmt: skip
     parser.add_argument("--gpu", default="h100", help="GPU whose data sheet counts, such as rtx4090, l40s, a100-40, "
                         "a100, h100-pcie or h200; a wrong name lists all (default: %(default)s)")  # fmt: skip
     parser.add_argument("--micro-batch", default=None, help="samples of a GPU, or 'auto' for the most that fit")
-    parser.add_argument("--tokens", type=int, default=None, help="length of a usual sequence, at which work is counted")
+    parser.add_argument(
+        "--tokens",
+        type=in_range("max_tokens"),
+        default=None,
+        help="length of a usual sequence, at which work is counted",
+    )
     parser.add_argument("--features", action="store_true", help="stage 1 from a feature cache, which `m2chat data "
                         "features` makes: its networks are not loaded")  # fmt: skip
     parser.set_defaults(run=run, rest=True)
@@ -48,7 +63,9 @@ def run(options: argparse.Namespace) -> None:
         model, assumed = blank_reading(module.backbone)
     else:
         model, assumed = blank_m2chat(module.backbone, module.m3adapter)
-    print(f"# {', '.join(options.config)}: {module.stage}, on {options.gpu.upper()} of {options.memory:g} GB\n")
+    print(
+        f"# {', '.join(map(str, options.config))}: {module.stage}, on {options.gpu.upper()} of {options.memory:g} GB\n"
+    )
     for line in assumed:
         print(f"- {line}")
     if settings.data.train:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from m2chat.commands.arguments import existing, new_file
+
 KEPT = ("m2chat", "tasks", "costs", "config", "pytorch-lightning_version", "epoch", "global_step")
 """Entries that are kept beside the weights: their description, and what `--ckpt_path` needs to evaluate them."""
 
@@ -13,8 +15,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("release-weights", help="make the small file of weights from a training checkpoint")
     parser.add_argument("stage", choices=("align", "m3ft"), help="the stage that must have written the checkpoint")
-    parser.add_argument("checkpoint", type=Path, help="a .ckpt file of a run")
-    parser.add_argument("out", type=Path, help="file to write, such as data/micro/m2chat/align.ckpt")
+    parser.add_argument("checkpoint", type=existing("file", "name a .ckpt file of a run"), help="a .ckpt file of a run")
+    parser.add_argument("out", type=new_file, help="file to write, such as data/micro/m2chat/align.ckpt")
     parser.set_defaults(run=run)
 
 

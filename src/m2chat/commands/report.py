@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from m2chat.commands.arguments import existing
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("report", help="print the metrics of evaluations beside the paper's")
-    parser.add_argument("paths", nargs="*", type=Path, help="results.json files; the newest below --root if none")
+    parser.add_argument("paths", nargs="*", type=existing(), help="results.json files; the newest below --root if none")
     parser.add_argument("--root", type=Path, default=Path("lightning_logs"), help="folder of the runs")
     parser.set_defaults(run=run)
 

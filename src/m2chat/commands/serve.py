@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
+import socket
 import tempfile
 from typing import TYPE_CHECKING
 
+from m2chat import __version__
+from m2chat.commands.arguments import in_range
 from m2chat.commands.common import add_model_options, load_pipeline
 from m2chat.commands.lens import readings
 from m2chat.errors import UserError
+
+KNOWN = "It knows shapes: colour, size, place, background."
+"""What the shipped weights can talk about."""
 
 if TYPE_CHECKING:
     from m2chat.pipeline import M2ChatPipeline
@@ -23,10 +30,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
-    parser.add_argument("--port", type=int, default=7860, help="port (default: %(default)s)")
+    parser.add_argument("--port", type=in_range("port"), default=7860, help="port (default: %(default)s)")
     parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: hosts from "
-                        "which pictures are fetched (default: none, requests contain them as data: URLs)")  # fmt: skip
-    parser.add_argument("--time-limit", type=float, default=300, metavar="SECONDS", help="with --api: time limit of "
+                        "which pictures are fetched, HOST:PORT for another port than 80 and 443 (default: none, "
+                        "requests contain them as data: URLs)")  # fmt: skip
+    parser.add_argument("--allowed-hosts", nargs="+", default=[], metavar="HOST", help="with --api: names by which "
+                        "clients may address the server, besides localhost, numbers and --host; * for any")  # fmt: skip
+    parser.add_argument("--time-limit", type=in_range("seconds"), default=300, metavar="SECONDS",
+                        help="with --api: time limit of "
                         "a request, waiting and reply together (default: %(default)s)")  # fmt: skip
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -36,10 +47,9 @@ def run(options: argparse.Namespace) -> None:
     """Serves until it is interrupted.
 
     Raises:
-        UserError: If a dependency is not installed, the port is in use, or the time limit is not positive.
+        UserError: If a dependency is not installed, or the port is in use.
     """
-    if not options.time_limit > 0:
-        raise UserError(f"--time-limit {options.time_limit}: must be more than 0 seconds")
+    require_free(options.host, options.port)
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     try:
         if options.api:
@@ -49,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
             import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(f"m2chat serve needs {error.name}: pip install 'm2chat[serve]'") from error
+    print(f"Loading {options.weights or 'the shipped micro weights'} ...", flush=True)
     pipe = load_pipeline(options)
     if options.api:
         _serve_api(pipe, options)
@@ -56,13 +67,37 @@ def run(options: argparse.Namespace) -> None:
         _serve_page(pipe, options)
 
 
+def require_free(host: str, port: int) -> None:
+    """Makes sure that a server can listen there, before a model is loaded.
+
+    Raises:
+        UserError: If the port is taken, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise UserError(f"--host {host}: {error.strerror}; choose 127.0.0.1 (this machine) or 0.0.0.0 (all)") from error
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: {error.strerror}; choose another --port, or 0 for a free one"
+        ) from error
+
+
 def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
     from m2chat.app.page import build_page, launch
     from m2chat.world import find_world
 
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # private, unlike the default
+    signal.signal(signal.SIGTERM, end)  # which would leave the folder with what people have uploaded
     try:
-        launch(build_page(pipe, find_world("shapes").examples(), readings), options.host, options.port)
+        knows = KNOWN if options.weights is None else ""
+        launch(build_page(pipe, find_world("shapes").examples(), readings, knows), options.host, options.port)
     except OSError as error:
         raise UserError(f"--port {options.port}: {error}; name another one") from error
     finally:
@@ -70,9 +105,14 @@ def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
 
 
 def _serve_api(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
-    import uvicorn
-
     from m2chat.app.api import build_api
+    from m2chat.app.server import server
 
-    api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit)
-    uvicorn.run(api, host=options.host, port=options.port, log_level="info")
+    # A page elsewhere, whose name was pointed at this machine, must not reach the server by that name.
+    names = [options.host, *options.allowed_hosts]
+    hosts = None if "*" in names else names
+    api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit, allowed_hosts=hosts)
+    print(
+        f"M²Chat {__version__} serves its API at http://{options.host}:{options.port}/v1 (Ctrl-C ends it)", flush=True
+    )
+    server(api, options.host, options.port, log_level="info").run()

@@ -34,6 +34,7 @@ from m2chat.data.remote import CACHE
 from m2chat.data.shards import find_shards
 from m2chat.data.stream import EvalStream, ShardStream
 from m2chat.errors import UserError
+from m2chat.ranges import check_number
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 from m2chat.text.prompts import PromptFormat
 
@@ -115,14 +116,17 @@ class M2ChatDataModule(LightningDataModule):
         global_batch: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("flip", flip), ("max_bad_share", max_bad_share)):
-            if not 0 <= value <= 1:
-                raise UserError(f"data.{name}={value} is no share: choose from 0 to 1")
-        for name, count, least in (("length_bucketing", length_bucketing, 0), ("prefetch_factor", prefetch_factor, 1)):
-            if count < least:
-                raise UserError(f"data.{name}={count} batches: give {least} or more")
-        if global_batch is not None and global_batch < 1:
-            raise UserError(f"data.global_batch={global_batch} samples: give 1 or more, or null for what comes out")
+        for name, value, kind in (
+            ("flip", flip, "share"), ("max_bad_share", max_bad_share, "share"),
+            ("batch_size", batch_size, "batch_size"), ("eval_batch_size", eval_batch_size, "batch_size"),
+            ("samples_per_epoch", samples_per_epoch, "samples"), ("val_samples", val_samples, "samples"),
+            ("test_samples", test_samples, "samples"), ("num_workers", num_workers, "num_workers"),
+            ("num_image_tokens", num_image_tokens, "num_image_tokens"), ("max_tokens", max_tokens, "max_tokens"),
+            ("image_size", image_size, "image_size"), ("length_bucketing", length_bucketing, "length_bucketing"),
+            ("prefetch_factor", prefetch_factor, "prefetch_factor"), ("global_batch", global_batch, "batch_size"),
+        ):  # fmt: skip
+            if value is not None:
+                check_number(f"data.{name}", value, kind)
         self.configs = {"train": _without(train or [], leave_out or []), "val": val or [], "test": test or []}
         self.language_model, self.vision_encoder, self.image_decoder = language_model, vision_encoder, image_decoder
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -149,9 +153,11 @@ class M2ChatDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Generates the shards of generated worlds on first use, indexes what has no index yet, and refuses leaks."""
+        function = self.trainer.state.fn if self.trainer else None
+        if function is not None:
+            self._require_sources(function.value)
         for config in (config for configs in self.configs.values() for config in configs):
             config.generate()
-        function = self.trainer.state.fn if self.trainer else None
         for split in _SPLITS.get(function.value, ()) if function else ():
             self._open(split)
         if self.check_leaks and self.configs["train"]:
@@ -160,12 +166,28 @@ class M2ChatDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Starts a training at the beginning of the data; a checkpoint is loaded after this."""
+        if self.trainer is not None:
+            self._require_sources(stage)
         if stage != "fit":
             return
         if self.stream is not None:  # of a run before this one
             self.stream, self._place = None, {}
         if self._keeps_count not in self._callbacks():
             self._callbacks().insert(0, self._keeps_count)
+
+    def _require_sources(self, stage: str) -> None:
+        """Raises if a run has nothing to do: Lightning would do nothing, and end as if all were well."""
+        split = _SPLITS[stage][0] if stage in _SPLITS else None
+        if split is not None and not self.configs[split]:
+            there = [f"data.{name}" for name, configs in self.configs.items() if configs]
+            remedy = {
+                "train": "configs/stage1.yaml trains", "val": "configs/stage1.yaml has data to validate on",
+                "test": "configs/eval_mmdialog.yaml evaluates",
+            }[split]  # fmt: skip
+            raise UserError(
+                f"`lightning {stage}` needs data.{split}, and the configuration has {' and '.join(there) or 'no data'} "
+                f"alone: name another --config ({remedy}), or set data.{split}"
+            )
 
     def teardown(self, stage: str) -> None:
         """Leaves the trainer, which may go on to other data."""

@@ -20,6 +20,7 @@ from m2chat.data.remote import CACHE
 from m2chat.data.shards import find_shards
 from m2chat.data.sources import sample_of
 from m2chat.errors import UserError
+from m2chat.ranges import check_number
 from m2chat.schema import KINDS, Sample
 from m2chat.world import generate_shards
 
@@ -38,6 +39,9 @@ class SourceConfig:
             ``ROOT/<data set>/<split>`` then, and all its data sets are generated below ROOT if they are not there.
         describe: Whether each reply with a picture is turned round: the picture is shown, and its caption is the
             reply. Stage 0 trains on that; replies without a picture stay as they are.
+
+    Raises:
+        UserError: If the weight is out of its range.
     """
 
     name: str
@@ -47,6 +51,9 @@ class SourceConfig:
     allow_pipe: bool = False
     world: str | None = None
     describe: bool = False
+
+    def __post_init__(self) -> None:
+        check_number(f"source {self.name!r}: weight", self.weight, "source_weight")
 
     def generate(self) -> None:
         """Generates the shards of a generated world; does nothing for other data.

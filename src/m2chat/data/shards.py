@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import tarfile
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -54,6 +55,11 @@ def find_shards(
         return [fetch(str(path), Path(cache).expanduser(), setting, allowed=allow_pipe)]
     place = Path(path)
     if place.is_file():
+        if place.suffix != ".tar" and not tarfile.is_tarfile(place):
+            raise UserError(
+                f"{setting}={str(path)!r} is no tar: give a .tar shard, a folder of them or a pattern; `m2chat data "
+                "convert` makes shards of other formats"
+            )
         return [place]
     if is_remote(str(path)):
         return [url for part in braceexpand(str(path)) for url in find_remote(part, setting)]

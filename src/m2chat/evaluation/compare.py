@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m2chat.data.images import read_image
+from m2chat.data.images import BadImage, read_image
 from m2chat.errors import UserError
 from m2chat.evaluation.results import RESULTS, read_predictions, read_results, sample_scores
 from m2chat.evaluation.statistics import Difference, Estimate, difference, estimate
@@ -114,7 +114,10 @@ def _judged_pictures(folder: Path, world: World) -> dict[str, Judged]:
         # The k-th generated picture stands for the k-th reference; the rest of the longer list has no counterpart.
         known = known_of(row["meta"], len(references))
         for index, (reference, name) in enumerate(zip(references, generated, strict=False)):
-            picture = read_image(folder / name)
+            try:
+                picture = read_image(folder / name)
+            except (OSError, BadImage) as error:
+                raise UserError(f"{folder / name} is missing or damaged ({error}): evaluate again") from error
             target = Target(reference["caption"], None, picture, *known[index])
             judged = world.judge([target])
             if judged.all_right:  # empty for a caption from outside the world

@@ -7,13 +7,14 @@ later run takes the replies from there, with any number of ranks.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from m2chat.errors import UserError
 from m2chat.evaluation.results import PREDICTIONS, RESULTS, line_of, read_reply
+from m2chat.files import cannot_write, write_whole
 from m2chat.schema import Reply
 from m2chat.textfiles import lines_of
 
@@ -22,6 +23,8 @@ Known: TypeAlias = Mapping[str, tuple[Reply, Mapping[str, Any]]]
 
 _PART = "predictions.{rank}.part.jsonl"
 _HEAD = "generation"
+_LONGEST_HEAD = 4096  # bytes
+_LOG = logging.getLogger(__name__)
 
 
 class Journal:
@@ -37,16 +40,22 @@ class Journal:
     def __init__(self, folder: Path, rank: int, generation: str, keep: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / _PART.format(rank=rank)
-        if not (keep and self.path.is_file() and self.path.stat().st_size):
-            self.path.write_text(line_of({_HEAD: generation}), encoding="utf-8")
+        if not (keep and self.path.is_file() and _head_of(self.path) is not None):
+            write_whole(self.path, [line_of({_HEAD: generation})])
         elif not self.path.read_bytes().endswith(b"\n"):  # the process was killed while it wrote the line
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
+            self._append("\n")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Appends a row of ``predictions.jsonl``, whose pictures are on disk already."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line_of(row))
+        self._append(line_of(row))
+
+    def _append(self, text: str) -> None:
+        data = text.encode("utf-8", "replace")
+        try:
+            with self.path.open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            raise cannot_write(self.path, error, len(data)) from error
 
     def close(self) -> None:
         """Removes the file, once ``predictions.jsonl`` holds its rows."""
@@ -58,7 +67,8 @@ def known_replies(
 ) -> dict[str, tuple[Reply, Mapping[str, Any]]]:
     """The replies that an earlier evaluation has generated, finished or not.
 
-    Left out, and so generated again, are a line that was cut off and a reply whose picture cannot be read.
+    Left out, and so generated again, are lines that were cut off or damaged, and replies whose picture cannot be read;
+    the log states how many they are.
 
     Args:
         folder: Folder of the earlier evaluation.
@@ -71,17 +81,24 @@ def known_replies(
     if not any(_files(folder)):
         raise UserError(f"evaluation.resume={str(folder)!r} holds no predictions: name a folder of `lightning test`")
     replies: dict[str, tuple[Reply, Mapping[str, Any]]] = {}
+    lost = 0
     remedy = "evaluate the same checkpoint with the same settings, or leave resume out"
     for row in journal_rows(folder, (generation, as_before), f"evaluation.resume={str(folder)!r}", remedy):
-        with suppress(OSError, ValueError):  # the process was killed while it wrote the picture
-            replies[row["id"]] = read_reply(folder, row["generated"]), row["meta"]
+        try:
+            replies[row["id"]] = read_reply(folder, row["generated"]), dict(row["meta"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            lost += 1  # the process was killed while it wrote the picture
+    if lost:
+        _LOG.warning("%s: %d replies cannot be read, or their pictures: they are made again", folder, lost)
     return replies
 
 
 def journal_rows(
     folder: Path, generations: Sequence[str | None], what: str, remedy: str
 ) -> Iterator[Mapping[str, Any]]:
-    """The rows that an earlier run has written, finished or not; a line that was cut off is left out.
+    """The rows that an earlier run has written, finished or not.
+
+    Lines that were cut off or damaged are left out, and so is a file whose first line is: the log states them.
 
     Args:
         folder: Folder of the earlier run.
@@ -93,23 +110,49 @@ def journal_rows(
         UserError: If the rows were written with other settings.
     """
     for path, recorded in _files(folder):
+        if recorded is None:
+            _LOG.warning("%s is damaged at its beginning, so that nobody knows its settings: it is left out", path)
+            continue
         if recorded not in generations:
             raise UserError(
                 f"{what} was generated with other settings or weights (hash {recorded}, and {generations[0]} here): "
                 f"{remedy}"
             )
+        cut = 0
         for line in lines_of(path):
-            with suppress(ValueError):  # the process was killed while it wrote the line
-                row = json.loads(line)
-                if "id" in row:
-                    yield row
+            row = _row_of(line)
+            if row is None:
+                cut += not line.isspace()
+            elif isinstance(row.get("id"), str):
+                yield row
+            else:
+                cut += _HEAD not in row
+        if cut:
+            _LOG.warning("%s: %d lines are cut or damaged: what they held is made again", path, cut)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files with predictions, each with the recorded hash of its settings."""
+def _row_of(line: bytes) -> dict[str, Any] | None:
+    """The object on a line; None if it was cut off, or is something else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _head_of(path: Path) -> str | None:
+    """The hash on the first line of a journal; None if that is damaged."""
+    with path.open("rb") as file:
+        head = _row_of(file.readline(_LONGEST_HEAD))
+    return head[_HEAD] if head is not None and isinstance(head.get(_HEAD), str) else None
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Files with predictions, each with the recorded hash of its settings; None if that cannot be read."""
     for path in sorted(folder.glob(_PART.format(rank="*"))):
-        head = path.read_text(encoding="utf-8").partition("\n")[0]
-        yield path, str(json.loads(head).get(_HEAD)) if head else "none"
+        yield path, _head_of(path)
     results = folder / RESULTS
     if (folder / PREDICTIONS).is_file() and results.is_file():
-        yield folder / PREDICTIONS, str(json.loads(results.read_text(encoding="utf-8"))["protocol"].get(_HEAD))
+        content = _row_of(results.read_bytes()) or {}
+        protocol = content.get("protocol")
+        yield folder / PREDICTIONS, str(protocol.get(_HEAD)) if isinstance(protocol, dict) else None

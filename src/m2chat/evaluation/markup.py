@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2chat.files import write_whole
+
 Cells = list[tuple[str, ...]]
 """Rows of a table, its header first."""
 _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "φ": r"$\phi$", "²": "$^2$", "³": "$^3$"}
@@ -81,4 +83,4 @@ def write_section(path: Path, text: str, name: str) -> None:
     before, begin, rest = old.partition(start)
     after = rest.partition(f"{end}\n")[2] if begin else ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text((before if begin else f"{old}\n") + section + after, encoding="utf-8")
+    write_whole(path, [before if begin else f"{old}\n", section, after])

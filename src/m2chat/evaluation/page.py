@@ -10,9 +10,11 @@ from typing import Any
 
 from m2chat.evaluation.charts import Bar, bar_charts, histogram
 from m2chat.evaluation.markup import Cells, aligned
+from m2chat.evaluation.names import GROUPS, Group, grouped, metric_name, shown_value
 from m2chat.evaluation.paper import NOTE, paper_cell
 from m2chat.evaluation.results import IMAGES, RANKED, RESULTS, read_predictions, read_results, sample_scores
 from m2chat.evaluation.statistics import Estimate
+from m2chat.files import write_whole
 
 PAGE = "report.html"
 SHOWN = 6
@@ -32,35 +34,38 @@ PredictionRow = Mapping[str, Any]
 """A row of ``predictions.jsonl``."""
 
 
-def metric_cells(metrics: Mapping[str, Estimate], dataset: str = "") -> Cells:
-    """The metrics over all samples, each with its interval and the paper's number.
+def metric_cells(metrics: Mapping[str, Estimate], dataset: str = "") -> dict[Group, Cells]:
+    """The metrics over all samples by group, each with its interval, the paper's number, its meaning and its key.
 
     Args:
         metrics: Metric name to value; names with a kind of sample, ``name/kind``, are left out.
         dataset: Data set whose numbers of the paper are shown: ``coco``, ``cc3m`` or ``mmdialog``.
     """
-    cells: Cells = [("metric", "value", "95 % interval", "n", "paper (7B, real data)")]
-    for name, item in metrics.items():
-        if "/" not in name:
-            interval = "" if math.isnan(item.low) else f"{_number(item.low)} ... {_number(item.high)}"
-            n = "" if item.n is None else str(item.n)
-            cells.append((name, _number(item.value), interval, n, paper_cell(dataset, name)))
-    return cells
+    tables: dict[Group, Cells] = {}
+    for group, names in grouped(name for name in metrics if "/" not in name).items():
+        cells: Cells = [("metric", "value", "95 % interval", "n", "paper (7B, real data)", "meaning", "key")]
+        for name in names:
+            item, known = metrics[name], metric_name(name)
+            low, high = shown_value(name, item.low), shown_value(name, item.high)
+            interval = "" if math.isnan(item.low) else f"{low} ... {high}"
+            n = "" if item.n is None else f"{item.n:,}"
+            paper = paper_cell(dataset, name)
+            cells.append((known.plain, shown_value(name, item.value), interval, n, paper, known.meaning, name))
+        tables[group] = cells
+    return tables
 
 
 def kind_cells(metrics: Mapping[str, Estimate]) -> Cells:
     """The metrics called ``name/kind``, one kind of sample per column; no cells if there are none."""
-    names = [name.split("/") for name in metrics if "/" in name]
-    kinds = sorted({kind for _, kind in names})
+    split = [name.split("/") for name in metrics if "/" in name]
+    kinds = sorted({kind for _, kind in split})
     cells: Cells = [("metric", *kinds)]
-    for name in dict.fromkeys(name for name, _ in names):
-        values = [metrics.get(f"{name}/{kind}") for kind in kinds]
-        cells.append((name, *("" if item is None else _number(item.value) for item in values)))
+    for names in grouped(dict.fromkeys(name for name, _ in split)).values():
+        for name in names:
+            values = [metrics.get(f"{name}/{kind}") for kind in kinds]
+            shown = ("" if item is None else shown_value(name, item.value) for item in values)
+            cells.append((metric_name(name).plain, *shown))
     return cells if kinds else []
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def report(path: Path) -> str:
@@ -72,12 +77,19 @@ def report(path: Path) -> str:
     metrics, protocol = read_results(path)
     dataset = str(protocol.get("dataset") or "")
     lines = [f"## {dataset or path.parent.name}", ""]
-    lines += [f"- {name}: {protocol[name]}" for name in _REPORTED if protocol.get(name) is not None]
-    lines += ["", aligned(metric_cells(metrics, dataset)), "", NOTE]
+    for group, cells in metric_cells(metrics, dataset).items():
+        # A terminal is too narrow for all columns: results have their meaning, the rest its key in the file.
+        kept = (0, 1, 2, 3, 4, 5) if group == "headline" else (0, 1, 2, 3, 6)
+        if not any(row[4] for row in cells[1:]):
+            kept = tuple(column for column in kept if column != 4)
+        lines += [f"### {GROUPS[group]}", "", aligned([tuple(row[column] for column in kept) for row in cells]), ""]
+        lines += [NOTE, ""] if group == "headline" else []
     if by_kind := kind_cells(metrics):
-        lines += ["", aligned(by_kind), ""]
-    if (path.parent / IMAGES).is_dir():
-        lines.append(f"Pictures: {path.parent / IMAGES}")
+        lines += ["### By kind of sample", "", aligned(by_kind), ""]
+    lines += ["### How it was measured", ""]
+    lines += [f"- {name}: {protocol[name]}" for name in _REPORTED if protocol.get(name) is not None] + [""]
+    for title, there in (("Pictures", path.parent / IMAGES), ("Page", path.parent / PAGE)):
+        lines += [f"{title}: {there}"] if there.exists() else []
     return "\n".join(lines)
 
 
@@ -110,7 +122,10 @@ def write_page(folder: Path, beside: Mapping[str, Path] | None = None, out: Path
         dataset=dataset,
         stage=protocol.get("stage", ""),
         protocol=_protocol(protocol),
-        metrics=[[cell.replace("...", "…") for cell in row] for row in metric_cells(metrics, dataset)],
+        tables=[
+            (group, GROUPS[group], [[cell.replace("...", "…") for cell in row] for row in cells[1:]])
+            for group, cells in metric_cells(metrics, dataset).items()
+        ],
         note=NOTE.replace("`", ""),
         plots=[Markup(plot) for plot in _plots(metrics, rows)],
         pairs=_side_by_side({"this": folder, **beside}, SHOWN * 2) if beside else None,
@@ -118,24 +133,27 @@ def write_page(folder: Path, beside: Mapping[str, Path] | None = None, out: Path
         picture=lambda name: _data(folder, name),
     )
     path = out or folder / PAGE
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, [text])
     return path
 
 
 def _protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     """The entries of the protocol on the page, as texts."""
     entries = {name: str(protocol[name]) for name in _PROTOCOL if protocol.get(name)}
-    entries["tasks"] = ", ".join(f"{kind}: {how}" for kind, how in (protocol.get("tasks") or {}).items())
-    entries["versions"] = ", ".join(f"{name} {v}" for name, v in (protocol.get("versions") or {}).items() if v)
+    tasks, versions = (
+        value if isinstance(value := protocol.get(name), Mapping) else {} for name in ("tasks", "versions")
+    )
+    entries["tasks"] = ", ".join(f"{kind}: {how}" for kind, how in tasks.items())
+    entries["versions"] = ", ".join(f"{name} {v}" for name, v in versions.items() if v)
     return {name: text for name, text in entries.items() if text}
 
 
 def _plots(metrics: Mapping[str, Estimate], rows: Sequence[PredictionRow]) -> list[str]:
     """The metrics with intervals, and a histogram of each score of single samples; each an ``<svg>``."""
     bars = [
-        Bar(name, item.value, item.low, item.high)
-        for name, item in metrics.items()
-        if "/" not in name and math.isfinite(item.low)
+        Bar(metric_name(name).plain, metrics[name].value, metrics[name].low, metrics[name].high)
+        for name in grouped(name for name in metrics if "/" not in name).get("headline", ())
+        if math.isfinite(metrics[name].low)
     ]
     scores = [sample_scores(row) for row in rows]
     plots = [bar_charts({"with intervals": bars})]
@@ -189,7 +207,8 @@ def _side_by_side(folders: Mapping[str, Path], count: int) -> list[tuple[str, st
 
 
 def _data(folder: Path, name: str | None) -> str:
-    """A picture's file as a data URL; empty for no picture."""
-    if not name:
+    """A picture's file as a data URL; empty for no picture, and for one that is not there any more."""
+    # The names come from a file that may be anybody's.
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
         return ""
     return f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}"

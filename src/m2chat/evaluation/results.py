@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from m2chat.data.images import read_image
+from m2chat.data.images import read_image, save_png
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import write_whole
@@ -103,6 +103,12 @@ def _real(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+def _count(value: object) -> int | None:
+    if value is not None and not isinstance(value, int):
+        raise TypeError(f"n is {value!r:.50}")
+    return value
+
+
 def read_results(path: Path) -> tuple[dict[str, Estimate], dict[str, Any]]:
     """Metrics and protocol of a ``results.json``: the inverse of `write_results`.
 
@@ -114,12 +120,16 @@ def read_results(path: Path) -> tuple[dict[str, Estimate], dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         metrics = {
-            name: Estimate(_real(item["value"]), item["n"], _real(item["low"]), _real(item["high"]))
+            name: Estimate(_real(item["value"]), _count(item["n"]), _real(item["low"]), _real(item["high"]))
             for name, item in content["metrics"].items()
         }
-        return metrics, content["protocol"]
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is no {RESULTS} of an evaluation ({error!r})") from error
+        return metrics, dict(content["protocol"].items())
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        reason = str(error)[:200] or type(error).__name__
+        raise UserError(
+            f"{path} is no {RESULTS} of an evaluation, or was cut off or damaged ({reason}): evaluate again; "
+            "evaluation.resume takes the replies that are whole"
+        ) from error
 
 
 def newest_results(root: Path) -> Path:
@@ -150,8 +160,6 @@ def write_images(folder: Path, prediction: Prediction) -> dict[str, list[str | N
         Paths relative to the folder: ``context`` (at most one), ``reference`` and ``generated`` (one per segment,
         None where there is no picture).
     """
-    from PIL import Image
-
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     stem = hashlib.sha256(prediction.id.encode()).hexdigest()[:16]
     sets = {
@@ -167,7 +175,7 @@ def write_images(folder: Path, prediction: Prediction) -> dict[str, list[str | N
                 names[role].append(None)
             else:
                 name = f"{IMAGES}/{stem}_{role}_{index}.png"
-                Image.fromarray(picture).save(folder / name)
+                write_whole(folder / name, save_png(picture))
                 names[role].append(name)
     return names
 
@@ -224,11 +232,11 @@ def read_predictions(folder: Path, *keys: str) -> list[dict[str, Any]]:
         raise UserError(f"no {PREDICTIONS} in {folder}: name the folder of a `lightning test` run")
     try:
         rows: list[dict[str, Any]] = read_json_lines(path)
-    except ValueError as error:
-        raise UserError(f"{path} is broken ({error}): evaluate again") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is broken ({error}): {_AGAIN}") from error
     for number, row in enumerate(rows, 1):
         if fault := _row_fault(row, ("id", *keys)):
-            raise UserError(f"{path} is broken (row {number} {fault}): evaluate again")
+            raise UserError(f"{path} is broken (row {number} {fault}): {_AGAIN}")
     return rows
 
 
@@ -238,7 +246,31 @@ def _row_fault(row: object, keys: Sequence[str]) -> str:
         return f"is no object but {type(row).__name__}"
     if lost := [key for key in keys if key not in row]:
         return f"lacks {', '.join(lost)}"
-    return "" if isinstance(row.get("scores", {}), dict) else "has scores that are no object"
+    for key, is_right in _SHAPES.items():
+        if key in row and not is_right(row[key]):
+            return f"has {key} of another kind"
+    return ""
+
+
+def _is_reply(segments: object) -> bool:
+    """Whether a value is that of ``reference`` or ``generated``."""
+    return isinstance(segments, list) and all(
+        isinstance(item, dict)
+        and all(name in item and isinstance(item[name], str | None) for name in ("answer", "caption", "image"))
+        for item in segments
+    )
+
+
+_SHAPES: dict[str, Callable[[object], bool]] = {
+    "id": lambda value: isinstance(value, str),
+    "scores": lambda value: isinstance(value, dict),
+    "meta": lambda value: isinstance(value, dict),
+    "context": lambda value: isinstance(value, str | None),
+    "reference": _is_reply,
+    "generated": _is_reply,
+}
+"""Entry of a prediction to what tells whether its value is of the right kind."""
+_AGAIN = "evaluate again; evaluation.resume takes the replies that are whole"
 
 
 def read_reply(folder: Path, segments: Iterable[Mapping[str, str | None]]) -> Reply:
@@ -275,10 +307,14 @@ def sample_scores(row: Mapping[str, Any]) -> dict[str, float]:
     for name, value in recorded.items():
         if name in _NO_SCORES or name.endswith(("_not_finite", "_oracle")) or value is None or value == []:
             continue
-        numbers = np.asarray(value)
+        try:
+            numbers = np.asarray(value)
+        except ValueError:  # lists of different lengths, which no metric writes
+            continue
         if numbers.dtype.kind in "bif":
             factor = 100.0 if name in _COSINES or numbers.dtype.kind == "b" else 1.0
             scores[name] = factor * float(numbers.mean())
-    if counts := recorded.get("bleu_statistics"):
+    counts = recorded.get("bleu_statistics")
+    if counts and isinstance(counts, list) and all(isinstance(count, int | float) for count in counts):
         scores |= {f"bleu_{order}": bleu([counts], order) for order in (1, 2)}
     return {name: value for name, value in scores.items() if math.isfinite(value)}

@@ -14,19 +14,13 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare_pictures
 from m2chat.evaluation.markup import Cells, Table
+from m2chat.evaluation.names import metric_name
 from m2chat.evaluation.paper import TABLE_1, TABLE_2, TABLE_3, paper_cell
 from m2chat.evaluation.results import PREDICTIONS, newest_results, read_results
 from m2chat.evaluation.rows import TABLES, Column, Group, RowResults, RunFolders, TableRow, read_row_results
 from m2chat.evaluation.statistics import Estimate
 
 NOT_RUN = "not run"
-LABELS = {
-    "clip_score": "CLIP", "fid_micro": "fid_micro", "fid": "FID", "bleu_1": "BLEU-1", "bleu_2": "BLEU-2",
-    "rouge_l": "ROUGE-L", "inter_rel": "InterRel", "all_right": "right, %", "omitted_right": "hidden right, %",
-    "edit_direction": "direction", "story_consistency": "consistency",
-}  # fmt: skip
-"""Metric to its name in the paper's tables and the ablations."""
-
 _TABLE_1: tuple[Column, ...] = (("eval_coco", "clip_score"), ("eval_cc3m", "fid_micro"), ("eval_cc3m", "clip_score"))
 _TABLE_2: tuple[Column, ...] = tuple(
     ("eval_mmdialog", name) for name in ("bleu_1", "bleu_2", "rouge_l", "inter_rel")
@@ -77,7 +71,7 @@ def plotted(rows: Sequence[TableRow], results: Path) -> dict[str, list[tuple[str
     """The metrics of `_PLOTTED` for a plot: title to the rows' titles and values, NaN where a row was not run."""
     charts = {}
     for column in _PLOTTED:
-        title = f"{column[0].removeprefix('eval_')}: {LABELS[column[1]]} (micro scale)"
+        title = f"{column[0].removeprefix('eval_')}: {metric_name(column[1]).plain} (micro scale)"
         charts[title] = [
             (row.title, read_row_results(results / row.name).value(column) or Estimate(math.nan, 0))
             for row in _that_run(_of_group(rows, "main"), (column,))
@@ -120,7 +114,7 @@ def _filled(
     """
     header = ["model"]
     for evaluation, metric in columns:
-        header.append(f"{evaluation.removeprefix('eval_')} {LABELS[metric]}")
+        header.append(f"{evaluation.removeprefix('eval_')} {metric_name(metric).plain}")
         header += ["paper (other weights, other data)"] if paper else []
     table: Cells = [tuple(header)]
     for row in rows:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from m2chat.errors import UserError
 from m2chat.integrity import verify, verify_folder
 from m2chat.models.weights.files import require_no_code
-from m2chat.models.weights.script import PICKLE_ERRORS
+from m2chat.models.weights.script import PICKLE_ERRORS, reason_of
 from m2chat.schema import Picture
 
 
@@ -119,8 +119,8 @@ class OpenClipEncoder:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"encoder model={self.model!r}, pretrained={self.pretrained!r} could not be loaded: {error}. "
-                "Without a network, give the weights as a file: pretrained=/path/to/weights"
+                f"encoder model={self.model!r}, pretrained={self.pretrained!r} could not be loaded: "
+                f"{reason_of(error)}. Without a network, give the weights as a file: pretrained=/path/to/weights"
             ) from error
         network = network.float().to(self._device).eval().requires_grad_(False)
         self._parts = (network, transform, open_clip.get_tokenizer(source))

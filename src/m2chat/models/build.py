@@ -61,6 +61,24 @@ def _reader_beside(backbone: BackboneConfig, kept: Kept, dtype: torch.dtype) -> 
     return *load_language(backbone, dtype), clip
 
 
+def check_layers(m3adapter: M3AdapterConfig, count: int | None) -> None:
+    """Makes sure that the M³Adapter reads layers that there are.
+
+    Args:
+        m3adapter: Sizes and gate of the connector.
+        count: Layers of the language model; None of one that a feature cache replaces.
+
+    Raises:
+        UserError: If the language model has no such layer.
+    """
+    for layer in m3adapter.layers:
+        if count is not None and not -count - 1 <= layer <= count:
+            raise UserError(
+                f"m3adapter.layers={list(m3adapter.layers)}: the language model has {count} layers: choose from "
+                f"{-count - 1} to {count}; 0 is the embedding, -1 the last layer"
+            )
+
+
 def composed(
     m3adapter: M3AdapterConfig,
     llama: AdapterLlamaForCausalLM,
@@ -68,7 +86,12 @@ def composed(
     clip: ClipTokens,
     decoder: ImageDecoder,
 ) -> M2ChatModel:
-    """The networks with a new M³Adapter of the sizes that they ask for between them."""
+    """The networks with a new M³Adapter of the sizes that they ask for between them.
+
+    Raises:
+        UserError: If the M³Adapter reads a layer that the language model has not.
+    """
+    check_layers(m3adapter, getattr(llama.config, "num_hidden_layers", None))
     connector = M3Adapter(
         m3adapter,
         llama.config.hidden_size,

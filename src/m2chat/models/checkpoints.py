@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -155,7 +155,13 @@ def check_names(actual: Iterable[str], expected: Collection[str], where: str) ->
         raise UserError(f"{where} does not hold the {len(expected)} tensors that are trained here: {'; '.join(faults)}")
 
 
-def find_checkpoint(root: Path, stage: str, backbones: Fingerprints) -> Path | None:
+def find_checkpoint(
+    root: Path,
+    stage: str,
+    backbones: Fingerprints,
+    is_wanted: Callable[[Path, Mapping[str, Any]], bool] = lambda path, payload: True,
+    taken: list[Mapping[str, Any]] | None = None,
+) -> Path | None:
     """The newest checkpoint of a stage on the same backbones.
 
     Damaged and unreadable files, and folders of sharded checkpoints, are passed over, with the reason in the log.
@@ -164,6 +170,8 @@ def find_checkpoint(root: Path, stage: str, backbones: Fingerprints) -> Path | N
         root: Folder to look in, at any depth; it need not exist.
         stage: The stage that must have written it.
         backbones: The backbones that it must fit.
+        is_wanted: Further condition on path and contents of one that fits.
+        taken: List to which the contents of the one that is taken are added.
     """
     dated = [(path.stat().st_mtime_ns, str(path), path) for path in root.rglob("*.ckpt") if path.is_file()]
     for _, _, path in sorted(dated, reverse=True):
@@ -178,11 +186,15 @@ def find_checkpoint(root: Path, stage: str, backbones: Fingerprints) -> Path | N
         except UserError as reason:
             _LOG.info("passed over: %s", reason)
             continue
+        if not is_wanted(path, payload):
+            continue
         try:
             read_checkpoint(path)
         except UserError as reason:
             _LOG.warning("passed over: %s", reason)
         else:
+            if taken is not None:
+                taken.append(payload)
             return path
     return None
 

@@ -23,6 +23,7 @@ from m2chat.models.schedulers import (
     checked_interval,
     one_of,
 )
+from m2chat.ranges import check_settings
 
 GateMode = Literal["paper", "learnable", "constant", "off"]
 GATE_MODES: tuple[GateMode, ...] = ("paper", "learnable", "constant", "off")
@@ -340,6 +341,9 @@ class M3AdapterConfig:
             learned softmax weights.
         f_img: Whether the image branch attends to the context picture; if not, it has its queries alone.
         gate: Mixture of the two branches.
+
+    Raises:
+        UserError: If a number is out of its range, or the heads do not divide the width.
     """
 
     width: int
@@ -348,3 +352,8 @@ class M3AdapterConfig:
     layers: tuple[int, ...] = (-1,)
     f_img: bool = True
     gate: GateConfig = field(default_factory=GateConfig)
+
+    def __post_init__(self) -> None:
+        check_settings("m3adapter", self, {"width": "width", "heads": "heads", "blocks": "blocks"})
+        if self.width % self.heads:
+            raise UserError(f"m3adapter.heads={self.heads}: must divide m3adapter.width={self.width}")

@@ -160,6 +160,7 @@ def denoise(
     steps: int,
     guidance: float,
     interval: Interval = WHOLE,
+    negative_prompt: str | None = None,
 ) -> Iterator[Denoising]:
     """Draws a step at a time; arguments as for `ImageDecoder.denoise`.
 
@@ -172,6 +173,7 @@ def denoise(
         steps: Denoising steps.
         guidance: Weight of classifier-free guidance.
         interval: Shares of the noise schedule between which guidance acts.
+        negative_prompt: Text whose encoding is the negative condition; None for that of the decoder's folder.
 
     Yields:
         The state after every step.
@@ -186,6 +188,13 @@ def denoise(
     guided = guidance > 1
     ids, timesteps = full(time_ids.to(h_align.device)), scheduler.timesteps
     refiner = None if h_palign is None else decoder.refiner
+
+    def negative(zeros: bool) -> Any:
+        """The negative condition; None for zeros, or without guidance."""
+        if not guided or (zeros and negative_prompt is None):
+            return None
+        return decoder.negative_condition(h_align.device, negative_prompt or "")
+
     later = []
     if refiner is not None and h_palign is not None:
         second = started(refiner.scheduler, steps, h_align.device)
@@ -194,11 +203,11 @@ def denoise(
             second.set_begin_index(before)
         timesteps = timesteps[: steps_before(scheduler, refiner.start)]
         condition, negative_ids = refiner.condition(h_align, h_palign, ids)
-        empty = decoder.empty_prompt(h_align.device) if guided and not refiner.zeros else None
+        empty = negative(refiner.zeros)
         times = second.timesteps[before:]
         later.append(_stage(refiner.unet, second, times, condition, negative_ids if guided else None, empty))
-    empty = decoder.empty_prompt(h_align.device) if guided and not decoder.zeros else None
-    first = _stage(decoder.unet, scheduler, timesteps, (h_align, h_palign, ids), ids if guided else None, empty)
+    condition = (h_align, h_palign, ids)
+    first = _stage(decoder.unet, scheduler, timesteps, condition, ids if guided else None, negative(decoder.zeros))
     stages = [first, *later]
     # Some schedulers step more than once for a step that was asked for.
     number, total = 0, sum(len(stage.condition.timesteps) for stage in stages)

@@ -40,7 +40,7 @@ class ImageDecoder(nn.Module):
 
     zeros = True
     """Whether the negative condition is zeros; else it is the encoding of the empty prompt."""
-    _empty: tuple[Tensor, Tensor | None] | None = None
+    _negative: tuple[str, tuple[Tensor, Tensor | None]] | None = None
 
     def __init__(
         self,
@@ -166,18 +166,19 @@ class ImageDecoder(nn.Module):
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
 
     @torch.no_grad()
-    def empty_prompt(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """The encoding of the empty prompt, (1, Q, C) and (1, P); computed once.
+    def negative_condition(self, device: torch.device, prompt: str = "") -> tuple[Tensor, Tensor | None]:
+        """The encoding of a negative prompt, (1, Q, C) and (1, P); that of the last one is kept.
 
         Args:
             device: Device on which the text encoders work.
+            prompt: The prompt, by default the empty one.
         """
-        if self._empty is None:
+        if self._negative is None or self._negative[0] != prompt:
             from m2chat.text.clip_tokenizers import CaptionTokens
 
-            ids, ids_2 = (tokens.to(device) for tokens in CaptionTokens(self.path)([""]))
-            self._empty = self.encode_text(ids, ids_2)
-        return self._empty
+            ids, ids_2 = (tokens.to(device) for tokens in CaptionTokens(self.path)([prompt]))
+            self._negative = prompt, self.encode_text(ids, ids_2)
+        return self._negative[1]
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -243,6 +244,7 @@ class ImageDecoder(nn.Module):
         steps: int = DEFAULT_STEPS,
         guidance: float = DEFAULT_GUIDANCE,
         interval: Interval | None = None,
+        negative_prompt: str | None = None,
     ) -> Iterator[Denoising]:
         """Draws a step at a time; see `m2chat.models.denoising`.
 
@@ -256,12 +258,13 @@ class ImageDecoder(nn.Module):
                 encoding of the empty prompt where a folder states that. 1 or less leaves it out.
             interval: Shares of the noise schedule, 0-1, between which guidance acts (arXiv:2404.07724): steps outside
                 it compute half as much. None takes that of the configuration.
+            negative_prompt: Text whose encoding is the negative condition, in place of the usual one.
 
         Returns:
             The state after every step.
         """
         interval = self.config.interval if interval is None else interval
-        return denoise(self, h_align, h_palign, time_ids, seeds, steps, guidance, interval)
+        return denoise(self, h_align, h_palign, time_ids, seeds, steps, guidance, interval, negative_prompt)
 
     def sample(
         self,

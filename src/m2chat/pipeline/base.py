@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,12 @@ from m2chat.models.memory import MemoryMode, fit_to_memory
 from m2chat.models.schedulers import Interval, checked_interval, scheduler_name
 from m2chat.pipeline.describer import describe
 from m2chat.pipeline.drawing import DrawSettings
-from m2chat.pipeline.events import finish, in_turns
-from m2chat.pipeline.inputs import vision_pixels
-from m2chat.pipeline.ranges import check_ranges
+from m2chat.pipeline.events import Event, finish, in_turns
+from m2chat.pipeline.inputs import checked_text, vision_pixels
 from m2chat.pipeline.replier import IMAGE_MODES, ImageMode
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.pipeline.weights import Origin
+from m2chat.ranges import check_ranges
 from m2chat.schema import Conversation, Picture
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 
@@ -57,6 +57,8 @@ class PipelineBase:
         self.vision = VisionInput.of(origin.backbone.vision_encoder)
         self.lock = threading.Lock()
         """Held during every piece of computation, released while events are handled."""
+        self.listener: Callable[[Event], object] | None = None
+        """Called with the events of sessions, and with the denoising steps of tasks, such as to show progress."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the model to a device or a dtype, as `torch.nn.Module.to`."""
@@ -128,6 +130,7 @@ class PipelineBase:
         height: int | None = None,
         width: int | None = None,
         guidance_interval: Interval | None = None,
+        negative_prompt: str | None = None,
     ) -> DrawSettings:
         """Settings of drawing, with the image decoder's values for what is None.
 
@@ -140,6 +143,7 @@ class PipelineBase:
             height: Height in pixels, in place of `size`.
             width: Width in pixels, in place of `size`.
             guidance_interval: Two shares of the noise schedule, 0-1, between which guidance acts.
+            negative_prompt: Text away from which guidance leads.
 
         Raises:
             UserError: If a number is out of its range, or a side is not one that VAE and UNet can draw.
@@ -150,7 +154,10 @@ class PipelineBase:
         side = self.image_size if size is None else size
         if guidance_interval is not None:
             guidance_interval = checked_interval(guidance_interval, "guidance_interval")
-        draw = DrawSettings(steps, guidance, seed, side, preview_every, height, width, guidance_interval)
+        if negative_prompt is not None:
+            negative_prompt = checked_text(negative_prompt, "negative_prompt") if negative_prompt else None
+        shape = (side, preview_every, height, width)
+        draw = DrawSettings(steps, guidance, seed, *shape, guidance_interval, negative_prompt)
         return self._checked(draw)
 
     def _checked(self, draw: DrawSettings) -> DrawSettings:

@@ -26,6 +26,7 @@ class DrawSettings:
         width: Width of the pictures in pixels.
         guidance_interval: Two shares of the noise schedule, 0-1, between which guidance acts; None for those of the
             image decoder.
+        negative_prompt: Text away from which guidance leads; None for the negative condition of the image decoder.
     """
 
     steps: int = DEFAULT_STEPS
@@ -36,6 +37,7 @@ class DrawSettings:
     height: int | None = None
     width: int | None = None
     guidance_interval: Interval | None = None
+    negative_prompt: str | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

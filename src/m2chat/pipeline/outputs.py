@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,6 +39,29 @@ class OutputImage:
     gate: float
     cosine: float
 
+    def __repr__(self) -> str:
+        size = getattr(self.image, "size", None) if hasattr(self.image, "save") else tuple(self.image.shape)
+        return f"OutputImage({self.caption!r}, {size}, gate={self.gate:.2f})"
+
+    def _repr_html_(self) -> str:
+        """The picture with its caption, as notebooks show it."""
+        caption = escape(self.caption)
+        image = f'<img alt="{caption}" style="min-width:128px;image-rendering:pixelated" src="{self._url()}">'
+        line = f"<figcaption>{caption} · gate {self.gate:.2f}</figcaption>"
+        return f'<figure style="display:inline-block;margin:4px">{image}{line}</figure>'
+
+    def _url(self) -> str:
+        """The picture as a data URL, of whichever type it is."""
+        from PIL import Image as Pillow
+
+        picture: Any = self.image
+        if not hasattr(picture, "save"):
+            unit = np.asarray(picture if isinstance(picture, np.ndarray) else picture.permute(1, 2, 0).cpu())
+            picture = Pillow.fromarray((unit * 255).round().astype(np.uint8))
+        data = BytesIO()
+        picture.save(data, format="png")
+        return f"data:image/png;base64,{b64encode(data.getvalue()).decode()}"
+
 
 @dataclass(frozen=True)
 class PipelineOutput:
@@ -54,6 +80,11 @@ class PipelineOutput:
     seed: int | None = None
     stopped: bool = False
     finish_reason: FinishReason = "stop"
+
+    def _repr_html_(self) -> str:
+        """Texts and pictures in their order, as notebooks show them."""
+        parts = (f"<p>{escape(part)}</p>" if isinstance(part, str) else part._repr_html_() for part in self.segments)
+        return "".join(parts)
 
     @property
     def text(self) -> str:

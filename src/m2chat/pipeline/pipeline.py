@@ -18,10 +18,10 @@ from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import OUTPUT_TYPES, OutputType, PipelineOutput, output_of
-from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import Given, ImageMode
 from m2chat.pipeline.session import Session
 from m2chat.pipeline.weights import Origin, load_weights, save_weights
+from m2chat.ranges import check_ranges
 from m2chat.schema import Conversation, Image, Segment, Turn
 
 OnStepEnd = Callable[["M2ChatPipeline", int, int, dict[str, Any]], dict[str, Any]]
@@ -74,6 +74,10 @@ class M2ChatPipeline(PipelineBase):
         model, origin = load_weights(pretrained, backbone, m3adapter, image_decoder, decoder)
         return cls(model, origin, max_tokens).to(torch_dtype)
 
+    def __repr__(self) -> str:
+        origin = self.origin
+        return f"{type(self).__name__}({origin.path!r}, stage={origin.stage!r}, {self.image_size} px, {self.device})"
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the trained weights into a folder that `from_pretrained` reads."""
         save_weights(folder, self.model, self.origin)
@@ -110,6 +114,8 @@ class M2ChatPipeline(PipelineBase):
         given: Given = "nothing",
         height: int | None = None,
         width: int | None = None,
+        negative_prompt: str | None = None,
+        num_images_per_prompt: int = 1,
     ) -> PipelineOutput | list[PipelineOutput]:
         """Replies to one prompt, or to several as one batch.
 
@@ -133,15 +139,18 @@ class M2ChatPipeline(PipelineBase):
             given: ``caption`` draws the prompt as it is: text-to-image.
             height: Height of the pictures in pixels, in place of `size`.
             width: Width of the pictures in pixels, in place of `size`.
+            negative_prompt: Text away from which guidance leads, such as "a blue background".
+            num_images_per_prompt: Replies to each prompt, each with a noise of its own; with one generator per prompt
+                its replies have its successive seeds.
 
         Returns:
-            One output for a string, a list of them for several prompts.
+            One output for a string, a list of them for several prompts or several replies to each.
 
         Raises:
             UserError: If arguments do not fit together, or are out of their ranges.
         """
-        names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-        numbers = {"steps": num_inference_steps, "guidance": guidance_scale}
+        names = {"steps": "num_inference_steps", "guidance": "guidance_scale", "count": "num_images_per_prompt"}
+        numbers = {"steps": num_inference_steps, "guidance": guidance_scale, "count": num_images_per_prompt}
         check_ranges(names, **{name: value for name, value in numbers.items() if value is not None})
         prompts = _prompts(prompt)
         if not isinstance(prompt, str) and image is not None and not isinstance(image, list | tuple):
@@ -173,12 +182,21 @@ class M2ChatPipeline(PipelineBase):
             raise UserError(
                 f"generator: {len(generators)} generators for {len(prompts)} prompts: give one, or one each"
             )
-        draws = [generators[i % len(generators)] for i in range(len(prompts))]
+        count = num_images_per_prompt
+        prompts, shown = ([item for item in items for _ in range(count)] for items in (prompts, shown))
+        draws = [generators[i // count % len(generators)] for i in range(len(prompts))]
         seeds = [int(torch.randint(2**62, (), generator=each)) for each in draws]
         replier = self.replier(
             image_mode,
             max_images,
-            self.draw_settings(num_inference_steps, guidance_scale, size=size, height=height, width=width),
+            self.draw_settings(
+                num_inference_steps,
+                guidance_scale,
+                size=size,
+                height=height,
+                width=width,
+                negative_prompt=negative_prompt,
+            ),
             max_new_tokens,
             temperature,
             top_p,
@@ -191,7 +209,7 @@ class M2ChatPipeline(PipelineBase):
         with self.lock, bar:
             replies, notes = finish(pieces)
         outputs = [output_of(reply, note, output_type) for reply, note in zip(replies, notes, strict=True)]
-        return outputs[0] if isinstance(prompt, str) else outputs
+        return outputs[0] if isinstance(prompt, str) and count == 1 else outputs
 
     def _conversations(self, prompts: Sequence[str], shown: Sequence[Any], given: Given) -> list[Conversation]:
         """Conversations of one request each; shown pictures get captions, by which the prompt names them."""

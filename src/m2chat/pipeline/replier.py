@@ -260,7 +260,7 @@ class Replier:
         """The image decoder's denoising with the settings of drawing; arguments as for `painting`."""
         (height, width), count = self.draw.shape, len(condition.h_align)
         ids = size_ids(height, width, count)
-        how = self.draw.steps, self.draw.guidance, self.draw.guidance_interval
+        how = self.draw.steps, self.draw.guidance, self.draw.guidance_interval, self.draw.negative_prompt
         states: Iterator[Denoising] = self.model.decoder.denoise(
             condition.h_align, condition.h_palign, ids, seeds, *how
         )

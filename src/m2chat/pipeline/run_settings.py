@@ -42,14 +42,27 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     verify_listed([path])
     try:
-        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+        whole = _yaml_of(path)
         model = whole["model"]["init_args"]
         settings: dict[str, Any] = {name: model.get(name) or {} for name in ("backbone", "m3adapter")}
         for name, given in settings.items():
             if isinstance(given, str):  # a separate file, named from where the configuration lies
-                settings[name] = yaml.safe_load((path.parent / given).read_text(encoding="utf-8"))
+                settings[name] = _yaml_of(path.parent / given)
         data = whole.get("data") or {}
         layout = {name: data[name] for name in ("max_tokens", "prompt") if data.get(name)}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not the configuration of a training run ({error})") from error
+        if not all(isinstance(value, dict) for value in settings.values()):
+            raise TypeError("backbone and m3adapter are no groups of settings")
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not the configuration of a training run ({str(error)[:300]})") from error
     return settings | ({"layout": layout} if layout else {})
+
+
+def _yaml_of(path: Path) -> Any:
+    """The content of a file.
+
+    Raises:
+        FileNotFoundError: If there is none, or only a pipe, which would be waited for without end.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

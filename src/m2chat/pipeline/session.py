@@ -19,10 +19,10 @@ from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import PipelineOutput, whole
-from m2chat.pipeline.ranges import check_ranges
 from m2chat.pipeline.replier import ImageMode
-from m2chat.pipeline.state import SavedSession, SessionSettings, SessionState, read_session, write_session
+from m2chat.pipeline.state import MAX_PIXELS, SavedSession, SessionSettings, SessionState, read_session, write_session
 from m2chat.pipeline.streaming import StreamingReplier
+from m2chat.ranges import check_ranges
 from m2chat.schema import Conversation, Image, Role, Turn
 from m2chat.text.layout import StoppedError
 
@@ -81,6 +81,9 @@ class Session:
     def notes(self) -> tuple[dict[str, Any], ...]:
         """Notes of the replies, one per turn; see `SessionState`."""
         return self.state.notes
+
+    def __repr__(self) -> str:
+        return f"Session({len(self.turns)} turns, {len(self.images)} pictures)"
 
     # Replies
 
@@ -233,15 +236,20 @@ class Session:
         write_session(SavedSession(self.state, self.settings, self.pipe.identity), Path(folder))
 
     @classmethod
-    def load(cls, pipe: PipelineBase, folder: str | Path) -> Session:
+    def load(cls, pipe: PipelineBase, folder: str | Path, max_pixels: int = MAX_PIXELS) -> Session:
         """Reads a saved session; a turn with the same seed then gives the same text and pixels.
 
         A line in the log states it if weights or image decoder are others than those that replied.
 
+        Args:
+            pipe: Pipeline of the session.
+            folder: Folder of `save`.
+            max_pixels: Maximum number of pixels of all pictures together.
+
         Raises:
-            UserError: If the folder has no session, or a damaged one.
+            UserError: If the folder has no session, a damaged one, or one that is too large.
         """
-        saved = read_session(Path(folder))
+        saved = read_session(Path(folder), max_pixels)
         session = cls(pipe)
         session.state, session.settings = saved.state, saved.settings
         weights = {name: value for name, value in saved.weights.items() if name != "decoder"}
@@ -288,6 +296,8 @@ class Session:
                 events = replier.stream(inputs, seed=task.seed, generator=generator, is_stopped=stop.is_set)
                 for event in in_turns(events, self.pipe.lock, stop):
                     partial.add(event)
+                    if self.pipe.listener is not None:
+                        self.pipe.listener(event)
                     yield event
         except (GeneratorExit, KeyboardInterrupt):
             self._keep(conversation, task, partial, stopped=True)

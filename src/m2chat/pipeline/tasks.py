@@ -8,10 +8,11 @@ from threading import Event
 from typing import Any
 
 from m2chat.errors import UserError
+from m2chat.models.denoising import Denoising, OnStep
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.candidates import best_of
 from m2chat.pipeline.drawing import noise_seed
-from m2chat.pipeline.events import finish, in_turns
+from m2chat.pipeline.events import Progress, finish, in_turns
 from m2chat.pipeline.inputs import as_pixels, checked_text, waiting
 from m2chat.pipeline.outputs import PipelineOutput, output_of, whole
 from m2chat.pipeline.replier import Given, Replier
@@ -265,7 +266,21 @@ def _at_seeds(
     if not seeds:
         raise UserError("seeds: name at least one, such as [0]; each gives a picture")
     inputs = waiting([conversation] * len(seeds), pipe.vision, pipe.device)
-    result = finish(in_turns(replier.pieces(inputs, given, seeds), pipe.lock, stop))
+    pieces = replier.pieces(inputs, given, seeds, _telling(pipe))
+    result = finish(in_turns(pieces, pipe.lock, stop))
     if result is None:
         return []
     return [output_of(reply, {**note, "seed": seed}, "pil") for reply, note, seed in zip(*result, seeds, strict=True)]
+
+
+def _telling(pipe: PipelineBase) -> OnStep | None:
+    """Passes denoising steps on to the pipeline's listener, if there is one."""
+    listener = pipe.listener
+    if listener is None:
+        return None
+
+    def tell(state: Denoising) -> bool:
+        listener(Progress(0, state.step, state.steps))
+        return False
+
+    return tell

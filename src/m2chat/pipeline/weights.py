@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,9 @@ from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 
 _SHIPPED = Path("data", "micro", "m2chat")
 """Folder of the shipped weights and their configuration."""
-_ROOTS = (Path(), Path(__file__).parents[3])
-"""Folders that may have ``data/micro``: the current one, and the project that this code is part of."""
+_ROOTS = (Path(), Path(__file__).parents[3], Path(sysconfig.get_path("data"), "share", "m2chat"))
+"""Folders that may have ``data/micro``: the current one, the project that this code is part of, and where a wheel puts
+it."""
 _REQUIRED = {
     "backbone": {"language_model", "adapter", "vision_encoder", "image_decoder", "num_image_tokens"},
     "m3adapter": {"width", "heads"},
@@ -83,17 +85,17 @@ _Opened: TypeAlias = tuple[Origin, Callable[[M2ChatModel], object]]
 
 
 def micro_root() -> Path:
-    """The folder with ``data/micro``: the current one, else the project that this code is part of.
+    """The folder with ``data/micro``: the current one, else the project that this code is part of, else of the wheel.
 
     Raises:
-        UserError: If neither has it.
+        UserError: If none has it.
     """
     for root in _ROOTS:
         if (root / "data" / "micro" / "manifest.json").is_file():
             return root
     raise UserError(
-        "the shipped micro weights are not here: there is no data/micro in this folder, nor beside the installed code. "
-        "Go into a clone of the project, or name a checkpoint and its backbone"
+        "the shipped micro weights are not here: there is no data/micro in this folder, nor with the installed package "
+        f"({_ROOTS[2]}). Go into a clone of the project, install m2chat anew, or name a checkpoint and its backbone"
     )
 
 

@@ -39,6 +39,10 @@ class AlignModule(M2ChatModule):
         ddpm, align = self.picture_losses(batch, noise, output)
         return {"loss": self.lambda_ddpm * ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
 
+    def loss_parts(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch and its parts by name."""
+        return self.losses(batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of Eq. 6."""
         losses = self.losses(batch)

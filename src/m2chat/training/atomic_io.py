@@ -8,7 +8,6 @@ are on disk, and renames.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,75 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from m2chat.checksums import seal_zip
 from m2chat.errors import UserError
+from m2chat.files import cannot_write
 from m2chat.models.weights.files import read_pickled
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file in the target's folder, adds a checksum, syncs and renames; verifies it on loading."""
+    """Writes a temporary file in the target's folder, adds a checksum, syncs and renames; verifies it on loading.
+
+    A checkpoint can be wrecked without a sign of it in the file: weights of a training that has begun to diverge. With
+    `keep_replaced`, the files that a new checkpoint replaces, and those that are to be removed for its sake, stay on
+    disk until `settle` decides, one training step later as a rule.
+    """
+
+    def __init__(self) -> None:
+        self._keeps = False
+        self._replaced: dict[Path, Path | None] = {}  # new files since the last decision, and what was there before
+        self._removed: list[Path] = []
+
+    def keep_replaced(self) -> None:
+        """Keeps what checkpoints replace from now on, until `settle` decides."""
+        self._keeps = True
+
+    def settle(self, good: bool) -> list[Path]:
+        """Decides on the checkpoints that were written since the last decision.
+
+        Args:
+            good: Whether they are; else they are removed, and the former ones come back.
+
+        Returns:
+            The former ones that came back or were not removed; empty if the new ones are good.
+        """
+        kept: list[Path] = []
+        for path, former in self._replaced.items():
+            if good and former is not None:
+                former.unlink(missing_ok=True)
+            elif not good and former is not None and former.is_file():
+                os.replace(former, path)
+                kept.append(path)
+            elif not good:
+                path.unlink(missing_ok=True)
+        for path in self._removed:
+            if good:
+                super().remove_checkpoint(path)
+            elif path.exists():
+                kept.append(path)
+        self._replaced, self._removed = {}, []
+        return kept
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint; with `keep_replaced`, at the next good decision."""
+        if self._keeps and Path(path) not in self._replaced:
+            self._removed.append(Path(path))
+        else:
+            super().remove_checkpoint(path)
+
+    def _keep(self, target: Path) -> None:
+        """Gives the file that is going to be replaced a second, hidden name, which costs no room of its own."""
+        if not self._keeps or target in self._replaced:
+            return
+        if target in self._removed:
+            self._removed.remove(target)
+        former: Path | None = None
+        if target.is_file():
+            former = target.with_name(f".{target.name}.replaced.{socket.gethostname()}.{os.getpid()}.tmp")
+            former.unlink(missing_ok=True)
+            try:
+                os.link(target, former)
+            except OSError:  # a file system without such names: nothing is kept there
+                return
+        self._replaced[target] = former
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint; until the last moment the old file of that name stays whole.
@@ -48,14 +111,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 seal_zip(file)
                 file.flush()
                 os.fsync(file.fileno())
+            self._keep(target)
             os.replace(temporary, target)
             _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             written = temporary.stat().st_size if temporary.exists() else 0
-            free = shutil.disk_usage(target.parent).free if target.parent.exists() else 0
+            reason = error
+            while not isinstance(reason, OSError) and isinstance(reason.__context__, OSError | RuntimeError):
+                reason = reason.__context__  # what the system reported, where torch lets it through
+            message = cannot_write(target, reason, _bytes_of(checkpoint), written)
             raise UserError(
-                f"cannot write the checkpoint {target}: {error} ({written:,} bytes were written, {free:,} are free). "
-                "An older file of that name is untouched; make room or set another dirpath for ModelCheckpoint"
+                f"{message}, such as a dirpath for ModelCheckpoint. An older file of that name is untouched"
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
@@ -78,6 +144,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError(f"there is no checkpoint file {file}")
         payload: dict[str, Any] = read_pickled(file, "checkpoint", mmap=False, map_location=map_location or "cpu")
         return payload
+
+
+def _bytes_of(content: Any) -> int:
+    """Bytes of the tensors in a checkpoint, which is nearly all of its size."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(_bytes_of(value) for value in content.values())
+    return sum(_bytes_of(value) for value in content) if isinstance(content, list | tuple) else 0
 
 
 def sweep(folder: Path) -> None:

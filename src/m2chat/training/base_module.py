@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkpoint, trained_digest
+from m2chat.models.checkpoints import load_trained, read_checkpoint, trained_digest
+from m2chat.models.choosing import RUN, choose_checkpoint
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding
@@ -25,11 +26,13 @@ from m2chat.models.precision import lowered_in_training
 from m2chat.models.trainable import AnyStage, set_trainable
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.replier import Given, Replier
+from m2chat.ranges import check_settings
 from m2chat.schema import KINDS, Batch
 from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
+from m2chat.training.data_at_hand import run_record, worlds_of
 from m2chat.training.global_batch import settle_global_batch
 from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
 from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
@@ -58,6 +61,9 @@ class TrainingModule(PredictingModule):
             activations again in the backward pass instead of keeping them: less memory, a third more work there.
         read_parts: Number of parts of similar length into which the language model divides a batch, to compute less
             padding.
+
+    Raises:
+        UserError: If a number is out of its range.
     """
 
     stage: ClassVar[str]
@@ -88,10 +94,16 @@ class TrainingModule(PredictingModule):
         self.drop_condition, self.seed, self.gradient_checkpointing = drop_condition, seed, gradient_checkpointing
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
         self.shard_frozen, self.read_parts = shard_frozen, read_parts
+        kinds = {name: name for name in ("ddpm_samples", "ddpm_draws", "drop_condition", "read_parts")}
+        check_settings("model.init_args", self, {"lambda_ddpm": "loss_weight", **kinds})
+        check_settings("backbone", self.backbone, {"num_image_tokens": "num_image_tokens"})
         self.model: Any = None
         self.tasks: set[str] = set()
         self.cost, self.costs_before = Cost(self.stage), list[dict[str, Any]]()
         self.source, self._backbones = "new", Fingerprints(self.backbone)
+        self._total_steps: int | None = None
+        self.shortened: list[str] = []
+        """Settings of the command line that make the training shorter than its configuration."""
 
     # Building
 
@@ -118,21 +130,23 @@ class TrainingModule(PredictingModule):
         torch.manual_seed(self.seed)  # the connector's initial values depend on the seed alone
         self.model = self.build()
         self.model.read_parts = self.read_parts
+        self._check_image_size()
         self.source = self._load_start()
         testing = self._trainer is not None and self.trainer.testing
         if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
-        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
-        if not testing and precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"trainer.precision={precision} would keep what is trained in half precision, where steps as small as "
-                "these are rounded away: choose bf16-mixed, which keeps the frozen networks in bf16 too"
-            )
-        self.prepare_precision(self.model, precision)
+        self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
+
+    def _check_image_size(self) -> None:
+        """Raises if VAE and UNet cannot draw pictures of `data.image_size`."""
+        data: Any = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
+        side = getattr(data, "image_size", None)
+        if side is not None and hasattr(self.model, "decoder") and getattr(data, "features", None) is None:
+            self.model.decoder.checked_size(side, side, ("data.image_size", "data.image_size"))
 
     def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
         """Sets the precision and recomputation of a model, once it is decided what is frozen.
@@ -165,36 +179,53 @@ class TrainingModule(PredictingModule):
         choice = self.evaluation.weights if testing else self.init_from
         if choice == "none":
             return "new"
-        path = Path(choice)
+        path, about = Path(choice), ""
         if choice == "auto":
-            newest = find_checkpoint(self.checkpoint_root, wanted, self.backbones())
-            path = newest or self.shipped / f"{wanted}.ckpt"
+            chosen = choose_checkpoint(self.checkpoint_root, wanted, self.backbones(), worlds_of(self._trainer))
+            path = chosen.path or self.shipped / f"{wanted}.ckpt"
+            naming = f"{'--ckpt_path' if testing else '--model.init_args.init_from'} FILE"
+            if chosen.others:
+                listed = "\n".join(f"  {other}" for other in chosen.others)
+                rank_zero_info(f"Not taken under {self.checkpoint_root}/ (name one by {naming}):\n{listed}")
             if not path.is_file():
                 raise UserError(
-                    f"no checkpoint of stage '{wanted}' on these backbones (fingerprint {self.backbones().name}) under "
-                    f"{self.checkpoint_root}/, and none is shipped at {path}: train that stage first, or name a file "
-                    f"with {'--ckpt_path' if testing else '--model.init_args.init_from'}"
+                    f"no finished checkpoint of stage '{wanted}' on these backbones (fingerprint "
+                    f"{self.backbones().name}) and data under {self.checkpoint_root}/, and none is shipped at {path}: "
+                    f"train that stage first, or name one by {naming}"
                 )
+            about = chosen.about or "shipped with the project"
         names = self.names_of(wanted)
         load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, backbones=self.backbones())
         payload = read_checkpoint(path)
         self.tasks = set(payload.get("tasks", []))  # what stage 1 has trained, stage 2 has too
         self.costs_before = payload.get("costs", [])
-        rank_zero_info(f"{'Evaluating' if testing else 'Starting from'} the weights of {path}")
+        rank_zero_info(
+            f"{'Evaluating' if testing else 'Starting from'} the weights of {path}{f' ({about})' if about else ''}"
+        )
         return str(path)
 
     # Training
 
     def setup(self, stage: str) -> None:
-        """Settles how many samples a step has."""
+        """Settles, before a training, how many samples a step has.
+
+        Raises:
+            UserError: If that does not come out, or what is trained would be kept in half precision.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.trainer.precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"trainer.precision={self.trainer.precision} would keep what is trained in half precision, where steps "
+                "as small as these are rounded away: choose bf16-mixed, which keeps the frozen networks in bf16 too"
+            )
         if stage == "fit" and (batch_size := getattr(data, "batch_size", None)):
             settle_global_batch(self.trainer, batch_size, getattr(data, "global_batch", None))
 
     def draw_noise(self, batch: Batch) -> DiffusionNoise:
-        """The random part of L_ddpm of this step."""
+        """The random part of L_ddpm of this step; a validation always has that of the first."""
         draws = NoiseConfig(self.seed, self.ddpm_samples, self.ddpm_draws, self.drop_condition)
-        return draw_noise(self.model.decoder, batch, self.global_step, draws)
+        validating = self._trainer is not None and self.trainer.validating
+        return draw_noise(self.model.decoder, batch, 0 if validating else self.global_step, draws)
 
     @cached_property
     def useful_work(self) -> Any:
@@ -213,7 +244,9 @@ class TrainingModule(PredictingModule):
         config = self.optim
         groups: Any = rated_groups(self.trained_parts(), config.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.betas)
-        total = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        self._total_steps = int(steps) if math.isfinite(steps) else None
+        total = int(steps)
         if config.schedule == "cosine":
             warmup = min(config.warmup_steps, max(0, total - 1))
             schedule = cosine_schedule(optimizer, warmup, total)
@@ -240,6 +273,7 @@ class TrainingModule(PredictingModule):
         checkpoint["tasks"] = sorted(self.tasks)
         checkpoint["costs"] = [*self.costs_before, self.cost.as_dict()]
         checkpoint["config"] = self.model_config()
+        checkpoint[RUN] = run_record(self._trainer, self.global_step, self._total_steps, self.shortened)
 
     def model_config(self) -> dict[str, Any]:
         """Settings from which the model is built again, by their names in ``model.init_args``, and its text layout."""

@@ -9,6 +9,7 @@ from m2chat.errors import UserError
 from m2chat.models.config import DecoderConfig
 from m2chat.pipeline.conditions import Conditioner
 from m2chat.pipeline.replier import Given
+from m2chat.ranges import check_number, check_settings
 
 _Config = TypeVar("_Config")
 
@@ -40,6 +41,9 @@ class OptimConfig:
         schedule: Learning rate after warm-up: ``cosine`` falls to zero over the run, ``step`` is multiplied by 0.1
             every `drop_every_epochs`.
         drop_every_epochs: Epochs between drops.
+
+    Raises:
+        UserError: If a number is out of its range.
     """
 
     lr: float = 1e-4
@@ -50,6 +54,14 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule: Literal["cosine", "step"] = "cosine"
     drop_every_epochs: int = 5
+
+    def __post_init__(self) -> None:
+        kinds = {name: "lr" for name in ("lr", "lr_language", "lr_visual")}
+        check_settings(
+            "optim", self, {**kinds, **{name: name for name in ("weight_decay", "warmup_steps", "drop_every_epochs")}}
+        )
+        for number, beta in enumerate(self.betas):
+            check_number(f"optim.betas[{number}]", beta, "beta")
 
     def language_rates(self) -> tuple[float, float]:
         """Peak rates of the language model and of its visual query's encoder."""
@@ -75,6 +87,9 @@ class EvalConfig:
         weights: ``none`` evaluates the model before any training.
         resume: Folder of an interrupted ``lightning test`` with the same settings and weights, whose replies are
             reused. The number of processes may differ.
+
+    Raises:
+        UserError: If a number is out of its range.
     """
 
     given: Given = "nothing"
@@ -88,6 +103,11 @@ class EvalConfig:
     conditioner: Conditioner = "m3adapter"
     weights: Literal["auto", "none"] = "auto"
     resume: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(
+            "evaluation", self, {name: name for name in ("steps", "guidance", "seed", "max_text_tokens", "max_tokens")}
+        )
 
     def drawing(self, decoder: DecoderConfig) -> tuple[int, float]:
         """Steps and guidance, those of the image decoder where none are set."""

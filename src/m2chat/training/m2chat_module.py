@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -16,7 +17,8 @@ from m2chat.models.config import M3AdapterConfig
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.pipeline.replier import Replier
-from m2chat.schema import Batch
+from m2chat.ranges import check_settings
+from m2chat.schema import Batch, Prediction
 from m2chat.training.base_module import TrainingModule
 from m2chat.training.config import required
 from m2chat.training.global_batch import weights_of_means
@@ -36,6 +38,7 @@ class M2ChatModule(TrainingModule):
     def __init__(self, m3adapter: M3AdapterConfig | None = None, phi: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.m3adapter, self.phi = required(m3adapter, "m3adapter", "configs/m3adapter/micro.yaml"), phi
+        check_settings("model.init_args", self, {"phi": "loss_weight"})
 
     def build(self) -> M2ChatModel:
         """The pretrained networks, and a connector that has learned nothing.
@@ -86,6 +89,24 @@ class M2ChatModule(TrainingModule):
         )
         weights = weights_of_means(torch.stack([drawn.sum(), batch.has_target.sum()]))
         return ddpm * weights[0], align * weights[1]
+
+    @abstractmethod
+    def loss_parts(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch and its parts by name."""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """Replies for the metric callbacks; logs the loss of the batch too, always with the same noise.
+
+        Several processes may have different numbers of batches, and the losses are means over all of them: there,
+        and where a feature cache replaces networks, a validation has no loss.
+        """
+        if self._trainer is not None and self.trainer.world_size == 1 and not self._has_cache():
+            for name, value in self.loss_parts(batch).items():
+                self.log(f"val/{name}", value, batch_size=len(batch))
+        return super().validation_step(batch, batch_idx)
+
+    def _has_cache(self) -> bool:
+        return getattr(getattr(self._trainer, "datamodule", None), "features", None) is not None
 
     def model_config(self) -> dict[str, Any]:
         """Settings that it takes to build the model again."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2chat.ranges import check_settings
 from m2chat.schema import Batch
 from m2chat.training.global_batch import TextMean, global_text_loss
 from m2chat.training.m2chat_module import M2ChatModule
@@ -37,6 +38,7 @@ class M3FTModule(M2ChatModule):
     ) -> None:
         super().__init__(init_from=init_from, **kwargs)
         self.lambda_text, self.text_mean, self.align_context = lambda_text, text_mean, align_context
+        check_settings("model.init_args", self, {"lambda_text": "loss_weight", "align_context": "share"})
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The losses of Eq. 7, and the gate and its cosine for the log."""
@@ -49,6 +51,10 @@ class M3FTModule(M2ChatModule):
         total = self.lambda_ddpm * ddpm + self.phi * align + self.lambda_text * text
         losses = {"loss": total, "loss_ddpm": ddpm, "loss_align": align, "loss_text": text}
         return losses, output.condition.gate, output.condition.cosine
+
+    def loss_parts(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch and its parts by name."""
+        return self.losses(batch)[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of Eq. 7."""

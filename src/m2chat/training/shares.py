@@ -210,6 +210,8 @@ def read_metadata(folder: Path) -> Metadata:
     """
     path = folder / METADATA
     try:
+        if not path.is_file():  # a pipe would be waited for without end
+            raise FileNotFoundError("there is no such file")
         reader = _MetadataUnpickler(path.read_bytes())
         return reader.metadata(reader.load())
     except PICKLE_ERRORS as error:

@@ -1,14 +1,14 @@
-"""What the worlds have in common: shards that are written once, and the judging of a reply by verdicts."""
+"""What the worlds have in common: shards that are written once, a builder of conversations, verdicts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from m2chat.files import locked, whole_folder
-from m2chat.schema import Picture
+from m2chat.schema import Image, Kind, Picture, Sample, Turn
 from m2chat.world import MARK, Attributes, Judged, Target
 
 
@@ -35,6 +35,84 @@ def generate_once(root: Path, version: Mapping[str, Any], write: Callable[[Path]
             with whole_folder(root, replace=True) as part:
                 write(part)
                 (part / MARK).write_text(wanted)
+
+
+class HasAttributes(Protocol):
+    """A scene: what a picture shows."""
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Everything that a judge reads."""
+
+
+S = TypeVar("S", bound=HasAttributes)
+
+
+class ConversationBuilder(Generic[S]):
+    """Collects turns, pictures and scenes of a conversation.
+
+    Args:
+        draw: The picture of a scene.
+        named_in: Attributes that a text names.
+        hidden: Attributes that a caption may leave to the context picture.
+    """
+
+    def __init__(
+        self, draw: Callable[[S], Picture], named_in: Callable[[str], Attributes], hidden: Sequence[str]
+    ) -> None:
+        self.draw, self.named_in, self.hidden = draw, named_in, hidden
+        self.turns: list[Turn] = []
+        self.images: list[Image] = []
+        self.scenes: list[S] = []
+        self.omitted: dict[str, list[str]] = {}
+
+    def picture(self, scene: S, caption: str) -> int:
+        """Draws a scene and returns its index."""
+        pixels = self.draw(scene)
+        self.images.append(Image(pixels, caption, (pixels.shape[0], pixels.shape[1])))
+        self.scenes.append(scene)
+        return len(self.images) - 1
+
+    def unnamed(self) -> list[str]:
+        """What the newest picture's caption leaves out; the next one's does too, unless it changes just that."""
+        named = self.named_in(self.images[-1].caption)
+        return [name for name in self.hidden if name not in named]
+
+    def user(self, *parts: str | int) -> None:
+        """The user's turn."""
+        self.turns.append(Turn("user", parts))
+
+    def assistant(self, *parts: str | int, looks_back: bool = True) -> None:
+        """A reply; records the attributes of its picture that only the context picture shows.
+
+        Args:
+            parts: Texts and pictures.
+            looks_back: Whether the picture continues an earlier one.
+        """
+        turn = Turn("assistant", tuple(part for part in parts if part != ""))
+        for target in turn.pictures:
+            attributes = self.scenes[target].attributes
+            texts = [image.caption for image in self.images] + [item.text for item in self.turns]
+            named = {name for text in texts for name in self.named_in(text)}
+            if target and looks_back:
+                before = self.scenes[target - 1].attributes
+                there = [name for name in self.hidden if attributes.get(name) and name not in named]
+                if hidden := [name for name in there if before.get(name) == attributes[name]]:
+                    self.omitted[str(len(self.turns))] = hidden
+        self.turns.append(turn)
+
+    def sample(self, kind: Kind, source: str, number: int, **more: Any) -> Sample:
+        """The finished conversation.
+
+        Args:
+            kind: Task that it is an example of.
+            source: Name of the data set.
+            number: Number in the data set.
+            more: Further fields of the sample.
+        """
+        meta = {"scenes": [scene.attributes for scene in self.scenes], "omitted": self.omitted}
+        turns, images = tuple(self.turns), tuple(self.images)
+        return Sample(f"{source}/{number:06d}", turns, images, kind=kind, source=source, meta=meta, **more)
 
 
 class _Verdict(Protocol):

@@ -23,6 +23,7 @@ SHOTS = os.environ.get("M2CHAT_SHOTS")
 """A folder for screenshots, to look at them."""
 STEPS = 25 if SHOTS else 2
 """Denoising steps: few where nobody looks."""
+CONTRAST = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8").partition("\n")[2]
 WAIT = 60_000
 """Milliseconds; long, because the machine may be busy."""
 
@@ -134,6 +135,10 @@ class Visitor:
             box.blur()
         return panel
 
+    def faint(self) -> list[Any]:
+        """Texts that are seen and whose contrast is too low: contrast, text, class."""
+        return list(self.page.evaluate(CONTRAST))
+
     def shot(self, name: str) -> None:
         """Keeps a screenshot, where that is asked for."""
         if SHOTS:
@@ -153,8 +158,9 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Visitor]]:
     wrong: list[str] = []
     contexts = []
 
-    def opened(width: int = 1200) -> Visitor:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, offline=False))
+    def opened(width: int = 1200, scheme: str = "light") -> Visitor:
+        size = {"width": width, "height": 900 if width > 640 else 844}
+        contexts.append(browser.new_context(viewport=size, color_scheme=scheme, offline=False))
         return Visitor(contexts[-1].new_page(), address, wrong)
 
     yield opened

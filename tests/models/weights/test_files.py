@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from argparse import Namespace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from m2chat.models.weights.files import (
     read_tensors,
 )
 from m2chat.models.weights.loading import fill, on_meta
+from m2chat.pipeline.run_settings import read_settings, run_settings
 
 TENSORS = {"a": torch.arange(1000.0), "b": torch.ones(3, 4).half()}
 
@@ -71,6 +73,43 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.Monke
     assert read_pickled(Path("whole.pth"), "x")["args"].lr == 0.1
     torch.save(TENSORS, "old.pth", _use_new_zipfile_serialization=False)
     assert torch.equal(read_tensors(Path("old.pth"), "x")["a"], TENSORS["a"])
+
+
+def test_no_refusal_quotes_the_advice_to_switch_the_guard_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(TENSORS, tmp_path / "a.pth")
+    advice = "Weights only load failed. Re-running `torch.load` with `weights_only` set to `False`"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise pickle.UnpicklingError(f"{advice} will likely succeed")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(UserError, match="something else than tensors") as refused:
+        read_pickled(tmp_path / "a.pth", "x")
+    assert "weights_only" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["[1]", "5", "[" * 5000, '"a"', "null"])
+def test_a_description_is_an_object(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"x: .*config\.json (is not JSON|holds no object)"):
+        load_json(tmp_path / "config.json", "x")
+
+
+def test_what_lies_beside_a_checkpoint_neither_hangs_nor_ends_in_a_traceback(tmp_path: Path) -> None:
+    beside = tmp_path / "config.yaml"
+    os.mkfifo(beside)
+    assert run_settings(tmp_path / "a.ckpt", {}) is None
+    with pytest.raises(UserError, match="there is no file"):
+        read_settings(beside)
+    beside.unlink()
+    broken = [
+        b"a: [", b"\xff\xfe\x00", b"[]", b"model: 5", b"[" * 5000, b"model: {init_args: {backbone: [1]}}",
+        b"model: {init_args: {backbone: /dev/zero}}", b"!!python/object/apply:os.system ['touch exploded']",
+    ]  # fmt: skip
+    for content in broken:
+        beside.write_bytes(content)
+        with pytest.raises(UserError, match=r"config\.yaml is not the configuration of a training run"):
+            run_settings(tmp_path / "a.ckpt", {})
 
 
 def test_a_pointer_is_not_the_weights(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from m2chat.integrity import verify_folder
 from m2chat.models.config import BackboneConfig, DecoderConfig
 from m2chat.models.fingerprints import drawing_fingerprint
 from m2chat.models.weights.files import load_json, require_no_code
-from m2chat.models.weights.script import PICKLE_ERRORS
+from m2chat.models.weights.script import PICKLE_ERRORS, reason_of
 from m2chat.pipeline.drawing import noise_seed, to_pictures
 from m2chat.pipeline.replier import Given
 from m2chat.schema import KINDS, Batch, Reply, Segment
@@ -82,8 +82,9 @@ class DiffusersModule(PredictingModule):
                     folder, torch_dtype=torch.float32, local_files_only=True
                 )
             except PICKLE_ERRORS as error:  # the libraries read weights and nothing else, and so refuse hidden code
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise UserError(f"backbone.image_decoder={str(folder)!r} could not be loaded: {reason}") from error
+                raise UserError(
+                    f"backbone.image_decoder={str(folder)!r} could not be loaded: {reason_of(error)}"
+                ) from error
         self._pipeline.set_progress_bar_config(disable=True)
 
     def configure_optimizers(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2chat.commands.arguments import existing, in_range, new_folder
 from m2chat.commands.common import add_device_options, device_of, dtype_of
 
 if TYPE_CHECKING:
@@ -22,15 +23,28 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "caption", help="write the missing captions of shards with the language model and its vision encoder"
     )
     parser.add_argument("shards", metavar="SHARDS", help="a .tar shard, a folder of them, or a pattern")
-    parser.add_argument("dst", type=Path, metavar="DST", help="folder for the captioned shards; those there are kept")
-    parser.add_argument("--language-model", default="data/micro/llama", help="folder (default: %(default)s)")
-    parser.add_argument("--adapter", default="data/micro/adapter/BIAS-micro.pth", help="file (default: %(default)s)")
+    parser.add_argument(
+        "dst", type=new_folder, metavar="DST", help="folder for the captioned shards; those there are kept"
+    )
+    parser.add_argument(
+        "--language-model", type=existing("folder"), default="data/micro/llama", help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--adapter",
+        type=existing("file"),
+        default="data/micro/adapter/BIAS-micro.pth",
+        help="file (default: %(default)s)",
+    )
     parser.add_argument(
         "--vision-encoder", default="data/micro/clip", help="folder or open_clip name and tag (default: %(default)s)"
     )
     parser.add_argument("--channel-order", choices=("rgb", "bgr"), default="rgb", help="of the adapter's training")
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: %(default)s)"
+        "--batch-size",
+        type=in_range("batch_size"),
+        default=16,
+        metavar="N",
+        help="pictures at once (default: %(default)s)",
     )
     add_device_options(parser)
     parser.set_defaults(run=run)
@@ -110,8 +124,8 @@ def run(options: argparse.Namespace) -> None:
 
     paths = local_shards(options.shards, "SHARDS")
     backbone = BackboneConfig(
-        options.language_model,
-        options.adapter,
+        str(options.language_model),
+        str(options.adapter),
         options.vision_encoder,
         image_decoder="",  # captions need none
         num_image_tokens=0,

@@ -8,18 +8,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+from m2chat.commands.arguments import existing, in_range, new_folder
+
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "images": ("--images", dict(type=Path, metavar="DIR", help="folder of the pictures")),
-    "captions": ("--captions", dict(type=Path, metavar="FILE", help="missing captions: lines of "
+    "images": ("--images", dict(type=existing("folder", "name the folder of the pictures"), metavar="DIR",
+    help="folder of the pictures")),
+    "captions": ("--captions", dict(type=existing("file"), metavar="FILE", help="missing captions: lines of "
                  '{"media_key": "...", "caption": "..."}')),
     "text_as_caption": ("--text-as-caption", dict(action="store_true", help="a picture without a caption gets the text "
                         "of its turn")),
     "split": ("--split", dict(default="", help="part of the data set, as its files are named (train, val2014, ...)")),
     "form": ("--as", dict(dest="form", choices=["caption", "instruct"], default="caption", help="kind that pairs "
              "become; instruct varies the request (default: %(default)s)")),
-    "min_aesthetic": ("--min-aesthetic", dict(type=float, metavar="SCORE", help="leave out pictures whose aesthetic "
+    "min_aesthetic": ("--min-aesthetic", dict(type=in_range("score"), metavar="SCORE",
+                      help="leave out pictures whose aesthetic "
                       "score is lower or unknown")),
-    "sample": ("--sample", dict(type=int, default=0, metavar="N", help="choose N pictures by seed (30000 is the usual "
+    "sample": ("--sample", dict(type=in_range("number"), default=0, metavar="N",
+               help="choose N pictures by seed (30000 is the usual "
                "evaluation)")),
     "encoding": ("--encoding", dict(default="", metavar="NAME", help="of text files without a byte order mark "
                  "(default: UTF-8)")),
@@ -27,7 +32,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
                 "or source, target, instruction, source_caption, target_caption; also id, session, turn")),
     "rows_from": ("--rows-from", dict(type=int, choices=[0, 1], help="number of the first row, if pictures are named "
                   "by rows (default: what their numbers show)")),
-    "seed": ("--seed", dict(type=int, default=0, help="seed of the choice (default: %(default)s)")),
+    "seed": ("--seed", dict(type=in_range("seed"), default=0, help="seed of the choice (default: %(default)s)")),
 }  # fmt: skip
 """Flag and argparse settings of what only some formats have."""
 
@@ -42,9 +47,9 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     formats = parser.add_subparsers(title="formats", metavar="KIND", dest="format", required=True)
     for name, form in FORMATS.items():
         command = formats.add_parser(name, help=form.summary, description=form.summary)
-        command.add_argument("src", type=Path, metavar="SRC", help=form.reads)
+        command.add_argument("src", type=existing(remedy="name the raw data"), metavar="SRC", help=form.reads)
         command.add_argument(
-            "dst", type=Path, metavar="DST", help="folder for the shards; a half done conversion goes on"
+            "dst", type=new_folder, metavar="DST", help="folder for the shards; a half done conversion goes on"
         )
         for option in form.options:
             flag, settings = _OPTIONS[option]
@@ -53,20 +58,30 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         command.add_argument("--name", default=form.source, help=f"name of the data set (default: {default})")
         command.add_argument("--license", default=form.license, help="terms, kept in every sample")
         command.add_argument(
-            "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all)"
+            "--workers",
+            type=in_range("workers"),
+            default=os.cpu_count() or 1,
+            metavar="N",
+            help="processes (default: all)",
         )
-        command.add_argument("--per-shard", type=int, default=1000, metavar="N", help="samples (default: %(default)s)")
         command.add_argument(
-            "--min-side", type=int, default=32, metavar="N", help="least side of a picture (default: %(default)s)"
+            "--per-shard", type=in_range("count"), default=1000, metavar="N", help="samples (default: %(default)s)"
+        )
+        command.add_argument(
+            "--min-side",
+            type=in_range("side"),
+            default=32,
+            metavar="N",
+            help="least side of a picture (default: %(default)s)",
         )
         command.add_argument(
             "--max-rejects",
-            type=float,
+            type=in_range("share"),
             default=0.5,
             metavar="SHARE",
             help="largest share of records that may become no sample (default: %(default)s)",
         )
-        command.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N records")
+        command.add_argument("--limit", type=in_range("number"), default=0, metavar="N", help="stop after N records")
         command.set_defaults(run=run)
 
 
@@ -74,20 +89,13 @@ def run(options: argparse.Namespace) -> None:
     """Converts, and prints the counts.
 
     Raises:
-        UserError: If a number makes no sense, the raw data are not there, give nothing or too little, or the folder
+        UserError: If the raw data are not there, give nothing or too little, or the folder
             holds something else.
     """
     from m2chat.data.converters.engine import convert
     from m2chat.data.converters.raw import Job
-    from m2chat.errors import UserError
     from m2chat.textfiles import checked_encoding
 
-    for setting, least in (("workers", 1), ("per_shard", 1), ("min_side", 1), ("limit", 0), ("sample", 0)):
-        if getattr(options, setting, least) < least:
-            flag = setting.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(options, setting)}: give a number of at least {least}")
-    if not 0 <= options.max_rejects <= 1:
-        raise UserError(f"--max-rejects {options.max_rejects}: give a share from 0 to 1")
     if name := getattr(options, "encoding", ""):
         checked_encoding(name)
     settings = {key: value for key, value in vars(options).items() if key != "run"}

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2chat.commands.arguments import CONFIG, device, existing, in_range
+from m2chat.commands.common import require_device
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,19 +35,35 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "`lightning fit --data.features OUT` then trains without loading those networks. A build that was interrupted "
         "goes on; the result is the same byte for byte. Further arguments override settings, as for `lightning`.",
     )
-    parser.add_argument("--config", action="append", required=True, help="as for `lightning`; may be repeated")
+    parser.add_argument(
+        "--config",
+        action="append",
+        type=existing("file", CONFIG),
+        required=True,
+        help="as for `lightning`; may be repeated",
+    )
     parser.add_argument("out", metavar="OUT", nargs="?", help="folder of the cache (default: data/features/"
                         "NAME, where `--data.features auto` looks)")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), help="precision of states and targets "
                         "(default: that of the training; int8 has a scale per token)")  # fmt: skip
     parser.add_argument("--text", choices=("kept", "recomputed"), default="kept", help="whether the text encoders' "
                         "targets are kept, or computed in every step (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="samples at once (default: %(default)s)")
-    parser.add_argument("--chunk", type=int, default=1024, metavar="N", help="samples per file (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=in_range("batch_size"), default=32, metavar="N", help="samples at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--chunk",
+        type=in_range("batch_size"),
+        default=1024,
+        metavar="N",
+        help="samples per file (default: %(default)s)",
+    )
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="the I-th of N processes, from 0, that share "
                         "the work, on several GPUs or machines")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default: none)")
-    parser.add_argument("--device", help="device of the networks (default: cuda where there is one)")
+    parser.add_argument(
+        "--workers", type=in_range("num_workers"), default=0, metavar="N", help="processes that read (default: none)"
+    )
+    parser.add_argument("--device", type=device, help="device of the networks (default: cuda where there is one)")
     parser.add_argument("--estimate", action="store_true", help="print the size, and compute nothing")
     parser.set_defaults(run=run, rest=True)
 
@@ -62,12 +80,11 @@ def run(options: argparse.Namespace) -> None:
     from m2chat.data.feature_cache import READING, ROOT, STAGES, create, plan_part
     from m2chat.lightning_cli import read_config
 
-    for name in ("batch", "chunk"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: give a number of at least 1")
     if (options.out or "").startswith("-"):  # argparse takes a setting with a blank for OUT
         raise UserError(f"OUT comes before the settings: m2chat data features --config FILE OUT '{options.out}'")
     shard, shards = _shard(options.shard)
+    if options.device is not None:
+        require_device(options.device)
     settings, module = read_config(options.config, options.overrides)
     if module.stage not in STAGES:
         raise UserError(

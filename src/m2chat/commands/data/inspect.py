@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from m2chat.commands.arguments import in_range, new_file
+from m2chat.files import write_whole
 
 if TYPE_CHECKING:
     from m2chat.data.preview import Contents, Preview, Span
@@ -28,8 +30,10 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "which words are answer and caption, where the picture's slots stand, what the loss scores, what was cut.",
     )
     parser.add_argument("path", help="a .tar shard, a folder of them, or a pattern")
-    parser.add_argument("-n", type=int, default=3, metavar="N", help="samples to show (default: %(default)s)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="show them on a page with their pictures instead")
+    parser.add_argument(
+        "-n", type=in_range("number"), default=3, metavar="N", help="samples to show (default: %(default)s)"
+    )
+    parser.add_argument("--html", type=new_file, metavar="FILE", help="show them on a page with their pictures instead")
     parser.add_argument("--quick", action="store_true", help="read only what is shown, and count nothing")
     add_layout(parser)
     parser.set_defaults(run=run)
@@ -55,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     if options.html:
         from m2chat.data.preview_page import preview_page
 
-        options.html.write_text(preview_page(replies, options.path, layout.max_tokens), encoding="utf-8")
+        write_whole(options.html, [preview_page(replies, options.path, layout.max_tokens)])
         print(f"{len(replies)} replies are shown in {options.html}")
         return
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2chat.commands.arguments import CONFIG, existing, in_range
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,12 +19,23 @@ _SETTINGS = ("language_model", "num_image_tokens", "max_tokens", "prompt")
 def add_layout(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     group = parser.add_argument_group("tokens", "as a training run counts them; the micro scale's by default")
-    group.add_argument("--config", type=Path, metavar="FILE", help="a run's configuration, such as configs/stage2.yaml")
+    group.add_argument(
+        "--config",
+        type=existing("file", CONFIG),
+        metavar="FILE",
+        help="a run's configuration, such as configs/stage2.yaml",
+    )
     group.add_argument(
         "--tokenizer", dest="language_model", metavar="FOLDER", help="folder of the language model, for its tokenizer"
     )
-    group.add_argument("--image-tokens", dest="num_image_tokens", type=int, metavar="N", help="tokens per picture")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="longest sequence")
+    group.add_argument(
+        "--image-tokens",
+        dest="num_image_tokens",
+        type=in_range("num_image_tokens"),
+        metavar="N",
+        help="tokens per picture",
+    )
+    group.add_argument("--max-tokens", type=in_range("max_tokens"), metavar="N", help="longest sequence")
     group.add_argument("--prompt", choices=("auto", "alpaca", "chat"), help="format of the prompt")
 
 

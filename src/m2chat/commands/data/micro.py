@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from m2chat.commands.arguments import new_folder
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = actions.add_parser("micro", help="generate the data sets of a world, unless they are there already")
     parser.add_argument("--world", default="shapes", help="name of the generated world (default: %(default)s)")
-    parser.add_argument("--root", type=Path, help="folder to write; the world's usual one by default")
+    parser.add_argument("--root", type=new_folder, help="folder to write; the world's usual one by default")
     parser.set_defaults(run=run)
 
 

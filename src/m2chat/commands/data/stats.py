@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
+
+from m2chat.commands.arguments import new_file
+from m2chat.files import write_whole
 
 NOT_UTF8 = "{count} captions have bytes that are not UTF-8, read as U+FFFD; `m2chat data validate` lists them"
 """Notice of captions that are not read as they were written."""
@@ -21,7 +23,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         description="Counts without decoding pictures; `m2chat data validate` lists those that cannot be decoded.",
     )
     parser.add_argument("path", help="a .tar shard, a folder of them, or a pattern")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too, for programs")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the numbers there too, for programs")
     add_layout(parser)
     parser.set_defaults(run=run)
 
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     record = gather(options.path, layout_of(options)).record()
     print("\n".join(table(record)))
     if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, [json.dumps(record, indent=1), "\n"])
 
 
 def table(record: dict[str, Any]) -> list[str]:

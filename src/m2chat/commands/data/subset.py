@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from m2chat.commands.arguments import in_range, new_folder
 
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,13 +16,17 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "shards, and a larger choice contains every smaller one of the same seed.",
     )
     parser.add_argument("source", metavar="SRC", help="a .tar shard, a folder of them, or a pattern")
-    parser.add_argument("target", metavar="DST", type=Path, help="folder for the new shards")
+    parser.add_argument("target", metavar="DST", type=new_folder, help="folder for the new shards")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--count", type=int, metavar="N", help="number of samples")
-    size.add_argument("--share", type=float, metavar="F", help="share of the samples, above 0 and up to 1")
-    parser.add_argument("--seed", type=int, default=0, help="another seed chooses others (default: %(default)s)")
+    size.add_argument("--count", type=in_range("count"), metavar="N", help="number of samples")
+    size.add_argument("--share", type=in_range("part"), metavar="F", help="share of the samples, above 0 and up to 1")
+    parser.add_argument(
+        "--seed", type=in_range("seed"), default=0, help="another seed chooses others (default: %(default)s)"
+    )
     parser.add_argument("--without", metavar="SHARDS", help="leave out every sample that also occurs in these shards")
-    parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="samples per shard (%(default)s)")
+    parser.add_argument(
+        "--per-shard", type=in_range("count"), default=1000, metavar="N", help="samples per shard (%(default)s)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -37,11 +42,6 @@ def run(options: argparse.Namespace) -> None:
     if options.count is None and options.share is None and options.without is None:
         raise UserError("nothing to choose by: give --count N, --share F or --without SHARDS")
     share = 1.0 if options.share is None else options.share
-    if not 0 < share <= 1:
-        raise UserError(f"--share {share}: must be above 0 and at most 1")
-    for name, value in (("count", options.count), ("per-shard", options.per_shard)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be above 0")
     known = prints_in(options.without, "--without") if options.without else frozenset()
     choice = Choice(options.count, share, options.seed, known)
     shards = subset(options.source, options.target, choice, options.per_shard)

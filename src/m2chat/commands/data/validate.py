@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
+
+from m2chat.commands.arguments import new_file
+from m2chat.files import write_whole
 
 _SHOWN = 10
 """Number of faults per reason that are printed; `--json` writes all."""
@@ -19,7 +21,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         description="Reads everything, pictures too, and changes nothing. Exit code 1 if there is a fault.",
     )
     parser.add_argument("path", help="a .tar shard, a folder of them, or a pattern")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all faults there, for programs")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write all faults there, for programs")
     parser.set_defaults(run=run)
 
 
@@ -48,5 +50,5 @@ def run(options: argparse.Namespace) -> int:
             "counts": dict(report.counts.most_common()),
             "faults": [asdict(fault) for fault in report.faults],
         }
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, [json.dumps(record, indent=1), "\n"])
     return int(bool(report.faults))

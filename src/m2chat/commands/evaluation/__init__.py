@@ -6,7 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2chat.commands.arguments import CONFIG, existing, in_range, new_file, new_folder
 from m2chat.errors import UserError
+from m2chat.files import write_whole
+
+RUN = "name the folder of a `lightning test` run"
 
 if TYPE_CHECKING:
     from m2chat.commands.evaluation.swap import MeaningVerdict
@@ -22,55 +26,63 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     table.add_argument("--group", choices=("paper", "seeds"), default="paper", help="tables to write: the paper's and "
                        "the ablations, or every metric over the seeds (default: %(default)s)")  # fmt: skip
     table.add_argument(
-        "--seeds", type=int, nargs="+", help="seeds of `--group seeds`; each row's defaults if not given"
+        "--seeds", type=in_range("number"), nargs="+", help="seeds of `--group seeds`; each row's defaults if not given"
     )
-    table.add_argument("--logs", type=Path, default=Path("lightning_logs"), help="folder of runs: the newest is added "
-                       "to the paper's tables; pictures of those of `make seeds` are compared")  # fmt: skip
+    table.add_argument("--logs", type=Path, help="folder of runs whose newest is added to the "
+                       "paper's tables (default: none, so that a local run changes no table); of `--group seeds` the "
+                       "folder whose pictures are compared (default: lightning_logs)")  # fmt: skip
     table.add_argument("--format", choices=("markdown", "latex"), default="markdown")
-    table.add_argument("--into", type=Path, help="file to write instead of printing; the rest of a Markdown file stays")
-    table.add_argument("--plot", type=Path, help="SVG file to write")
+    table.add_argument(
+        "--into", type=new_file, help="file to write instead of printing; the rest of a Markdown file stays"
+    )
+    table.add_argument("--plot", type=new_file, help="SVG file to write")
     table.set_defaults(run=run_table)
 
     compare = ways.add_parser("compare", help="are two evaluations of the same samples different? paired bootstrap")
-    compare.add_argument("a", type=Path, help="folder of an evaluation")
-    compare.add_argument("b", type=Path, help="folder of another, on the same samples")
+    compare.add_argument("a", type=existing("folder", RUN), help="folder of an evaluation")
+    compare.add_argument("b", type=existing("folder", RUN), help="folder of another, on the same samples")
     compare.add_argument("--pictures", action="store_true", help="judge the pictures of both again, side by side")
     compare.add_argument("--world", help="generated world whose judge reads the pictures; as in A's results.json, or "
                          "shapes, if not given")  # fmt: skip
     compare.set_defaults(run=run_compare)
 
     folder = ways.add_parser("folder", help="score pictures and replies that another system has left on disk")
-    folder.add_argument("jsonl", type=Path, help="a line per sample, described in docs/evaluation.md")
-    folder.add_argument("out", type=Path, help="folder for results.json, predictions.jsonl and report.html")
-    folder.add_argument("--config", type=Path, required=True, help="configuration with the metrics, such as "
+    folder.add_argument("jsonl", type=existing("file"), help="a line per sample, described in docs/evaluation.md")
+    folder.add_argument("out", type=new_folder, help="folder for results.json, predictions.jsonl and report.html")
+    folder.add_argument("--config", type=existing("file", CONFIG), required=True,
+                        help="configuration with the metrics, such as "
                         "configs/eval_coco.yaml")  # fmt: skip
-    folder.add_argument("--reference", "--truth", type=Path, metavar="RUN", help="evaluation whose samples, by id, are "
+    folder.add_argument("--reference", "--truth", type=existing("folder", RUN), metavar="RUN",
+                        help="evaluation whose samples, by id, are "
                         "the reference")  # fmt: skip
     folder.add_argument("--name", default="", help="name of the system")
     folder.set_defaults(run=run_folder)
 
     swap = ways.add_parser("swap", help="evaluate again with other image decoders: is the meaning kept? paired table")
-    swap.add_argument("run_folder", metavar="RUN", type=Path, help="folder of an evaluation")
+    swap.add_argument("run_folder", metavar="RUN", type=existing("folder", RUN), help="folder of an evaluation")
     swap.add_argument("--decoder", action="append", required=True, metavar="PATH", help="what to draw with: folder, "
                       "single file, UNet, LoRA, or settings such as configs/decoder/lcm.yaml; may be given several "
                       "times")  # fmt: skip
-    swap.add_argument("--out", type=Path, help="folder of the new evaluations; swap/ in RUN by default")
-    swap.add_argument("--tolerance", type=float, default=5.0, help="points by which the share of right pictures may "
+    swap.add_argument("--out", type=new_folder, help="folder of the new evaluations; swap/ in RUN by default")
+    swap.add_argument("--tolerance", type=in_range("points"), default=5.0,
+                      help="points by which the share of right pictures may "
                       "differ for the meaning to be kept (default: %(default)s)")  # fmt: skip
     swap.add_argument("--lightning", default="lightning", help="command that evaluates")
     swap.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="arguments for every run; comes last")
     swap.set_defaults(run=run_swap)
 
     page = ways.add_parser("page", help="write report.html again, other evaluations' pictures beside (Fig. 4)")
-    page.add_argument("run_folder", metavar="RUN", type=Path, help="folder of an evaluation")
+    page.add_argument("run_folder", metavar="RUN", type=existing("folder", RUN), help="folder of an evaluation")
     page.add_argument("--beside", action="append", default=[], metavar="NAME=RUN", help="may be given several times")
-    page.add_argument("--out", type=Path, help="file to write; report.html in the folder by default")
+    page.add_argument("--out", type=new_file, help="file to write; report.html in the folder by default")
     page.set_defaults(run=run_page)
 
     moments = ways.add_parser("moments", help="FID moments of a folder of reference pictures, for FID's `reference`")
-    moments.add_argument("pictures", type=Path, help="folder of pictures, at any depth")
-    moments.add_argument("out", type=Path, help=".npz file to write")
-    moments.add_argument("--inception", type=Path, help="weights of Inception; the micro world's network if not given")
+    moments.add_argument("pictures", type=existing("folder"), help="folder of pictures, at any depth")
+    moments.add_argument("out", type=new_file, help=".npz file to write")
+    moments.add_argument(
+        "--inception", type=existing("file"), help="weights of Inception; the micro world's network if not given"
+    )
     moments.add_argument("--crop", action="store_true", help="cut out the middle square, as for COCO")
     moments.set_defaults(run=run_moments)
 
@@ -80,7 +92,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     rows.add_argument("--group", action="append", help="group of rows and evaluations to run: main (Tables 1 to 3), "
                       "ablation, or seeds (every metric and controls: `make seeds`); may be given several times; main "
                       "and ablation if not given")  # fmt: skip
-    rows.add_argument("--seeds", type=int, nargs="+", help="training seeds; each row's defaults if not given")
+    rows.add_argument(
+        "--seeds", type=in_range("number"), nargs="+", help="training seeds; each row's defaults if not given"
+    )
     rows.add_argument("--list", action="store_true", help="list the rows and exit")
     rows.add_argument("--dry", action="store_true", help="print the commands and run nothing")
     rows.add_argument("--shared", type=Path, default=Path("lightning_logs"), help="folder of the shared trainings")
@@ -92,7 +106,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _add_row_options(parser: argparse.ArgumentParser) -> None:
     """Where rows are described and their results kept."""
-    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder whose rows/ and ablations/ "
+    parser.add_argument("--configs", type=existing("folder", "name the configs/ of a clone"), default=Path("configs"),
+                        help="folder whose rows/ and ablations/ "
                         "describe the rows (default: %(default)s)")  # fmt: skip
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder in which the results of "
                         "each row are kept (default: %(default)s)")  # fmt: skip
@@ -108,7 +123,8 @@ def run_table(options: argparse.Namespace) -> None:
 
     rows = read_rows(options.configs)
     if options.group == "seeds":
-        folders = RunFolders(options.logs, options.logs / "rows")
+        logs = options.logs or Path("lightning_logs")
+        folders = RunFolders(logs, logs / "rows")
         tables = every_metric(rows, options.results, folders, options.seeds)
         notes = ["Written by `make seeds` from its runs; edit nothing here.", NOTE]
     else:
@@ -126,14 +142,14 @@ def run_table(options: argparse.Namespace) -> None:
     elif options.format == "markdown":
         write_section(options.into, text, "seeds" if options.group == "seeds" else "rows")
     else:
-        options.into.write_text(text, encoding="utf-8")
+        write_whole(options.into, [text])
     if options.plot is not None:
         charts = {
             title: [Bar(label, item.value, item.low, item.high) for label, item in values]
             for title, values in plotted(rows, options.results).items()
         }
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        options.plot.write_text(bar_charts(charts), encoding="utf-8")
+        write_whole(options.plot, [bar_charts(charts)])
 
 
 def run_compare(options: argparse.Namespace) -> None:

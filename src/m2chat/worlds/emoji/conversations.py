@@ -1,0 +1,361 @@
+"""Conversations of the emoji world: requests, wishes, small talk, questions, edits, dialogues, stories.
+
+In half of the edits, dialogues and stories the captions leave out style and skin tone (``meta["omitted"]``), which then
+only the context picture shows.
+
+Every text of a user belongs to one split by its hash, so no wording of a test conversation occurs in training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from m2chat.errors import UserError
+from m2chat.schema import Kind, Picture, Sample
+from m2chat.worlds import shared
+from m2chat.worlds.emoji.captions import caption_of, with_article
+from m2chat.worlds.emoji.edits import change_in_family, change_of_person
+from m2chat.worlds.emoji.families import families, poses, roles, stories
+from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, as_typed, phrases
+from m2chat.worlds.emoji.scenes import LICENSES, STYLES, Pictures, Scene, core_concepts, share, split_of
+
+Split = Literal["train", "val", "test"]
+Builder = shared.ConversationBuilder[Scene]
+HIDDEN = ("style", "tone")
+"""Attributes that a caption may leave to the context picture."""
+DATA_SETS = (
+    "instruct", "wish", "smalltalk", "ask", "edit", "similar", "dialogue", "mixed", "story", "unknown",
+)  # fmt: skip
+_TEST, _VAL = 0.08, 0.04
+"""Shares of the wordings that are kept for tests and for validation."""
+_TRIES = 1000
+"""Conversations that may be begun in vain: what was drawn for them has no picture."""
+_CORE = 3.0
+"""How much oftener a core concept is talked about than another."""
+_UNNAMED = "a picture"
+"""Caption of a shown picture that is to be looked at."""
+_DIALOGUES = (
+    "instruct similar", "wish similar", "moment restyle", "instruct restyle", "shown similar", "shown restyle",
+    "wish moment", "moment moment", "shown ask", "instruct ask", "edit restyle", "instruct unknown",
+)  # fmt: skip
+"""Steps of a dialogue beside one of words alone."""
+_MIXED = (
+    "edit edit",
+    "wish story",
+    "moment edit",
+    "edit ask",
+    "shown edit",
+    "edit similar",
+    "instruct story",
+    "unknown edit",
+)
+"""The same for dialogues with edits and stories."""
+
+_STYLE_WORDS = re.compile("|".join(STYLES.values()), re.IGNORECASE)
+_SKIN_WORDS = re.compile(r"\b((?:medium-)?(?:light|dark)|medium) skin", re.IGNORECASE)
+
+
+def named_in(text: str) -> dict[str, str]:
+    """The hidden attributes that a text names: style and skin tone."""
+    found: dict[str, str] = {}
+    if style := _STYLE_WORDS.search(text):
+        found["style"] = next(key for key, name in STYLES.items() if name.lower() == style[0].lower())
+    if tone := _SKIN_WORDS.search(text):
+        found["tone"] = tone[1].lower()
+    return found
+
+
+def split_of_words(text: str) -> Split:
+    """The split to which a user's wording belongs; letters and digits alone decide."""
+    place = share("words/" + re.sub(r"[^a-z0-9]+", "", text.lower()))
+    return "test" if place < _TEST else "val" if place < _TEST + _VAL else "train"
+
+
+def filled(words: str, phrase: str, **more: str) -> str:
+    """A phrase in its place: ``{np}``, or ``{Np}`` at the beginning of a sentence."""
+    return words.format(np=phrase, Np=phrase[:1].upper() + phrase[1:], **more)
+
+
+@dataclass
+class ConversationMaker:
+    """Makes conversations of one split.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        seed: Makes the stream of samples reproducible.
+        pictures: The world; training draws from what is not held out, tests from everything.
+    """
+
+    split: Split
+    seed: int
+    pictures: Pictures
+    rng: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(f"{self.seed}/{self.split}")
+        splits = split_of(self.pictures.scenes)
+        self._place = {
+            self._key(scene): index
+            for index, scene in enumerate(self.pictures.scenes)
+            if splits[index] == "train" or self.split == "test"
+        }
+        self._of_concept: dict[str, list[Scene]] = {}
+        self._of_subgroup: dict[tuple[str, str], list[Scene]] = {}
+        for index in self._place.values():
+            scene = self.pictures.scenes[index]
+            self._of_concept.setdefault(scene.concept, []).append(scene)
+            if scene.is_plain:
+                self._of_subgroup.setdefault((scene.subgroup, scene.style), []).append(scene)
+        core = set(core_concepts())
+        self._concepts = list(self._of_concept)
+        self._weights = [_CORE if concept in core else 1.0 for concept in self._concepts]
+
+    @staticmethod
+    def _key(scene: Scene) -> tuple[str, ...]:
+        return tuple(scene.attributes.values())
+
+    def builder(self) -> Builder:
+        """An empty conversation."""
+        return shared.ConversationBuilder(self._pixels, named_in, HIDDEN)
+
+    def _pixels(self, scene: Scene) -> Picture:
+        return self.pictures.pixels[self._place[self._key(scene)]]
+
+    def there(self, scene: Scene) -> Scene | None:
+        """The scene with these attributes, if there is a picture of it that may be shown."""
+        index = self._place.get(self._key(scene))
+        return None if index is None else self.pictures.scenes[index]
+
+    def scene(self, concept: str | None = None, style: str | None = None, plain: float = 0.8) -> Scene | None:
+        """A scene: the concept first, so that one with many skin tones is no more frequent; None if there is none."""
+        concept = concept or self.rng.choices(self._concepts, self._weights)[0]
+        scenes = [s for s in self._of_concept.get(concept, ()) if style is None or s.style == style]
+        if self.rng.random() < plain:
+            scenes = [s for s in scenes if s.is_plain] or scenes
+        return self.rng.choice(scenes) if scenes else None
+
+    def plain(self) -> Scene:
+        """A scene without attributes, of a concept that has one."""
+        while (scene := self.scene(plain=1.0)) is None or not scene.is_plain:
+            pass
+        return scene
+
+    def typed(self, make: Callable[[], str]) -> str:
+        """A text of the user, of the split's wordings.
+
+        Raises:
+            LookupError: If this text has no wording in the split.
+        """
+        for _ in range(_TRIES):
+            if split_of_words(text := as_typed(make(), self.rng)) == self.split:
+                return text
+        raise LookupError
+
+    def one(self, *texts: str) -> str:
+        """One of some texts."""
+        return self.rng.choice(texts)
+
+    def words(self, name: str, **fields: str) -> str:
+        """One of the wordings of a name in ``phrases.yaml``, with its places filled."""
+        return self.one(*phrases()[name]).format(**fields)
+
+    def answer(self, name: str, phrase: str) -> str:
+        """What the assistant says of a thing; without a verb where that would have to agree with a plural."""
+        answers = [text for text in phrases()[name] if " is " not in text or phrase.startswith(("a ", "an ", "the "))]
+        return filled(self.one(*answers), phrase)
+
+    def caption(self, scene: Scene, omit: Sequence[str] = ()) -> str:
+        """The exact caption, without what is left to the context picture."""
+        return caption_of(replace(scene, tone="") if "tone" in omit else scene, style="style" not in omit)
+
+    def make(self, name: str, number: int) -> Sample:
+        """Sample of a data set.
+
+        Args:
+            name: One of `DATA_SETS`.
+            number: Number of the sample in it.
+
+        Raises:
+            UserError: If no such conversation fits the pictures.
+        """
+        kinds: dict[str, Kind] = {"instruct": "instruct", "edit": "edit", "story": "story"}
+        for _ in range(_TRIES):
+            with contextlib.suppress(LookupError):
+                if (talk := self._try(name)) is not None:
+                    break
+        else:
+            raise UserError(f"no conversation of the kind {name} fits these pictures: add pictures to the world")
+        licences = sorted({LICENSES[scene.style] for scene in talk.scenes})
+        return talk.sample(kinds.get(name, "dialogue"), name, number, license=" and ".join(licences))
+
+    def _try(self, name: str) -> Builder | None:
+        talk = self.builder()
+        if name == "edit":
+            rounds = self.rng.choice((1, 2, 2, 3))
+            return talk if self._edit(talk) and all(self._edit(talk) for _ in range(rounds - 1)) else None
+        if name in ("dialogue", "mixed"):
+            plan = self.rng.choice(_DIALOGUES if name == "dialogue" else _MIXED).split()
+            plan.insert(self.rng.randrange(3), "smalltalk")
+        elif name == "smalltalk" and self.rng.random() < 0.4:
+            plan = [self.one("wish", "instruct", "moment"), "smalltalk"]
+        else:
+            plans = {"wish": [self.one("wish", "moment")], "ask": ["shown_ask"], "similar": ["shown", "similar"]}
+            plan = plans.get(name, [name])
+        return talk if all(getattr(self, f"_{step}")(talk) for step in plan) else None
+
+    def _reply(
+        self, talk: Builder, answer: str, scene: Scene, omit: Sequence[str] = (), looks_back: bool = True
+    ) -> bool:
+        talk.assistant(answer, talk.picture(scene, self.caption(scene, omit)), looks_back=looks_back)
+        return True
+
+    def _instruct(self, talk: Builder) -> bool:
+        """A request that names what to draw, with the style in half of the cases."""
+        scene = self.scene(plain=0.6)
+        if scene is None:
+            return False
+        omit = () if self.rng.random() < 0.5 else ("style",)
+        phrase, short = self.caption(scene, omit), self.caption(scene, ("style",))
+        talk.user(self.typed(lambda: self.words("requests", np=phrase)))
+        return self._reply(talk, self.answer("request_answers", short), scene, omit, looks_back=False)
+
+    def _wish(self, talk: Builder) -> bool:
+        """A wish that names keywords alone."""
+        scene = self.plain()
+        words = [word for word in scene.keywords if word.lower() not in scene.label.lower()]
+        if len(words) < 2:
+            return False
+        k, l = self.rng.sample(words, 2)  # noqa: E741
+        talk.user(self.typed(lambda: self.words("wishes", k=k, l=l)))
+        phrase = self.caption(scene, ("style",))
+        return self._reply(talk, self.answer("wish_answers", phrase), scene, ("style",), looks_back=False)
+
+    def _moment(self, talk: Builder) -> bool:
+        """Something that is mentioned by the way, and a picture of it."""
+        scene = self.plain()
+        kind = next((k for begin, k in KIND_OF_GROUP.items() if scene.subgroup.startswith(begin)), None)
+        if kind is None and scene.group in ("objects", "activities"):
+            kind = "thing"
+        if kind is None or ":" in scene.label:
+            return False
+        phrase = self.caption(scene, ("style",))
+        talk.user(self.typed(lambda: filled(self.one(*phrases()["moments"][kind]), phrase, noun=scene.label)))
+        return self._reply(talk, self.answer("moment_answers", phrase), scene, ("style",), looks_back=False)
+
+    def _smalltalk(self, talk: Builder) -> bool:
+        """Something that is answered in words alone."""
+        pair = self.rng.choice(phrases()["small_talk"])
+        talk.user(self.typed(lambda: self.one(*pair["said"])))
+        talk.assistant(self.one(*pair["answers"]))
+        return True
+
+    def _unknown(self, talk: Builder) -> bool:
+        """A request for something that has no picture in this world: it is said so, and nothing is drawn."""
+        phrase = with_article(self.words("unknown"))
+        talk.user(self.typed(lambda: self.words("requests", np=phrase)))
+        talk.assistant(self.answer("unknown_answers", phrase))
+        return True
+
+    def _shown(self, talk: Builder, ask: bool = False) -> bool:
+        """The user shows a picture and has it changed or asks about it."""
+        scene = self.scene(plain=0.7)
+        if scene is None:
+            return False
+        caption = _UNNAMED if ask and self.rng.random() < 0.5 else self.caption(scene, self._omitted())
+        return self._question(talk, scene, talk.picture(scene, caption))
+
+    def _shown_ask(self, talk: Builder) -> bool:
+        """The same, where in half of the cases nothing but the picture says what it shows."""
+        return self._shown(talk, ask=True)
+
+    def _omitted(self) -> Sequence[str]:
+        return HIDDEN if self.rng.random() < 0.5 else ()
+
+    def _ask(self, talk: Builder) -> bool:
+        """A question about the newest picture."""
+        return bool(talk.scenes) and self._question(talk, talk.scenes[-1])
+
+    def _question(self, talk: Builder, scene: Scene, *shown: int) -> bool:
+        words = [word for word in scene.keywords if word.lower() not in scene.label.lower()]
+        kinds = ["name", "name", "style", *(["keyword"] if len(words) > 2 else [])]
+        kind = self.one(*kinds)
+        talk.user(*shown, self.typed(lambda: self.words(f"ask_{kind}")))
+        if kind == "name":
+            answer = self.answer("name_answers", self.caption(scene, ("style",)))
+        elif kind == "style":
+            answer = self.words("style_answers", style=STYLES[scene.style])
+        else:
+            first = self.rng.sample(words, 3)
+            answer = self.words("keyword_answers", ks=f"{first[0]}, {first[1]} and {first[2]}")
+        talk.assistant(answer)
+        return True
+
+    def _restyle(self, talk: Builder) -> bool:
+        """The newest picture in another style."""
+        if not talk.scenes:
+            return False
+        last = talk.scenes[-1]
+        after = self.there(replace(last, style=self.one(*(style for style in STYLES if style != last.style))))
+        if after is None:
+            return False
+        name = STYLES[after.style]
+        talk.user(self.typed(lambda: self.words("restyle", style=name)))
+        return self._reply(talk, self.words("restyle_answers", style=name), after)
+
+    def _similar(self, talk: Builder) -> bool:
+        """Another picture of the newest one's kind, in its style."""
+        if not talk.scenes:
+            return False
+        last = talk.scenes[-1]
+        others = [s for s in self._of_subgroup.get((last.subgroup, last.style), ()) if s.concept != last.concept]
+        if not others:
+            return False
+        scene = self.rng.choice(others)
+        talk.user(self.typed(lambda: self.words("similar")))
+        answer = self.answer("similar_answers", self.caption(scene, ("style",)))
+        return self._reply(talk, answer, scene, talk.unnamed())
+
+    def _edit(self, talk: Builder) -> bool:
+        """A change of the newest picture, or of one that the user shows."""
+        if talk.scenes:
+            return self._change(talk, talk.scenes[-1], talk.unnamed())
+        before = self._editable()
+        if before is None:
+            return False
+        omit = self._omitted()
+        return self._change(talk, before, omit, talk.picture(before, self.caption(before, omit)))
+
+    def _editable(self) -> Scene | None:
+        """A scene that an instruction can change."""
+        if self.rng.random() < 0.3:
+            return self.scene(self.one(*poses(), *roles(), "person"), plain=0.3)
+        family = self.rng.choice(families())
+        return self.scene(self.one(*family.members.values()))
+
+    def _change(self, talk: Builder, before: Scene, omit: Sequence[str], *shown: int) -> bool:
+        change = self.rng.choice((change_in_family, change_of_person))(before, self.there, self.rng)
+        if change is None:
+            return False
+        after = change.after
+        talk.user(*shown, self.typed(lambda: self.one(*change.instructions)))
+        changed = [name for name in HIDDEN if before.attributes[name] != after.attributes[name]]
+        return self._reply(talk, self.one(*change.answers), after, [name for name in omit if name not in changed])
+
+    def _story(self, talk: Builder) -> bool:
+        """Four pictures in one style; the user gives the first line."""
+        story = self.rng.choice(stories())
+        style = self.one(*STYLES)
+        scenes = [self.scene(concept, style, plain=1.0) for concept, _ in story.frames]
+        omit = ("style",) if self.rng.random() < 0.5 else ()
+        manner = "" if omit else f" in {STYLES[style]} style"
+        talk.user(self.typed(lambda: self.one(*story.openers) + manner))
+        for scene, (_, sentences) in zip(scenes, story.frames, strict=True):
+            if scene is None:
+                return False
+            self._reply(talk, self.one(*sentences), scene, omit)
+        return True

@@ -1,0 +1,73 @@
+"""What people and the assistant of the emoji world say (``phrases.yaml``), and how people type."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+KIND_OF_GROUP: dict[str, str] = {
+    "animal-": "animal", "plant-": "plant", "food-": "food", "drink": "drink", "heart": "heart", "face-": "feeling",
+    "cat-face": "feeling", "sky-weather": "weather", "place-": "place", "hotel": "place", "transport-ground": "vehicle",
+    "transport-air": "vehicle", "transport-water": "vehicle", "person-role": "person", "person-fantasy": "person",
+    "sport": "sport",
+}  # fmt: skip
+"""Beginning of CLDR's subgroup, and the kind of moment that fits; anything else is a thing."""
+_SHORT = {
+    "you": "u",
+    "please": "pls",
+    "are": "r",
+    "thanks": "thx",
+    "because": "cos",
+    "for": "4",
+    "I am": "im",
+    "I'm": "im",
+}
+
+
+@cache
+def phrases() -> dict[str, Any]:
+    """Wordings by name: texts with places for what they are about; ``moments`` by kind, ``small_talk`` in pairs."""
+    contents: dict[str, Any] = yaml.safe_load(
+        files("m2chat.worlds.emoji").joinpath("phrases.yaml").read_text(encoding="utf-8")
+    )
+    return contents
+
+
+def as_typed(text: str, rng: random.Random) -> str:
+    """A text as somebody might type it: capitals, marks and letters out of place in a third of the cases.
+
+    Args:
+        text: The text, in plain spelling.
+        rng: Source of randomness.
+    """
+    kind = rng.random()
+    if rng.random() < 0.4:
+        text = text[:1].upper() + text[1:]
+    if rng.random() < 0.3 and text[-1:].isalpha():
+        text += rng.choice((".", "!", ".", "…"))
+    if kind < 0.08:
+        return _misspelt(text, rng)
+    if kind < 0.16:
+        return text.lower().rstrip("?.!")
+    if kind < 0.19:
+        return text.upper()
+    if kind < 0.24:
+        words = [_SHORT.get(word, word) for word in text.split()]
+        return " ".join(words).rstrip(".")
+    if kind < 0.30:
+        return rng.choice(("hey, ", "well, ", "hm, ", "ok, ", "so ", "and ")) + text[:1].lower() + text[1:]
+    return text
+
+
+def _misspelt(text: str, rng: random.Random) -> str:
+    """A text with one letter left out, doubled, or swapped with the next."""
+    places = [i for i in range(1, len(text) - 1) if text[i].isalpha() and text[i + 1].isalpha()]
+    if not places:
+        return text
+    i = rng.choice(places)
+    kinds = (text[:i] + text[i + 1 :], text[:i] + text[i] + text[i:], text[:i] + text[i + 1] + text[i] + text[i + 2 :])
+    return rng.choice(kinds)

@@ -1,0 +1,139 @@
+"""Conversations of the emoji world: their words, their pictures, and what no training conversation shows."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2chat.errors import UserError
+from m2chat.schema import Sample
+from m2chat.worlds.emoji.conversations import DATA_SETS, HIDDEN, ConversationMaker, named_in, split_of_words
+from m2chat.worlds.emoji.families import families, poses, roles, stories
+from m2chat.worlds.emoji.phrases import phrases
+from m2chat.worlds.emoji.scenes import GENDERS, SIZE, STYLES, TONES, Pictures, Scene, split_of
+
+
+@cache
+def everything() -> Pictures:
+    """A flat picture for every concept that families and stories name, and people in all their kinds."""
+    things = {c: f.noun for f in families() for c in f.members.values()} | {
+        concept: "story" for story in stories() for concept, _ in story.frames
+    }
+    scenes = [
+        Scene(name, style, label=name, keywords=("one word", "another", "a third"), group="objects", subgroup=kind)
+        for style in STYLES
+        for name, kind in things.items()
+    ]
+    scenes += [
+        Scene(name, style, tone, "", gender, f"{gender} {name}".strip(), (), "people-body", "person-role")
+        for style in STYLES
+        for name in (*poses(), *roles())
+        for tone in TONES
+        for gender in GENDERS[:3]
+        if name not in things
+    ]
+    pixels = np.zeros((len(scenes), SIZE, SIZE, 3), np.uint8)
+    pixels += np.arange(len(scenes), dtype=np.uint32).astype(np.uint8)[:, None, None, None]
+    return Pictures(tuple(scenes), pixels)
+
+
+@cache
+def samples(split: str, name: str, count: int = 60) -> list[Sample]:
+    maker = ConversationMaker(split, 0, everything())  # type: ignore[arg-type]
+    return [maker.make(name, number) for number in range(count)]
+
+
+def scenes_of(sample: Sample) -> list[dict[str, str]]:
+    return list(sample.meta["scenes"])
+
+
+def said(sample: Sample) -> list[str]:
+    return [turn.text for turn in sample.turns if turn.role == "user"]
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_a_data_set(name: str) -> None:
+    made = samples("train", name)
+    again = ConversationMaker("train", 0, everything()).make(name, 0)
+    assert [turn.parts for turn in again.turns] == [turn.parts for turn in made[0].turns]
+    kinds = {sample.kind for sample in made}
+    assert kinds == {name if name in ("instruct", "edit", "story") else "dialogue"}
+    for sample in made:
+        assert sample.turns[0].role == "user" and all(text.strip() for text in said(sample))
+        assert "{" not in " ".join(turn.text for turn in sample.turns)
+        drawn = [turn for turn in sample.turns if turn.role == "assistant" and turn.pictures]
+        assert all(sample.images[index].caption for turn in sample.turns for index in turn.pictures)
+        assert len(sample.meta["scenes"]) == len(sample.images)
+        if name in ("ask", "unknown"):
+            assert not drawn
+        if name == "story":
+            assert len(drawn) == 4 and len({scene["style"] for scene in sample.meta["scenes"]}) == 1
+    assert len({text for sample in made for text in said(sample)}) > 25
+
+
+def test_no_wording_of_a_user_is_in_two_splits() -> None:
+    texts = {
+        split: {text for name in DATA_SETS for sample in samples(split, name, 12) for text in said(sample)}
+        for split in ("train", "val", "test")
+    }
+    for split, found in texts.items():
+        assert len(found) > 100 and {split_of_words(text) for text in found} == {split}
+    assert split_of_words("Draw a cat!") == split_of_words("draw a cat")
+
+
+def test_half_of_the_edits_leave_style_and_skin_to_the_picture() -> None:
+    for name in ("edit", "story", "similar"):
+        made = samples("train", name, 200)
+        assert 0.3 < sum(bool(sample.meta["omitted"]) for sample in made) / len(made) < 0.7, name
+        for sample in made:
+            for turn, hidden in sample.meta["omitted"].items():
+                (index,) = sample.turns[int(turn)].pictures
+                before, after = sample.meta["scenes"][index - 1 : index + 1]
+                texts = [t.text for t in sample.turns[: int(turn)]] + [i.caption for i in sample.images[: index + 1]]
+                for attribute in hidden:
+                    assert attribute in HIDDEN and before[attribute] == after[attribute] != ""
+                    assert all(attribute not in named_in(text) for text in texts)
+
+
+def test_an_edit_changes_one_thing() -> None:
+    changed = set()
+    for sample in samples("train", "edit", 300):
+        scenes = sample.meta["scenes"]
+        for before, after in pairwise(scenes):
+            names = [name for name in before if before[name] != after[name]]
+            assert len(names) == 1
+            changed.add(names[0])
+    assert {"concept", "tone", "gender"} <= changed
+
+
+def test_training_shows_nothing_that_is_held_out() -> None:
+    world = everything()
+    splits = dict(zip((json.dumps(scene.attributes) for scene in world.scenes), split_of(world.scenes), strict=True))
+    shown = {
+        split: {splits[json.dumps(scene)] for name in DATA_SETS for s in samples(split, name) for scene in scenes_of(s)}
+        for split in ("train", "test")
+    }
+    assert shown == {"train": {"train"}, "test": {"train", "pair", "combination"}}
+
+
+def test_words_of_the_lists() -> None:
+    names = [story.openers for story in stories()]
+    assert len({text for texts in names for text in texts}) == sum(map(len, names))
+    assert all(len(story.frames) == 4 and all(words for _, words in story.frames) for story in stories())
+    known = {scene.concept for scene in everything().scenes}
+    assert not known & set(phrases()["unknown"])
+    free = os.environ.get("M2CHAT_FIXTURES")
+    if free and (path := Path(free).parent / "pocket_prompts.jsonl").is_file():  # what people say is never learned
+        tests = {json.loads(line)["say"].lower() for line in path.read_text(encoding="utf-8").splitlines()}
+        assert not tests & {text.lower() for name in DATA_SETS for s in samples("train", name) for text in said(s)}
+
+
+def test_a_world_without_such_pictures_is_refused(world: Pictures) -> None:
+    with pytest.raises(UserError, match="no conversation of the kind story"):
+        ConversationMaker("train", 0, world).make("story", 0)
