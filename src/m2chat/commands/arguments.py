@@ -14,7 +14,7 @@ from m2chat.errors import UserError
 from m2chat.ranges import RANGES
 
 CONFIG = "name a configuration such as configs/stage1.yaml"
-DEVICES = re.compile(r"auto|cpu|mps|xpu(:\d+)?|cuda(:\d+)?")
+DEVICES = re.compile(r"cpu|mps|xpu(:\d+)?|cuda(:\d+)?")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -91,8 +91,13 @@ def device(text: str) -> str:
     """The type of a device's name; whether there is one is seen once torch is imported."""
     if not DEVICES.fullmatch(text):
         meant = ". Did you mean 'cuda'?" if text in ("gpu", "nvidia", "CUDA", "GPU") else ""
-        raise argparse.ArgumentTypeError(f"{text!r}: choose auto, cpu, cuda, cuda:N (the N-th GPU) or mps{meant}")
+        raise argparse.ArgumentTypeError(f"{text!r}: choose cpu, cuda, cuda:N (the N-th GPU) or mps{meant}")
     return text
+
+
+def device_or_auto(text: str) -> str:
+    """The type of a device's name, or ``auto``."""
+    return text if text == "auto" else device(text)
 
 
 def existing(kind: str = "file or folder", remedy: str = "name one that is there") -> Callable[[str], Path]:

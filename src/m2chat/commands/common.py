@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2chat.commands.arguments import backbone_file, device, existing, in_range, new_folder
+from m2chat.commands.arguments import backbone_file, device_or_auto, existing, in_range, new_folder
 from m2chat.errors import UserError
 from m2chat.files import take_file, write_whole
 
@@ -25,8 +25,8 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Adds options of device and precision."""
-    parser.add_argument("--device", type=device, default="auto", help="device, such as cpu or cuda:1; auto is the GPU "
-                        "if there is one (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--device", type=device_or_auto, default="auto", help="device, such as cpu or cuda:1; auto is "
+                        "the GPU if there is one (default: %(default)s)")  # fmt: skip
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="precision of the weights; auto is "
                         "bf16 on a GPU, and fp32 on a CPU, where bf16 is slow (default: %(default)s)")  # fmt: skip
 
@@ -109,7 +109,7 @@ def device_of(options: argparse.Namespace) -> torch.device:
     """The device of the options.
 
     Raises:
-        UserError: If torch cannot use it.
+        UserError: If torch sees no such device.
     """
     import torch
 

@@ -143,13 +143,7 @@ class TrainingModule(PredictingModule):
         if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
-        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
-        if not testing and precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"trainer.precision={precision} would keep what is trained in half precision, where steps as small as "
-                "these are rounded away: choose bf16-mixed, which keeps the frozen networks in bf16 too"
-            )
-        self.prepare_precision(self.model, precision)
+        self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         if self.is_sharded:
             shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
 
@@ -241,8 +235,17 @@ class TrainingModule(PredictingModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Settles how many samples a step has."""
+        """Settles, before a training, how many samples a step has.
+
+        Raises:
+            UserError: If that does not come out, or what is trained would be kept in half precision.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.trainer.precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"trainer.precision={self.trainer.precision} would keep what is trained in half precision, where steps "
+                "as small as these are rounded away: choose bf16-mixed, which keeps the frozen networks in bf16 too"
+            )
         if stage == "fit" and (batch_size := getattr(data, "batch_size", None)):
             settle_global_batch(self.trainer, batch_size, getattr(data, "global_batch", None))
 
