@@ -278,10 +278,11 @@ def test_uploads_are_gone_after_sigterm(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if (pid := os.fork()) == 0:
         try:
-            serve._serve_page(None, SimpleNamespace(host="127.0.0.1", port=0))  # type: ignore[arg-type]
+            serve._serve_page(None, SimpleNamespace(host="127.0.0.1", port=0, weights=None))  # type: ignore[arg-type]
         except SystemExit as end:
             os._exit(int(end.code or 0))
-        os._exit(1)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 

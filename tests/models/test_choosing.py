@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from m2chat.models.checkpoints import HEADER, Header
-from m2chat.models.choosing import RUN, Choice, choose_checkpoint
+from m2chat.models.choosing import RUN, ChosenCheckpoint, choose_checkpoint
 from toys import named_backbones
 
 WHOLE: dict[str, Any] = {"steps": 500, "of": 500, "shortened": [], "worlds": ["shapes"], "sources": ["cc3m", "laion"]}
@@ -24,7 +24,7 @@ def write(folder: Path, hours: int, **record: Any) -> Path:
     return path
 
 
-def choose(root: Path, *worlds: str) -> Choice:
+def choose(root: Path, *worlds: str) -> ChosenCheckpoint:
     return choose_checkpoint(root, "align", named_backbones(), worlds or None)
 
 

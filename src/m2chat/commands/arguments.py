@@ -70,10 +70,10 @@ def in_range(kind: str) -> Callable[[str], Any]:
 
     def parse(text: str) -> float:
         try:
-            value = int(text) if wanted.whole else float(text)
+            value: float | None = int(text) if wanted.whole else float(text)
         except ValueError:
-            value = None  # type: ignore[assignment]
-        if not wanted.has(value):
+            value = None
+        if value is None or not wanted.has(value):
             raise argparse.ArgumentTypeError(f"{text!r}: choose {wanted}")
         return value
 

@@ -37,7 +37,7 @@ class RunRecord(TypedDict):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenCheckpoint:
     """A checkpoint that was taken, and those that were not.
 
     Args:
@@ -51,7 +51,9 @@ class Choice:
     others: list[str]
 
 
-def choose_checkpoint(root: Path, stage: str, backbones: Fingerprints, worlds: Collection[str] | None) -> Choice:
+def choose_checkpoint(
+    root: Path, stage: str, backbones: Fingerprints, worlds: Collection[str] | None
+) -> ChosenCheckpoint:
     """The newest checkpoint of a finished run of a stage on the same backbones and kind of data.
 
     A root that is itself the folder of one run names that run: its newest checkpoint is taken, finished or not.
@@ -76,7 +78,7 @@ def choose_checkpoint(root: Path, stage: str, backbones: Fingerprints, worlds: C
     about = "" if path is None else ", ".join(_about(found[-1].get(RUN), path))
     if len(others) > _LISTED:
         others[_LISTED:] = [f"{len(others) - _LISTED} more"]
-    return Choice(path, about, others)
+    return ChosenCheckpoint(path, about, others)
 
 
 def _fault(record: RunRecord | None, worlds: Collection[str] | None) -> str:

@@ -244,6 +244,9 @@ class AdapterLlamaForCausalLM(ExactBuffers, LlamaForCausalLM):
     config_class = AdapterLlamaConfig
     _no_split_modules: ClassVar[list[str]] = ["AdapterLlamaDecoderLayer"]
     config: AdapterLlamaConfig
+    model: Any
+    generate: Any
+    post_init: Any
     lm_head: nn.Linear
 
     def __init__(self, config: AdapterLlamaConfig) -> None:

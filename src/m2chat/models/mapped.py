@@ -37,7 +37,7 @@ class MappedTensor(Tensor):
 
     source: Tensor
     turned: bool
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
@@ -86,12 +86,12 @@ class MappedTensor(Tensor):
         memo[id(self)] = made
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Shape and precisions."""
         return f"MappedTensor({tuple(self.shape)}, {self.source.dtype} as {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Lifts what an operation works on; a new view or precision of all of it stays mapped."""

@@ -27,7 +27,7 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     with without_autocast(pixels.device):
         encoded = vae.encode(pixels.to(_precision(vae, "encoder")))
         latents: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        return latents * vae.config.scaling_factor
+        return latents * float(vae.config.scaling_factor)
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
@@ -60,4 +60,5 @@ def _precision(vae: Any, half: str) -> torch.dtype:
     """Precision of a half of a VAE; one in fp16 that is marked as overflowing is lifted to fp32 first."""
     if vae.dtype == torch.float16 and vae.config.force_upcast:
         vae.to(torch.float32)
-    return next(getattr(vae, half).parameters()).dtype
+    parameter: Tensor = next(getattr(vae, half).parameters())
+    return parameter.dtype

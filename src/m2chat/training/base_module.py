@@ -144,8 +144,9 @@ class TrainingModule(PredictingModule):
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
-        if self.is_sharded:
-            shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
+        mesh: Any = getattr(self, "device_mesh", None)
+        if mesh is not None:
+            shard(self.model, mesh["data_parallel"], self.shard_frozen)
 
     def _check_image_size(self) -> None:
         """Raises if VAE and UNet cannot draw pictures of `data.image_size`."""

@@ -55,9 +55,7 @@ class UsefulWork:
         # With several draws the VAE encodes a picture once; it is the smaller of the two by far.
         return (measure.forward[name] + measure.backward[name]) * (drawn if name in _PICTURES else 1.0)
 
-    def _measure(
-        self, count: int, pixels: int, cached: bool
-    ) -> tuple[BatchShape, StepMeasure, BatchShape, StepMeasure]:
+    def _measure(self, count: int, pixels: int, cached: bool) -> list[tuple[int, StepMeasure]]:
         """Two lengths, between which the work grows evenly."""
         module = self.module
         stage, backbone = module.stage, module.backbone

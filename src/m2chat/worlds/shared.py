@@ -48,7 +48,7 @@ class HasAttributes(Protocol):
 S = TypeVar("S", bound=HasAttributes)
 
 
-class ConversationBuilder(Generic[S]):
+class BaseConversationBuilder(Generic[S]):
     """Collects turns, pictures and scenes of a conversation.
 
     Args:

@@ -26,7 +26,7 @@ from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, as_typed, phrases
 from m2chat.worlds.emoji.scenes import LICENSES, STYLES, Pictures, Scene, core_concepts, share, split_of
 
 Split = Literal["train", "val", "test"]
-Builder = shared.ConversationBuilder[Scene]
+Builder = shared.BaseConversationBuilder[Scene]
 HIDDEN = ("style", "tone")
 """Attributes that a caption may leave to the context picture."""
 DATA_SETS = (
@@ -122,7 +122,7 @@ class ConversationMaker:
 
     def builder(self) -> Builder:
         """An empty conversation."""
-        return shared.ConversationBuilder(self._pixels, named_in, HIDDEN)
+        return shared.BaseConversationBuilder(self._pixels, named_in, HIDDEN)
 
     def _pixels(self, scene: Scene) -> Picture:
         pixels: Picture = self.pictures.pixels[self._place[self._key(scene)]]

@@ -17,7 +17,7 @@ Find = Callable[[Scene], Scene | None]
 
 
 @dataclass(frozen=True)
-class Change:
+class SceneChange:
     """A change of a picture.
 
     Args:
@@ -36,7 +36,7 @@ def named(scene: Scene) -> str:
     return caption_of(scene, style=False)
 
 
-def change_in_family(before: Scene, find: Find, rng: random.Random) -> Change | None:
+def change_in_family(before: Scene, find: Find, rng: random.Random) -> SceneChange | None:
     """Another member of a family that the scene belongs to, in the same style.
 
     Args:
@@ -54,10 +54,10 @@ def change_in_family(before: Scene, find: Find, rng: random.Random) -> Change | 
         return None
     fields = {"a": named(after) if word == concept else with_article(word), "noun": family.noun}
     instructions = tuple(text.format(word, **fields) for text in family.instruct)
-    return Change(after, instructions, tuple(text.format(word, **fields) for text in family.answers))
+    return SceneChange(after, instructions, tuple(text.format(word, **fields) for text in family.answers))
 
 
-def change_of_person(before: Scene, find: Find, rng: random.Random) -> Change | None:
+def change_of_person(before: Scene, find: Find, rng: random.Random) -> SceneChange | None:
     """A person with another skin, hair, gender, pose or profession, all else being equal.
 
     Args:
@@ -77,4 +77,4 @@ def change_of_person(before: Scene, find: Find, rng: random.Random) -> Change | 
     wordings: list[str] = phrases()[f"change_{'gender' if name == 'concept' else name}"]
     thing = named(replace(after, tone="")) if name == "concept" else with_article(value)
     answers = tuple(text.format(np=phrase) for text in phrases()["person_answers"])
-    return Change(after, tuple(text.format(value, a=thing) for text in wordings), answers)
+    return SceneChange(after, tuple(text.format(value, a=thing) for text in wordings), answers)

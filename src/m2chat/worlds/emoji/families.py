@@ -29,7 +29,7 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Story:
+class Plot:
     """Four pictures in a row.
 
     Args:
@@ -64,10 +64,10 @@ def families() -> tuple[Family, ...]:
 
 
 @cache
-def stories() -> tuple[Story, ...]:
+def stories() -> tuple[Plot, ...]:
     """Every story."""
     return tuple(
-        Story(tuple(entry["openers"]), tuple((frame["concept"], tuple(frame["words"])) for frame in entry["frames"]))
+        Plot(tuple(entry["openers"]), tuple((frame["concept"], tuple(frame["words"])) for frame in entry["frames"]))
         for entry in _contents()["stories"]
     )
 

@@ -12,7 +12,7 @@ HIDDEN = ("size", "position", "background")
 """Attributes that a caption may leave to the context picture."""
 
 
-class ConversationBuilder(shared.ConversationBuilder[Scene]):
+class ConversationBuilder(shared.BaseConversationBuilder[Scene]):
     """Collects turns, pictures and scenes of a conversation.
 
     Args:

@@ -134,7 +134,8 @@ def measure(root: Path, part: str, count: int = 200) -> Facts:
     if part == "judge":
         return measure_judge(PictureJudge.load(root / "judge", pictures), pictures)
     module = clip if part in ("clip", "metric_clip") else fid
-    return module.measure_saved(pictures, root / part)
+    measured: dict[str, object] = module.measure_saved(pictures, root / part)
+    return measured
 
 
 def _drawing(root: Path, part: str, pictures: Pictures, count: int) -> Facts:
