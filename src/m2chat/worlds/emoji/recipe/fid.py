@@ -42,7 +42,7 @@ def train_fid(
     where, seen = device_of(device), pictures.of("train")
     values = {"concept": pictures.concepts, **VALUES}
     net = FeatureNet({name: len(known) for name, known in values.items()}, FEATURES, size=SIZE)
-    net = net.to(where).to(memory_format=torch.channels_last)
+    net = net.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     course = Course(out / "fid", {"net": net}, plan, seed, {"concepts": len(pictures.concepts), "features": FEATURES})
     weights = [weight**0.5 for weight in picture_weights(seen)]
     codes = {name: {value: i for i, value in enumerate(known)} for name, known in values.items()}

@@ -60,7 +60,7 @@ def train_judge(
     """
     torch.manual_seed(seed)
     where, folder = device_of(device), out / "weights" / "judge"
-    network = JudgeNetwork(len(pictures.concepts)).to(where).to(memory_format=torch.channels_last)
+    network = JudgeNetwork(len(pictures.concepts)).to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     course = Course(out / "judge", {"network": network}, plan, seed, {"concepts": len(pictures.concepts)})
     judge = PictureJudge(network, pictures)
     network.train()
