@@ -62,7 +62,7 @@ class Kind:
     run: Callable[[int, Path, int], Figures]
 
 
-def test_module(path: str) -> ModuleType:
+def module_of(path: str) -> ModuleType:
     """A module of the tests, for what it has to share."""
     name = "chaos_" + path.removesuffix(".py").replace("/", "_")
     if name not in sys.modules:
@@ -130,4 +130,4 @@ def write_table(kinds: dict[str, Kind]) -> None:
     write_section(DOCUMENT, table(kinds), "figures")
 
 
-__all__ = ["Figures", "Kind", "asdict", "by_tests", "record", "recorded", "table", "test_module", "write_table"]
+__all__ = ["Figures", "Kind", "asdict", "by_tests", "record", "recorded", "table", "module_of", "write_table"]
