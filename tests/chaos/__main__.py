@@ -16,7 +16,8 @@ from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' loading threads do not survive a fork
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="m2chat-chaos-cache-")
+CACHE = tempfile.TemporaryDirectory(prefix="m2chat-chaos-cache-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 import torch
 

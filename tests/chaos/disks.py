@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chaos.figures import Figures, test_module
+from chaos.figures import Figures, module_of
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups
 from m2chat.errors import UserError
@@ -127,7 +127,7 @@ def full_disks(count: int, folder: Path, seed: int) -> Figures:
 def flips(count: int, folder: Path, seed: int) -> Figures:
     """Bits that flip in every kind of file that is written or shipped."""
     warnings.simplefilter("ignore")
-    integrity = test_module("test_integrity.py")
+    integrity = module_of("test_integrity.py")
     (folder / "written").mkdir(parents=True)
     missed = integrity.unnoticed(integrity.files_written(folder / "written"), count - count // 3, 10_000 + seed)
     missed += integrity.unnoticed(integrity.files_shipped(folder / "shipped" / "micro"), count // 3, 20_000 + seed)

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,7 +62,7 @@ class Kind:
     run: Callable[[int, Path, int], Figures]
 
 
-def test_module(path: str) -> ModuleType:
+def module_of(path: str) -> ModuleType:
     """A module of the tests, for what it has to share."""
     name = "chaos_" + path.removesuffix(".py").replace("/", "_")
     if name not in sys.modules:
@@ -128,6 +128,3 @@ def table(kinds: dict[str, Kind]) -> str:
 def write_table(kinds: dict[str, Kind]) -> None:
     """Writes the table into the document."""
     write_section(DOCUMENT, table(kinds), "figures")
-
-
-__all__ = ["Figures", "Kind", "asdict", "by_tests", "record", "recorded", "table", "test_module", "write_table"]

@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from chaos.figures import ROOT, Figures, test_module
+from chaos.figures import ROOT, Figures, module_of
 from m2chat.app.uploads import pack_session, read_picture, unpack_session
 from m2chat.data.images import save_png
 from m2chat.errors import UserError
@@ -30,6 +31,12 @@ JSON: Any = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=12,
 )
+
+
+@cache
+def pipeline() -> M2ChatPipeline:
+    """The shipped micro model."""
+    return M2ChatPipeline.from_pretrained()
 
 
 def drawn(count: int, number: int, strategy: Any, check: Callable[[Any], object]) -> None:
@@ -62,7 +69,7 @@ def edited(data: bytes, edits: list[tuple[float, int]], cut: float) -> bytes:
 def pictures(count: int, folder: Path, number: int) -> Figures:
     """Mutated pictures of every form."""
     found = Figures()
-    whole = [data for data, _ in test_module("app/odd_pictures.py").unusual().values()]
+    whole = [data for data, _ in module_of("app/odd_pictures.py").unusual().values()]
 
     def check(value: tuple[bytes, list[tuple[float, int]], float]) -> None:
         found.tried += 1
@@ -132,7 +139,7 @@ def bodies(count: int, folder: Path, number: int) -> Figures:
 
     found, head = Figures(), {"content-type": "application/json"}
     places = list(_paths(BODY))
-    api = build_api(M2ChatPipeline.from_pretrained())
+    api = build_api(pipeline())
 
     def check(value: tuple[list[tuple[tuple[Any, ...], Any]], list[tuple[float, int]], float, bool]) -> None:
         changes, edits, cut, in_bytes = value
@@ -162,7 +169,7 @@ def bodies(count: int, folder: Path, number: int) -> Figures:
 
 def sessions(count: int, folder: Path, number: int) -> Figures:
     """Mutated saved conversations: other values at any place of the JSON, other bytes of the archive."""
-    found, pipe = Figures(), M2ChatPipeline.from_pretrained()
+    found, pipe = Figures(), pipeline()
     session = pipe.session(seed=0, image="never", max_new_tokens=1)
     session.reply("hello", [np.zeros((4, 4, 3), np.uint8)])
     with zipfile.ZipFile(io.BytesIO(pack_session(session))) as archive:

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 import ranks
-from chaos.figures import Figures, test_module
+from chaos.figures import Figures, module_of
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.errors import UserError
 from m2chat.run_folder import run_folder
@@ -159,15 +159,15 @@ def _after_a_kill(root: Path, notes: Path, losses: dict[int, str]) -> Iterator[s
 def chains(count: int, folder: Path, seed: int) -> Figures:
     """Trainings that are interrupted up to five times, in any hook, with any settings of the loader."""
     warnings.simplefilter("ignore")
-    shards = test_module("training/conftest.py").make_micro(folder / "shards").shards
-    wrong = test_module("training/test_resume_chains.py").wrong
+    shards = module_of("training/conftest.py").make_micro(folder / "shards").shards
+    wrong = module_of("training/test_resume_chains.py").wrong
     outcomes = [wrong(1000 + seed + number, shards, folder) for number in range(count)]
     return Figures(count, [outcome for outcome in outcomes if outcome])
 
 
 def signals(count: int, folder: Path, seed: int) -> Figures:
     """Signals to one or both of two processes, while training or in a validation."""
-    rng, found, ends = random.Random(seed), Figures(count), test_module("training/test_signals.py").ends
+    rng, found, ends = random.Random(seed), Figures(count), module_of("training/test_signals.py").ends
     for number in range(count):
         sent = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
         at = rng.choice([("train", rng.randrange(7)), ("val", rng.randrange(8))])
@@ -240,7 +240,7 @@ def soak(count: int, folder: Path, seed: int) -> Figures:
     from m2chat.pipeline import M2ChatPipeline
 
     found, memory = Figures(count), _Resident()
-    micro = test_module("training/conftest.py").make_micro(folder / "shards")
+    micro = module_of("training/conftest.py").make_micro(folder / "shards")
     micro.fit("align", folder, count, callbacks=(memory,), data={"samples_per_epoch": 6 * count})
     pipe, values = M2ChatPipeline.from_pretrained(), []
     turns = count * 3 // 20
