@@ -68,11 +68,12 @@ def in_range(kind: str) -> Callable[[str], Any]:
     """
     wanted = RANGES[kind]
 
-    def parse(text: str) -> float:
+    def parse(text: str) -> Any:
+        value: float | None
         try:
             value = int(text) if wanted.whole else float(text)
         except ValueError:
-            value = None  # type: ignore[assignment]
+            value = None
         if not wanted.has(value):
             raise argparse.ArgumentTypeError(f"{text!r}: choose {wanted}")
         return value
