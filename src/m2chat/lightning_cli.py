@@ -14,9 +14,10 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
@@ -75,7 +76,7 @@ class M2ChatCLI(LightningCLI):
         backbone = config.model.get("init_args.backbone")
         if isinstance(backbone, Namespace):
             if subcommand and "adapter" in backbone:
-                require_files(backbone)
+                require_files(backbone.as_dict())
             for name in LINKS:
                 config.data[name] = backbone[name]
 

@@ -78,7 +78,7 @@ def report(path: Path) -> str:
     lines = [f"## {dataset or path.parent.name}", ""]
     for group, cells in metric_cells(metrics, dataset).items():
         # A terminal is too narrow for all columns: results have their meaning, the rest its key in the file.
-        kept = (0, 1, 2, 3, 4, 5) if group == "headline" else (0, 1, 2, 3, 6)
+        kept: tuple[int, ...] = (0, 1, 2, 3, 4, 5) if group == "headline" else (0, 1, 2, 3, 6)
         if not any(row[4] for row in cells[1:]):
             kept = tuple(column for column in kept if column != 4)
         lines += [f"### {GROUPS[group]}", "", aligned([tuple(row[column] for column in kept) for row in cells]), ""]

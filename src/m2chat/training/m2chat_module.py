@@ -94,7 +94,7 @@ class M2ChatModule(TrainingModule):
     def loss_parts(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch and its parts by name."""
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
         """Replies for the metric callbacks; logs the loss of the batch too, always with the same noise.
 
         Several processes may have different numbers of batches, and the losses are means over all of them: there,
