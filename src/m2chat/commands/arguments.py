@@ -68,12 +68,13 @@ def in_range(kind: str) -> Callable[[str], Any]:
     """
     wanted = RANGES[kind]
 
-    def parse(text: str) -> float:
+    def parse(text: str) -> Any:
+        value: float | None
         try:
-            value: float | None = int(text) if wanted.whole else float(text)
+            value = int(text) if wanted.whole else float(text)
         except ValueError:
             value = None
-        if value is None or not wanted.has(value):
+        if not wanted.has(value):
             raise argparse.ArgumentTypeError(f"{text!r}: choose {wanted}")
         return value
 
@@ -93,11 +94,6 @@ def device(text: str) -> str:
         meant = ". Did you mean 'cuda'?" if text in ("gpu", "nvidia", "CUDA", "GPU") else ""
         raise argparse.ArgumentTypeError(f"{text!r}: choose cpu, cuda, cuda:N (the N-th GPU) or mps{meant}")
     return text
-
-
-def device_or_auto(text: str) -> str:
-    """The type of a device's name, or ``auto``."""
-    return text if text == "auto" else device(text)
 
 
 def existing(kind: str = "file or folder", remedy: str = "name one that is there") -> Callable[[str], Path]:

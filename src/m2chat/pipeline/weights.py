@@ -95,7 +95,7 @@ def micro_root() -> Path:
             return root
     raise UserError(
         "the shipped micro weights are not here: there is no data/micro in this folder, nor with the installed package "
-        f"({_ROOTS[2]}). Go into a clone of the project, install m2chat anew, or name a checkpoint and its backbone"
+        f"({_ROOTS[-1]}). Go into a clone of the project, install m2chat anew, or name a checkpoint and its backbone"
     )
 
 
