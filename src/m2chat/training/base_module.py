@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import find_checkpoint, load_trained, read_checkpoint, trained_digest
+from m2chat.models.compiled import compile_step
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding
@@ -29,7 +30,7 @@ from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required
 from m2chat.training.cost import Cost
 from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
-from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
+from m2chat.training.optim import adamw, cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.strategy import shard
 
@@ -55,6 +56,8 @@ class TrainingModule(PredictingModule):
             activations again in the backward pass instead of keeping them: less memory, a third more work there.
         read_parts: Number of parts of similar length into which the language model divides a batch, to compute less
             padding.
+        torch_compile: Whether the training step goes through `torch.compile`: minutes of compilation, and fewer passes
+            over memory in every step on a GPU; on CPUs it rarely pays.
     """
 
     stage: ClassVar[str]
@@ -77,6 +80,7 @@ class TrainingModule(PredictingModule):
         shard_frozen: bool = True,
         gradient_checkpointing: bool = False,
         read_parts: int = 1,
+        torch_compile: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = required(backbone, "backbone", "configs/backbone/micro.yaml")
@@ -84,7 +88,7 @@ class TrainingModule(PredictingModule):
         self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = lambda_ddpm, ddpm_samples, ddpm_draws
         self.drop_condition, self.seed, self.gradient_checkpointing = drop_condition, seed, gradient_checkpointing
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
-        self.shard_frozen, self.read_parts = shard_frozen, read_parts
+        self.shard_frozen, self.read_parts, self.torch_compile = shard_frozen, read_parts, torch_compile
         self.model: Any = None
         self.tasks: set[str] = set()
         self.cost, self.costs_before = Cost(self.stage), list[dict[str, Any]]()
@@ -121,6 +125,8 @@ class TrainingModule(PredictingModule):
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
+        if self.torch_compile and not testing:
+            compile_step(self.model)
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
@@ -188,8 +194,8 @@ class TrainingModule(PredictingModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what the stage trains."""
         config = self.optim
-        groups: Any = rated_groups(self.trained_parts(), config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=config.betas)
+        groups = rated_groups(self.trained_parts(), config.weight_decay)
+        optimizer = adamw(groups, config, str(self.trainer.precision))
         total = int(self.trainer.estimated_stepping_batches)
         if config.schedule == "cosine":
             warmup = min(config.warmup_steps, max(0, total - 1))

@@ -40,6 +40,7 @@ class OptimConfig:
         schedule: Learning rate after warm-up: ``cosine`` falls to zero over the run, ``step`` is multiplied by 0.1
             every `drop_every_epochs`.
         drop_every_epochs: Epochs between drops.
+        fused: Whether AdamW updates all parameters in one kernel, with the same numbers up to rounding; None on GPUs.
     """
 
     lr: float = 1e-4
@@ -50,6 +51,7 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule: Literal["cosine", "step"] = "cosine"
     drop_every_epochs: int = 5
+    fused: bool | None = None
 
     def language_rates(self) -> tuple[float, float]:
         """Peak rates of the language model and of its visual query's encoder."""
