@@ -21,7 +21,7 @@ FRESH ?=
 # Processes of `make test`; each needs about 2 GB.
 PROCESSES ?= 2
 
-.PHONY: help install data train seeds ablations tables test test-slow chaos chaos-quick golden lint format backbones backbones-pocket smollm2 tensorboard clean
+.PHONY: help install data train seeds ablations bench tables test test-slow chaos chaos-quick golden lint format backbones backbones-pocket smollm2 tensorboard clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,8 @@ data: install ## Generate the micro data set (training does it too, on first use
 	$(BIN)/m2chat data micro
 
 train: install data ## Train stage 1 and stage 2 at micro scale, evaluate, print the table of metrics
-	$(BIN)/lightning fit --config configs/stage1.yaml $(RUN_ARGS)
+	$(BIN)/m2chat data features --config configs/stage1.yaml --replace
+	$(BIN)/lightning fit --config configs/stage1.yaml --data.features auto $(RUN_ARGS)
 	$(BIN)/lightning fit --config configs/stage2.yaml $(RUN_ARGS)
 	$(BIN)/lightning test --config configs/eval_mmdialog.yaml $(RUN_ARGS)
 	@$(BIN)/m2chat report --root $(LOGS)
@@ -52,6 +53,9 @@ seeds: install data ## Every metric and every control for the seeds 0, 1, 2; goe
 ablations: install data ## Train and evaluate the rows of the paper's tables and the ablations; goes on where it stopped
 	$(BIN)/m2chat eval rows $(ROWS) --lightning $(BIN)/lightning
 	$(MAKE) tables
+
+bench: install data ## Measure every ratio of docs/performance.md, side by side, in a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
 
 tables: install ## Write docs/results/tables.md, a plot and LaTeX from the results that are kept in docs/results/
 	$(BIN)/m2chat eval table --into docs/results/tables.md --plot docs/results/tables.svg

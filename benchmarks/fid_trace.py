@@ -2,7 +2,7 @@
 
 To run again, from the folder of the project (some ten minutes of one core):
 
-    OMP_NUM_THREADS=1 python benchmarks/fid_trace.py
+    OMP_NUM_THREADS=1 python benchmarks/fid_trace.py [equal] [ten] [hundred]
 
 It writes ``benchmarks/results/fid_trace.json``. Each side gets the same means and covariances, in fp64, of 4,096
 correlated vectors a side, and computes the whole distance. How long the general eigenvalue problem of the others takes
@@ -22,11 +22,12 @@ from typing import Any
 
 from timing import chosen_parts, compare
 
+PARTS = ("equal", "ten", "hundred")
 if __name__ == "__main__":  # before what takes seconds to import
-    chosen_parts(__doc__, ())
+    CHOSEN = chosen_parts(__doc__, PARTS)
 
-import numpy as np
-import torch
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -88,18 +89,21 @@ def measure(decades: float) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    """Measures each spread and writes the file."""
-    found: dict[str, Any] = {
+def main(parts: list[str]) -> None:
+    """Measures some spreads, and writes them down beside what was measured before."""
+    path = ROOT / "benchmarks" / "results" / "fid_trace.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found |= {
         "how_to_re_run": "OMP_NUM_THREADS=1 python benchmarks/fid_trace.py",
         "protocol": f"{WIDTH} features, fp64, one thread, sides in turn, medians of {ROUNDS} rounds' ratios",
         "versions": {name: version(name) for name in ("numpy", "torch", "torch-fidelity", "torchmetrics")},
     }
-    for name, decades in SPREADS.items():
+    for part, (name, decades) in zip(PARTS, SPREADS.items(), strict=True):
+        if part not in parts:
+            continue
         found[f"spreads {name}"] = {"load_average": round(os.getloadavg()[0], 1), **measure(decades)}
-        path = ROOT / "benchmarks" / "results" / "fid_trace.json"
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(CHOSEN)

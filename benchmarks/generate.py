@@ -2,7 +2,7 @@
 
 To run again, from the folder of the project (some five minutes of one core):
 
-    OMP_NUM_THREADS=1 python benchmarks/generate.py [image] [text] [reply] [wait]
+    OMP_NUM_THREADS=1 python benchmarks/generate.py [image] [text] [reply] [fast] [wait]
 
 It writes ``benchmarks/results/generate.json``. Both sides run the same weights in the same process, in turn; that they
 give the same is asserted first. The micro model is small: much of this is what a call costs beside its arithmetic.
@@ -23,7 +23,7 @@ from typing import Any
 from timing import chosen_parts, compare
 
 if __name__ == "__main__":  # before what takes seconds to import
-    CHOSEN = chosen_parts(__doc__, ("image", "text", "reply", "wait"))
+    CHOSEN = chosen_parts(__doc__, ("image", "text", "reply", "fast", "wait"))
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from m2chat.pipeline.inputs import vision_pixels, waiting  # noqa: E402
 from m2chat.schema import Conversation, Turn  # noqa: E402
 from m2chat.text import Request  # noqa: E402
 
-STEPS, GUIDANCE = 25, 5.0
+STEPS, GUIDANCE, DDIM_STEPS = 25, 5.0, 30
 PROMPTS = (
     "please paint a large red circle on the left on a blue background",
     "I dream of a ball like the sea in front of snow",
@@ -187,6 +187,26 @@ def beside_both(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
     return {"steps": STEPS, "max_difference_of_255": difference, **compare(ours, both)}
 
 
+def fast_beside_ddim(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
+    """The preset ``fast`` and 30 steps of DDIM; how their pictures compare is `m2chat eval swap`'s to say."""
+    from m2chat.models.config import DecoderConfig
+    from m2chat.models.image_decoder import ImageDecoder
+
+    path, how = pipe.model.decoder.path, DecoderConfig(preset="fast")
+    fast, plain = ImageDecoder(path, config=how), ImageDecoder(path, config=DecoderConfig(scheduler="ddim"))
+    sequence, pooled = plain.encode_text(*pipe.captions(list(PROMPTS[:batch])))
+    side, seeds = pipe.image_size, list(range(batch))
+    time_ids = torch.tensor([[side, side, 0, 0, side, side]] * batch, dtype=torch.float32)
+
+    def ours() -> int:
+        return len(fast.sample(sequence, pooled, time_ids, seeds, how.steps, how.guidance))
+
+    def theirs() -> int:
+        return len(plain.sample(sequence, pooled, time_ids, seeds, DDIM_STEPS, GUIDANCE))
+
+    return {"steps": [how.steps, DDIM_STEPS], **compare(ours, theirs)}
+
+
 def waits(pipe: M2ChatPipeline, rounds: int = 7) -> dict[str, Any]:
     """What a user waits for: the first words of a reply, and a picture from its first denoising step to its last.
 
@@ -239,6 +259,8 @@ def main(parts: list[str]) -> None:
                 result["text"] = {f"batch {n}": beside_transformers(pipe, n) for n in (1, 4)}
             elif what == "reply":
                 result["reply"] = {f"batch {n}": beside_both(pipe, n) for n in (1, 4)}
+            elif what == "fast":
+                result["fast"] = {f"batch {n}": fast_beside_ddim(pipe, n) for n in (1, 4)}
             else:
                 result["wait"] = waits(pipe)
             print(json.dumps({what: result[what]}, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,16 +56,18 @@ def ddpm_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return _masked_mean_square(prediction.float() - target.float(), mask)
 
 
-def text_loss(logits: Tensor, labels: Tensor, replies: Tensor | None = None) -> Tensor:
+def text_loss(logits: Tensor, labels: Tensor, replies: Tensor | None = None, count: int | None = None) -> Tensor:
     """L_text, Eq. 7: cross-entropy of the reply's tokens, as their mean or as the mean over replies of their means.
 
     Args:
         logits: Logits at the scored positions, (scored, V).
         labels: Token at each of these positions, (scored,).
         replies: Number of the reply that each token belongs to, (scored,); None for the mean over tokens.
+        count: A number that is above all of those; None looks for it, for which a GPU has to be waited.
     """
     if replies is None:
         return F.cross_entropy(logits.float(), labels)
-    lengths = replies.bincount()
+    count = int(replies.max()) + 1 if count is None else count
+    lengths = replies.new_zeros(count).index_add(0, replies, torch.ones_like(replies))
     each = F.cross_entropy(logits.float(), labels, reduction="none")
     return (each / lengths[replies]).sum() / lengths.count_nonzero()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from m2chat.places import Places
+
 Picture: TypeAlias = NDArray[np.uint8]
 """RGB, (H, W, 3), 0-255."""
 Kind = Literal["caption", "instruct", "dialogue", "edit", "story"]
@@ -251,6 +253,9 @@ class Batch:
             `context_pixels`; None if the batch has no context picture.
         features: Outputs of the frozen networks, from a feature cache. A batch of stage 1 to train on then has neither
             tokens nor pictures: those dimensions are 0 in their fields.
+
+    Attributes:
+        places: Where in the batch is what; None until `located` is asked for it, and again in a changed copy.
     """
 
     input_ids: torch.Tensor
@@ -271,16 +276,29 @@ class Batch:
     cut_tokens: list[int] = field(default_factory=list)
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     features: FrozenFeatures | None = None
+    places: Places | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
+
+    def located(self) -> Places:
+        """Where in the batch is what: found once, on the CPU, before the batch goes to another device."""
+        if self.places is None:
+            from m2chat.places import Places  # torch, which what reads words does without
+
+            read = self.caption_mask | self.image_mask
+            whole = (self.input_ids, self.attention_mask, self.labels, read, self.has_context, self.has_target)
+            device = self.input_ids.device
+            found = Places.of(*(tensor.cpu() for tensor in whole))
+            self.places = found if device.type == "cpu" else found.each(lambda tensor: tensor.to(device))
+        return self.places
 
     def select(self, rows: list[int]) -> Batch:
         """The batch of some of the samples."""
         changed: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name not in ("normalisation", "features"):
+            if item.name not in ("normalisation", "features", "places"):
                 changed[item.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
         features = None if self.features is None else self.features.select(rows)
         return replace(self, **changed, features=features)
@@ -296,7 +314,9 @@ class Batch:
         else:
             context = normalised(self.context_pixels, *self.normalisation)
             context.masked_fill_(~self.has_context[:, None, None, None], 0)
-        return replace(self, context_pixels=context, target_pixels=target)
+        ready = replace(self, context_pixels=context, target_pixels=target)
+        ready.places = self.places
+        return ready
 
     def pin_memory(self) -> Batch:
         """The same batch with its tensors in pinned memory; the data loader calls it."""
@@ -310,7 +330,10 @@ class Batch:
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         changed: dict[str, Any] = {name: change(value) for name, value in values.items() if hasattr(value, "to")}
         features = None if self.features is None else self.features.each(change)
-        return replace(self, **changed, features=features)
+        places = self.located().each(change)
+        batch = replace(self, **changed, features=features)
+        batch.places = places
+        return batch
 
 
 @dataclass(frozen=True)

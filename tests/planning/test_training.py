@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from m2chat.models.blank import blank_m2chat, blank_reading
+from m2chat.models.blank import blank_m2chat, blank_reading, without_cached
 from m2chat.models.build import build_m2chat
 from m2chat.models.config import BackboneConfig, M3AdapterConfig, NewAdapterConfig
 from m2chat.models.m2chat import M2ChatModel
@@ -84,6 +85,24 @@ def test_the_work_of_each_component_is_that_of_the_plain_networks(
 def test_the_saved_activations_are_of_the_known_size(steps: dict[str, StepMeasure]) -> None:
     # 339 MiB of the UNet alone in pure bf16; autocast keeps the norms' inputs in fp32.
     assert 339 * 2**20 < steps["align"].peak < 2 * 339 * 2**20
+
+
+def test_a_cached_step_is_that_of_unet_and_connector(paper: M2ChatModel, steps: dict[str, StepMeasure]) -> None:
+    cached = deepcopy(paper)
+    without_cached(cached)  # a network that is not there refuses to be called
+    set_trainable(cached, trainable_names(cached, "align"))
+    for trained, dtype in ((False, torch.bfloat16), (True, torch.float32)):
+        lower_parameters((p for p in cached.parameters() if p.requires_grad == trained), dtype)
+    step = measure_step(cached, "align", BatchShape(1, 96, 256, 32), torch.bfloat16, cached=True)
+    assert step.flops == pytest.approx(0.881 * TF, rel=0.01)
+    assert step.forward["UNet"] == steps["align"].forward["UNet"]
+    assert {name for name, flops in step.forward.items() if flops} == {"UNet", "M³Adapter"}
+    # The UNet's activations are the same; those of the networks that are not there were never kept.
+    assert step.peak == pytest.approx(steps["align"].peak, rel=0.01)
+    assert not any(p.requires_grad or p.grad is not None for p in cached.decoder.unet.parameters())
+    whole, kept = (sum(p.nbytes for p in model.parameters()) for model in (paper, cached))
+    needed = sum(p.nbytes for part in (cached.decoder.unet, cached.m3adapter) for p in part.parameters())
+    assert kept <= needed + 0.15 * whole
 
 
 def test_units_of_the_backward_pass(paper: M2ChatModel, steps: dict[str, StepMeasure]) -> None:

@@ -193,6 +193,24 @@ def test_other_inputs_are_refused_by_name(micro: Any, val: SourceConfig, cache: 
         micro.data("m3ft", features=str(cache)).open_features("m3ft", {}, [-1])
 
 
+def test_a_cache_of_other_inputs_is_made_anew_if_that_is_wanted(
+    micro: Any, val: SourceConfig, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(cache, out)
+    assert build(micro, val, out, "--replace") == 0 and "made anew" not in capsys.readouterr().out
+    assert contents(out) == contents(cache)
+    manifest = out / "features.json"
+    manifest.write_text(manifest.read_text().replace('"dtype": "float32"', '"dtype": "int8"'))
+    assert build(micro, val, out) == 2
+    assert "--replace" in capsys.readouterr().err
+    (out / "train-caption" / "000001.bin").unlink()
+    assert build(micro, val, out, "--replace") == 0 and "made anew" in capsys.readouterr().out
+    assert contents(out) == contents(cache)
+    (tmp_path / "mine").write_text("not a cache")
+    assert build(micro, val, tmp_path, "--replace") == 2 and (tmp_path / "mine").is_file()
+
+
 def test_a_flipped_bit_is_never_trained_on(micro: Any, cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache, tmp_path / "bad")
     path = tmp_path / "bad" / "train-caption" / "000001.bin"

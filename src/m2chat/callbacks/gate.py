@@ -29,12 +29,12 @@ class GateHistogram(Callback):
             return  # the others write nothing, so what they collected would only grow
         for name, values in self._seen.items():
             if isinstance(outputs, dict) and name in outputs:
-                values.append(outputs[name].float().cpu())
+                values.append(outputs[name].float())  # on its device: to fetch it, a GPU would be waited for
         if (batch_idx + 1) % self.every:
             return
         writer: Any = getattr(trainer.logger, "experiment", None)
         for name, values in self._seen.items():
-            joined = torch.cat(values) if values else torch.empty(0)
+            joined = torch.cat(values).cpu() if values else torch.empty(0)
             if len(joined) and hasattr(writer, "add_histogram"):
                 writer.add_histogram(f"gate/{name}", joined, trainer.global_step)
             values.clear()

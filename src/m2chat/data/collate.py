@@ -74,7 +74,7 @@ class Collator:
         }
         captions, captions_2 = self.captions([row.caption for row in rows])
         lengths = torch.tensor([len(row.encoded) for row in rows])
-        return Batch(
+        batch = Batch(
             **tokens,
             attention_mask=torch.arange(int(lengths.max())) < lengths[:, None],
             context_pixels=_stacked([row.context for row in rows], self.vision.size),
@@ -89,6 +89,8 @@ class Collator:
             cut_tokens=[row.encoded.cut_tokens for row in rows],
             normalisation=(self.vision.mean, self.vision.std) if any(row.context is not None for row in rows) else None,
         )
+        batch.located()  # in a worker process, if there are any
+        return batch
 
     def _padded(self, name: str, column: Sequence[list[Any]]) -> Tensor:
         """Token lists of different lengths as one tensor, (B, T)."""

@@ -168,6 +168,16 @@ def fitting_cache(folder: Path, run: FeatureOrigin) -> FeatureCache:
     return cache
 
 
+def is_other(folder: Path, manifest: FeatureManifest) -> bool:
+    """Whether a folder holds a cache, perhaps a damaged one, that is not the one of a manifest."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        return FeatureManifest.read(folder).text() != manifest.text()
+    except UserError:
+        return True
+
+
 def create(folder: Path, manifest: FeatureManifest, indices: Mapping[str, Index]) -> None:
     """Makes a cache without records, or makes sure that the one that is there is the same.
 
@@ -192,7 +202,7 @@ def create(folder: Path, manifest: FeatureManifest, indices: Mapping[str, Index]
                 reasons = there.origin.misfits(manifest.origin) or [other]
                 raise UserError(
                     f"{folder} is a feature cache of something else: {', '.join(reasons)}; name a new folder, or "
-                    "remove this one"
+                    "have it made anew with --replace"
                 )
             if any(path.name[0] != "." for path in folder.iterdir()):
                 raise UserError(f"{folder} is no feature cache and has something in it: name a new folder")

@@ -41,6 +41,8 @@ class ImageDecoder(nn.Module):
 
     zeros = True
     """Whether the negative condition is zeros; else it is the encoding of the empty prompt."""
+    predicting: Any = None
+    """The UNet as training calls it, compiled; None for the UNet itself."""
     _negative: tuple[str, tuple[Tensor, Tensor | None]] | None = None
 
     def __init__(
@@ -234,7 +236,8 @@ class ImageDecoder(nn.Module):
             time_ids: (B, 6).
         """
         added = {"text_embeds": h_palign, "time_ids": time_ids} if self.is_xl else None
-        output: Tensor = self.unet(noisy.to(self.unet.dtype), timesteps, h_align, added_cond_kwargs=added).sample
+        unet = self.unet if self.predicting is None else self.predicting
+        output: Tensor = unet(noisy.to(self.unet.dtype), timesteps, h_align, added_cond_kwargs=added).sample
         return output
 
     def denoise(

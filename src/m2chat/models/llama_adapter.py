@@ -114,10 +114,12 @@ class AdapterLlamaAttention(LlamaAttention):
         The query is the rotated one and the prompts' keys are not rotated; the prompts are not normalised.
         """
         assert self.adapter_query is not None
-        prompts = self.adapter_query + visual_query.to(self.adapter_query.dtype)  # (B, K, D)
+        prompts = self.adapter_query + visual_query.to(self.adapter_query.dtype)  # (B or 1, K, D)
         shape = (*prompts.shape[:2], -1, self.head_dim)
-        key = self.k_proj.base(prompts).view(shape).transpose(1, 2)
-        value = self.v_proj.base(prompts).view(shape).transpose(1, 2)
+        key, value = (
+            projection.base(prompts).view(shape).transpose(1, 2).expand(len(query), -1, -1, -1)
+            for projection in (self.k_proj, self.v_proj)
+        )
         grouped = self.num_key_value_groups > 1
         attended = F.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), enable_gqa=grouped)
         gated = self.gate().to(attended.dtype)[:, None, None] * attended
@@ -144,7 +146,8 @@ class AdapterLlamaAttention(LlamaAttention):
             position_embeddings: Cosines and sines of the rotation.
             attention_mask: Mask as transformers prepares it.
             cache: Cache; the prompts never enter it.
-            visual_query: (B, K, D), added to every layer's prompts; None switches the prompts off.
+            visual_query: (B, K, D), or (1, K, D) for all alike, added to every layer's prompts; None switches the
+                prompts off.
             kwargs: Arguments of the attention implementation.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -296,7 +299,7 @@ class AdapterLlamaForCausalLM(ExactBuffers, LlamaForCausalLM):
             cache: Cache; with a `ReplyCache` the pass goes through it, and only the last token gets logits.
             inputs_embeds: Instead of `input_ids`, (B, T, D).
             use_cache: Whether to return a cache.
-            visual_query: (B, K, D); None switches the prompts off.
+            visual_query: (B, K, D), or (1, K, D) for all alike; None switches the prompts off.
             logits_to_keep: How many of the last positions get logits; 0 for all.
             kwargs: Passed on.
         """

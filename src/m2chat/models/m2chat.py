@@ -91,9 +91,11 @@ class M2ChatModel(ReadingModel):
 
     def condition(self, batch: Batch, states: Tensor, f_img: Tensor, use_image: bool = True) -> Condition:
         """The condition of the batch's pictures."""
+        places = batch.located()
         return self.m3adapter(  # type: ignore[no-any-return]
-            states, batch.answer_mask, batch.caption_mask, batch.image_mask, f_img, batch.has_context, use_image
-        )
+            states, batch.answer_mask, batch.caption_mask, batch.image_mask, f_img, batch.has_context, use_image,
+            (places.read, places.is_read),
+        )  # fmt: skip
 
     def text_condition(self, features: FrozenFeatures, has_context: Tensor) -> Condition:
         """The condition of pictures from kept states, without image branch and gate: that of stage 1.
@@ -117,7 +119,7 @@ class M2ChatModel(ReadingModel):
             batch: Raw inputs without context pictures, so that the empty one is encoded once for all.
             with_latents: Whether the pictures are encoded too.
         """
-        states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1], batch.attention_mask.sum(1))
+        states, _, _ = self.read(batch.input_ids, batch.context_pixels[:1], batch.located())
         e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
         latents = self.decoder.encode_pixels(batch.target_pixels) if with_latents else None
         return FrozenFeatures(states, e_clip, e_pclip, latents)
@@ -142,10 +144,9 @@ class M2ChatModel(ReadingModel):
         """
         logits = labels = None
         if with_text:
-            lengths = batch.attention_mask.sum(1)
             features = batch.features
             kept_tokens = None if features is None else features.f_img
-            states, f_img, last = self.read(batch.input_ids, batch.context_pixels, lengths, kept_tokens)
+            states, f_img, last = self.read(batch.input_ids, batch.context_pixels, batch.located(), kept_tokens)
             logits, labels = self.scored(batch, last)
             condition = self.condition(batch, states, f_img, use_image)
         else:

@@ -164,6 +164,7 @@ class M3Adapter(nn.Module):
         f_img: Tensor,
         has_context: Tensor,
         use_image: bool = True,
+        read: tuple[Tensor, Tensor] | None = None,
     ) -> Condition:
         """The condition of each sample's picture.
 
@@ -175,11 +176,17 @@ class M3Adapter(nn.Module):
             f_img: CLIP tokens of the context picture, (B, I, W).
             has_context: Whether there is one, (B,).
             use_image: Whether the image branch takes part; stage 1 trains without it.
+            read: Positions of the caption and image tokens, (B, S), and which of them are real, (B, S), where they are
+                known: then no other token becomes a key or a value.
         """
         # Mixed here and not where the frozen states come from, so that stage 1 trains the weights too.
         states = self.mix_layers(states)
         batch = states.shape[0]
-        source, mask = self.norm_states(states), caption_mask | image_mask
+        if read is None:
+            source, mask = self.norm_states(states), caption_mask | image_mask
+        else:
+            places, mask = read
+            source = self.norm_states(states.gather(1, places[..., None].expand(-1, -1, states.shape[-1])))
         semantic = self.queries.expand(batch, -1, -1)
         for block in self.text_blocks:
             semantic = block(semantic, source, mask)

@@ -44,23 +44,22 @@ def blank_batch(model: ReadingModel, shape: BatchShape, device: torch.device | s
     Args:
         model: Model whose sizes the batch follows.
         shape: Sizes of the batch.
-        device: Device of the tensors. Labels of a batch on ``meta`` are real, since they select the scored positions.
+        device: Device of the tensors.
     """
     count, tokens = shape.batch, shape.tokens
     queries = model.decoder.queries if isinstance(model, M2ChatModel) else 1  # stage 0 has no text encoders
     side = 0 if isinstance(model.clip, Absent) else model.clip.visual.image_size  # no picture is looked at
     side = side[0] if isinstance(side, tuple) else side
-    position = torch.arange(tokens, device=device).expand(count, -1)
+    position = torch.arange(tokens).expand(count, -1)
     end, text = tokens - shape.image_tokens, max(1, (tokens - shape.image_tokens) // 4)
-    ids = torch.randint(3, int(model.llama.config.vocab_size), (count, tokens), device=device)
-    labels_device = "cpu" if str(device) == "meta" else device
-    labels = torch.full((count, tokens), -100, device=labels_device)
+    labels = torch.full((count, tokens), -100)
     labels[:, tokens - max(1, tokens // 4) :] = 5
-    yes = torch.ones(count, dtype=torch.bool, device=device)
+    yes = torch.ones(count, dtype=torch.bool)
     size = float(shape.image_size)
+    # Small tensors are made on the CPU, where it is found out what stands where in the batch.
     return Batch(
-        input_ids=ids,
-        attention_mask=torch.ones(count, tokens, dtype=torch.bool, device=device),
+        input_ids=torch.randint(3, int(model.llama.config.vocab_size), (count, tokens)),
+        attention_mask=torch.ones(count, tokens, dtype=torch.bool),
         labels=labels,
         answer_mask=(position >= end - 2 * text) & (position < end - text),
         caption_mask=(position >= end - text) & (position < end),
@@ -69,10 +68,10 @@ def blank_batch(model: ReadingModel, shape: BatchShape, device: torch.device | s
         has_context=yes,
         target_pixels=torch.randn(count, 3, shape.image_size, shape.image_size, device=device).clamp(-1, 1),
         has_target=yes,
-        time_ids=torch.tensor([[size, size, 0.0, 0.0, size, size]], device=device).expand(count, -1),
-        caption_ids=torch.randint(3, 600, (count, queries), device=device),
-        caption_ids_2=torch.randint(3, 600, (count, queries), device=device),
-    )
+        time_ids=torch.tensor([[size, size, 0.0, 0.0, size, size]]).expand(count, -1),
+        caption_ids=torch.randint(3, 600, (count, queries)),
+        caption_ids_2=torch.randint(3, 600, (count, queries)),
+    ).to(device)
 
 
 def blank_features(model: M2ChatModel, shape: BatchShape, device: torch.device | str = "meta") -> FrozenFeatures:

@@ -27,9 +27,8 @@ class AlignModule(M2ChatModule):
         Raises:
             UserError: If a sample has a context picture: stage 1 has no use for it and would not look at it.
         """
-        # A feature cache has no such samples, and to look would make a GPU wait.
-        if batch.features is None and bool(batch.has_context.any()):
-            first = next(s.id for s, has in zip(batch.samples, batch.has_context.tolist(), strict=True) if has)
+        if shown := batch.located().shown:
+            first = batch.samples[shown[0]].id
             raise UserError(
                 f"stage 1 trains on caption pairs, but sample {first!r} has a context picture: leave its source out "
                 "of data.train, or set the source's `kinds` to [caption]"

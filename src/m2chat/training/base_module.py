@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import check_header, load_trained, read_checkpoint, trained_digest
 from m2chat.models.choosing import RUN, choose_checkpoint
+from m2chat.models.compiled import compile_step
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.generation import Decoding
@@ -35,7 +36,7 @@ from m2chat.training.cost import Cost
 from m2chat.training.data_at_hand import run_record, worlds_of
 from m2chat.training.global_batch import settle_global_batch
 from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
-from m2chat.training.optim import cosine_schedule, rated_groups, step_schedule
+from m2chat.training.optim import adamw, cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.strategy import shard
 
@@ -61,6 +62,8 @@ class TrainingModule(PredictingModule):
             activations again in the backward pass instead of keeping them: less memory, a third more work there.
         read_parts: Number of parts of similar length into which the language model divides a batch, to compute less
             padding.
+        torch_compile: Whether the training step goes through `torch.compile`: minutes of compilation, and fewer passes
+            over memory in every step on a GPU; on CPUs it rarely pays.
 
     Raises:
         UserError: If a number is out of its range.
@@ -86,6 +89,7 @@ class TrainingModule(PredictingModule):
         shard_frozen: bool = True,
         gradient_checkpointing: bool = False,
         read_parts: int = 1,
+        torch_compile: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = required(backbone, "backbone", "configs/backbone/micro.yaml")
@@ -93,7 +97,7 @@ class TrainingModule(PredictingModule):
         self.lambda_ddpm, self.ddpm_samples, self.ddpm_draws = lambda_ddpm, ddpm_samples, ddpm_draws
         self.drop_condition, self.seed, self.gradient_checkpointing = drop_condition, seed, gradient_checkpointing
         self.init_from, self.checkpoint_root, self.shipped = init_from, Path(checkpoint_root), Path(shipped)
-        self.shard_frozen, self.read_parts = shard_frozen, read_parts
+        self.shard_frozen, self.read_parts, self.torch_compile = shard_frozen, read_parts, torch_compile
         kinds = {name: name for name in ("ddpm_samples", "ddpm_draws", "drop_condition", "read_parts")}
         check_settings("model.init_args", self, {"lambda_ddpm": "loss_weight", **kinds})
         check_settings("backbone", self.backbone, {"num_image_tokens": "num_image_tokens"})
@@ -144,6 +148,8 @@ class TrainingModule(PredictingModule):
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
+        if self.torch_compile and not testing:
+            compile_step(self.model)
         mesh: Any = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.model, mesh["data_parallel"], self.shard_frozen)
@@ -271,8 +277,8 @@ class TrainingModule(PredictingModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what the stage trains."""
         config = self.optim
-        groups: Any = rated_groups(self.trained_parts(), config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=config.betas)
+        groups = rated_groups(self.trained_parts(), config.weight_decay)
+        optimizer = adamw(groups, config, str(self.trainer.precision))
         steps = self.trainer.estimated_stepping_batches
         self._total_steps = int(steps) if math.isfinite(steps) else None
         total = int(steps)

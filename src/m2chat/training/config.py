@@ -41,6 +41,7 @@ class OptimConfig:
         schedule: Learning rate after warm-up: ``cosine`` falls to zero over the run, ``step`` is multiplied by 0.1
             every `drop_every_epochs`.
         drop_every_epochs: Epochs between drops.
+        fused: Whether AdamW updates all parameters in one kernel, with the same numbers up to rounding; None on GPUs.
 
     Raises:
         UserError: If a number is out of its range.
@@ -54,6 +55,7 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule: Literal["cosine", "step"] = "cosine"
     drop_every_epochs: int = 5
+    fused: bool | None = None
 
     def __post_init__(self) -> None:
         kinds = {name: "lr" for name in ("lr", "lr_language", "lr_visual")}

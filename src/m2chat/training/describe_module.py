@@ -101,8 +101,8 @@ class DescribeModule(TrainingModule):
         Raises:
             UserError: If a sample's reply draws a picture: this stage only writes.
         """
-        if bool(batch.has_target.any()):
-            first = next(s.id for s, has in zip(batch.samples, batch.has_target.tolist(), strict=True) if has)
+        if drawn := batch.located().drawn:
+            first = batch.samples[drawn[0]].id
             raise UserError(
                 f"stage 0 learns to describe pictures, but the reply of sample {first!r} draws one: set `describe: "
                 "true` of its source in data.train, or leave the source out"

@@ -46,10 +46,11 @@ def global_text_loss(batch: Batch, logits: Tensor, labels: Tensor, mean: TextMea
         labels: Token at each of these positions, (scored,).
         mean: Elements of the mean: tokens or replies.
     """
-    # Labels are shifted by one, as the logits are: position t predicts token t + 1.
-    replies = (batch.labels[:, 1:] >= 0).nonzero()[:, 0] if mean == "replies" else None
-    count = len(labels) if replies is None else len(replies.unique())
-    return text_loss(logits, labels, replies) * weights_of_means(torch.tensor([count], device=labels.device))[0]
+    places = batch.located()
+    replies = places.row if mean == "replies" else None
+    count = len(labels) if replies is None else places.replies
+    weight = weights_of_means(torch.full((1,), count, device=labels.device))[0]
+    return text_loss(logits, labels, replies, len(batch)) * weight
 
 
 def settle_global_batch(trainer: Trainer, batch_size: int, wanted: int | None) -> None:

@@ -60,5 +60,5 @@ class M3FTModule(M2ChatModule):
         """One step of Eq. 7."""
         losses, gate, cosine = self.losses(batch)
         self.log_losses(batch, **losses)
-        gated = batch.has_context & batch.has_target
+        gated = batch.located().gated
         return {"loss": losses["loss"], "gate": gate[gated].detach(), "cosine": cosine[gated].detach()}

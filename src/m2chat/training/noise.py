@@ -44,9 +44,8 @@ def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConf
         step: Optimiser steps done.
         config: Number of samples and of draws.
     """
-    with_picture = [index for index, has in enumerate(batch.has_target.tolist()) if has]
     # Without any picture one sample is drawn in vain: under FSDP every process must call the UNet.
-    chosen = with_picture[: config.samples] or [0]
+    chosen = list(batch.located().drawn[: config.samples]) or [0]
     if batch.features is not None and batch.features.latents is not None:
         shape = tuple(batch.features.latents.shape[1:])
     else:
@@ -57,17 +56,15 @@ def draw_noise(decoder: ImageDecoder, batch: Batch, step: int, config: NoiseConf
     steps, noise, drop = [], [], []
     for draw, index in product(range(config.draws), chosen):
         generator = torch.Generator().manual_seed(noise_seed(config.seed, f"{step}/{draw}/{batch.samples[index].id}"))
-        steps.append(timesteps[torch.randint(len(timesteps), (), generator=generator)])
+        steps.append(timesteps[torch.randint(len(timesteps), (1,), generator=generator)])
         drop.append(torch.rand((), generator=generator) < config.drop)
         noise.append(torch.randn(shape, generator=generator))
-    device = batch.input_ids.device
-    return DiffusionNoise(
-        torch.tensor(chosen, device=device),
-        torch.stack(steps).to(device),
-        torch.stack(noise).to(device),
-        torch.stack(drop).to(device),
-        config.draws,
+    # Not blocking: what was drawn reaches a GPU without its work being waited for.
+    numbers, at, noises, drops = (
+        tensor.to(batch.input_ids.device, non_blocking=True)
+        for tensor in (torch.tensor(chosen), torch.cat(steps), torch.stack(noise), torch.stack(drop))
     )
+    return DiffusionNoise(numbers, at, noises, drops, config.draws)
 
 
 def mention_few_steps(decoder: ImageDecoder, lambda_ddpm: float) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from m2chat.training.config import OptimConfig
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 _PLAIN_NAMES = frozenset({"bias", "in_proj_bias", "gate", "adapter_gate", "adapter_new_gate"})
@@ -67,6 +69,23 @@ def rated_groups(parts: Mapping[str, tuple[nn.Module, float]], weight_decay: flo
         for name, (module, lr) in parts.items()
         for group in parameter_groups(module, weight_decay)
     ]
+
+
+def adamw(groups: Any, config: OptimConfig, precision: str) -> AdamW:
+    """AdamW, fused where the configuration or the device wants it.
+
+    Args:
+        groups: Groups of parameters, as of `rated_groups`.
+        config: Coefficients, and whether it is fused.
+        precision: The trainer's.
+    """
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    fused = devices == {"cuda"} if config.fused is None else config.fused
+    optimizer: Any = AdamW(groups, betas=config.betas, fused=fused or None)
+    if fused and precision != "16-mixed":
+        # Lightning does not clip gradients that an optimiser may have to unscale; only fp16 has a scale.
+        optimizer._step_supports_amp_scaling = False
+    return optimizer  # type: ignore[no-any-return]
 
 
 def cosine_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.0) -> LambdaLR:

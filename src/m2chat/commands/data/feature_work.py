@@ -231,7 +231,7 @@ class Writer:
 
     def _states(self, batch: Batch) -> Tensor:
         """States at caption and image tokens, one sample behind the other, (rows, L, D)."""
-        states, _, _ = self.model.read(batch.input_ids, batch.context_pixels[:1], batch.attention_mask.sum(1))
+        states, _, _ = self.model.read(batch.input_ids, batch.context_pixels[:1], batch.located())
         layers = states if states.ndim == 4 else states[None]  # (L, B, T, D)
         return layers.permute(1, 2, 0, 3)[batch.caption_mask | batch.image_mask]
 

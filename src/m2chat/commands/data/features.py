@@ -65,6 +65,7 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--workers", type=in_range("num_workers"), default=0, metavar="N", help="processes that read (default: none)"
     )
     parser.add_argument("--device", type=device, help="device of the networks (default: cuda where there is one)")
+    parser.add_argument("--replace", action="store_true", help="remove a cache of other inputs that is in the way")
     parser.add_argument("--estimate", action="store_true", help="print the size, and compute nothing")
     parser.set_defaults(run=run, rest=True)
 
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     from m2chat.commands.data.feature_work import manifest_of, parts_of, tokens_of_a_picture
     from m2chat.data.augment import Augmentation
     from m2chat.data.datamodule import M2ChatDataModule
-    from m2chat.data.feature_cache import READING, ROOT, STAGES, create
+    from m2chat.data.feature_cache import READING, ROOT, STAGES, create, is_other
     from m2chat.data.feature_plan import plan_part
     from m2chat.lightning_cli import read_config
 
@@ -113,6 +114,9 @@ def run(options: argparse.Namespace) -> None:
         indices[name] = plan_part(source, data.collator.layout, name.partition("/")[0], looked)
     dtype = options.dtype or ("bfloat16" if settings.trainer.precision == "bf16-mixed" else "float32")
     manifest = manifest_of(module, data, sources, dtype, options.text == "kept", options.chunk, options.batch)
+    if options.replace and not options.estimate and is_other(out, manifest):
+        print(f"{out} was made for other inputs: it is made anew")
+        shutil.rmtree(out)
     parts = parts_of(out, manifest, indices)
     _estimate(options, out, manifest, indices, parts)
     if options.estimate:
