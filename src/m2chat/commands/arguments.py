@@ -96,6 +96,11 @@ def device(text: str) -> str:
     return text
 
 
+def device_or_auto(text: str) -> str:
+    """The type of a device's name, or ``auto``."""
+    return text if text == "auto" else device(text)
+
+
 def existing(kind: str = "file or folder", remedy: str = "name one that is there") -> Callable[[str], Path]:
     """The type of a path that must be there.
 
