@@ -31,7 +31,7 @@ OURS: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "textfiles": {"errors"},
-    "schema": set(),
+    "schema": {"places"},
     "places": set(),
     "world": {"errors", "schema"},
     "text": set(),

@@ -139,6 +139,7 @@ class Micro:
         accumulate: int = 1,
         workers: int = 0,
         data: dict[str, Any] | None = None,
+        precision: Any = "32-true",
         **options: Any,
     ) -> Run:
         """Trains on the epochs' 24 samples; the same samples, noise and start in every call.
@@ -151,7 +152,7 @@ class Micro:
             default_root_dir=folder, accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", "1")),
             strategy=strategy, plugins=[AtomicCheckpointIO()] if strategy == "auto" else None, max_steps=steps,
             max_epochs=10, gradient_clip_val=1.0, accumulate_grad_batches=accumulate, limit_val_batches=0, logger=False,
-            enable_checkpointing=False,
+            enable_checkpointing=False, precision=precision,
             enable_progress_bar=False, enable_model_summary=False, callbacks=[*own, *callbacks],
         )  # fmt: skip
         run = Run(module, trainer, recorder.losses)
