@@ -35,7 +35,7 @@ OURS: dict[str, set[str]] = {
     "files": {"errors"},
     "textfiles": {"errors"},
     "shares": {"errors"},
-    "schema": set(),
+    "schema": {"places"},
     "places": set(),
     "world": {"errors", "schema"},
     "text": set(),
