@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[1]
 GB = 10**9
 BYTES = {"true": 22 * GB, "small": 4 * GB}
 """Bytes of the files, and a little."""
+RESULTS = ROOT / "benchmarks/results/true_size.json"
+TITLE = "| row | what | GB of a process | of all | seconds | must | |\n|---|---|---:|---:|---:|---|---|"
 M2CHAT = [sys.executable, "-c", "import sys; from m2chat.commands import main; sys.exit(main())"]
 LIGHTNING = [sys.executable, "-m", "m2chat.cli"]
 
@@ -42,14 +44,19 @@ def main() -> int:
         command.add_argument("--size", choices=tuple(BYTES), default="true", help="sizes (default: %(default)s)")
         if name == "rows":
             command.add_argument("--only", nargs="+", metavar="ROW", help="rows to run (default: all)")
-            command.add_argument("--out", type=Path, default=Path("true_size.json"), metavar="FILE",
-                                 help="results (default: %(default)s)")  # fmt: skip
+            command.add_argument("--out", type=Path, default=RESULTS, metavar="FILE",
+                                 help="results; rows that are not run keep theirs (default: %(default)s)")  # fmt: skip
+    table = commands.add_parser("table", help="print the results as the table of docs/scaling.md")
+    table.add_argument("folder", type=Path, nargs="?", default=RESULTS, metavar="FILE", help="results")
     for name in ("_build", "_sharded"):  # of the rows themselves
         commands.add_parser(name).add_argument("folder", type=Path)
     options = parser.parse_args()
     folder = options.folder.absolute()
     if options.command == "files":
         return make_files(folder, options.size)
+    if options.command == "table":
+        print(TITLE, *map(line, json.loads(folder.read_text())), sep="\n")
+        return 0
     if options.command == "rows":
         return run_rows(folder, options.size, options.only, options.out)
     sys.path.insert(0, str(Path(__file__).parent))
@@ -158,23 +165,29 @@ def run_rows(folder: Path, size: str, only: Sequence[str] | None, out: Path) -> 
         known = ", ".join(row.name for row in rows(folder, size))
         print(f"there is no row {lost.pop()}; choose from {known}", file=sys.stderr)
         return 2
-    results: list[dict[str, Any]] = []
-    print("| row | what | GB of a process | of all | seconds | must | |\n|---|---|---:|---:|---:|---|---|", flush=True)
+    order = [row.name for row in rows(folder, size)]
+    kept = {result["name"]: result for result in (json.loads(out.read_text()) if out.is_file() else [])}
+    print(TITLE, flush=True)
     for row in chosen:
         if row.name == "features":
             shutil.rmtree(folder / "features", ignore_errors=True)
-        result = {**asdict(row), "size": size, **measured(row, folder)}
-        results.append(result)
-        must = "" if row.limit is None else f"≤ {row.limit:g} GB" + (f", {row.seconds:g} s" if row.seconds else "")
-        print(
-            f"| {row.name} | {row.what} | {result['process'] / GB:.2f} | {result['together'] / GB:.2f} | "
-            f"{result['wall']:.1f} | {must} | {'yes' if result['holds'] else 'NO'} |",
-            flush=True,
-        )
-        out.write_text(json.dumps(results, indent=2) + "\n")
+        described = {name: value for name, value in asdict(row).items() if name != "command"}
+        result = kept[row.name] = {**described, "size": size, **measured(row, folder)}
+        print(line(result), flush=True)
+        out.write_text(json.dumps([kept[name] for name in order if name in kept], indent=2) + "\n")
         if not result["holds"]:
-            print(result["tail"], file=sys.stderr, flush=True)
-    return 0 if all(result["holds"] for result in results) else 1
+            print((folder / "logs" / f"{row.name}.txt").read_text()[-2000:], file=sys.stderr, flush=True)
+    return 0 if all(kept[row.name]["holds"] for row in chosen) else 1
+
+
+def line(result: Mapping[str, Any]) -> str:
+    """A result as a line of the table."""
+    limit, seconds = result["limit"], result["seconds"]
+    must = "" if limit is None else f"≤ {limit:g} GB" + (f", {seconds:g} s" if seconds else "")
+    return (
+        f"| {result['name']} | {result['what']} | {result['process'] / GB:.2f} | {result['together'] / GB:.2f} | "
+        f"{result['wall']:.1f} | {must} | {'yes' if result['holds'] else 'NO'} |"
+    )
 
 
 def measured(row: Row, folder: Path) -> dict[str, Any]:
@@ -196,9 +209,7 @@ def measured(row: Row, folder: Path) -> dict[str, Any]:
     holds = code == row.code and row.says in output
     holds &= row.limit is None or process_peak <= row.limit * GB
     holds &= row.seconds is None or wall <= row.seconds
-    tail = "\n".join(output.splitlines()[-12:])
-    return {"process": process_peak, "together": together, "wall": round(wall, 2), "exit": code, "holds": holds,
-            "tail": tail}  # fmt: skip
+    return {"process": process_peak, "together": together, "wall": round(wall, 2), "exit": code, "holds": holds}
 
 
 class Peaks:
