@@ -248,9 +248,9 @@ def test_one_card_of_80_gb_takes_the_same_steps_and_draws_samples(parsed: Any, s
 def test_one_card_of_24_gb_differs_from_the_paper_in_its_card_alone(parsed: Any) -> None:
     config, twin = parsed(ONE_CARD), parsed(ROOT / "configs/paper/stage1.yaml")
     assert config.model == twin.model
-    differ = {name for name in config.data if config.data[name] != twin.data[name]}
+    differ = {name for name in vars(config.data) if config.data[name] != twin.data[name]}
     assert differ == {"features", "num_workers"} and config.data.features == "data/features/one_gpu_24"
-    differ = {name for name in config.trainer if config.trainer[name] != twin.trainer[name]}
+    differ = {name for name in vars(config.trainer) if config.trainer[name] != twin.trainer[name]}
     assert differ == {"devices", "strategy"} and config.trainer.devices == 1
 
 

@@ -87,7 +87,7 @@ M2CHAT: list[Row] = [
     (("plan", "--config", "nope.yaml"), "--config", "'nope.yaml'", "configs/stage1.yaml"),
     ((*PLAN, "--devices", "0"), "--devices", "'0'", "a whole number from 1"),
     ((*PLAN, "--memory", "-80"), "--memory", "'-80'", "above 0"),
-    ((*PLAN, "--gpu", "h900"), "--gpu", "h900", "choose one of a100"),
+    ((*PLAN, "--gpu", "h900"), "--gpu", "h900", "choose one of a10, a100"),
     ((*PLAN, "--memry", "80"), "--memry", "unrecognized", "--help"),
     (("weights", "inspect", "nope"), "source", "'nope'", "name one that is there"),
     (("weights", "inspect", "empty"), "empty", "nothing that is known", "LLaMA"),

@@ -52,12 +52,12 @@ def changes(
         checkpointing: Whether activations are recomputed already.
         peak: Function that measures the activations of so many samples, recomputed or not.
     """
-    memory, found = layouts[0].memory, list[Change]()
+    memory, spared, found = layouts[0].memory, 0, list[Change]()
     if stage == "align" and not cached:
         spared = cached_bytes(model)
-        if layouts[0].memory.weights > layouts[1].memory.weights:  # whole on every GPU
-            memory = replace(memory, weights=memory.weights - spared)
-            found.append(Change("train from a feature cache (--features, m2chat data features)", memory.total))
+        whole = layouts[0].memory.weights >= layouts[1].memory.weights
+        memory = replace(memory, weights=memory.weights - spared / (1 if whole else devices))
+        found.append(Change("train from a feature cache (--features, m2chat data features)", memory.total))
     if shape.batch > 1:
         least = replace(memory, activations=peak(1, checkpointing))
         each = (memory.activations - least.activations) / (shape.batch - 1)
@@ -68,7 +68,8 @@ def changes(
         memory = replace(memory, activations=peak(1, True))
         found.append(Change("model.init_args.gradient_checkpointing true", memory.total))
     if devices > 1 and layouts[1].memory.weights < layouts[0].memory.weights:
-        memory = replace(layouts[1].memory, activations=memory.activations)
+        weights = layouts[1].memory.weights - spared / devices
+        memory = replace(layouts[1].memory, weights=weights, activations=memory.activations)
         found.append(Change("model.init_args.shard_frozen true", memory.total))
     elif stage != "align":
         for bits in (8, 4):
