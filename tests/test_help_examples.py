@@ -57,14 +57,12 @@ def test_examples_are_found() -> None:
 
 @pytest.fixture
 def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets commands name files and devices that are not here."""
+    """Lets commands name files that are not here."""
     command_parser()  # imports the commands
     for name in [name for name in sys.modules if name.startswith("m2chat.commands.")]:
         monkeypatch.setattr(f"{name}.existing", lambda kind="", remedy="": Path, raising=False)
         monkeypatch.setattr(f"{name}.backbone_file", Path, raising=False)
     monkeypatch.setattr(cli, "_fault", lambda arguments: "")
-    for name in ("require_files", "require_accelerator"):
-        monkeypatch.setattr(lightning_cli, name, lambda setting: None)
 
 
 @pytest.mark.parametrize("command", [example for example in EXAMPLES if example.startswith("m2chat ")])

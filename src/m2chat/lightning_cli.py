@@ -66,20 +66,25 @@ class M2ChatCLI(LightningCLI):
         parser.add_lightning_class_args(InterruptGuard, "interrupt")
 
     def before_instantiate_classes(self) -> None:
-        """Makes sure that GPU and backbones are there, and gives the data what they follow of the backbones.
+        """Gives the data what they follow of the backbones.
 
         jsonargparse passes a link over whose source is a separate file (`backbone: ../backbone/paper.yaml`).
         """
         subcommand = self.config.get("subcommand")
         config = self.config[subcommand] if subcommand else self.config
-        if subcommand:
-            require_accelerator(config.trainer.get("accelerator"))
         backbone = config.model.get("init_args.backbone")
         if isinstance(backbone, Namespace):
-            if subcommand and "adapter" in backbone:
-                require_files(backbone.as_dict())
             for name in LINKS:
                 config.data[name] = backbone[name]
+
+    def instantiate_classes(self) -> None:
+        """Builds trainer, model and data, once it is sure that GPU and backbones are there."""
+        config = self.config[self.config["subcommand"]]
+        require_accelerator(config.trainer.get("accelerator"))
+        backbone = config.model.get("init_args.backbone")
+        if isinstance(backbone, Namespace) and "adapter" in backbone:
+            require_files(backbone.as_dict())
+        super().instantiate_classes()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
