@@ -170,7 +170,7 @@ def signals(count: int, folder: Path, seed: int) -> Figures:
     rng, found, ends = random.Random(seed), Figures(count), module_of("training/test_signals.py").ends
     for number in range(count):
         sent = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-        at = rng.choice([("train", rng.randrange(7)), ("val", rng.randrange(8))])
+        at = rng.choice([("train", rng.randrange(4)), ("val", rng.randrange(4))])  # each has four batches
         to, root = rng.choice([(0,), (1,), (0, 1)]), folder / str(number)
         root.mkdir(parents=True)
         try:
