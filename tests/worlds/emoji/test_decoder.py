@@ -13,7 +13,7 @@ from m2chat.errors import UserError
 from m2chat.worlds.emoji.captions import caption_of
 from m2chat.worlds.emoji.decoder import (
     SETS,
-    DrawnPictures,
+    DrawnTruths,
     chosen_pictures,
     draw_truths,
     facts_of,
@@ -30,8 +30,8 @@ def judge(few: Pictures, trained_judge: Path) -> PictureJudge:
     return PictureJudge.load(trained_judge, few)
 
 
-def drawn_as(judge: PictureJudge, truth: Pictures, pixels: np.ndarray) -> DrawnPictures:
-    return DrawnPictures(truth, pixels, truth.pixels, judge.read(pixels))
+def drawn_as(judge: PictureJudge, truth: Pictures, pixels: np.ndarray) -> DrawnTruths:
+    return DrawnTruths(truth, pixels, truth.pixels, judge.read(pixels))
 
 
 def test_pictures_of_a_set_are_its_splits_and_follow_from_the_seed(world: Pictures) -> None:

@@ -38,7 +38,7 @@ _ATTRIBUTES = ("tone", "hair", "gender")
 
 
 @dataclass(frozen=True)
-class DrawnPictures:
+class DrawnTruths:
     """Pictures drawn for the exact captions of true ones.
 
     Args:
@@ -87,7 +87,7 @@ def draw_truths(
     lora: Path | None = None,
     vae: Path | None = None,
     **settings: Any,
-) -> DrawnPictures:
+) -> DrawnTruths:
     """Draws the exact captions of true pictures with the saved (averaged) weights.
 
     Args:
@@ -121,7 +121,7 @@ def draw_truths(
         autoencoder.decode(autoencoder.encode(c).latent_dist.mean).sample for c in to_pixels(truth.pixels).split(64)
     ]
     rebuilt = torch.cat(chunks).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return DrawnPictures(truth, pixels, rebuilt, judge.read(pixels))
+    return DrawnTruths(truth, pixels, rebuilt, judge.read(pixels))
 
 
 def _draw_in_few_steps(
@@ -156,7 +156,7 @@ def rates(verdicts: Sequence[Verdict], scenes: Sequence[Scene]) -> dict[str, flo
     return {name: round(sum(right) / len(right), 4) for name, right in result.items() if right}
 
 
-def facts_of(drawn: DrawnPictures, judge: PictureJudge, fid: Path | None = None) -> dict[str, object]:
+def facts_of(drawn: DrawnTruths, judge: PictureJudge, fid: Path | None = None) -> dict[str, object]:
     """Every rate of what was drawn, of the true pictures, and of these after the VAE.
 
     Args:
@@ -190,7 +190,7 @@ def evaluate(
     count: int = 400,
     styles: Sequence[str] = tuple(STYLES),
     **settings: Any,
-) -> tuple[dict[str, dict[str, object]], dict[str, DrawnPictures]]:
+) -> tuple[dict[str, dict[str, object]], dict[str, DrawnTruths]]:
     """Draws every set of captions and judges it.
 
     Args:
@@ -205,7 +205,7 @@ def evaluate(
         Facts by set, and what was drawn.
     """
     judge = PictureJudge.load(weights / "judge", pictures)
-    facts, everything = dict[str, dict[str, object]](), dict[str, DrawnPictures]()
+    facts, everything = dict[str, dict[str, object]](), dict[str, DrawnTruths]()
     for name in SETS:
         truth = chosen_pictures(pictures, name, count, styles)
         if len(truth):
@@ -261,7 +261,7 @@ def write_report(facts: Mapping[str, Mapping[str, object]], settings: Mapping[st
     write_section(into, body, MARK)
 
 
-def save_sheets(drawn: DrawnPictures, folder: Path, count: int = 60, blind: int = 100, columns: int = 10) -> None:
+def save_sheets(drawn: DrawnTruths, folder: Path, count: int = 60, blind: int = 100, columns: int = 10) -> None:
     """Writes ``sheet.png``, unpicked pictures with their truths beside them, and a blind sheet to read.
 
     ``blind.png`` shows numbered pictures alone; ``blind.json`` holds, by number, caption, wanted concept, and the
