@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def train_judge(
 
     finished = course.run(loss_of, measure, every=100, measure_every=1000)
     with course.averaged():
-        save_judge(network, folder)
+        print(json.dumps(measure()), flush=True)
     return finished
 
 
@@ -97,7 +98,7 @@ def save_judge(network: JudgeNetwork, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def measure_judge(judge: PictureJudge, pictures: Pictures, count: int = 1000) -> dict[str, object]:
+def measure_judge(judge: PictureJudge, pictures: Pictures, count: int = 2000) -> dict[str, object]:
     """Shares of attributes read right on augmentations that no training step has used, of all and of the core list."""
     chosen = random.Random(1).sample(range(len(pictures)), min(count, len(pictures)))
     shown = augmented(to_pixels(pictures.pixels[chosen]), torch.Generator().manual_seed(2**40 + 1))
