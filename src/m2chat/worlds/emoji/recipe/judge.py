@@ -16,7 +16,7 @@ from m2chat.worlds.emoji.recipe.vae import picture_weights
 from m2chat.worlds.emoji.scenes import Pictures, core_concepts
 from m2chat.worlds.small_sdxl import to_pixels
 
-PLAN = Plan(steps=2400, lr=2e-3, warmup=200, decay=1000, ema=0.998, weight_decay=0.02)
+PLAN = Plan(steps=5000, lr=2e-3, warmup=200, decay=2000, ema=0.998, weight_decay=0.02)
 
 
 def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
