@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from m2chat.worlds.emoji.recipe.vae import picture_weights
 from m2chat.worlds.emoji.scenes import Pictures, core_concepts
 from m2chat.worlds.small_sdxl import to_pixels
 
-PLAN = Plan(steps=2400, lr=2e-3, warmup=200, decay=1000, ema=0.998, weight_decay=0.02)
+PLAN = Plan(steps=5000, lr=2e-3, warmup=200, decay=2000, ema=0.998, weight_decay=0.02)
 
 
 def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,7 +85,7 @@ def train_judge(
 
     finished = course.run(loss_of, measure, every=100, measure_every=1000)
     with course.averaged():
-        save_judge(network, folder)
+        print(json.dumps(measure()), flush=True)
     return finished
 
 
@@ -97,7 +98,7 @@ def save_judge(network: JudgeNetwork, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def measure_judge(judge: PictureJudge, pictures: Pictures, count: int = 1000) -> dict[str, object]:
+def measure_judge(judge: PictureJudge, pictures: Pictures, count: int = 2000) -> dict[str, object]:
     """Shares of attributes read right on augmentations that no training step has used, of all and of the core list."""
     chosen = random.Random(1).sample(range(len(pictures)), min(count, len(pictures)))
     shown = augmented(to_pixels(pictures.pixels[chosen]), torch.Generator().manual_seed(2**40 + 1))
