@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from m2chat import __version__
-from m2chat.app.entrance import RELEASE, Entrance, Gate
+from m2chat.app.entrance import RELEASE, Admission, Entrance
 from m2chat.app.limits import Budget, Deadline, SlotResponse, Slots
 from m2chat.app.protocol import conversation, image_part, usage_of
 from m2chat.app.requests import ChatRequest, encodable, faults_of
@@ -55,7 +55,7 @@ def build_api(
     """
     # FastAPI's documentation pages would load scripts from other hosts.
     api = FastAPI(title="M²Chat", version=__version__, docs_url=None, redoc_url=None)
-    gate = Gate(at_once + waiting)
+    gate = Admission(at_once + waiting)
     api.add_middleware(Entrance, gate=gate, refuse=_error, seconds=time_limit, hosts=allowed_hosts)
     api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(UserError, _refused)

@@ -27,7 +27,7 @@ Refusal = Callable[[int, str, Mapping[str, str]], Response]
 """Makes the answer to a request that is refused: status, message, headers."""
 
 
-class Gate:
+class Admission:
     """What the requests inside the server take together.
 
     Args:
@@ -56,7 +56,7 @@ class Entrance:
     """
 
     def __init__(
-        self, app: ASGIApp, gate: Gate, refuse: Refusal, seconds: float, hosts: Collection[str] | None = None
+        self, app: ASGIApp, gate: Admission, refuse: Refusal, seconds: float, hosts: Collection[str] | None = None
     ) -> None:
         self.app, self.gate, self.refuse, self.seconds = app, gate, refuse, seconds
         self.hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
@@ -150,7 +150,7 @@ _TOO_LARGE = f"at most {MAX_BODY // 2**20} MiB are accepted"
 class _Held:
     """The bytes that one request holds."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Admission) -> None:
         self.gate, self.bytes = gate, 0
 
     def add(self, size: int) -> bool:
