@@ -83,7 +83,7 @@ def damaged(whole: bytes, rng: random.Random) -> bytes:
         return whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
     else:  # another kind of value where one is expected
         found = [part for part in (b"{", b"[", b'"', b"null", b"0.5") if part in lines[place]]
-        at = lines[place].find(rng.choice(found), rng.randrange(len(lines[place]) - 2)) if found else -1
+        at = lines[place].find(rng.choice(found), rng.randrange(max(1, len(lines[place]) - 2))) if found else -1
         lines[place] = lines[place][:at] + rng.choice([b"5", b"[]", b"null", b'"x"', b"{}"]) + lines[place][at + 1 :]
     return b"".join(lines)
 
