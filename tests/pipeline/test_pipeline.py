@@ -391,7 +391,7 @@ def test_a_checkpoint_is_loaded_alone_and_an_earlier_one_with_its_config_yaml(
         settings["backbone"][name] = str(shipped.parents[1] / settings["backbone"][name])
     payload["config"] |= {"backbone": settings["backbone"], "layout": {"max_tokens": 150, "num_image_tokens": 8}}
     path = tmp_path / "align.ckpt"
-    monkeypatch.setattr(weights, "_ROOTS", ())
+    monkeypatch.setattr(weights, "_ROOTS", (tmp_path,))
     torch.save(payload, path)
     (tmp_path / "config.yaml").write_text("model: {init_args: {}}")  # of another run: what the checkpoint holds counts
     pipe = M2ChatPipeline.from_pretrained(path)
