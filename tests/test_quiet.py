@@ -29,6 +29,7 @@ TEST = (
 DRAW = ("draw", "a large red circle on the left on a blue background", "--steps=2")
 KNOWN = {
     TRAINING: (
+        r"A step has 4 samples: 4 on each of 1 device\.",
         r"Seed set to 0", r"Starting from the weights of .*", r"part +parameters +trained", r"[a-z_0-9]+( +[\d,]+){2}",
         r"`Trainer.fit` stopped: `max_steps=3` reached.",
         r"[\d:]{8} step 3 of 3, epoch 1 of 5, loss [\d.]+, [\d.]+ samples/s",

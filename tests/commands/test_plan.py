@@ -42,9 +42,9 @@ def test_stage_1_from_a_feature_cache(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_what_would_make_it_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan("configs/stage2.yaml", "--memory", "3.2", "--data.batch_size=8") == 0
+    assert plan("configs/stage2.yaml", "--memory", "3.1", "--data.batch_size=8") == 0
     out = capsys.readouterr().out
-    assert "What would make it fit 3.2 GB:" in out
+    assert "What would make it fit 3.1 GB:" in out
     assert "- data.batch_size 1 instead of 8" in out and ", which fits" in out
 
 

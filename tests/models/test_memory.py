@@ -46,7 +46,7 @@ def picture(model: M2ChatModel, batch: Batch) -> torch.Tensor:
 
 def test_high_is_exact(micro_model: M2ChatModel, model: M2ChatModel, batch: Batch) -> None:
     found = picture(fit_to_memory(model, "high", "cpu"), batch)
-    assert torch.allclose(found, picture(micro_model, batch), atol=1e-6)
+    assert torch.allclose(found, picture(micro_model, batch), atol=5e-6)  # pictures are decoded one by one
 
 
 def test_bf16_keeps_the_rotations_and_the_picture(micro_model: M2ChatModel, model: M2ChatModel, batch: Batch) -> None:

@@ -55,7 +55,7 @@ def test_losses_in_bf16_are_those_of_fp32_but_for_rounding(
     )
     assert len(rounded) == steps and rounded != exact
     for ours, theirs in zip(rounded, exact, strict=True):
-        assert ours == pytest.approx(theirs, rel=2**-8)
+        assert ours == pytest.approx(theirs, rel=2**-7)  # a rounding to bf16 is 2**-9 at most, a loss has several
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

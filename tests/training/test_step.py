@@ -85,7 +85,7 @@ def test_gradients_are_clipped_under_bf16_though_the_update_is_fused(micro: Any,
 
 
 @pytest.mark.parametrize(
-    "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
+    "backend", [pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "inductor")]
 )  # the first traces and computes as before
 def test_a_compiled_step_has_the_same_losses_and_gradients(
     micro: Any, backend: str, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -49,7 +50,12 @@ class GpuRules(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def __enter__(self) -> GpuRules:
-        """Turns the CPU's autocast on, too: it leaves meta tensors alone, and shows where a model turns it off."""
+        """Turns the CPU's autocast on, too: it leaves meta tensors alone, and shows where a model turns it off.
+
+        In a batch of one, transformers looks for packed sequences in numbers that meta tensors do not have.
+        """
+        self._packing = patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+        self._packing.start()
         self._switch = torch.autocast("cpu", self.autocast, self.autocast is not None)
         self._switch.__enter__()
         super().__enter__()
@@ -57,6 +63,7 @@ class GpuRules(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self._packing.stop()
         self._switch.__exit__(*error)
 
     def _active(self) -> bool:

@@ -183,7 +183,9 @@ def measure_step(
         else:
             logits, labels = model(batch)
             loss = text_loss(logits, labels.to(logits.device))
-        loss.backward()
+        # Not `backward`, in which a mode is off: layers that are computed again would go by other rules there.
+        engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+        engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
     measure.forward = {name: meter.forward[name] for name in parts}
     measure.backward = {name: meter.backward[name] for name in parts}
     measure.peak = meter.peak

@@ -10,10 +10,18 @@ from typing import Any
 
 from m2chat.commands.arguments import existing, in_range, new_folder
 
+
+def _pictures(text: str) -> Path:
+    return existing("folder", "name the folder of the pictures")(text)
+
+
+def _captions(text: str) -> Path:
+    return existing("file")(text)
+
+
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "images": ("--images", dict(type=existing("folder", "name the folder of the pictures"), metavar="DIR",
-    help="folder of the pictures")),
-    "captions": ("--captions", dict(type=existing("file"), metavar="FILE", help="missing captions: lines of "
+    "images": ("--images", dict(type=_pictures, metavar="DIR", help="folder of the pictures")),
+    "captions": ("--captions", dict(type=_captions, metavar="FILE", help="missing captions: lines of "
                  '{"media_key": "...", "caption": "..."}')),
     "text_as_caption": ("--text-as-caption", dict(action="store_true", help="a picture without a caption gets the text "
                         "of its turn")),
