@@ -45,7 +45,7 @@ from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
 from m2chat.data.datamodule import M2ChatDataModule  # noqa: E402
 from m2chat.lightning_cli import read_config  # noqa: E402
 from m2chat.losses import text_loss  # noqa: E402
-from m2chat.planning.meter import FlopMeter  # noqa: E402
+from m2chat.planning.meter import Meter  # noqa: E402
 from m2chat.schema import Batch  # noqa: E402
 
 BATCH, BATCHES = 16, 6
@@ -104,7 +104,7 @@ def padded(batch: Batch, length: int) -> Batch:
     more = length - batch.input_ids.shape[1]
     fill = {"labels": -100}
     changed = {name: F.pad(getattr(batch, name), (0, more), value=fill.get(name, 0)) for name in TOKENS}
-    return replace(batch, **changed, places=None)
+    return replace(batch, **changed)
 
 
 def sides() -> dict[str, Side]:
@@ -145,7 +145,7 @@ def samples(run: Callable[[], Any]) -> Callable[[], int]:
 
 def work_of(side: Side, run: Callable[[], Any]) -> int:
     """Floating-point operations."""
-    with FlopMeter(side.module.model) as meter:
+    with Meter() as meter:
         run()
     return meter.total
 
