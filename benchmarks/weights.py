@@ -40,6 +40,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from m2chat.host_memory import anonymous_bytes  # noqa: E402
 from m2chat.models.weights.llama import open_llama  # noqa: E402
 from m2chat.models.weights.loading import fill, on_meta  # noqa: E402
 
@@ -81,9 +82,10 @@ def ordinary(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def anonymous() -> int:
-    """Bytes of this process that no file stands behind."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
+    """Bytes of memory that this process has to itself."""
+    found = anonymous_bytes()
+    assert found is not None
+    return found
 
 
 def measure(load: Callable[[Path, torch.dtype], nn.Module], folder: Path, dtype: torch.dtype, answer: Any) -> None:

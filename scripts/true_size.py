@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2chat.host_memory import anonymous_bytes
+
 ROOT = Path(__file__).parents[1]
 GB = 10**9
 BYTES = {"true": 22 * GB, "small": 4 * GB}
@@ -254,12 +256,7 @@ class Peaks:
 
 def anonymous(pid: int) -> int:
     """Bytes of memory that a process has to itself; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    fields: Mapping[str, str] = dict(line.split(":", 1) for line in lines if ":" in line)
-    return 1024 * int(fields.get("RssAnon", "0 kB").split()[0])
+    return anonymous_bytes(pid) or 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
+from m2chat.models.m2chat import M2ChatModel
+from m2chat.schema import Batch
 from m2chat.training.trained_only import TrainedOnlyModule
 
 TOY_CONFIG: dict[str, Any] = {
@@ -100,3 +102,11 @@ class ToyData(LightningDataModule):
 
     def test_dataloader(self) -> Any:
         return self.train_dataloader()
+
+
+def picture(model: M2ChatModel, batch: Batch) -> Tensor:
+    """What no way of keeping weights must spoil: the condition and the picture drawn from it."""
+    with torch.no_grad():
+        states, f_img, _ = model.read(batch.input_ids, batch.context_pixels)
+        condition = model.condition(batch, states, f_img)
+        return model.decoder.sample(condition.h_align, condition.h_palign, batch.time_ids, [1, 2], steps=2)

@@ -12,6 +12,8 @@ from torch import Tensor
 from m2chat.models.config import BackboneConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
+from m2chat.planning.step import BatchShape, blank_batch
+from m2chat.schema import Batch
 from m2chat.text import CaptionTokens
 
 CAPTIONS = ["a large red circle on the left on a blue background", "a ring"]
@@ -66,3 +68,10 @@ def drawn(pipeline: Any, encoded: tuple[Tensor, Tensor]) -> Callable[..., Tensor
         return pictures
 
     return draw
+
+
+@pytest.fixture
+def batch(micro_model: M2ChatModel) -> Batch:
+    """Two samples for the micro model."""
+    torch.manual_seed(1)
+    return blank_batch(micro_model, BatchShape(2, 64, 32, 8), "cpu")

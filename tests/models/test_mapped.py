@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from m2chat.host_memory import anonymous_bytes
 from m2chat.integrity import not_verified
 from m2chat.models import mapped
 from m2chat.models.adapter_file import in_halves, permute
@@ -22,8 +23,8 @@ from m2chat.models.config import BackboneConfig, NewAdapterConfig
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.mapped import is_mapped, place, reordered, replace_parameters, settle
 from m2chat.models.memory import Offload, lower_parameters, offload_parts
-from m2chat.planning.step import BatchShape, blank_batch
 from m2chat.schema import Batch
+from toys import picture
 
 MICRO = Path(__file__).parents[2] / "data" / "micro"
 
@@ -48,19 +49,6 @@ def halved(micro_model: M2ChatModel) -> M2ChatModel:
     replace_parameters(model, half)
     assert sum(is_mapped(p) for p in model.parameters()) > 200
     return model
-
-
-@pytest.fixture
-def batch(micro_model: M2ChatModel) -> Batch:
-    torch.manual_seed(1)
-    return blank_batch(micro_model, BatchShape(2, 64, 32, 8), "cpu")
-
-
-def picture(model: M2ChatModel, batch: Batch) -> torch.Tensor:
-    with torch.no_grad():
-        states, f_img, _ = model.read(batch.input_ids, batch.context_pixels)
-        condition = model.condition(batch, states, f_img)
-        return model.decoder.sample(condition.h_align, condition.h_palign, batch.time_ids, [1, 2], steps=2)
 
 
 def test_pictures_are_the_same_bits(micro_model: M2ChatModel, halved: M2ChatModel, batch: Batch) -> None:
@@ -174,6 +162,7 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def anonymous() -> int:
-    """Bytes of memory that this process has to itself, files not counted."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    """Bytes of memory that this process has to itself."""
+    found = anonymous_bytes()
+    assert found is not None
+    return found

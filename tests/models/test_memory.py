@@ -21,27 +21,13 @@ from m2chat.models.memory import (
     quantized_linears,
 )
 from m2chat.planning.inference import half_bytes, saved_bytes, stored_bytes
-from m2chat.planning.step import BatchShape, blank_batch
 from m2chat.schema import Batch
+from toys import picture
 
 
 @pytest.fixture
 def model(micro_model: M2ChatModel) -> M2ChatModel:
     return copy.deepcopy(micro_model)
-
-
-@pytest.fixture
-def batch(micro_model: M2ChatModel) -> Batch:
-    torch.manual_seed(1)
-    return blank_batch(micro_model, BatchShape(2, 64, 32, 8), "cpu")
-
-
-def picture(model: M2ChatModel, batch: Batch) -> torch.Tensor:
-    """What a mode must not spoil: the condition and the picture drawn from it."""
-    with torch.no_grad():
-        states, f_img, _ = model.read(batch.input_ids, batch.context_pixels)
-        condition = model.condition(batch, states, f_img)
-        return model.decoder.sample(condition.h_align, condition.h_palign, batch.time_ids, [1, 2], steps=2)
 
 
 def test_high_is_exact(micro_model: M2ChatModel, model: M2ChatModel, batch: Batch) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from m2chat.host_memory import anonymous_bytes
 from m2chat.planning.gpus import gpu_of_driver
 
 
@@ -84,8 +84,8 @@ class Throughput(Callback):
             gpu = gpu_of_driver(torch.cuda.get_device_name(module.device))
             if gpu is not None and (work := self._work(module, batch)) is not None:
                 values["mfu"] = work / seconds / gpu.flops
-        if (own := own_memory()) is not None:
-            values["host_memory_gb"] = own / 1e9
+        if (host := anonymous_bytes()) is not None:
+            values["host_memory_gb"] = host / 1e9
         return values
 
     def _work(self, module: Any, batch: Any) -> float | None:
@@ -95,12 +95,3 @@ class Throughput(Callback):
             return None
         tokens = float(torch.stack(self._tokens).sum()) / max(1, self._samples)
         return float(work.of(batch, tokens)) * self._samples / len(batch)
-
-
-def own_memory() -> int | None:
-    """Bytes that this process has to itself, files that it maps left out; None where the system does not say."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    found = [line.split() for line in status.read_text(encoding="ascii", errors="replace").splitlines()]
-    return next((1024 * int(words[1]) for words in found if words and words[0] == "RssAnon:"), None)

@@ -142,12 +142,6 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
 
     changes = decoder_changes(options)
     decoder_config(changes)  # names and numbers
-    if options.memory or options.device not in ("auto", "cpu"):
-        where = device_of(options)
-    if options.memory:
-        from m2chat.models.memory import options_of
-
-        options_of(options.memory, where)  # a mode that this computer does not have is refused first
     backbone = None
     if options.backbone is not None:
         import yaml
@@ -160,11 +154,15 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
                 f"--backbone {options.backbone}: {error}; configs/backbone/micro.yaml is an example"
             ) from None
     with working("loading the model"):
+        where = device_of(options)
+        if options.memory:
+            from m2chat.models.memory import options_of
+
+            options_of(options.memory, where)  # a mode that this computer does not have is refused first
         from transformers.utils.logging import disable_progress_bar
 
         from m2chat.pipeline import M2ChatPipeline
 
-        where = device_of(options)
         dtype = dtype_of(options, where)
         disable_progress_bar()
         pipe = M2ChatPipeline.from_pretrained(
