@@ -71,7 +71,14 @@ def printed(folder: Path, arguments: tuple[str, ...], *, terminal: bool = False)
     return [line.rstrip() for line in re.split(r"[\r\n]+", text.decode()) if line.strip()]
 
 
-@pytest.mark.parametrize("arguments", [TRAINING, TEST, DRAW], ids=["fit", "test", "draw"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(TRAINING, id="fit"),
+        pytest.param(TEST, id="test", marks=pytest.mark.slow),
+        pytest.param(DRAW, id="draw", marks=pytest.mark.slow),
+    ],
+)
 def test_every_line_is_known(arguments: tuple[str, ...], tmp_path: Path) -> None:
     write_world(ROOT / "data/micro/shards")
     known = [re.compile(pattern) for pattern in KNOWN[arguments]]
@@ -80,6 +87,7 @@ def test_every_line_is_known(arguments: tuple[str, ...], tmp_path: Path) -> None
     assert [pattern.pattern for pattern in known if not any(pattern.fullmatch(line) for line in lines)] == []
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_and_no_lines(tmp_path: Path) -> None:
     write_world(ROOT / "data/micro/shards")
     text = "\n".join(printed(tmp_path, TRAINING, terminal=True))

@@ -73,7 +73,7 @@ def fit(sources: list[SourceConfig], folder: Path, batch: int, ckpt: Path | None
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kinds", [("caption",), ("dialogue", "edit", "story")])
+@pytest.mark.parametrize("kinds", [pytest.param(("caption",), marks=pytest.mark.slow), ("dialogue", "edit", "story")])
 def test_two_processes_and_one_continue_each_other(
     micro: Any, tmp_path: Path, on_two_ranks: Callable[[Callable[[], object]], Any], kinds: tuple[str, ...]
 ) -> None:

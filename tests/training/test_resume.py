@@ -35,8 +35,17 @@ class Terminates(Callback):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stage", ["describe", "align", "m3ft"])
-@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize(
+    ("stage", "stop"),
+    [
+        ("describe", 2),
+        ("describe", 5),
+        ("align", 2),
+        ("align", 5),
+        ("m3ft", 2),
+        pytest.param("m3ft", 5, marks=pytest.mark.slow),
+    ],
+)
 def test_losses_are_those_of_an_uninterrupted_run(micro: Any, tmp_path: Path, stage: str, stop: int) -> None:
     whole = micro.fit(stage, tmp_path, STEPS)
     with pytest.raises(SystemExit) as end:

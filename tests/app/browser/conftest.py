@@ -146,12 +146,6 @@ class Visitor:
             self.page.screenshot(path=f"{SHOTS}/{name}-{self.page.viewport_size['width']}.png", full_page=True)
 
 
-@pytest.fixture(params=(1200, 390))
-def width(request: pytest.FixtureRequest) -> int:
-    """Of a desk's window and of a telephone's, in pixels."""
-    return int(request.param)
-
-
 @pytest.fixture
 def visit(browser: Any, address: str) -> Iterator[Callable[..., Visitor]]:
     """Opens the page as somebody new; in the end nothing was wrong, and nothing went off the machine."""

@@ -13,6 +13,7 @@ from m2chat.worlds.shapes.phrases import examples
 EXAMPLES = examples()
 
 
+@pytest.mark.parametrize("width", [390, pytest.param(1200, marks=pytest.mark.slow)])
 def test_a_conversation(width: int, visit: Callable[..., Any], picture: Path, tmp_path: Path) -> None:
     visitor = visit(width)
     page = visitor.page
@@ -86,7 +87,15 @@ def usable(page: Any) -> set[str]:
     return {name for name in BUTTONS if page.locator(f"#chat-{name}").is_enabled()}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1200, "light"),
+        (390, "dark"),
+        pytest.param(1200, "dark", marks=pytest.mark.slow),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_it_can_be_read_and_follows_the_conversation(width: int, scheme: str, visit: Callable[..., Any]) -> None:
     visitor = visit(width, scheme)
     page = visitor.page

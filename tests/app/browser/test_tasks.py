@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from m2chat.worlds.shapes.phrases import examples
 
 EXAMPLES = examples()
 
 
+@pytest.mark.parametrize("width", [1200, pytest.param(390, marks=pytest.mark.slow)])
 def test_the_tasks(width: int, visit: Callable[..., Any], picture: Path) -> None:
     visitor = visit(width)
     page = visitor.page

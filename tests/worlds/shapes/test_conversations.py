@@ -132,7 +132,7 @@ def test_answers_of_stage_2_do_not_occur_in_pretraining(train: dict[str, list[Sa
     answers = {s.answer for sample in talks for k in replies_of(sample) for s in view_of(sample, k).reply if s.answer}
     rng = random.Random(0)
     pool = scenes_of_split("train", 1) + scenes_of_split("train", 2)
-    learned = {lesson(rng.choice(pool), rng).answer for _ in range(8000)}
+    learned = {lesson(rng.choice(pool), rng).answer for _ in range(4000)}
     maker = ConversationMaker("train", 3)
     learned |= {request(maker).answer for _ in range(1500)}
     assert len(answers) > 80 and len(learned) > 2500
