@@ -40,6 +40,7 @@ ensure_torchvision()
 
 from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
 
+from m2chat.batch import Batch  # noqa: E402
 from m2chat.commands.data.feature_work import FeatureWork, Writer, manifest_of, parts_of  # noqa: E402
 from m2chat.data.datamodule import M2ChatDataModule  # noqa: E402
 from m2chat.data.dataset import Source, SourceConfig  # noqa: E402
@@ -55,7 +56,6 @@ from m2chat.models.trainable import set_trainable, trainable_names  # noqa: E402
 from m2chat.planning.meter import Meter  # noqa: E402
 from m2chat.planning.rules import GpuRules  # noqa: E402
 from m2chat.planning.step import blank_noise  # noqa: E402
-from m2chat.schema import Batch  # noqa: E402
 
 BATCH, SAMPLES, EPOCHS = 16, 128, 4
 PAPER = BackboneConfig("data/weights/llama-7b", "data/weights/BIAS-7B.pth", "ViT-L-14-quickgelu:openai",

@@ -189,7 +189,7 @@ def beside_both(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
 
 def fast_beside_ddim(pipe: M2ChatPipeline, batch: int) -> dict[str, Any]:
     """The preset ``fast`` and 30 steps of DDIM; how their pictures compare is `m2chat eval swap`'s to say."""
-    from m2chat.models.config import DecoderConfig
+    from m2chat.models.decoder_config import DecoderConfig
     from m2chat.models.image_decoder import ImageDecoder
 
     path, how = pipe.model.decoder.path, DecoderConfig(preset="fast")

@@ -60,6 +60,7 @@ from m2chat._compat import ensure_torchvision  # noqa: E402
 
 ensure_torchvision()
 
+from m2chat.batch import FrozenFeatures  # noqa: E402
 from m2chat.errors import UserError  # noqa: E402
 from m2chat.models.blank import blank_m2chat, without_cached  # noqa: E402
 from m2chat.models.config import BackboneConfig, M3AdapterConfig  # noqa: E402
@@ -80,7 +81,6 @@ from m2chat.planning.step import (  # noqa: E402
     measure_step,
     step_loss,
 )
-from m2chat.schema import FrozenFeatures  # noqa: E402
 
 PAPER = BackboneConfig("data/weights/llama-7b", "data/weights/BIAS-7B.pth", "ViT-L-14-quickgelu:openai",
                        "data/weights/stable-diffusion-xl-base-1.0", 32, "bgr")  # fmt: skip

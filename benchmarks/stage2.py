@@ -42,11 +42,11 @@ ensure_torchvision()
 
 from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
 
+from m2chat.batch import Batch  # noqa: E402
 from m2chat.data.datamodule import M2ChatDataModule  # noqa: E402
 from m2chat.lightning_cli import read_config  # noqa: E402
 from m2chat.losses import text_loss  # noqa: E402
 from m2chat.planning.meter import Meter  # noqa: E402
-from m2chat.schema import Batch  # noqa: E402
 
 BATCH, BATCHES = 16, 6
 TOKENS = ("input_ids", "attention_mask", "labels", "answer_mask", "caption_mask", "image_mask")

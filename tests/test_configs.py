@@ -12,7 +12,8 @@ from jsonargparse import ArgumentParser
 
 from m2chat import cli, lightning_cli
 from m2chat.evaluation.rows import read_rows
-from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, M3AdapterConfig, decoder_config
+from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.decoder_config import DecoderConfig, LoraConfig, decoder_config
 from m2chat.models.swap import with_decoder
 
 ROOT = Path(__file__).parent.parent

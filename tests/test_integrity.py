@@ -27,7 +27,8 @@ from m2chat.metrics.encoders import OpenClipEncoder
 from m2chat.metrics.feature_net import FeatureNet
 from m2chat.metrics.fid import Moments
 from m2chat.models.checkpoints import HEADER, find_checkpoint, read_checkpoint
-from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.decoder_config import DecoderConfig, LoraConfig
 from m2chat.models.weights.adapter import open_adapter
 from m2chat.models.weights.clip import open_clip_tower
 from m2chat.models.weights.diffusion import load_diffusion, open_diffusion, open_with_parts

@@ -9,11 +9,11 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
 
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
-from m2chat.schema import Batch
 from m2chat.training.trained_only import TrainedOnlyModule
 
 TOY_CONFIG: dict[str, Any] = {

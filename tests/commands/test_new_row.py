@@ -28,7 +28,8 @@ import numpy as np
 from lightning import LightningModule
 
 from m2chat.models.config import BackboneConfig
-from m2chat.schema import Batch, Prediction, Reply, Segment
+from m2chat.batch import Batch
+from m2chat.schema import Prediction, Reply, Segment
 from m2chat.training.config import EvalConfig
 
 

@@ -15,7 +15,8 @@ from m2chat.commands import main
 from m2chat.commands.evaluation.swap import Drawing, _key, judged
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Difference
-from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, decoder_config
+from m2chat.models.config import BackboneConfig
+from m2chat.models.decoder_config import DecoderConfig, LoraConfig, decoder_config
 from m2chat.models.swap import changed, with_decoder
 from m2chat.pipeline import M2ChatPipeline
 

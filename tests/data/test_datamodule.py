@@ -9,12 +9,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
+from m2chat.batch import Batch
 from m2chat.data import datamodule
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import SourceConfig
 from m2chat.data.shards import write_groups
 from m2chat.errors import UserError
-from m2chat.schema import Batch
 
 Steps = list[tuple[int, list[str]]]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from m2chat.batch import Batch
 from m2chat.models.config import BackboneConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.planning.step import BatchShape, blank_batch
-from m2chat.schema import Batch
 from m2chat.text import CaptionTokens
 
 CAPTIONS = ["a large red circle on the left on a blue background", "a ring"]

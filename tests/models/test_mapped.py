@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from m2chat.batch import Batch
 from m2chat.host_memory import anonymous_bytes
 from m2chat.integrity import not_verified
 from m2chat.models import mapped
@@ -23,7 +24,6 @@ from m2chat.models.config import BackboneConfig, NewAdapterConfig
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.mapped import is_mapped, place, reordered, replace_parameters, settle
 from m2chat.models.memory import Offload, lower_parameters, offload_parts
-from m2chat.schema import Batch
 from toys import picture
 
 MICRO = Path(__file__).parents[2] / "data" / "micro"

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.memory import (
@@ -21,7 +22,6 @@ from m2chat.models.memory import (
     quantized_linears,
 )
 from m2chat.planning.inference import half_bytes, saved_bytes, stored_bytes
-from m2chat.schema import Batch
 from toys import picture
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, DecoderConfig
+from m2chat.models.config import BackboneConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.text import CaptionTokens
 

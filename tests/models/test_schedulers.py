@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig
+from m2chat.models.config import BackboneConfig
+from m2chat.models.decoder_config import DecoderConfig, LoraConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.schedulers import OWN_SPACING, PRESETS, SCHEDULERS, make_scheduler, scheduler_name
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from m2chat.batch import Batch
 from m2chat.data.collate import Collator
 from m2chat.data.network_inputs import VisionInput
 from m2chat.data.sources import caption_sample
@@ -14,7 +15,7 @@ from m2chat.models.config import BackboneConfig
 from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
 from m2chat.pipeline import DrawSettings, M2ChatPipeline, Replier
-from m2chat.schema import Batch, Sample, Turn
+from m2chat.schema import Sample, Turn
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 from m2chat.text.view import replies_of
 from m2chat.worlds.shapes.conversations import ConversationMaker

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from m2chat.batch import Batch
 from m2chat.data.collate import Collator
 from m2chat.models.denoising import Denoising
 from m2chat.models.generation import TokenSegment, finished, stream_replies
@@ -18,7 +19,7 @@ from m2chat.models.m3adapter import Condition, M3Adapter
 from m2chat.pipeline import M2ChatPipeline, Replier
 from m2chat.pipeline.conditions import Place, drawn_places
 from m2chat.pipeline.inputs import ReplyInputs
-from m2chat.schema import Batch, Sample, Turn
+from m2chat.schema import Sample, Turn
 from m2chat.text.view import segments_of
 
 Item = tuple[Sample, int, int | None]

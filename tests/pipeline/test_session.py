@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from m2chat.errors import UserError
-from m2chat.models.config import DecoderConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.pipeline import (
     Drawn,
     Event,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from lightning import Trainer
 
+from m2chat.batch import Batch
 from m2chat.errors import UserError
-from m2chat.models.config import DecoderConfig
-from m2chat.schema import Batch
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.text import Layout
 from m2chat.training.align_module import AlignModule
 from m2chat.training.noise import mention_few_steps

@@ -11,9 +11,10 @@ import torch
 from m2chat.baselines.pipelines.module import DiffusersModule
 from m2chat.baselines.vlm_sd.module import VLMSDModule
 from m2chat.baselines.vlm_sd.replier import prompt_of
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig
-from m2chat.schema import Batch, Segment
+from m2chat.schema import Segment
 from m2chat.text import view_of
 from m2chat.training.config import EvalConfig
 

@@ -13,13 +13,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from m2chat.batch import Batch
 from m2chat.callbacks.data_counts import DataCounts
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import SourceConfig
 from m2chat.data.images import save_png
 from m2chat.data.index import open_shard
 from m2chat.data.shards import write_groups
-from m2chat.schema import Batch
 
 MICRO = Path(__file__).parents[2] / "data" / "micro"
 Steps = list[list[str]]

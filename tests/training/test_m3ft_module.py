@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import trainable_state_dict
-from m2chat.schema import Batch, Sample
+from m2chat.schema import Sample
 from m2chat.text import view_of
 from m2chat.training.m3ft_module import M3FTModule
 

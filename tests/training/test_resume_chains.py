@@ -15,10 +15,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from m2chat.batch import Batch
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import SourceConfig
-from m2chat.schema import Batch
 from m2chat.training.strategy import M2ChatFSDPStrategy
 
 MICRO = Path(__file__).parents[2] / "data" / "micro"

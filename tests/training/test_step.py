@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from m2chat.batch import Batch
 from m2chat.models import compiled
-from m2chat.schema import Batch
 from m2chat.training.config import OptimConfig
 from m2chat.training.optim import adamw
 

@@ -138,7 +138,8 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
     Raises:
         UserError: If an option of the image decoder, the device or a file does not fit.
     """
-    from m2chat.models.config import BackboneConfig, decoder_config
+    from m2chat.models.config import BackboneConfig
+    from m2chat.models.decoder_config import decoder_config
 
     changes = decoder_changes(options)
     decoder_config(changes)  # names and numbers

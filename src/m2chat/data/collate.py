@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m2chat.batch import Batch
 from m2chat.data.augment import Augmentation, CropFlip
 from m2chat.data.images import resize_crop
 from m2chat.data.items import Item
 from m2chat.data.network_inputs import VisionInput
-from m2chat.schema import Batch, Image, Sample
+from m2chat.schema import Image, Sample
 from m2chat.text import CaptionTokens, Layout, view_of
 from m2chat.text.layout import IGNORE, Encoded
 

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m2chat.batch import Batch, FrozenFeatures
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source
 from m2chat.data.feature_file import FeaturePart
 from m2chat.data.feature_form import NO_PICTURE, Form
 from m2chat.data.items import Item
-from m2chat.schema import Batch, FrozenFeatures
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from m2chat.batch import Batch
 from m2chat.data.collate import Collator
 from m2chat.data.dataset import Source
 from m2chat.data.eval_stream import EvalStream
@@ -17,7 +18,6 @@ from m2chat.data.feature_batches import FeatureCollator
 from m2chat.data.items import Item
 from m2chat.data.stream import ShardStream
 from m2chat.errors import UserError
-from m2chat.schema import Batch
 
 log = logging.getLogger(__name__)
 

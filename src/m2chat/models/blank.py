@@ -17,7 +17,8 @@ from m2chat.models import published
 from m2chat.models.absent import Absent
 from m2chat.models.adapter_file import AdapterShape
 from m2chat.models.build import composed
-from m2chat.models.config import NEW, BackboneConfig, DecoderConfig, M3AdapterConfig
+from m2chat.models.config import NEW, BackboneConfig, M3AdapterConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.reading import ReadingModel

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.models.config import DecoderConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.denoising import Denoising, OnStep, denoise, started
 from m2chat.models.precision import full
 from m2chat.models.schedulers import DEFAULT_GUIDANCE, DEFAULT_STEPS, Interval

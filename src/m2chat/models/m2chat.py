@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2chat.batch import Batch, FrozenFeatures
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m3adapter import Condition, M3Adapter
 from m2chat.models.reading import ReadingModel
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
-from m2chat.schema import Batch, FrozenFeatures
 
 
 @dataclass

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2chat.batch import Batch
 from m2chat.models.precision import ExactBuffers
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.places import Places
-from m2chat.schema import Batch
 
 
 class ReadingModel(ExactBuffers):

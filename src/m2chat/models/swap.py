@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, decoder_config
+from m2chat.models.config import BackboneConfig
+from m2chat.models.decoder_config import DecoderConfig, LoraConfig, decoder_config
 from m2chat.models.weights.files import read_safetensors
 from m2chat.models.weights.loras import lora_file
 from m2chat.models.weights.sdxl_file import is_single_file

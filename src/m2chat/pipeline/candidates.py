@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from m2chat.batch import in_unit_range
 from m2chat.models.denoising import size_ids
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.outputs import PipelineOutput
-from m2chat.schema import Picture, in_unit_range
+from m2chat.schema import Picture
 
 _NOISE = 0.4
 """Timestep as a share of the noise schedule: enough noise to hide broken details, not the whole picture."""

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m2chat.batch import Batch, normalised
 from m2chat.data.images import pixels_of, resize_crop
 from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
-from m2chat.schema import Batch, Conversation, Picture, normalised
+from m2chat.schema import Conversation, Picture
 from m2chat.text import View, view_of
 
 

@@ -11,7 +11,8 @@ from typing import Any, overload
 import torch
 
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, DecoderConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.denoising import Denoising
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.pipeline.base import PipelineBase

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from m2chat.batch import Batch
 from m2chat.models.denoising import Denoising, OnStep, size_ids
 from m2chat.models.generation import (
     Decoding,
@@ -23,7 +24,7 @@ from m2chat.pipeline.conditions import Conditioner, PictureConditions, Place, dr
 from m2chat.pipeline.drawing import DrawSettings, noise_seed, to_pictures
 from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import ReplyInputs
-from m2chat.schema import Batch, Picture, Reply, Segment
+from m2chat.schema import Picture, Reply, Segment
 from m2chat.text import Layout, View
 
 Given = Literal["nothing", "caption", "reply"]

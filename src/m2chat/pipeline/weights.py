@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.build import build_m2chat
 from m2chat.models.checkpoints import HEADER, check_header, load_trained, read_checkpoint
-from m2chat.models.config import BackboneConfig, DecoderConfig, GateConfig, M3AdapterConfig, with_paths
+from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig, with_paths
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.swap import changed, with_decoder

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from m2chat.batch import Batch, FrozenFeatures
 from m2chat.losses import align_loss, ddpm_loss, text_loss
 from m2chat.models.absent import Absent
 from m2chat.models.m2chat import DiffusionNoise, M2ChatModel
@@ -18,7 +19,6 @@ from m2chat.models.trainable import AnyStage, Stage
 from m2chat.models.units import components, shard_units
 from m2chat.planning.meter import Meter
 from m2chat.planning.rules import GpuRules
-from m2chat.schema import Batch, FrozenFeatures
 
 
 @dataclass(frozen=True)

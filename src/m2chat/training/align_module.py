@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from m2chat.batch import Batch, FrozenFeatures
 from m2chat.errors import UserError
-from m2chat.schema import Batch, FrozenFeatures
 from m2chat.training.m2chat_module import M2ChatModule
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import check_header, load_trained, read_checkpoint, trained_digest
 from m2chat.models.choosing import RUN, choose_checkpoint
@@ -28,7 +29,7 @@ from m2chat.models.trainable import AnyStage, set_trainable
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.replier import Given, Replier
 from m2chat.ranges import check_settings
-from m2chat.schema import KINDS, Batch
+from m2chat.schema import KINDS
 from m2chat.text import Layout, M2ChatTokenizer
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 from m2chat.training.config import EvalConfig, OptimConfig, required

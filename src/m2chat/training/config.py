@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from m2chat.errors import UserError
-from m2chat.models.config import DecoderConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.pipeline.conditions import Conditioner
 from m2chat.pipeline.replier import Given
 from m2chat.ranges import check_number, check_settings

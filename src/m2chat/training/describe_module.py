@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.models.build import build_reading
 from m2chat.models.config import NEW, BackboneConfig
@@ -17,7 +18,7 @@ from m2chat.models.trainable import adapter_names
 from m2chat.models.weights.new_adapter import save_adapter
 from m2chat.pipeline.describer import write_texts
 from m2chat.pipeline.replier import Given
-from m2chat.schema import Batch, Reply, Segment
+from m2chat.schema import Reply, Segment
 from m2chat.text import view_of
 from m2chat.training.base_module import TrainingModule
 from m2chat.training.config import EvalConfig, OptimConfig

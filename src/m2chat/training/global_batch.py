@@ -10,9 +10,9 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.losses import text_loss
-from m2chat.schema import Batch
 
 TextMean = Literal["tokens", "replies"]
 """Whether every token has the same weight, or every reply: among tokens, short replies have little."""

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from m2chat.batch import Batch
 from m2chat.losses import align_loss, ddpm_loss
 from m2chat.models.absent import Kept
 from m2chat.models.build import build_m2chat
@@ -18,7 +19,7 @@ from m2chat.models.m2chat import DiffusionNoise, M2ChatModel, M2ChatOutput
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.pipeline.replier import Replier
 from m2chat.ranges import check_settings
-from m2chat.schema import Batch, Prediction
+from m2chat.schema import Prediction
 from m2chat.training.base_module import TrainingModule
 from m2chat.training.config import required
 from m2chat.training.global_batch import weights_of_means

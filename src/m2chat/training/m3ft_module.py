@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2chat.batch import Batch
 from m2chat.ranges import check_settings
-from m2chat.schema import Batch
 from m2chat.training.global_batch import TextMean, global_text_loss
 from m2chat.training.m2chat_module import M2ChatModule
 

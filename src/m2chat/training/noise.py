@@ -8,10 +8,10 @@ from itertools import product
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from m2chat.batch import Batch
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.pipeline.drawing import noise_seed
-from m2chat.schema import Batch
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from m2chat.models.config import BackboneConfig, DecoderConfig
+from m2chat.batch import Batch
+from m2chat.models.config import BackboneConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.pipeline.replier import Given
-from m2chat.schema import Batch, Prediction, Reply, Sample
+from m2chat.schema import Prediction, Reply, Sample
 from m2chat.text import Layout, view_of
 from m2chat.text.view import replies_of
 from m2chat.training.config import EvalConfig

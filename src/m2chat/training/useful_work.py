@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from m2chat.batch import Batch
 from m2chat.models.blank import blank_m2chat, blank_reading, without_cached
 from m2chat.models.trainable import set_trainable
 from m2chat.planning.step import BatchShape, StepMeasure, measure_step
-from m2chat.schema import Batch
 
 _PICTURES = ("UNet", "VAE")
 """Parts whose work follows the pictures of L_ddpm, and not the samples."""

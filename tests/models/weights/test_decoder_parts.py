@@ -17,7 +17,8 @@ from torch import Tensor
 
 from m2chat.checksums import sha256
 from m2chat.errors import UserError
-from m2chat.models.config import BackboneConfig, DecoderConfig, LoraConfig, decoder_config
+from m2chat.models.config import BackboneConfig
+from m2chat.models.decoder_config import DecoderConfig, LoraConfig, decoder_config
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.weights.families import require_supported
 from m2chat.models.weights.loras import add_loras, lora_file

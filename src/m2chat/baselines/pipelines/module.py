@@ -9,15 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.integrity import verify_folder
-from m2chat.models.config import BackboneConfig, DecoderConfig
+from m2chat.models.config import BackboneConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.fingerprints import drawing_fingerprint
 from m2chat.models.weights.files import load_json, require_no_code
 from m2chat.models.weights.script import PICKLE_ERRORS, reason_of
 from m2chat.pipeline.drawing import noise_seed, to_pictures
 from m2chat.pipeline.replier import Given
-from m2chat.schema import KINDS, Batch, Reply, Segment
+from m2chat.schema import KINDS, Reply, Segment
 from m2chat.text import view_of
 from m2chat.training.config import EvalConfig, required
 from m2chat.training.predicting import PredictingModule, Replies

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from m2chat.batch import Batch
 from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.build import load_reader
 from m2chat.models.config import BackboneConfig
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
-from m2chat.schema import Batch
 from m2chat.text.clip_tokenizers import clip_tokenizers
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from m2chat.baselines.vlm_sd.model import VLMSDModel, VLMSDOutput, build_vlm_sd
 from m2chat.baselines.vlm_sd.replier import PromptReplier, PromptSource, prompt_of
+from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.losses import ddpm_loss
-from m2chat.schema import Batch, Segment
+from m2chat.schema import Segment
 from m2chat.text import M2ChatTokenizer
 from m2chat.training.base_module import TrainingModule
 from m2chat.training.global_batch import TextMean, global_text_loss, weights_of_means

@@ -87,8 +87,8 @@ class LlamaCaptioner:
         import numpy as np
         import torch
 
+        from m2chat.batch import normalised
         from m2chat.data.images import resize_crop
-        from m2chat.schema import normalised
 
         if self._llama is None:
             self._load()

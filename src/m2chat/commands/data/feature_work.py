@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from m2chat.batch import Batch
 from m2chat.data.collate import Collator
 from m2chat.data.datamodule import M2ChatDataModule
 from m2chat.data.dataset import Source
@@ -27,7 +28,6 @@ from m2chat.models.build import composed, load_clip, load_reader
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import set_trainable
-from m2chat.schema import Batch
 
 
 def manifest_of(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m2chat.errors import UserError
 from m2chat.models.absent import VAE_ENCODER, Absent
-from m2chat.models.config import DecoderConfig
+from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.mapped import lift, settle
 from m2chat.models.refiner import Refiner
 from m2chat.models.schedulers import make_scheduler, scheduler_name

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from m2chat.errors import UserError
-from m2chat.models.config import LoraConfig
+from m2chat.models.decoder_config import LoraConfig
 from m2chat.models.weights.decoder_parts import require_finite
 from m2chat.models.weights.files import load_json, read_safetensors
 

@@ -128,7 +128,7 @@ def _draw_in_few_steps(
     root: Path, lora: Path, vae: Path | None, condition: Conditioner, captions: Sequence[str], seed: int
 ) -> NDArray[np.uint8]:
     """Four steps without guidance, by the decoder that users have."""
-    from m2chat.models.config import DecoderConfig, LoraConfig
+    from m2chat.models.decoder_config import DecoderConfig, LoraConfig
     from m2chat.models.denoising import size_ids
     from m2chat.models.image_decoder import ImageDecoder
     from m2chat.pipeline.drawing import to_pictures

@@ -106,7 +106,7 @@ def measure_consistency_lora(root: Path, target: Path, count: int = 100, split: 
         All-right rates, and ``off``: mean absolute difference, on a scale of 0-255, from what the UNet draws of the
         same caption in 25 steps at guidance 5 from the same noise.
     """
-    from m2chat.models.config import DecoderConfig, LoraConfig
+    from m2chat.models.decoder_config import DecoderConfig, LoraConfig
     from m2chat.models.image_decoder import ImageDecoder
 
     condition = Conditioner(root, is_xl=True)
