@@ -39,7 +39,7 @@ OURS: dict[str, set[str]] = {
     "shares": {"errors"},
     "host_memory": set(),
     "schema": set(),
-    "batch": set(),
+    "batch": {"places", "schema"},
     "places": set(),
     "world": {"errors", "schema"},
     "text": set(),
