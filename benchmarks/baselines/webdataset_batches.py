@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from m2chat.data.collate import Collator
 from m2chat.data.images import resize_crop
 from m2chat.schema import Segment
+from m2chat.text.layout import Encoded
 from m2chat.text.view import Request
 
 
@@ -42,17 +43,21 @@ def img2dataset(size: int) -> Callable[[PILImage], Tensor]:
     return lambda image: torch.from_numpy(resize_crop(np.array(image), size)[0]).permute(2, 0, 1)
 
 
+def tokens(captions: Sequence[str], collator: Collator) -> tuple[list[Encoded], tuple[Tensor, Tensor]]:
+    """The words of some pairs as the language model reads them, and as both text encoders do."""
+    encoded = [
+        collator.layout.encode(Request(f"Draw {caption}", ()), [Segment("", caption)], 0) for caption in captions
+    ]
+    return encoded, collator.captions(captions)
+
+
 def batches(
     shards: Sequence[Path], transform: Callable[[PILImage], Tensor], collator: Collator, batch_size: int = 32
 ) -> Iterator[dict[str, Any]]:
     """Batches of the pairs of some shards, in their order."""
 
     def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        captions = [row["txt"] for row in rows]
-        encoded = [
-            collator.layout.encode(Request(f"Draw {caption}", ()), [Segment("", caption)], 0) for caption in captions
-        ]
-        ids, ids_2 = collator.captions(captions)
+        encoded, (ids, ids_2) = tokens([row["txt"] for row in rows], collator)
         sizes = [(row["json"]["original_height"], row["json"]["original_width"]) for row in rows]
         return {
             "pixels": torch.stack([row["jpg"] for row in rows]),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def in_unit_range(pixels: torch.Tensor) -> torch.Tensor:
     """Pictures of 0-255, (..., 3, H, W), as input of the image decoder: floats in [-1, 1]."""
-    return pixels.float().div_(127.5).sub_(1)
+    return pixels.contiguous().float().div_(127.5).sub_(1)
 
 
 def normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -30,7 +30,7 @@ def normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel, in [0, 1].
     """
-    floats = pixels.float()
+    floats = pixels.contiguous().float()
     means, stds = (floats.new_tensor(values)[:, None, None] for values in (mean, std))
     return floats.div_(255).sub_(means).div_(stds)
 

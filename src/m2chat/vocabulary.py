@@ -117,7 +117,8 @@ class SentencePieceVocabulary:
 
     def encode(self, text: str, behind: bool = False) -> list[int]:
         """Tokens of plain text."""
-        return [int(token) for token in (self._behind if behind else self._processor).encode(text)]
+        tokens: list[int] = (self._behind if behind else self._processor).encode(text)
+        return tokens
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens that are not special."""

@@ -134,10 +134,13 @@ class Collator:
 
 
 def _stacked(squares: Sequence[NDArray[np.uint8] | None], size: int) -> Tensor:
-    """Pictures as one tensor, (B, 3, S, S), 0-255, each copied once; zeros where there is none."""
+    """Pictures as one tensor, (B, 3, S, S), 0-255, each copied once; zeros where there is none.
+
+    It has the channels last in memory, as the pictures have them: `Batch.ready` brings them forward, on the device.
+    """
     # NumPy's zeros are not touched before they are written to: a batch without context pictures costs nothing.
-    batch = np.zeros((len(squares), 3, size, size), np.uint8)
+    batch = np.zeros((len(squares), size, size, 3), np.uint8)
     for row, square in zip(batch, squares, strict=True):
         if square is not None:
-            row[:] = square.transpose(2, 0, 1)
-    return torch.from_numpy(batch)
+            row[:] = square
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)

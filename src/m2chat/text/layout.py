@@ -67,9 +67,11 @@ class Encoded:
         """
         scored = len(ids) if loss is True else int(loss)
         self.input_ids += ids
-        self.labels += [token if i < scored else IGNORE for i, token in enumerate(ids)]
-        for name in ("answer", "caption", "image"):
-            getattr(self, name).extend([name == span] * len(ids))
+        self.labels += ids[:scored]
+        self.labels += [IGNORE] * (len(ids) - scored)
+        self.answer += [span == "answer"] * len(ids)
+        self.caption += [span == "caption"] * len(ids)
+        self.image += [span == "image"] * len(ids)
 
     def __len__(self) -> int:
         return len(self.input_ids)
