@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +93,12 @@ def by_tests(*selection: str) -> Callable[[int, Path, int], Figures]:
 def recorded() -> dict[str, dict[str, Any]]:
     """What earlier runs have left, by kind."""
     return json.loads(JSON.read_text(encoding="utf-8")) if JSON.is_file() else {}
+
+
+def forget(names: Iterable[str]) -> None:
+    """Forgets the figures of some kinds."""
+    kept = {name: row for name, row in recorded().items() if name not in set(names)}
+    write_whole(JSON, [json.dumps(kept, indent=1, ensure_ascii=False), "\n"])
 
 
 def record(name: str, found: Figures) -> dict[str, Any]:
