@@ -239,6 +239,21 @@ def test_no_flip_in_what_is_shipped_is_missed(shipped: dict[Path, Reader]) -> No
     assert not unnoticed(shipped, FLIPS // 4, 1)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    written: dict[Path, Reader], shipped: dict[Path, Reader]
+) -> None:
+    refused = 0
+    for path, reader in (written | shipped).items():
+        hidden = path.with_name(".hidden")
+        path.rename(hidden)
+        os.mkfifo(path)
+        refused += read_anew(reader)
+        hidden.replace(path)
+    assert refused > 40  # some files may be missing
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")
