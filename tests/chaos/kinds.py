@@ -5,9 +5,7 @@ from __future__ import annotations
 from chaos import disks, server, strangers, training
 from chaos.figures import Kind, by_tests
 
-CODE = (
-    "tests/models/weights/test_hidden_code.py", "tests/data/test_security.py", "tests/training/test_consolidate.py",
-)  # fmt: skip
+CODE = ("tests/models/weights/test_hidden_code.py", "tests/data/test_security.py")
 SHARDED = ("tests/training/test_consolidate.py", "tests/training/test_fsdp_micro.py", "tests/training/test_strategy.py")
 
 KINDS: dict[str, Kind] = {

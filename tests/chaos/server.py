@@ -30,10 +30,7 @@ INSIDE = AT_ONCE + WAITING
 LIMIT_MB = 400
 LIMIT_SECONDS = 0.2
 HEALTH_SECONDS = 0.5
-HEAD = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    b"content-length: %d\r\n\r\n"
-)
+HEAD = b"POST /v1/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -100,11 +97,12 @@ class Served:
         """
 
         async def one(content: bytes, ready: asyncio.Barrier) -> Answer:
+            path = b"images/generations" if b'"prompt"' in content[:100] else b"chat/completions"
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             await ready.wait()
             start, status = time.monotonic(), 0
             with suppress(OSError, TimeoutError):  # as where a body of megabytes is refused unread
-                writer.write(HEAD % len(content) + content[:sent])
+                writer.write(HEAD % (path, len(content)) + content[:sent])
                 async with asyncio.timeout(patience):
                     status = int((await reader.readline() or b"_ 0").split()[1])
             writer.transport.abort()
@@ -213,6 +211,8 @@ def attacks() -> dict[str, bytes]:
         "1,000 turns": body(messages=[*turns, {"role": "user", "content": "hello"}]),
         "a million letters": body(said("a b " * 249_000)),
         "a million emoji": body(said("\U0001f600" * 990_000)),
+        "a long prompt": json.dumps({"prompt": "a red ring " * 2_900, "n": 2, "steps": 2}).encode(),
+        "a prompt that is too long": json.dumps({"prompt": "a red ring " * 90_000}).encode(),
         "30 MB of text": body(said("word " * 6_200_000)),
         "40 MB of text": body(said("word " * 8_000_000)),
         "many values": b'{"a": [' + b"[]," * 5_000_000 + b"1]}",
