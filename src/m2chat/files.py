@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -18,6 +19,8 @@ _DIGITS = 32
 """Length to which numbers are padded before they are compared."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that only writing ends in."""
+_HERE, _EXCHANGE = -100, 2
+"""Linux's AT_FDCWD and RENAME_EXCHANGE."""
 _TORCH_WRITES = ("unexpected pos", "PytorchStreamWriter failed", "Parent directory")
 """What `torch.save` reports, as RuntimeError, when a write has failed; the system's reason is lost."""
 
@@ -37,6 +40,11 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
+def is_failed_write(error: BaseException) -> bool:
+    """Whether an error is that of `torch.save` whose write has failed."""
+    return any(sign in str(error) for sign in _TORCH_WRITES)
+
+
 def cannot_write(path: Path, error: BaseException, need: int | None = None, written: int | None = None) -> Exception:
     """The error for a file that cannot be written.
 
@@ -51,7 +59,7 @@ def cannot_write(path: Path, error: BaseException, need: int | None = None, writ
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    if any(sign in reason for sign in _TORCH_WRITES):
+    if is_failed_write(error):
         reason = "the disk is full" if free < (need or 1) else f"writing failed ({reason})"
     sizes = [f"{need:,} bytes are needed"] if need is not None else []
     sizes += [f"{written:,} bytes were written"] if written is not None else []
@@ -94,7 +102,7 @@ def whole_file(path: Path, need: int | None = None) -> Iterator[Path]:
             raise cannot_write(path, error, need, _size(part)) from error
         raise
     except RuntimeError as error:
-        if any(sign in str(error) for sign in _TORCH_WRITES):
+        if is_failed_write(error):
             raise cannot_write(path, error, need, _size(part)) from error
         raise
     finally:
@@ -140,21 +148,37 @@ def whole_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not replace):
         raise UserError(f"{target} is there already and has something in it: name a new folder, or remove it first")
-    stem = f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}"
-    part, old = (target.with_name(f"{stem}.{kind}") for kind in ("part", "old"))
+    part = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         part.mkdir(parents=True)
         yield part
-        if target.is_dir():
-            target.rename(old)
-        part.rename(target)
+        put_in_place(part, target)
     except CannotWriteError:
         raise
     except OSError as error:
         raise cannot_write(target, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def put_in_place(part: Path, target: Path) -> None:
+    """Gives a file or folder a name; what had the name before, if anything, gets the other one, at the same moment.
+
+    Systems without such an exchange have a moment with neither under the name.
+    """
+    if not target.exists():
+        part.rename(target)
+    elif not _exchange(part, target):
+        spare = part.with_name(f"{part.name}.spare")
+        target.rename(spare)
+        part.rename(target)
+        spare.rename(part)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and not rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
 
 
 def take_folder(parent: Path, names: Iterable[str]) -> Path:

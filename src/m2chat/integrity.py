@@ -79,8 +79,16 @@ def verify_listed(paths: Iterable[Path]) -> None:
 
 
 def verify_folder(folder: Path) -> None:
-    """`verify_listed` for everything in a folder that a library is going to read."""
-    verify_listed(sorted(folder.rglob("*")))
+    """`verify_listed` for everything in a folder that a library is going to read.
+
+    Raises:
+        UserError: If a file is not what it should be, or something there is a pipe or a device, which a library would
+            wait for or read without end.
+    """
+    paths = sorted(folder.rglob("*"))
+    if special := next((path for path in paths if path.exists() and not (path.is_file() or path.is_dir())), None):
+        raise UserError(f"{special} is neither a file nor a folder, but a pipe or a device: remove it")
+    verify_listed(paths)
 
 
 @contextmanager

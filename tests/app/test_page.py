@@ -47,7 +47,7 @@ def web(pipe: M2ChatPipeline, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         page = build_page(pipe)
-        address = launch(page, port=0, block=False)
+        address = launch(page, port=0, block=False, allowed_hosts=["chat.example"])
         with httpx.Client(base_url=address, timeout=60) as client:
             yield client
         page.close()
@@ -268,7 +268,7 @@ def test_a_picture_is_written_once_and_again_if_it_went_away(tmp_path: Path) -> 
 
 
 def test_uploads_are_gone_after_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def served(*_: Any) -> None:
+    def served(*_: Any, **__: Any) -> None:
         (Path(os.environ["GRADIO_TEMP_DIR"]) / "picture.png").write_bytes(b"mine")
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
@@ -278,13 +278,18 @@ def test_uploads_are_gone_after_sigterm(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if (pid := os.fork()) == 0:
         try:
-            serve._serve_page(None, SimpleNamespace(host="127.0.0.1", port=0, weights=None))  # type: ignore[arg-type]
+            serve._serve_page(None, SimpleNamespace(host="127.0.0.1", port=0, weights=None, allowed_hosts=[]))  # type: ignore[arg-type]
         except SystemExit as end:
             os._exit(int(end.code or 0))
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_elsewhere_cannot_use_it(web: Any) -> None:
+    for name, status in (("evil.example", 400), ("chat.example:80", 200), ("localhost", 200), ("127.0.0.1", 200)):
+        assert web.get("/config", headers={"host": name}).status_code == status
 
 
 def test_loading_a_session_waits_in_the_queue(web: Any) -> None:

@@ -85,6 +85,14 @@ def test_large_pictures_are_made_smaller_and_small_ones_stay() -> None:
     assert np.array_equal(read_data_url(URL), GREY)
 
 
+def test_pictures_that_take_much_memory_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (4000, 4000)).save(buffer, format="WEBP", method=0)  # 260 MB
+    monkeypatch.setattr(uploads, "load_image", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"would take 264 MB of memory.*smaller, or as a JPEG"):
+        read_picture(buffer.getvalue())
+
+
 def test_files_that_are_too_large_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "MAX_BYTES", 10)
     for read in (lambda: read_picture(save_png(GREY)), lambda: read_data_url(URL)):

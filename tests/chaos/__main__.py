@@ -26,7 +26,7 @@ from m2chat._compat import ensure_torchvision
 ensure_torchvision()
 torch.set_num_threads(1)  # what is forked must not find threads
 
-from chaos.figures import JSON, record, recorded, write_table
+from chaos.figures import forget, record, recorded, write_table
 from chaos.kinds import KINDS
 
 
@@ -34,12 +34,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--kind", nargs="*", default=[], metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
     parser.add_argument("--count", type=int, help="further tries (default: up to those of a full run)")
-    parser.add_argument("--fresh", action="store_true", help="forget the figures of earlier runs")
+    parser.add_argument("--fresh", action="store_true", help="forget the figures of earlier runs of these kinds")
     options = parser.parse_args()
     if unknown := set(options.kind) - set(KINDS):
         parser.error(f"no kind {', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}")
     if options.fresh:
-        JSON.unlink(missing_ok=True)
+        forget(options.kind or KINDS)
     for name in ("lightning.pytorch", "m2chat"):
         logging.getLogger(name).setLevel(logging.ERROR)
     wrong = 0

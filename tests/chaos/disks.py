@@ -125,10 +125,16 @@ def full_disks(count: int, folder: Path, seed: int) -> Figures:
 
 
 def flips(count: int, folder: Path, seed: int) -> Figures:
-    """Bits that flip in every kind of file that is written or shipped."""
+    """Bits that flip in every kind of file that is written or shipped, as many in each."""
     warnings.simplefilter("ignore")
     integrity = module_of("test_integrity.py")
     (folder / "written").mkdir(parents=True)
-    missed = integrity.unnoticed(integrity.files_written(folder / "written"), count - count // 3, 10_000 + seed)
-    missed += integrity.unnoticed(integrity.files_shipped(folder / "shipped" / "micro"), count // 3, 20_000 + seed)
-    return Figures(count, missed)
+    kinds = integrity.kinds_of(
+        integrity.files_written(folder / "written"), integrity.files_shipped(folder / "shipped" / "micro")
+    )
+    found, each = Figures(worst={"kinds": len(kinds)}), -(-count // len(kinds))
+    for kind, readers in kinds.items():
+        missed = integrity.unnoticed(readers, each, seed)
+        found.wrong += [f"{kind.name}: {place}" for place in missed]
+        found.tried += each
+    return found

@@ -6,14 +6,14 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from m2chat.evaluation.markup import write_section
-from m2chat.files import write_whole
+from m2chat.files import locked, write_whole
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
@@ -84,8 +84,9 @@ def by_tests(*selection: str) -> Callable[[int, Path, int], Figures]:
 
         cases = list(ET.parse(report).getroot().iter("testcase"))
         cases = [case for case in cases if case.find("skipped") is None]
-        wrong = [str(case.get("name")) for case in cases if case.find("failure") is not None]
-        return Figures(len(cases), wrong if cases else [done.stdout[-300:]])
+        bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+        wrong = [f"{case.get('classname')}.{case.get('name')}" for case in bad]
+        return Figures(len(cases), wrong if wrong or not done.returncode else [done.stdout[-300:]])
 
     return run
 
@@ -95,20 +96,31 @@ def recorded() -> dict[str, dict[str, Any]]:
     return json.loads(JSON.read_text(encoding="utf-8")) if JSON.is_file() else {}
 
 
+def forget(names: Iterable[str]) -> None:
+    """Forgets the figures of some kinds."""
+    with locked(JSON):
+        _write({name: row for name, row in recorded().items() if name not in set(names)})
+
+
 def record(name: str, found: Figures) -> dict[str, Any]:
-    """Adds figures to those of earlier runs, and writes them."""
-    every = recorded()
-    before = every.get(name, {"tried": 0, "wrong": 0, "examples": [], "worst": {}})
-    worst = Figures(worst=dict(before["worst"]))
-    worst.note(**found.worst)
-    every[name] = {
-        "tried": before["tried"] + found.tried,
-        "wrong": before["wrong"] + len(found.wrong),
-        "examples": [*before["examples"], *found.wrong][:_EXAMPLES],
-        "worst": worst.worst,
-    }
-    write_whole(JSON, [json.dumps(dict(sorted(every.items())), indent=1, ensure_ascii=False), "\n"])
+    """Adds figures to those of earlier runs, and writes them; several processes may do so at once."""
+    with locked(JSON):
+        every = recorded()
+        before = every.get(name, {"tried": 0, "wrong": 0, "examples": [], "worst": {}})
+        worst = Figures(worst=dict(before["worst"]))
+        worst.note(**found.worst)
+        every[name] = {
+            "tried": before["tried"] + found.tried,
+            "wrong": before["wrong"] + len(found.wrong),
+            "examples": [*before["examples"], *found.wrong][:_EXAMPLES],
+            "worst": worst.worst,
+        }
+        _write(every)
     return every[name]
+
+
+def _write(every: dict[str, Any]) -> None:
+    write_whole(JSON, [json.dumps(dict(sorted(every.items())), indent=1, ensure_ascii=False), "\n"])
 
 
 def table(kinds: dict[str, Kind]) -> str:

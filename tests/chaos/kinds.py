@@ -5,9 +5,7 @@ from __future__ import annotations
 from chaos import disks, server, strangers, training
 from chaos.figures import Kind, by_tests
 
-CODE = (
-    "tests/models/weights/test_hidden_code.py", "tests/data/test_security.py", "tests/training/test_consolidate.py",
-)  # fmt: skip
+CODE = ("tests/models/weights/test_hidden_code.py", "tests/data/test_security.py")
 SHARDED = ("tests/training/test_consolidate.py", "tests/training/test_fsdp_micro.py", "tests/training/test_strategy.py")
 
 KINDS: dict[str, Kind] = {
@@ -24,15 +22,15 @@ KINDS: dict[str, Kind] = {
                  training.soak),
     "full": Kind("disks that are full at a random offset, on two file systems, for all that is written",
                  "older files lost, halves, no message", 500, 40, disks.full_disks),
-    "flips": Kind("bits flipped in every kind of file written or shipped", "flips unnoticed", 600, 0, disks.flips),
+    "flips": Kind("bits flipped in every kind of file written or shipped", "flips unnoticed", 9_000, 0, disks.flips),
     "pictures": Kind("mutated pictures", "errors that are no refusal", 10_000, 200, strangers.pictures),
     "bodies": Kind("mutated bodies of requests", "answers of 5xx", 10_000, 100, strangers.bodies),
     "sessions": Kind("mutated saved conversations", "errors that are no refusal", 2_000, 60, strangers.sessions),
-    "texts": Kind("texts with the names of special tokens, in each tokenizer", "special tokens, other texts", 500, 60,
-                  strangers.texts),
+    "texts": Kind("texts with the names of special tokens, as many in each tokenizer", "special tokens, other texts",
+                  4_000, 64, strangers.texts),
     "code": Kind("ways to have code executed by weights, checkpoints, shards (tests)", "codes executed", 1, 0,
                  by_tests(*CODE)),
-    "server": Kind("costly requests to the server, eight at once, and bursts beyond its limit",
-                   "5xx, more than 400 MB above rest, 429 after more than 0.2 s", 5, 0, server.attacked),
+    "server": Kind("costly requests to the server, eight at once; bursts beyond its limit; slow hosts and clients",
+                   "5xx, more than 400 MB above rest, 429 after 0.2 s, health after 0.5 s", 1_000, 0, server.attacked),
 }  # fmt: skip
 """Kinds with 0 quick tries have tests of their own in `make test`, or take too long for it."""

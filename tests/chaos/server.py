@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import http.client
 import io
 import json
 import os
@@ -10,12 +12,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from PIL import Image
 
@@ -24,13 +26,108 @@ from chaos.training import ended, forked
 from m2chat.data.images import save_png
 
 AT_ONCE, WAITING = 4, 32
+INSIDE = AT_ONCE + WAITING
 LIMIT_MB = 400
 LIMIT_SECONDS = 0.2
+HEALTH_SECONDS = 0.5
+HEAD = b"POST /v1/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got.
+
+    Args:
+        status: Status; 0 if the connection was closed without one.
+        seconds: Until the status, from when all clients had connected.
+    """
+
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server in another process.
+
+    Args:
+        port: Where it listens.
+        pid: Its process.
+    """
+
+    port: int
+    pid: int
+
+    def cpu(self) -> float:
+        """CPU time of its process so far, in seconds."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICK
+
+    def memory(self, name: str) -> float:
+        """A line of its process's status, in MB."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+    def requests(self) -> int:
+        """Requests that are inside."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", "/health", headers={"host": "localhost"})
+            return int(json.loads(connection.getresponse().read())["requests"])
+        finally:
+            connection.close()
+
+    def until(self, requests: int, seconds: float) -> bool:
+        """Whether so many requests are inside within some seconds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.requests() == requests:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def ask(self, contents: list[bytes], patience: float = 120.0, sent: int | None = None) -> list[Answer]:
+        """The answers to requests that are sent at the same moment; clients hang up once they have the status.
+
+        Args:
+            contents: Bodies.
+            patience: Seconds after which a client hangs up without an answer.
+            sent: Bytes of each body that are sent; None for all.
+        """
+
+        async def one(content: bytes, ready: asyncio.Barrier) -> Answer:
+            path = b"images/generations" if b'"prompt"' in content[:100] else b"chat/completions"
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            await ready.wait()
+            start, status = time.monotonic(), 0
+            with suppress(OSError, TimeoutError):  # as where a body of megabytes is refused unread
+                writer.write(HEAD % (path, len(content)) + content[:sent])
+                async with asyncio.timeout(patience):
+                    status = int((await reader.readline() or b"_ 0").split()[1])
+            writer.transport.abort()
+            return Answer(status, time.monotonic() - start)
+
+        async def every() -> list[Answer]:
+            ready = asyncio.Barrier(len(contents))
+            return await asyncio.gather(*(one(content, ready) for content in contents))
+
+        return asyncio.run(every())
+
+    def watch(self, path: Path) -> None:
+        """Asks for its health again and again, and writes down how long each answer took, and CPU time meanwhile."""
+        with path.open("a") as file:
+            while True:
+                start, before = time.monotonic(), self.cpu()
+                self.requests()
+                file.write(f"{time.monotonic() - start} {self.cpu() - before + 1 / _TICK}\n")
+                file.flush()
+                time.sleep(0.05)
 
 
 @contextmanager
-def serving() -> Iterator[tuple[int, int]]:
-    """Port and process of a server of the micro model."""
+def serving(hosts: list[str]) -> Iterator[Served]:
+    """A server of the micro model; `hosts` may give pictures."""
     from m2chat.app.api import build_api
     from m2chat.app.server import server
     from m2chat.pipeline import M2ChatPipeline
@@ -39,132 +136,146 @@ def serving() -> Iterator[tuple[int, int]]:
     pipe.session(seed=0, steps=1).reply("hello", [np.zeros((32, 32, 3), np.uint8)])  # what is made at the first use
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    api = build_api(pipe, at_once=AT_ONCE, waiting=WAITING, time_limit=60)
-    pid = forked(lambda: server(api, "127.0.0.1", port, log_level="critical").run())
+        served = Served(free.getsockname()[1], 0)
+    api = build_api(pipe, hosts, at_once=AT_ONCE, waiting=WAITING, time_limit=120)
+    served = Served(served.port, forked(lambda: server(api, "127.0.0.1", served.port, log_level="critical").run()))
     try:
         end = time.monotonic() + 60
         while time.monotonic() < end:
-            with suppress(httpx.HTTPError):
-                httpx.get(f"http://127.0.0.1:{port}/health")
+            with suppress(OSError):
+                served.requests()
                 break
             time.sleep(0.05)
-        yield port, pid
+        yield served
+    finally:
+        os.kill(served.pid, signal.SIGKILL)
+        ended(served.pid)
+
+
+@contextmanager
+def watched(task: Callable[[], object]) -> Iterator[None]:
+    """A block beside which another process does a task without an end."""
+    pid = forked(task)
+    try:
+        yield
     finally:
         os.kill(pid, signal.SIGKILL)
         ended(pid)
 
 
-def memory(pid: int, name: str) -> float:
-    """A line of a process's status, in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+@contextmanager
+def dripping() -> Iterator[str]:
+    """A host that gives a picture by a byte in a quarter of a second; its name with its port."""
+
+    def drip(client: socket.socket) -> None:
+        with suppress(OSError), client:
+            client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n")
+            while True:
+                client.sendall(b"a")
+                time.sleep(0.25)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=drip, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def body(*content: Any, **more: Any) -> bytes:
+    messages = [{"role": "user", "content": list(content)}]
+    whole = {"model": "m2chat", "messages": messages, "modalities": ["text"], "max_tokens": 2}
+    return json.dumps(whole | more).encode()
 
 
 def attacks() -> dict[str, bytes]:
     """Bodies that cost a server much, by what they are."""
     gif, png = io.BytesIO(), io.BytesIO()
     Image.new("P", (8000, 8000)).save(gif, format="GIF")
-    Image.new("RGBA", (7900, 7900)).save(png, format="PNG")
+    Image.new("RGBA", (7900, 7900)).save(png, format="PNG", compress_level=1)
     small = save_png(np.zeros((1024, 1024, 3), np.uint8))
-
-    def body(*content: Any, **more: Any) -> bytes:
-        messages = [{"role": "user", "content": list(content)}]
-        whole = {"model": "m2chat", "messages": messages, "modalities": ["text"], "max_tokens": 2}
-        return json.dumps(whole | more).encode()
 
     def shown(data: bytes, kind: str) -> dict[str, Any]:
         return {"type": "image_url", "image_url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}
 
-    text = {"type": "text", "text": "hello"}
+    def said(text: str) -> dict[str, Any]:
+        return {"type": "text", "text": text}
+
     turns = [{"role": role, "content": "so many words " * 35} for _ in range(1000) for role in ("user", "assistant")]
     return {
-        "pictures of 64 million pixels": body(shown(gif.getvalue(), "gif"), text),
-        "large transparent pictures": body(shown(png.getvalue(), "png"), shown(png.getvalue(), "png"), text),
-        "32 pictures": body(*[shown(small, "png")] * 32, text),
-        "a long conversation": body(messages=[*turns, {"role": "user", "content": "hello"}]),
-        "a long text": body({"type": "text", "text": "a b " * 249_000}),
-        "40 MB of text": body({"type": "text", "text": "word " * 8_000_000}),
-        "20 MB of other letters": body({"type": "text", "text": "\U0001f600" * 1_600_000}),
+        "pictures of 64 million pixels": body(shown(gif.getvalue(), "gif"), said("hello")),
+        "large transparent pictures": body(shown(png.getvalue(), "png"), shown(png.getvalue(), "png"), said("hello")),
+        "32 pictures": body(*[shown(small, "png")] * 32, said("hello")),
+        "1,000 turns": body(messages=[*turns, {"role": "user", "content": "hello"}]),
+        "a million letters": body(said("a b " * 249_000)),
+        "a million emoji": body(said("\U0001f600" * 990_000)),
+        "a long prompt": json.dumps({"prompt": "a red ring " * 2_900, "n": 2, "steps": 2}).encode(),
+        "a prompt that is too long": json.dumps({"prompt": "a red ring " * 90_000}).encode(),
+        "30 MB of text": body(said("word " * 6_200_000)),
+        "40 MB of text": body(said("word " * 8_000_000)),
         "many values": b'{"a": [' + b"[]," * 5_000_000 + b"1]}",
+        "many small texts": body(*[said("a")] * 60_000),
         "deep nesting": b"[" * 1_000_000,
     }
 
 
 def attacked(count: int, folder: Path, seed: int) -> Figures:
-    """Rounds of a burst of small requests while costly ones are served; memory and the time of each refusal."""
-    found, bodies, url = Figures(), attacks(), "/v1/chat/completions"
-    head = {"content-type": "application/json"}
-    slow = json.dumps({"model": "m2chat", "messages": [{"role": "user", "content": "hello"}], "image": "force",
-                       "steps": 100, "max_images": 16}).encode()  # fmt: skip
-    with serving() as (port, pid):
-        rest, lock = memory(pid, "VmRSS"), threading.Lock()
+    """Rounds of costly requests, of bursts beyond the limit, of slow hosts and of slow clients."""
+    found, bodies, times = Figures(), attacks(), folder / "times.txt"
+    slow = body({"type": "text", "text": "hello"}, modalities=["image"], image="force", steps=100, max_images=16)
+    with dripping() as host, serving([host]) as served, watched(lambda: served.watch(times)):
+        rest = served.memory("VmRSS")
 
-        def ask(content: bytes, answers: list[tuple[int, float]], timeout: float = 120) -> None:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout) as client:
-                start = time.monotonic()
-                status = 0
-                with suppress(httpx.TransportError):  # a body of megabytes that is refused unread
-                    status = client.post(url, content=content, headers=head).status_code
-                with lock:
-                    answers.append((status, time.monotonic() - start))
+        def empty(what: str) -> None:
+            if not served.until(0, 60):
+                found.wrong.append(f"{what}: {served.requests()} requests are still inside")
+            growth = served.memory("VmHWM") - rest
+            found.note(MB_above_rest=growth)
+            if growth > LIMIT_MB:
+                found.wrong.append(f"{what}: {growth:.0f} MB above rest")
 
-        def together(contents: list[bytes], timeout: float = 120) -> list[tuple[int, float]]:
-            answers: list[tuple[int, float]] = []
-            threads = [threading.Thread(target=ask, args=(content, answers, timeout)) for content in contents]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            return answers
-
-        watched: list[float] = []
-        over = threading.Event()
-
-        def watch() -> None:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                while not over.is_set():
-                    start = time.monotonic()
-                    client.get("/health")
-                    watched.append(time.monotonic() - start)
-                    time.sleep(0.05)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        for _ in range(count):
-            for name, content in bodies.items():
-                found.tried += 8
-                for status, _ in together([content] * 8):
-                    if status >= 500 and status not in (503, 504):
-                        found.wrong.append(f"{name}: {status}")
-            # All places are taken by replies that take long, and go on until their clients hang up.
-            holders = threading.Thread(target=together, args=([slow] * (AT_ONCE + WAITING), 8))
-            holders.start()
-            end = time.monotonic() + 8
-            while time.monotonic() < end and _requests(port) < AT_ONCE + WAITING:
-                time.sleep(0.02)
-            late: list[tuple[int, float]] = []
-            for _ in range(20):
-                ask(slow, late, 20)
+        def beyond(what: str, late: list[Answer], cpu: float) -> None:
+            """Looks at the answers to requests beyond the limit; other load of the machine is no fault."""
             found.tried += len(late)
-            refused = [seconds for status, seconds in late if status == 429]
-            found.note(seconds_until_429=max(refused, default=0.0))
-            found.wrong += [f"not refused: {status}" for status, _ in late if status != 429]
-            found.wrong += [f"429 after {seconds:.2f} s" for seconds in refused if seconds > LIMIT_SECONDS]
-            holders.join()
-            end = time.monotonic() + 30
-            while time.monotonic() < end and _requests(port):
-                time.sleep(0.1)
-            if left := _requests(port):
-                found.wrong.append(f"{left} requests are still inside")
-        over.set()
-        watcher.join()
-        growth = memory(pid, "VmHWM") - rest
-        found.note(MB_above_rest=growth, seconds_of_health=max(watched))
-        if growth > LIMIT_MB:
-            found.wrong.append(f"{growth:.0f} MB above rest")
+            longest = min(max((answer.seconds for answer in late), default=0.0), cpu)
+            found.note(seconds_until_429=longest)
+            found.wrong += [f"{what}: {answer.status} beyond the limit" for answer in late if answer.status != 429]
+            found.wrong += [f"{what}: 429 after {longest:.2f} s"] if longest > LIMIT_SECONDS else []
+
+        while found.tried < count:
+            for name, content in bodies.items():
+                answers = served.ask([content] * 8)
+                if os.environ.get("CHAOS_SHOW"):
+                    shown = [f"{answer.status} {answer.seconds:.2f}" for answer in answers]
+                    memory = [f"{served.memory(name) - rest:.0f} MB" for name in ("VmRSS", "VmHWM")]
+                    print(name, shown, f"CPU {served.cpu():.1f}", memory, flush=True)
+                found.tried += len(answers)
+                found.wrong += [f"{name}: {answer.status}" for answer in answers if answer.status in (500, 502)]
+                empty(name)
+            # 80 at once: 36 have a place, the others are refused.
+            before = served.cpu()
+            answers = served.ask([slow] * 80, patience=5)
+            late = [answer for answer in answers if answer.status]
+            beyond("80 at once", late, served.cpu() - before)
+            if len(late) != 80 - INSIDE:
+                found.wrong.append(f"80 at once: {len(late)} were refused")
+            empty("80 at once")
+            # Every place is taken, by pictures that do not come and by bodies that do not.
+            picture = body({"type": "image_url", "image_url": f"http://{host}/a.png"}, {"type": "text", "text": "a"})
+            for name, held, sent in (("a slow host", picture, None), ("slow clients", picture, 50)):
+                holders = threading.Thread(target=served.ask, args=([held] * INSIDE, 6, sent))
+                holders.start()
+                if not served.until(INSIDE, 5):
+                    found.wrong.append(f"{name}: {served.requests()} inside")
+                before = served.cpu()
+                beyond(name, served.ask([slow] * 8), served.cpu() - before + 1 / _TICK)
+                holders.join()
+                empty(name)
+        rows = [[float(value) for value in line.split()] for line in times.read_text().splitlines()]
+    found.tried += len(rows)
+    found.note(seconds_of_health=max(map(min, rows)), MB_at_rest=rest)
+    if found.worst["seconds of health"] > HEALTH_SECONDS:
+        found.wrong.append(f"health after {found.worst['seconds of health']:.2f} s")
     return found
-
-
-def _requests(port: int) -> int:
-    return int(httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).json()["requests"])

@@ -241,7 +241,7 @@ def soak(count: int, folder: Path, seed: int) -> Figures:
 
     found, memory = Figures(count), _Resident()
     micro = module_of("training/conftest.py").make_micro(folder / "shards")
-    micro.fit("align", folder, count, callbacks=(memory,), data={"samples_per_epoch": 6 * count})
+    micro.fit("align", folder, count, batch_size=1, callbacks=(memory,), data={"samples_per_epoch": count})
     pipe, values = M2ChatPipeline.from_pretrained(), []
     turns = count * 3 // 20
     session = pipe.session(seed=0, steps=2, max_images=1)

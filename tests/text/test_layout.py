@@ -153,3 +153,20 @@ def test_fit_is_what_encode_lays_out(tokenizer: M2ChatTokenizer) -> None:
 def test_no_room_at_all_is_one_clear_error(tokenizer: M2ChatTokenizer) -> None:
     with pytest.raises(UserError, match=r"max_tokens=20 leaves .* raise max_tokens"):
         Layout(tokenizer, 8, 20).encode(REQUEST, [Segment("so", "a ring")])
+
+
+def test_what_cannot_fit_is_not_tokenised(tokenizer: M2ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million letters take a second, in which a server answers nobody."""
+    layout, lengths = Layout(tokenizer, 3, 200), []
+    encode = M2ChatTokenizer.encode
+    monkeypatch.setattr(
+        M2ChatTokenizer, "encode", lambda self, text, *more: [lengths.append(len(text)), encode(self, text, *more)][1]
+    )
+    long = "a red ring " * 50_000
+    for request, short in (
+        (Request(long), Request(long[:20_000])),
+        (Request("make it red", (long, "User: hi")), Request("make it red", (long[:20_000], "User: hi"))),
+    ):
+        ids, cut = layout.prompt(request, 150)
+        assert ids == layout.prompt(short, 150)[0] and cut > 1000
+    assert max(lengths) < 40_000

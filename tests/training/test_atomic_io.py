@@ -13,7 +13,7 @@ import torch
 
 from m2chat.errors import UserError
 from m2chat.integrity import verify
-from m2chat.training.atomic_io import AtomicCheckpointIO
+from m2chat.training.atomic_io import AtomicCheckpointIO, beside
 
 
 def test_round_trip_with_checksum_and_without_leftovers(tmp_path: Path) -> None:
@@ -63,7 +63,33 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path: Path) -> None:
     host = socket.gethostname()
     names = {"dead": f".a.ckpt.{host}.{dead.pid}.tmp", "live": f".a.ckpt.{host}.{os.getppid()}.tmp"}
     names["elsewhere"] = f".a.ckpt.not-{host}.{dead.pid}.tmp"
+    (tmp_path / f".c.ckpt.part.{host}.{dead.pid}.tmp").mkdir()
     for name in names.values():
         (tmp_path / name).touch()
     AtomicCheckpointIO().save_checkpoint({}, tmp_path / "b.ckpt")
     assert set(os.listdir(tmp_path)) == {"b.ckpt", names["live"], names["elsewhere"]}
+
+
+def test_shares_take_their_place_at_once_and_the_former_ones_come_back(tmp_path: Path) -> None:
+    target, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
+
+    def put(step: int) -> None:
+        part = beside(target, "part")
+        part.mkdir()
+        (part / "meta.pt").write_text(str(step))
+        io.put_shares(part, target)
+
+    def step() -> str:
+        return (target / "meta.pt").read_text()
+
+    put(1)
+    put(2)
+    assert step() == "2" and os.listdir(tmp_path) == ["last.ckpt"]
+    io.keep_replaced()
+    put(3)
+    put(4)
+    assert step() == "4" and len(os.listdir(tmp_path)) == 2
+    assert io.settle(good=False) == [target] and step() == "2"
+    put(5)
+    assert io.settle(good=True) == [] and step() == "5"
+    assert os.listdir(tmp_path) == ["last.ckpt"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -212,3 +213,27 @@ def test_clipping_and_accumulation_agree(
     if clip is not None:  # it does something
         free = descend(tmp_path, SingleDeviceStrategy("cpu"), None, accumulate)
         assert not torch.allclose(free["net.1.weight"], alone["net.1.weight"], atol=1e-3)
+
+
+def test_shares_that_cannot_be_written_leave_the_former_ones(
+    tmp_path: Path, sharded: Sharded, on_two_ranks: Callable[[Callable[[], object]], Any]
+) -> None:
+    path = tmp_path / "last.ckpt"
+    sharded(True, 2, save=path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def fails() -> str:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as caught:
+            patch.setattr(os, "fsync", full)
+            train(tmp_path, M2ChatFSDPStrategy(save_distributed_checkpoint=True), 3, save=path)
+        return str(caught.value)
+
+    message = on_two_ranks(fails)
+    assert "last.ckpt: No space left" in message and "are free" in message and "untouched" in message
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "result.pt"]
+
+
+def full(*_: Any) -> None:
+    """A write on a full disk."""
+    raise OSError(errno.ENOSPC, "No space left on device")

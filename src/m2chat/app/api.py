@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from m2chat import __version__
-from m2chat.app.entrance import RELEASE, Admission, Entrance
+from m2chat.app.entrance import RELEASE, Admission, Entrance, NamedHosts
 from m2chat.app.image_requests import ImagesRequest
 from m2chat.app.limits import Budget, Deadline, SlotResponse, Slots
 from m2chat.app.protocol import conversation, image_part, usage_of
@@ -59,7 +59,8 @@ def build_api(
     # FastAPI's documentation pages would load scripts from other hosts.
     api = FastAPI(title="M²Chat", version=__version__, docs_url=None, redoc_url=None)
     gate = Admission(at_once + waiting)
-    api.add_middleware(Entrance, gate=gate, refuse=_error, seconds=time_limit, hosts=allowed_hosts)
+    api.add_middleware(Entrance, gate=gate, refuse=refusal, seconds=time_limit)
+    api.add_middleware(NamedHosts, refuse=refusal, hosts=allowed_hosts)
     api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(UserError, _refused)
     api.add_exception_handler(AnyHTTPException, _failed)
@@ -256,9 +257,10 @@ def _check_model(name: str) -> None:
         raise HTTPException(404, f"there is no model {name[:100]!r}: choose {MODEL!r}")
 
 
-def _error(
+def refusal(
     status: int, message: str, headers: Mapping[str, str] | None = None, field: str | None = None
 ) -> JSONResponse:
+    """An answer with an error."""
     return JSONResponse(_error_body(status, message, field), status, headers)
 
 
@@ -273,18 +275,18 @@ async def invalid(_: Request, error: Exception) -> JSONResponse:
     """Answers 400 with the faults of a body, without echoing it."""
     assert isinstance(error, RequestValidationError)
     message, field = faults_of(error.errors())
-    return _error(400, message, field=field or None)
+    return refusal(400, message, field=field or None)
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
-    return _error(400, str(error))
+    return refusal(400, str(error))
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AnyHTTPException)
     # FastAPI's words for a body that it cannot parse name no reason.
     if error.status_code == 400 and isinstance(error.__cause__, UnicodeDecodeError):
-        return _error(400, "the body is not UTF-8, as JSON must be")
+        return refusal(400, "the body is not UTF-8, as JSON must be")
     if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):
-        return _error(400, "the body cannot be read as JSON: it is nested too deeply, or a number has too many digits")
-    return _error(error.status_code, str(error.detail), error.headers)
+        return refusal(400, "the body cannot be read as JSON: it is nested too deeply, or a number has too many digits")
+    return refusal(error.status_code, str(error.detail), error.headers)

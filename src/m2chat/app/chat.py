@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
-from m2chat.app.limits import require_affordable
+from m2chat.app.limits import Budget, require_affordable
 from m2chat.app.uploads import pack_session, read_picture, unpack_session
 from m2chat.app.widgets import GrowingReply, Message, PictureCache, figure_of, messages, user_message
 from m2chat.data.images import load_image
@@ -45,7 +45,8 @@ def page_errors() -> Iterator[None]:
 
 def uploaded(files: Sequence[str] | None) -> list[Picture]:
     """The pictures of a message box, decoded."""
-    return [read_picture(Path(path).read_bytes()) for path in files or ()]
+    budget = Budget()
+    return [read_picture(Path(path).read_bytes(), budget) for path in files or ()]
 
 
 class ChatHandlers:

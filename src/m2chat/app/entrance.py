@@ -40,11 +40,55 @@ class Admission:
         self.requests = self.held = 0
 
 
+class NamedHosts:
+    """Middleware that refuses requests to names of hosts that are not the server's.
+
+    A page elsewhere, whose name was pointed at this machine, sends such requests from the browser of a user here.
+
+    Args:
+        app: Application behind it.
+        refuse: Makes an answer.
+        hosts: Names by which the server may be addressed, besides ``localhost`` and numbers; None for any name.
+    """
+
+    def __init__(self, app: ASGIApp, refuse: Refusal, hosts: Collection[str] | None) -> None:
+        self.app, self.refuse = app, refuse
+        self.hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers 400."""
+        if scope["type"] != "http" or self._is_ours(_headers(scope).get(b"host", "")):
+            await self.app(scope, receive, send)
+            return
+        text = (
+            "the Host header names another server than this one: address it by its number, or allow the name with "
+            "--allowed-hosts"
+        )
+        await self.refuse(400, text, {"Connection": "close"})(scope, receive, send)
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a Host header names this server."""
+        if self.hosts is None:
+            return True
+        name = host.strip().lower()
+        name = name.partition("]")[0].removeprefix("[") if name.startswith("[") else name.partition(":")[0]
+        if name == "localhost" or name in self.hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _headers(scope: Scope) -> dict[bytes, str]:
+    return {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+
+
 class Entrance:
     """Middleware that lets a request in, or refuses it, before it costs anything.
 
-    In this order: 400 to names of hosts that are not the server's, as a page elsewhere has them whose name was pointed
-    at this machine; 429 beyond the number of requests; 413 and 415 by the headers; 408 to bodies that come too slowly;
+    In this order: 429 beyond the number of requests; 413 and 415 by the headers; 408 to bodies that come too slowly;
     413 and 429 by what has come. The body is read here, so that a request whose client hangs up meanwhile is over.
 
     Args:
@@ -52,27 +96,17 @@ class Entrance:
         gate: What is counted.
         refuse: Makes an answer.
         seconds: Time limit of a request, for clients that do not read their reply.
-        hosts: Names by which the server may be addressed, besides ``localhost`` and numbers; None for any name.
     """
 
-    def __init__(
-        self, app: ASGIApp, gate: Admission, refuse: Refusal, seconds: float, hosts: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, gate: Admission, refuse: Refusal, seconds: float) -> None:
         self.app, self.gate, self.refuse, self.seconds = app, gate, refuse, seconds
-        self.hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
             return
-        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
-        if not self._is_ours(headers.get(b"host", "")):
-            return await self._refuse(scope, receive, send, 400, "the Host header names another server than this one: "
-                                      "address it by its number, or allow the name with --allowed-hosts")  # fmt: skip
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            await self.app(scope, receive, send)
-            return
+        headers = _headers(scope)
         if self.gate.requests >= self.gate.most:
             return await self._refuse(scope, receive, send, 429, "too many requests wait already: try again later")
         claimed = headers.get(b"content-length", "")[:20]
@@ -122,20 +156,6 @@ class Entrance:
         del body
         scope[RELEASE] = held.release
         await self.app(scope, lambda: _next(whole, receive), send)
-
-    def _is_ours(self, host: str) -> bool:
-        """Whether a Host header names this server."""
-        if self.hosts is None:
-            return True
-        name = host.strip().lower()
-        name = name.partition("]")[0].removeprefix("[") if name.startswith("[") else name.partition(":")[0]
-        if name == "localhost" or name in self.hosts:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
         headers = {"Connection": "close"} | ({"Retry-After": "5"} if status == 429 else {})

@@ -12,11 +12,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from m2chat.app.limits import require_affordable
-from m2chat.app.requests import LenientBody, Text
+from m2chat.app.requests import LenientBody
 from m2chat.data.images import save_png
 from m2chat.pipeline import M2ChatPipeline, OutputImage
 from m2chat.pipeline.inputs import as_pixels
 from m2chat.pipeline.tasks import text_to_image
+
+MAX_PROMPT = 32_000
+"""Maximum length of a prompt, as OpenAI's; the text encoders read its first 77 tokens."""
 
 
 class ImagesRequest(LenientBody):
@@ -28,7 +31,7 @@ class ImagesRequest(LenientBody):
         "negative_prompt": ("",),
     }  # fmt: skip
 
-    prompt: Text = Field(min_length=1)
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
     model: str = "m2chat"
     n: int = Field(default=1, ge=1, le=10)
     size: str = "auto"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi.exceptions import RequestValidationError
+from starlette.middleware import Middleware
 
 from m2chat import __version__
-from m2chat.app.api import invalid
+from m2chat.app.api import invalid, refusal
 from m2chat.app.buttons import busy_buttons, usable_buttons
 from m2chat.app.chat import ChatHandlers, LensReader, stop
+from m2chat.app.entrance import NamedHosts
 from m2chat.app.tabs import TaskHandlers, add_tabs
 from m2chat.app.uploads import MAX_BYTES
 from m2chat.app.widgets import AT_ONCE, QUEUED, UNQUEUED, WAITING, as_examples, message_box, picture_cache, size_sliders
@@ -174,7 +176,13 @@ def _settings(pipe: M2ChatPipeline) -> list[Any]:
     return [image, most, steps, guidance, seed, temperature, length, height, width]
 
 
-def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, block: bool = True) -> str:
+def launch(
+    page: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    block: bool = True,
+    allowed_hosts: Collection[str] | None = None,
+) -> str:
     """Serves a page.
 
     Args:
@@ -182,6 +190,7 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, block: bo
         host: Address to listen on.
         port: Port, 0-65535; 0 takes a free one.
         block: Whether to return only when the server is interrupted.
+        allowed_hosts: Names by which the page may be addressed, besides ``localhost`` and numbers; None for any.
 
     Returns:
         URL of the page.
@@ -203,7 +212,10 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, block: bo
         theme=theme,
         css_paths=STYLE,
         show_error=False,
-        app_kwargs={"exception_handlers": {RequestValidationError: invalid}},  # FastAPI's would echo the request
+        app_kwargs={
+            "exception_handlers": {RequestValidationError: invalid},  # FastAPI's would echo the request
+            "middleware": [Middleware(NamedHosts, refuse=refusal, hosts=allowed_hosts)],
+        },
     )
     print(f"M²Chat {__version__} at {address} (Ctrl-C ends it)", flush=True)
     if block:

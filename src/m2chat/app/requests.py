@@ -16,6 +16,8 @@ MAX_CHARACTERS = 1_000_000
 """Maximum length of all texts together; the layout cuts the conversation to the model's context afterwards."""
 MAX_MESSAGES = 4000
 """Maximum number of messages."""
+MAX_PARTS = 4000
+"""Maximum number of parts of all messages together, where their content is a list."""
 MAX_SIDE = 8192
 _NAMED = 5
 """Unknown fields that a notice names."""
@@ -184,6 +186,19 @@ class ChatRequest(LenientBody):
     guidance: float | None = Field(default=None, ge=0, le=30)
     height: int | None = Field(default=None, ge=1, le=MAX_SIDE)
     width: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        """Counts before anything is made of them: sixty thousand parts would take a second, and all others wait."""
+        parts = 0
+        for message in value if isinstance(value, list) else ():
+            if isinstance(message, dict):
+                given = (message.get(name) for name in ("content", "images"))
+                parts += sum(len(part) for part in given if isinstance(part, list))
+        if parts > MAX_PARTS:
+            raise ValueError(f"they have {parts:,} parts together: at most {MAX_PARTS:,} are read")
+        return value
 
     @model_validator(mode="after")
     def _check_length(self) -> ChatRequest:

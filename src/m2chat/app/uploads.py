@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from m2chat.app.limits import Budget
-from m2chat.data.images import BadImage, load_image, opened
+from m2chat.data.images import BadImage, bytes_to_decode, load_image, opened
 from m2chat.errors import UserError
 from m2chat.pipeline import Session
 from m2chat.schema import Picture
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 20 * 2**20
 """Maximum size of a file."""
+MAX_TO_DECODE = 208_000_000
+"""Maximum memory for decoding a picture, in bytes: 12 million pixels of WebP, 46 of PNG, 64 of most JPEGs and GIFs."""
 MAX_SIDE = 1024
 """Larger pictures are scaled down: the vision encoder's input is smaller anyway, and sessions are held in memory."""
 MAX_UNPACKED = 200 * 2**20
@@ -80,9 +82,14 @@ def read_picture(data: bytes, budget: Budget | None = None) -> Picture:
     try:
         # One at a time: several large ones at once would take several times the memory, and no less time.
         with _DECODING:
+            with opened(data) as image:
+                declared, needed = image.size[0] * image.size[1], bytes_to_decode(image)
+            if needed > MAX_TO_DECODE:
+                raise UserError(
+                    f"the picture would take {needed // 10**6} MB of memory, and {MAX_TO_DECODE // 10**6} are "
+                    "accepted: send it smaller, or as a JPEG"
+                )
             if budget is not None:
-                with opened(data) as image:
-                    declared = image.size[0] * image.size[1]
                 budget.decode(declared)
                 side = MAX_SIDE if budget.kept > 0 else SMALL_SIDE
             pixels = load_image(data, halve_above=4 * MAX_SIDE**2)

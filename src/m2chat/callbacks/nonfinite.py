@@ -33,8 +33,7 @@ class NonFiniteGuard(Callback):
     and not above both the loss of the first step and `max_rise` times the smallest median that 20 steps in a row have
     had so far. After too many steps in a row that are not good, training stops. A checkpoint counts as good once a good
     step has followed it: until then the files that it replaces are kept, and when the training stops they take its
-    place, so that ``last.ckpt`` is good. (Folders of shares, which sharded processes write in place, are not kept:
-    name them by their step there.)
+    place, so that ``last.ckpt`` is good; folders of shares as well.
 
     Args:
         patience: Steps in a row that may be skipped, or be not good; one more stops the training with an error that

@@ -35,8 +35,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--picture-hosts", nargs="+", default=[], metavar="HOST", help="with --api: hosts from "
                         "which pictures are fetched, HOST:PORT for another port than 80 and 443 (default: none, "
                         "requests contain them as data: URLs)")  # fmt: skip
-    parser.add_argument("--allowed-hosts", nargs="+", default=[], metavar="HOST", help="with --api: names by which "
-                        "clients may address the server, besides localhost, numbers and --host; * for any")  # fmt: skip
+    parser.add_argument("--allowed-hosts", nargs="+", default=[], metavar="HOST", help="names by which clients may "
+                        "address the server, besides localhost, numbers and --host; * for any")  # fmt: skip
     parser.add_argument("--time-limit", type=in_range("seconds"), default=300, metavar="SECONDS",
                         help="with --api: time limit of "
                         "a request, waiting and reply together (default: %(default)s)")  # fmt: skip
@@ -89,11 +89,13 @@ def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
     def end(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # which would leave the folder with what people have uploaded
+        signal.signal(number, end)
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # private, unlike the default
-    signal.signal(signal.SIGTERM, end)  # which would leave the folder with what people have uploaded
     try:
         knows = KNOWN if options.weights is None else ""
-        launch(build_page(pipe, find_world("shapes").examples(), readings, knows), options.host, options.port)
+        page = build_page(pipe, find_world("shapes").examples(), readings, knows)
+        launch(page, options.host, options.port, allowed_hosts=_hosts(options))
     except OSError as error:
         raise UserError(f"--port {options.port}: {error}; name another one") from error
     finally:
@@ -104,10 +106,13 @@ def _serve_api(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
     from m2chat.app.api import build_api
     from m2chat.app.server import server
 
-    # A page elsewhere, whose name was pointed at this machine, must not reach the server by that name.
-    names = [options.host, *options.allowed_hosts]
-    hosts = None if "*" in names else names
-    api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit, allowed_hosts=hosts)
+    api = build_api(pipe, options.picture_hosts, time_limit=options.time_limit, allowed_hosts=_hosts(options))
     if options.port:  # uvicorn prints the number of a free one that it takes
         print(f"M²Chat {__version__}: http://{options.host}:{options.port}/v1 (Ctrl-C ends it)", flush=True)
     server(api, options.host, options.port, log_level="info").run()
+
+
+def _hosts(options: argparse.Namespace) -> list[str] | None:
+    """Names by which the server may be addressed; None for any."""
+    names = [options.host, *options.allowed_hosts]
+    return None if "*" in names else names

@@ -205,6 +205,8 @@ class FeaturePart:
         if chunk in self._maps:
             self._maps.move_to_end(chunk)
         else:
+            if not self.is_there(chunk):
+                raise UserError(f"{self.path(chunk)} is missing or cut off: run `m2chat data features` again")
             with self.path(chunk).open("rb") as file:
                 self._maps[chunk] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if len(self._maps) > _OPEN_CHUNKS:

@@ -175,6 +175,8 @@ class Index:
             UserError: If it is missing or damaged.
         """
         try:
+            if not path.is_file():  # a pipe would be waited for without end
+                raise FileNotFoundError("there is no such file")
             is_sealed(path)
             with np.load(path, allow_pickle=False) as kept:
                 return cls(**{name: kept[name] for name in kept.files})

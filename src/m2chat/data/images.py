@@ -31,6 +31,12 @@ _ORIENTATION = 0x0112
 _COLOURS = ("Gray", "RGB", "YCbCr")
 
 
+_TO_DECODE = {"GIF": 2.5, "PNG": 4.5, "WEBP": 16.5}
+"""Memory that decoding takes at its peak, in bytes a pixel, as measured."""
+_TO_DECODE_JPEG = (2.0, 6.0)
+"""As above, of a JPEG at half its size: one whose rows come one behind the other, and one that grows clearer."""
+
+
 class BadImage(ValueError):
     """A picture that cannot be used.
 
@@ -151,6 +157,12 @@ def opened(data: bytes) -> Iterator[PILImage]:
         raise
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError and more on broken files.
         raise BadImage(f"undecodable picture ({type(error).__name__})") from error
+
+
+def bytes_to_decode(image: PILImage) -> int:
+    """Memory that decoding a picture by `load_image` takes at its peak, at half its size where it is a JPEG."""
+    grows = bool(image.info.get("progressive"))
+    return int(_TO_DECODE.get(str(image.format), _TO_DECODE_JPEG[grows]) * image.size[0] * image.size[1])
 
 
 def load_image(data: bytes, halve_above: int | None = None) -> NDArray[np.uint8]:

@@ -275,6 +275,8 @@ def _check_pixels(folder: Path, entries: Sequence[_PictureEntry], most: int) -> 
     for entry in entries:
         try:
             with opened(_picture_bytes(folder, entry)) as image:
+                if image.format != "PNG":  # some others take four times the memory
+                    raise UserError(f"{folder / entry.file}: the session's picture is no PNG, but {image.format}")
                 pixels = image.size[0] * image.size[1]
         except BadImage as error:
             raise UserError(f"{folder / entry.file}: the session's picture is damaged ({error})") from error

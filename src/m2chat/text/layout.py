@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from m2chat.errors import UserError
@@ -28,6 +28,9 @@ MAX_TOKENS = 512
 
 _EASY = 16
 """Characters per token of room up to which a history is tokenised as a whole first: most fit, some do not."""
+
+_LONGEST = 64
+"""Characters per token of room beyond which a text is not tokenised: no tokenizer makes so few tokens of one."""
 
 DESCRIBE = "Generate caption of this image"
 """LLaMA-Adapter's instruction for describing a picture."""
@@ -144,6 +147,7 @@ class Layout:
         """
         known: Known = {}
         full = 0
+        request = _shortened(request, _LONGEST * max(room, 1))
         if sum(map(len, request.history)) <= _EASY * room:
             ids = self.prompts.ids(request, 0, known)
             if len(ids) <= room:
@@ -275,3 +279,22 @@ class Layout:
             max(texts, key=len).pop()
             cut += 1
         return cut
+
+
+def _shortened(request: Request, most: int) -> Request:
+    """The request without the ends of texts that cannot fit: to tokenise a million letters takes a second.
+
+    What is left of such a line of history does not fit either, so that the line is left out as a whole; only the count
+    of tokens that did not fit is lower than it would be.
+
+    Args:
+        request: Contents of the prompt.
+        most: Characters that are left of a text.
+    """
+    if max(map(len, (request.instruction, *request.history))) <= most:
+        return request
+    lines = [
+        replace(line, parts=tuple(part[:most] for part in line.parts)) if len(text) > most else line
+        for line, text in zip(request.lines, request.history, strict=True)
+    ]
+    return Request(request.instruction[:most], tuple(text[:most] for text in request.history), tuple(lines))

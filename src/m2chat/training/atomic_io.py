@@ -8,6 +8,7 @@ are on disk, and renames.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from m2chat.checksums import seal_zip
 from m2chat.errors import UserError
-from m2chat.files import cannot_write
+from m2chat.files import cannot_write, put_in_place
 from m2chat.models.weights.files import read_pickled
 
 
@@ -51,12 +52,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         kept: list[Path] = []
         for path, former in self._replaced.items():
             if good and former is not None:
-                former.unlink(missing_ok=True)
-            elif not good and former is not None and former.is_file():
-                os.replace(former, path)
+                _remove(former)
+            elif not good and former is not None and former.exists():
+                put_in_place(former, path)
+                _remove(former)
                 kept.append(path)
             elif not good:
-                path.unlink(missing_ok=True)
+                _remove(path)
         for path in self._removed:
             if good:
                 super().remove_checkpoint(path)
@@ -80,13 +82,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self._removed.remove(target)
         former: Path | None = None
         if target.is_file():
-            former = target.with_name(f".{target.name}.replaced.{socket.gethostname()}.{os.getpid()}.tmp")
+            former = beside(target, "replaced")
             former.unlink(missing_ok=True)
             try:
                 os.link(target, former)
             except OSError:  # a file system without such names: nothing is kept there
                 return
         self._replaced[target] = former
+
+    def put_shares(self, part: Path, target: Path) -> None:
+        """Gives a folder of shares, which all processes have written, its name; the former one stays until then.
+
+        Args:
+            part: The folder, beside its place.
+            target: Its place.
+        """
+        is_first = target not in self._replaced
+        if target in self._removed:
+            self._removed.remove(target)
+        _sync_folder(part)
+        was_there = target.exists()
+        put_in_place(part, target)
+        _sync_folder(target.parent)
+        former: Path | None = None
+        if was_there and self._keeps and is_first:
+            former = beside(target, "replaced")
+            _remove(former)
+            part.rename(former)
+        if self._keeps and is_first:
+            self._replaced[target] = former
+        _remove(part)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint; until the last moment the old file of that name stays whole.
@@ -102,7 +127,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("AtomicCheckpointIO takes no storage_options: it writes local files only")
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        temporary = beside(target, "part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             sweep(target.parent)
@@ -155,12 +180,25 @@ def _bytes_of(content: Any) -> int:
     return sum(_bytes_of(value) for value in content) if isinstance(content, list | tuple) else 0
 
 
+def beside(target: Path, kind: str) -> Path:
+    """A hidden name beside a checkpoint, which `sweep` removes when this process is gone."""
+    return target.with_name(f".{target.name}.{kind}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sweep(folder: Path) -> None:
-    """Removes temporary files that killed processes of this machine left in a folder."""
+    """Removes temporary files and folders that killed processes of this machine left in a folder."""
     for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
         pid = path.name.split(".")[-2]
         if pid.isdecimal() and not _alive(int(pid)):
-            path.unlink(missing_ok=True)
+            _remove(path)
 
 
 def _alive(pid: int) -> bool:

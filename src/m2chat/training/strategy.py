@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,12 +11,13 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.optim import Optimizer
 
-from m2chat.checksums import SUMS
 from m2chat.errors import UserError
+from m2chat.files import cannot_write, is_failed_write
 from m2chat.models.checkpoints import check_names, plain_name, read_checkpoint, trainable_names
 from m2chat.models.mapped import lift, settle
 from m2chat.models.reading import ReadingModel
 from m2chat.models.units import shard_units
+from m2chat.training.atomic_io import AtomicCheckpointIO, beside, sweep
 
 
 def shard(model: ReadingModel, mesh: Any, shard_frozen: bool = True) -> None:
@@ -98,23 +100,43 @@ class M2ChatFSDPStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Writes a file, or a folder of shares with the list of their checksums.
+        """Writes a file, or a folder of shares with the list of their checksums; an older one stays until it is whole.
 
         Args:
             checkpoint: Contents, as Lightning's `dump_checkpoint` collects them.
             filepath: File or folder to write.
             storage_options: Must be None.
+
+        Raises:
+            UserError: If the disk is full or the folder cannot be written.
         """
         if not self._save_distributed_checkpoint:
             return super().save_checkpoint(checkpoint, filepath, storage_options)
+        from torch.distributed.checkpoint.api import CheckpointException
+
         from m2chat.training.shares import write_checksums
 
         path = Path(self.broadcast(str(filepath)))
-        if self.is_global_zero:
-            (path / SUMS).unlink(missing_ok=True)  # that of an older checkpoint here
-        self.barrier("checksums")
-        super().save_checkpoint(checkpoint, filepath, storage_options)
-        write_checksums(path, self.global_rank, self.world_size)
+        part = Path(self.broadcast(str(beside(path, "part"))))
+        try:
+            if self.is_global_zero and path.parent.is_dir():
+                sweep(path.parent)
+            super().save_checkpoint(checkpoint, part, storage_options)
+            write_checksums(part, self.global_rank, self.world_size)
+            if self.is_global_zero:
+                writer = self.checkpoint_io
+                (writer if isinstance(writer, AtomicCheckpointIO) else AtomicCheckpointIO()).put_shares(part, path)
+            self.barrier("shares")
+        except (CheckpointException, OSError, RuntimeError) as error:
+            failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+            reason = next((reason for reason, _ in failures), error)
+            if not (isinstance(reason, OSError) or is_failed_write(reason)):  # such as a process that is gone
+                raise
+            text = cannot_write(path, reason)
+            raise UserError(f"{text}. An older checkpoint of that name is untouched") from error
+        finally:
+            if self.is_global_zero:
+                shutil.rmtree(part, ignore_errors=True)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restores trained tensors and optimisers from a file or from a folder of shares.
