@@ -1,7 +1,8 @@
 """How far the results of a first run spread: the same seed with other numbers of threads and other CPU instructions.
 
-Trains stages 1 and 2 and evaluates, once for each setting (about 20 minutes each on two cores), and writes the range of
-every headline metric. Goes on where it stopped. Run it in the folder of the project:
+Does what `make train` does, and further evaluations, once for each setting (some 25 minutes of a core each), and writes
+the range of every headline metric, also into docs/results.md. Started again, it goes on where it stopped, also in the
+middle of a training. Run it in the folder of the project; further arguments go to every `lightning`:
 
     python scripts/first_run_spread.py --out docs/results/first_run.json
 """
@@ -11,56 +12,114 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
 THREADS = ("1", "2")
 CAPABILITIES = ("default", "avx2", "avx512")
-"""Instructions that torch's kernels use (``ATEN_CPU_CAPABILITY``); a CPU without them falls back by itself."""
+"""Instructions that torch's kernels can use (``ATEN_CPU_CAPABILITY``), in the order in which CPUs got them."""
 EVALUATIONS = ("eval_mmdialog", "eval_context", "eval_cc3m", "eval_coco")
+PAGE = Path("docs/results.md")
+BIN = Path(sys.executable).parent
+
+
+def capabilities() -> tuple[str, ...]:
+    """Those that this CPU has: without the last ones, torch would take the same kernels a second time."""
+    import torch
+
+    best = torch.backends.cpu.get_cpu_capability().lower()
+    return CAPABILITIES[: CAPABILITIES.index(best) + 1] if best in CAPABILITIES else (best,)
+
+
+def call(command: list[str], environment: dict[str, str]) -> None:
+    """Runs a command, and ends with its exit code if it fails."""
+    print("$", *command, flush=True)
+    code = subprocess.run(command, env={**os.environ, **environment}).returncode
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
 
 
 def run(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Calls `lightning` with a folder of its own, unless that run is finished."""
+    """Calls `lightning` with a folder of its own, unless that run is finished; goes on with a training."""
     done = folder / "done"
     if done.is_file():
         return
+    checkpoints = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    if checkpoints and arguments[0] == "fit":
+        arguments = [*arguments, "--ckpt_path", str(checkpoints[-1])]
+    elif folder.exists():  # nothing of it can be gone on with
+        shutil.rmtree(folder)
     logger = "--trainer.logger"
     place = [f"{logger}.save_dir", ".", f"{logger}.name", str(folder.parent), f"{logger}.version", folder.name]
-    command = ["lightning", *arguments, "--seed_everything", "0", logger, "TensorBoardLogger", *place]
-    subprocess.run(command, check=True, env={**os.environ, **environment})
+    seed = ["--seed_everything", "0"]
+    call([str(BIN / "lightning"), *arguments, *seed, logger, "TensorBoardLogger", *place], environment)
     done.touch()
 
 
+def measure(root: Path, environment: dict[str, str], more: list[str]) -> dict[str, dict[str, float]]:
+    """Trains and evaluates with one setting: evaluation to headline metric to value."""
+    from m2chat.evaluation.names import grouped
+    from m2chat.evaluation.results import RESULTS, read_results
+
+    features = root / "features"
+    if not (root / "stage1" / "done").is_file():
+        call([str(BIN / "m2chat"), "data", "features", "--config", "configs/stage1.yaml", str(features)], environment)
+    cached = ["--data.features", str(features)]
+    run(["fit", "--config", "configs/stage1.yaml", *cached, *more], root / "stage1", environment)
+    shutil.rmtree(features, ignore_errors=True)
+    start = ["--model.init_args.checkpoint_root", str(root / "stage1")]
+    run(["fit", "--config", "configs/stage2.yaml", *start, *more], root / "stage2", environment)
+    found = {}
+    for evaluation in EVALUATIONS:
+        start = ["--model.init_args.checkpoint_root", str(root / "stage2")]
+        run(["test", "--config", f"configs/{evaluation}.yaml", *start, *more], root / evaluation, environment)
+        metrics, _ = read_results(root / evaluation / RESULTS)
+        headline = grouped(name for name in metrics if "/" not in name).get("headline", [])
+        found[evaluation] = {metric: metrics[metric].value for metric in headline}
+    return found
+
+
+def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The ranges as a Markdown table."""
+    from m2chat.evaluation.markup import aligned
+    from m2chat.evaluation.names import metric_name
+
+    cells = [("evaluation", "metric", "lowest", "highest")]
+    for evaluation in EVALUATIONS:
+        by_metric: dict[str, list[float]] = {}
+        for values in found.values():
+            for metric, value in values[evaluation].items():
+                by_metric.setdefault(metric, []).append(value)
+        cells += [
+            (f"`{evaluation}`", metric_name(metric).plain, f"{min(values):.2f}", f"{max(values):.2f}")
+            for metric, values in by_metric.items()
+        ]
+    return aligned(cells)
+
+
 def main() -> None:
-    """Runs all settings, and writes what they gave."""
+    """Runs all settings, and writes what they gave; after each of them, what there is so far."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--logs", type=Path, default=Path("lightning_logs/first_run"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/first_run.json"))
-    options = parser.parse_args()
-    from m2chat.evaluation.names import grouped, metric_name
-    from m2chat.evaluation.results import RESULTS, read_results
+    parser.add_argument("--page", type=Path, default=PAGE, help="Markdown file with a section for the table")
+    options, more = parser.parse_known_args()
+    from m2chat.evaluation.markup import write_section
 
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for threads, capability in product(THREADS, CAPABILITIES):
-        name, root = f"threads_{threads}_{capability}", options.logs / f"threads_{threads}_{capability}"
+    found = {}
+    for threads, capability in product(THREADS, capabilities()):
+        name = f"threads_{threads}_{capability}"
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": capability}
-        run(["fit", "--config", "configs/stage1.yaml"], root / "stage1", environment)
-        start = ["--model.init_args.checkpoint_root", str(root / "stage1")]
-        run(["fit", "--config", "configs/stage2.yaml", *start], root / "stage2", environment)
-        for evaluation in EVALUATIONS:
-            start = ["--model.init_args.checkpoint_root", str(root / "stage2")]
-            run(["test", "--config", f"configs/{evaluation}.yaml", *start], root / evaluation, environment)
-            metrics, _ = read_results(root / evaluation / RESULTS)
-            for metric in grouped(name for name in metrics if "/" not in name).get("headline", ()):
-                found.setdefault(evaluation, {}).setdefault(metric, {})[name] = metrics[metric].value
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for evaluation, values in found.items():
-        for metric, by_setting in values.items():
-            low, high = min(by_setting.values()), max(by_setting.values())
-            print(f"{evaluation:14} {metric_name(metric).plain:28} {low:7.2f} ... {high:7.2f}")
+        found[name] = measure(options.logs / name, environment, more)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        text = f"Written by `python scripts/first_run_spread.py`; edit nothing here. Settings: {', '.join(found)}."
+        write_section(options.page, f"{text}\n\n{table(found)}\n", "first_run")
+    print(table(found))
 
 
 if __name__ == "__main__":

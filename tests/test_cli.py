@@ -47,6 +47,16 @@ def test_help_and_version_need_no_torch() -> None:
     assert done.stdout.count("lightning test --config configs/eval_mmdialog.yaml") == 2
 
 
+def test_tables_of_results_need_no_torch() -> None:
+    root = Path(__file__).parent.parent
+    code = (
+        "import sys; from m2chat.commands import main;"
+        "print(main(['report', '--root', 'nowhere']), main(['eval', 'table']), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=root)
+    assert done.stdout.splitlines()[-1] == "2 0 False", done.stderr
+
+
 def environment() -> dict[str, str]:
     source = Path(cli.__file__).parent.parent
     return {**os.environ, "PYTHONPATH": str(source)}
@@ -59,15 +69,16 @@ def test_the_console_scripts_are_ours() -> None:
 
 def test_fit_then_resume_then_test(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
     assert lightning(monkeypatch, "fit", "--config", "toy.yaml") == 0
-    (path,) = workplace.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    (path,) = workplace.glob("lightning_logs/toy_*/checkpoints/*.ckpt")
     assert verify(path)
     payload = torch.load(path, weights_only=True)
     assert set(payload["state_dict"]) == {"trained.weight", "trained.bias"}
-    saved = yaml.safe_load((workplace / "lightning_logs/version_0/config.yaml").read_text(encoding="utf-8"))
+    saved = yaml.safe_load((path.parents[1] / "config.yaml").read_text(encoding="utf-8"))
     assert saved["seed_everything"] == 0
     more = ("--trainer.max_steps", "5", "--ckpt_path", str(path))
     assert lightning(monkeypatch, "fit", "--config", "toy.yaml", *more) == 0
-    assert [p.name for p in workplace.glob("lightning_logs/version_1/checkpoints/*.ckpt")] == ["epoch=1-step=5.ckpt"]
+    others = {other.name for other in workplace.glob("lightning_logs/toy_*/checkpoints/*.ckpt") if other != path}
+    assert others == {"epoch=1-step=5.ckpt"}
     assert lightning(monkeypatch, "test", "--config", "toy.yaml", "--ckpt_path", str(path)) == 0
 
 
@@ -145,7 +156,7 @@ def test_a_checkpoint_of_another_stage_is_refused_and_never_changes_the_class(
     monkeypatch: pytest.MonkeyPatch, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert lightning(monkeypatch, "fit", "--config", "toy.yaml", "--model.init_args.phi=2") == 0
-    (path,) = workplace.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    (path,) = workplace.glob("lightning_logs/toy_*/checkpoints/*.ckpt")
     arguments = ("fit", "--config", "toy.yaml", "--model=ToySecondStage", "--ckpt_path", str(path))
     assert lightning(monkeypatch, *arguments) == 2
     assert "stage 'first', but stage 'second' is wanted" in capsys.readouterr().err

@@ -129,10 +129,12 @@ class M2ChatCLI(LightningCLI):
         model: Any = self.model
         if subcommand == "fit" and hasattr(model, "shortened"):
             model.shortened = self._shortened()
-        with run_folder(self.trainer, self._continues(subcommand)):
+        files = list(config_files(sys.argv[1:]))
+        name = Path(files[0]).stem if files and Path(files[0]).is_file() else subcommand
+        with run_folder(self.trainer, name, self._continues(subcommand)):
             super()._run_subcommand(subcommand)
         if subcommand == "fit" and self.trainer.is_global_zero and (saved := newest_saved(self.trainer)):
-            files, shortened = list(config_files(sys.argv[1:])), bool(getattr(self.model, "shortened", ()))
+            shortened = bool(getattr(self.model, "shortened", ()))
             print(f"Checkpoint: {saved}")
             if command := next_command(str(getattr(self.model, "stage", "")), saved, files, shortened):
                 print(command)
@@ -166,8 +168,10 @@ class M2ChatCLI(LightningCLI):
         else:
             there = bool(self.trainer._checkpoint_connector._hpc_resume_path)
         if not there:
-            roots = {Path(logger.save_dir or ".") for logger in self.trainer.loggers}
-            files = [path for root in roots for path in root.glob("**/checkpoints/*.ckpt")]
+            logs = [getattr(logger, "root_dir", None) or logger.save_dir for logger in self.trainer.loggers]
+            files = [
+                path for root in {Path(root or ".") for root in logs} for path in root.glob("**/checkpoints/*.ckpt")
+            ]
             newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
             such = "a file" if newest is None else f"a file; the newest is {os.path.relpath(newest)}"
             raise UserError(f"--ckpt_path {chosen}: the folder of this run holds no such checkpoint: name {such}")

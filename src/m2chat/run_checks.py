@@ -89,7 +89,8 @@ def newest_saved(trainer: Trainer) -> str:
     paths = [getattr(saver, name, "") for saver in trainer.checkpoint_callbacks for name in _SAVED]
     there = [path for path in paths if path and Path(path).exists()]
     newest = max(there, key=lambda path: Path(path).stat().st_mtime_ns, default="")
-    return os.path.relpath(newest) if newest else ""
+    inside = newest and Path(newest).resolve().is_relative_to(Path.cwd())
+    return os.path.relpath(newest) if inside else newest
 
 
 _SAVED = ("last_model_path", "best_model_path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -27,17 +28,19 @@ _RUN = (*_START, "metrics*.csv", "checkpoints", "results.json", "predictions*.js
 
 
 @contextmanager
-def run_folder(trainer: Trainer, continues: Sequence[Path] = ()) -> Iterator[None]:
+def run_folder(trainer: Trainer, name: str, continues: Sequence[Path] = ()) -> Iterator[None]:
     """Takes the folder of a run and holds it until the block ends.
 
-    The process of rank 0 takes it; the others learn of it from `SaveConfig`. Without a name it gets the next number, a
-    name that the user gave must be free. A run without a logger gets a folder as the default logger would have it, so
-    that its checkpoints have a place of their own. Remote folders and loggers that write to a service are theirs.
+    The process of rank 0 takes it; the others learn of it from `SaveConfig`. Without a version of the user's it is
+    called ``<name>_<date>_<time>``, as TensorBoard then lists it; a version that the user gave must be free. A run
+    without a logger gets a folder as the default logger would have it, so that its checkpoints have a place of their
+    own. Remote folders and loggers that write to a service are theirs.
 
     A run that a mistake of the user's ends before its first step leaves no folder.
 
     Args:
         trainer: The trainer, before it runs anything.
+        name: What is run, such as ``stage1``.
         continues: Checkpoints or evaluations that the run goes on with: the folder that holds one may be used again.
             ``last`` stands for the last checkpoint of the run's own folder.
 
@@ -50,7 +53,7 @@ def run_folder(trainer: Trainer, continues: Sequence[Path] = ()) -> Iterator[Non
     with ExitStack() as held:
         made: list[Path] = []
         try:
-            for folder in _take(trainer, continues, held):
+            for folder in _take(trainer, name, continues, held):
                 made.append(folder)
             yield
         except UserError:
@@ -60,7 +63,7 @@ def run_folder(trainer: Trainer, continues: Sequence[Path] = ()) -> Iterator[Non
             raise
 
 
-def _take(trainer: Trainer, continues: Sequence[Path], held: ExitStack) -> Iterator[Path]:
+def _take(trainer: Trainer, name: str, continues: Sequence[Path], held: ExitStack) -> Iterator[Path]:
     """Takes the folder of each logger; loggers that would write side by side share one.
 
     Yields:
@@ -68,11 +71,11 @@ def _take(trainer: Trainer, continues: Sequence[Path], held: ExitStack) -> Itera
     """
     if not trainer.loggers and "://" not in trainer.default_root_dir:
         root = Path(trainer.default_root_dir) / "lightning_logs"
-        folder = take_folder(root, _numbered(root))
+        folder = take_folder(root, _dated(name))
         held.enter_context(locked(folder, wait=False))
         _set_root(trainer, str(folder))
         yield folder
-    numbers: dict[Path, int | str] = {}
+    taken: dict[Path, str] = {}
     named: set[Path] = set()
     for logger in _file_loggers(trainer):
         root = Path(os.path.expanduser(os.path.expandvars(logger.root_dir)))
@@ -87,13 +90,12 @@ def _take(trainer: Trainer, continues: Sequence[Path], held: ExitStack) -> Itera
                     yield folder
             if isinstance(logger, CSVLogger):  # which deletes the file of the former part
                 set_aside(folder / "metrics.csv")
-        elif root in numbers:
-            logger._version = numbers[root]
+        elif root in taken:
+            logger._version = taken[root]
         else:
-            folder = take_folder(root, _numbered(root) if job is None else _of_job(job))
+            folder = take_folder(root, _dated(name) if job is None else _of_job(job))
             held.enter_context(locked(folder, wait=False))
-            number = folder.name.removeprefix("version_")
-            logger._version = numbers[root] = int(number) if number.isdecimal() else folder.name
+            logger._version = taken[root] = folder.name
             yield folder
 
 
@@ -112,10 +114,11 @@ def _name(version: int | str) -> str:
     return version if isinstance(version, str) else f"version_{version}"
 
 
-def _numbered(root: Path) -> Iterator[str]:
-    """``version_<n>`` from the number after the highest one on."""
-    numbers = [path.name.removeprefix("version_") for path in root.glob("version_*")]
-    return (f"version_{number}" for number in count(1 + max(map(int, filter(str.isdecimal, numbers)), default=-1)))
+def _dated(name: str) -> Iterator[str]:
+    """``<name>_<date>_<time>``, then further ones for runs that start in the same second."""
+    dated = f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    yield dated
+    yield from (f"{dated}_{number}" for number in count(1))
 
 
 def _of_job(job: int) -> Iterator[str]:
@@ -147,7 +150,7 @@ def _take_named(folder: Path, continues: Sequence[Path]) -> bool:
         go_on = f", go on with it by --ckpt_path {checkpoints[-1]}" if checkpoints else ""
         raise UserError(
             f"the folder {folder} holds another run ({there.name}), which would be overwritten: name another "
-            f"--trainer.logger.version, leave it out to get the next number{go_on}, or remove the folder"
+            f"--trainer.logger.version, leave it out to get a new one{go_on}, or remove the folder"
         )
     return False
 

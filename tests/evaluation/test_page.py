@@ -42,9 +42,9 @@ def test_it_holds_everything_and_asks_for_nothing(tmp_path: Path, make_predictio
     sources = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
     assert "look &amp; see &lt;script&gt;" in text and "<script" not in text
-    parts = re.findall(r"<h2>(\w+) by inter_rel</h2>", text)
+    parts = re.findall(r"<h2>(\w+) by InterRel</h2>", text)
     assert parts == ["Worst", "Median", "Best"]
-    shown = re.findall(r"inter_rel (\d+\.\d\d)", text)
+    shown = re.findall(r"InterRel (\d+\.\d\d)", text)
     assert shown[:2] == ["0.00", "1.00"] and shown[6:8] == ["7.00", "8.00"] and shown[12:14] == ["19.00", "18.00"]
     assert "none" in text  # the sample that drew nothing
 

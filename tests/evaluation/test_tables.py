@@ -40,9 +40,9 @@ def text_of(root: Path, *rows: TableRow, seeds: tuple[int, ...] | None = None) -
 
 def test_mean_and_spread(root: Path) -> None:
     text = text_of(root, PLAIN)
-    row = next(line for line in text.splitlines() if line.startswith("| bleu_1"))
+    row = next(line for line in text.splitlines() if line.startswith("| BLEU-1"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["bleu_1", "13.00", "3.61", "10.00 ... 17.00", "0 1 2", "paper: 6.98"]
+    assert cells == ["BLEU-1", "13.00", "3.61", "10.00 ... 17.00", "0 1 2", "paper: 6.98", "bleu_1"]
     assert "### eval_mmdialog\n\nstage m3ft, dataset mmdialog\n" in text and "undefined" not in text
 
 
@@ -82,7 +82,9 @@ def test_rows_are_compared_picture_by_picture(root: Path) -> None:
     put(root, 0, 9.0, "control")
     part = text_of(root, PLAIN, CONTROL).partition("### eval_mmdialog against eval_mmdialog_control")[2]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if "all_right" in line]
-    assert [(row[0], row[1]) for row in cells[:2]] == [("all_right_a", "100.00"), ("all_right_b", "0.00")]
+    shares = {row[-1]: (row[0], row[1]) for row in cells}
+    assert shares["all_right_a"] == ("pictures right, %: a", "100.00")
+    assert shares["all_right_b"] == ("pictures right, %: b", "0.00")
 
 
 def test_only_our_section_of_the_file_changes(root: Path, tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ save_top_k: -1, dirpath: {folder}/saved, filename: '{{step}}'}}}}]"
 
 def losses(folder: Path, version: int) -> dict[int, float]:
     """The loss of each step."""
-    with (folder / f"logs/lightning_logs/version_{version}/metrics.csv").open(encoding="utf-8") as file:
+    paths = sorted(folder.glob("logs/lightning_logs/*/metrics.csv"), key=lambda path: path.parent.name)
+    with paths[version].open(encoding="utf-8") as file:
         return {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")}
 
 

@@ -10,7 +10,7 @@ import gradio as gr
 from m2chat.app.widgets import QUEUED, UNQUEUED
 from m2chat.pipeline import Session
 
-CHAT_BUTTONS = ("stop", "again", "more", "undo", "new", "save", "look")
+CHAT_BUTTONS = ("stop", "more", "new", "save", "look")
 """Buttons of the conversation, in their order on the page."""
 
 
@@ -69,12 +69,5 @@ def usable_buttons(session: Session | None) -> list[Any]:
     turns = () if session is None else session.turns
     replied = bool(turns) and turns[-1].role == "assistant"
     drawn = any(turn.role == "assistant" and turn.pictures for turn in turns)
-    usable = {
-        "again": replied,
-        "more": replied,
-        "undo": bool(turns),
-        "new": bool(turns),
-        "save": bool(turns),
-        "look": drawn,
-    }
+    usable = {"more": replied, "new": bool(turns), "save": bool(turns), "look": drawn}
     return [gr.update(interactive=usable.get(name, False)) for name in CHAT_BUTTONS]

@@ -28,10 +28,13 @@ ESCAPE_STOPS = """() => document.addEventListener("keydown", event => {
 })"""
 _HEAD = "<h1>M²Chat</h1><p>{about}</p>"
 _INSIDE = """\
-How the last picture came to be (paper, Fig. 5): the picture that each layer of the language model would have drawn, and
-which words, and which parts of the picture before, the M³Adapter's queries attend to. The gate is the share of the
-words:
-1 follows them alone, 0 the picture before alone."""
+How the last picture came to be (paper, Fig. 5).
+
+- **Pictures**: what each layer of the language model would have drawn; the M³Adapter reads the last one. g is the gate,
+the share of the words: 1 follows them alone, 0 the picture before alone.
+- **Plots**: how many attributes the pictures share with the picture before and with the last layer's; the gate of each
+reply; which words of the caption, and which parts of the picture before, the M³Adapter's queries attend to (bright:
+much)."""
 _FONTS = ("system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 _DAY = 24 * 3600
@@ -45,6 +48,7 @@ _INK = {
     "button_primary_background_fill_dark": "*primary_700", "button_primary_background_fill_hover_dark": "*primary_600",
     "checkbox_label_background_fill_selected": "*primary_700",
     "checkbox_label_background_fill_selected_dark": "*primary_700",
+    "button_secondary_background_fill_hover_dark": "*neutral_600",
     "block_title_background_fill": "none", "block_title_background_fill_dark": "none",
     "block_title_padding": "0",
 }  # fmt: skip
@@ -88,7 +92,8 @@ def about(pipe: M2ChatPipeline, knows: str = "") -> str:
     origin, backbone = pipe.origin, pipe.origin.backbone
     stage = {"align": "stage 1", "m3ft": "stage 2"}[origin.stage]
     networks = f"{Path(backbone.language_model).name} and {Path(backbone.image_decoder).name}"
-    return f"{Path(origin.path).name} ({stage} on {networks}, {pipe.image_size} px). {knows}".strip()
+    model = f"{Path(origin.path).name}, {stage}, on {networks}"
+    return f"Model: {model}; draws {pipe.image_size} × {pipe.image_size} pixels. {knows}".strip()
 
 
 def _add_chat(handlers: ChatHandlers) -> None:
@@ -114,9 +119,7 @@ def _add_chat(handlers: ChatHandlers) -> None:
     with gr.Row(elem_id="chat-buttons"):
         idle: dict[str, Any] = {"size": "sm", "min_width": 60, "interactive": False}
         halt = gr.Button("Stop", variant="stop", elem_id="chat-stop", **idle)
-        again = gr.Button("Regenerate", elem_id="chat-again", **idle)
         more = gr.Button("Continue", elem_id="chat-more", **idle)
-        undo = gr.Button("Undo", elem_id="chat-undo", **idle)
         new = gr.Button("New", elem_id="chat-new", **idle)
         save = gr.DownloadButton("Save", elem_id="chat-save", **idle)
         load = gr.UploadButton("Load", size="sm", file_types=[".zip"], elem_id="chat-load", min_width=60)
@@ -124,13 +127,14 @@ def _add_chat(handlers: ChatHandlers) -> None:
     with gr.Accordion("See inside", open=False, elem_id="inside"):
         gr.Markdown(_INSIDE)
         look = gr.Button("Look into the last picture", elem_id="inside-look", interactive=False)
-        result = gr.Textbox(show_label=False, label="Result", interactive=False, visible=True, lines=1, max_lines=4)
+        result = gr.Textbox(show_label=False, label="Result", interactive=False, visible=True, lines=1, max_lines=9)
         layers = gr.HTML(elem_id="inside-layers", elem_classes="pictures", padding=False)
         plots = gr.HTML(elem_id="inside-plots", elem_classes="plots", padding=False)
     shown = [session, chat, box]
-    buttons = [halt, again, more, undo, new, save, look]
+    buttons = [halt, more, new, save, look]
+    # The last reply has a button each to regenerate it and to undo it, of which gradio takes care.
     send = ((box.submit, handlers.send, [session, box, *settings]),
-            (again.click, handlers.regenerate, [session, *settings]),
+            (chat.retry, handlers.regenerate, [session, *settings]),
             (more.click, handlers.go_on, [session, *settings]))  # fmt: skip
     for event, handler, inputs in send:
         begun = event(busy_buttons, None, buttons, **UNQUEUED)
@@ -140,7 +144,7 @@ def _add_chat(handlers: ChatHandlers) -> None:
     chosen = chat.example_select(handlers.send_example, [session, *settings], shown, **QUEUED)
     looked = look.click(handlers.look, session, [layers, plots, result], **{**QUEUED, "show_progress": "minimal"})
     halt.click(stop, session, **UNQUEUED)
-    undone = undo.click(handlers.undo, session, shown, **UNQUEUED)
+    undone = chat.undo(handlers.undo, session, shown, **UNQUEUED)
     renewed = gr.on([new.click, chat.clear], handlers.new, session, shown, **UNQUEUED)
     loaded = load.upload(handlers.load, [session, load], shown, **QUEUED)
     for done in (chosen, looked, undone, renewed, loaded):

@@ -50,10 +50,6 @@ class FeatureCollator:
         read = [part.read(record) for part, record in places]
         records = np.stack([record for record, _ in read])
         states, mask = _states(form, [rows for _, rows in read])
-        if form.whole and self.collator is not None:
-            batch = self.collator.compact(items)
-            batch.features = FrozenFeatures(states, None, None, None, mask)
-            return batch
         features = FrozenFeatures(
             states if form.whole else None,
             _tensor(form.get(records, "e_clip")) if form.text else None,

@@ -12,7 +12,6 @@ from m2chat.errors import UserError
 from m2chat.evaluation.results import RESULTS, read_predictions, read_results, sample_scores
 from m2chat.evaluation.statistics import Difference, Estimate, difference, estimate
 from m2chat.evaluation.targets import known_of
-from m2chat.metrics.text_overlap import bleu
 from m2chat.world import Judged, Target, World, find_world
 
 
@@ -39,6 +38,8 @@ def compare(first: Path, second: Path) -> list[Difference]:
     differences = []
     counted = [id_ for id_ in shared if all(side[id_]["scores"].get("bleu_statistics") for side in (a, b))]
     if len(counted) > 1:
+        from m2chat.metrics.text_overlap import bleu  # torchmetrics takes seconds to import
+
         counts = [np.array([side[id_]["scores"]["bleu_statistics"] for id_ in counted]) for side in (a, b)]
         differences += [
             difference(f"bleu_{order}", counts[0], counts[1], partial(bleu, order=order))

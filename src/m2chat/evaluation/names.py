@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Group = Literal["headline", "control", "count"]
@@ -57,7 +57,13 @@ NAMES: dict[str, MetricName] = {
     "mm_relevance_recall": MetricName("MM-Relevance, recall", "Over the parts of the true replies.", "control"),
 }  # fmt: skip
 """Metric to its name, in the order of reports."""
+_SAME = {"clip": "clip_score", "omitted": "omitted_right"}
+"""Other keys of some metrics, in the scores of single samples and in comparisons."""
 _ENDINGS = (
+    ("_a_where_b", "{}: of a, where b is right", "Share of a's among those pictures that b has right.", "headline"),
+    ("_a", "{}: a", "Of the first of two rows.", "headline"),
+    ("_b", "{}: b", "Of the second.", "headline"),
+    ("_difference", "{}: a - b", "Paired, in points.", "headline"),
     ("_oracle", "{}, of the true pictures", "The same for the reference: the best that can be reached.", "control"),
     ("_shuffled", "{}, captions shuffled", "The same with other samples' captions: the worst that chance gives.",
      "control"),
@@ -68,12 +74,17 @@ _ENDINGS = (
 
 
 def metric_name(metric: str) -> MetricName:
-    """How a metric is shown; an unknown one by its own name."""
+    """How a metric is shown; one of a kind of sample, ``name/kind``, with the kind; an unknown one by its key."""
+    metric, _, kind = metric.partition("/")
+    if kind:
+        known = metric_name(metric)
+        return replace(known, plain=f"{known.plain}: {kind}")
+    metric = _SAME.get(metric, metric)
     if metric in NAMES:
         return NAMES[metric]
     for ending, plain, meaning, group in _ENDINGS:
         if metric.endswith(ending):
-            stem = metric.removesuffix(ending)
+            stem = _SAME.get(metric.removesuffix(ending), metric.removesuffix(ending))
             return MetricName(plain.format(NAMES[stem].plain if stem in NAMES else stem), meaning, group)  # type: ignore[arg-type]
     if match := re.fullmatch(r"right_(\w+?)(_2)?", metric):
         which = f"second {match[1]}" if match[2] else match[1]
@@ -86,7 +97,7 @@ def metric_name(metric: str) -> MetricName:
 def grouped(metrics: Iterable[str]) -> dict[Group, list[str]]:
     """The metrics of each group that has some, in the order in which they are shown."""
     order = {name: number for number, name in enumerate(NAMES)}
-    ranked = sorted(metrics, key=lambda name: (order.get(name, len(order)), name))
+    ranked = sorted(metrics, key=lambda name: (order.get(name.partition("/")[0], len(order)), name))
     parts = {group: [name for name in ranked if metric_name(name).group == group] for group in GROUPS}
     return {group: names for group, names in parts.items() if names}
 

@@ -159,7 +159,7 @@ def _plots(metrics: Mapping[str, Estimate], rows: Sequence[PredictionRow]) -> li
     plots = [bar_charts({"with intervals": bars})]
     for name in RANKED:
         if values := [of_sample[name] for of_sample in scores if name in of_sample]:
-            plots.append(histogram(f"{name} of single samples", values))
+            plots.append(histogram(f"{metric_name(name).plain} of single samples", values))
     return plots
 
 
@@ -173,9 +173,10 @@ def _gallery(rows: Sequence[PredictionRow]) -> dict[str, list[tuple[PredictionRo
         ((scores[name], row["id"], row) for scores, row in scored if name in scores), key=lambda item: item[:2]
     )
     middle = max(0, len(ranked) // 2 - SHOWN // 2)
+    plain = metric_name(name).plain
     parts = {"Worst": ranked[:SHOWN], "Median": ranked[middle : middle + SHOWN], "Best": ranked[::-1][:SHOWN]}
     return {
-        f"{part} by {name}": [(row, f"{name} {value:.2f}") for value, _, row in chosen]
+        f"{part} by {plain}": [(row, f"{plain} {value:.2f}") for value, _, row in chosen]
         for part, chosen in parts.items()
     }
 

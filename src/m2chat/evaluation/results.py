@@ -17,7 +17,6 @@ from m2chat.data.images import read_image, save_png
 from m2chat.errors import UserError
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import by_number, write_whole
-from m2chat.metrics.text_overlap import bleu
 from m2chat.schema import Prediction, Reply, Segment
 from m2chat.textfiles import read_json_lines
 
@@ -310,5 +309,7 @@ def sample_scores(row: Mapping[str, Any]) -> dict[str, float]:
             scores[name] = factor * float(numbers.mean())
     counts = recorded.get("bleu_statistics")
     if counts and isinstance(counts, list) and all(isinstance(count, int | float) for count in counts):
+        from m2chat.metrics.text_overlap import bleu  # torchmetrics takes seconds to import
+
         scores |= {f"bleu_{order}": bleu([counts], order) for order in (1, 2)}
     return {name: value for name, value in scores.items() if math.isfinite(value)}

@@ -14,7 +14,7 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare_pictures
 from m2chat.evaluation.markup import Cells, Table
-from m2chat.evaluation.names import metric_name
+from m2chat.evaluation.names import grouped, metric_name, shown_value
 from m2chat.evaluation.paper import TABLE_1, TABLE_2, TABLE_3, paper_cell
 from m2chat.evaluation.results import PREDICTIONS, newest_results, read_results
 from m2chat.evaluation.rows import TABLES, Column, Group, RowResults, RunFolders, TableRow, read_row_results
@@ -238,26 +238,28 @@ def _agreed(label: str, protocols: Mapping[int, Mapping[str, Any]]) -> dict[str,
 
 
 def _spread(values: Mapping[str, Mapping[int, float]], dataset: str = "") -> Cells:
-    """Mean, standard deviation (n - 1) and range of each metric.
+    """Mean, standard deviation (n - 1) and range of each metric: results, then controls, then counts.
 
     Args:
         values: Metric to seed to value.
         dataset: Data set whose numbers of the paper are shown.
     """
-    cells: Cells = [("metric", "mean", "std", "min ... max", "seeds", "paper (7B, real data)")]
-    for metric, by_seed in values.items():
+    cells: Cells = [("metric", "mean", "std", "min ... max", "seeds", "paper (7B, real data)", "key")]
+    for metric in (name for names in grouped(values).values() for name in names):
+        by_seed = values[metric]
         ordered = [by_seed[seed] for seed in sorted(by_seed)]
         cells.append(
             (
-                metric,
+                metric_name(metric).plain,
                 f"{statistics.fmean(ordered):.2f}",
                 f"{statistics.stdev(ordered):.2f}" if len(ordered) > 1 else "-",
-                f"{min(ordered):.2f} ... {max(ordered):.2f}",
+                f"{shown_value(metric, min(ordered))} ... {shown_value(metric, max(ordered))}",
                 " ".join(map(str, sorted(by_seed))),
                 paper_cell(dataset, metric),
+                metric,
             )
         )
-    return cells if values else [*cells, (NOT_RUN, "", "", "", "", "")]
+    return cells if values else [*cells, (NOT_RUN, "", "", "", "", "", "")]
 
 
 def _compared(first: TableRow, second: TableRow, name: str, folders: RunFolders, seeds: Iterable[int]) -> Table | None:

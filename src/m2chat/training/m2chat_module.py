@@ -99,9 +99,10 @@ class M2ChatModule(TrainingModule):
         """Replies for the metric callbacks; logs the loss of the batch too, always with the same noise.
 
         Several processes may have different numbers of batches, and the losses are means over all of them: there,
-        and where a feature cache replaces networks, a validation has no loss.
+        and where networks were left out for a feature cache that has no features of this batch, there is no loss.
         """
-        if self._trainer is not None and self.trainer.world_size == 1 and not self._has_cache():
+        known = batch.features is not None or not self._has_cache()
+        if self._trainer is not None and self.trainer.world_size == 1 and known:
             for name, value in self.loss_parts(batch).items():
                 self.log(f"val/{name}", value, batch_size=len(batch))
         return super().validation_step(batch, batch_idx)

@@ -142,6 +142,7 @@ def run_table(options: argparse.Namespace) -> None:
     elif options.format == "markdown":
         write_section(options.into, text, "seeds" if options.group == "seeds" else "rows")
     else:
+        options.into.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.into, [text])
     if options.plot is not None:
         charts = {
@@ -160,6 +161,7 @@ def run_compare(options: argparse.Namespace) -> None:
     """
     from m2chat.evaluation.compare import compare, compare_pictures, sample_counts
     from m2chat.evaluation.markup import Cells, aligned
+    from m2chat.evaluation.names import metric_name
 
     cells: Cells = [("metric", "A", "B", "A - B, 95 % interval", "p", "n", "")]
     differences = compare(options.a, options.b)
@@ -168,9 +170,8 @@ def run_compare(options: argparse.Namespace) -> None:
     for item in differences:
         verdict = "significant" if item.significant else "not significant"
         interval = f"{item.first - item.second:+.2f} [{item.low:+.2f}, {item.high:+.2f}]"
-        cells.append(
-            (item.metric, f"{item.first:.2f}", f"{item.second:.2f}", interval, f"{item.p:.3f}", str(item.n), verdict)
-        )
+        values = (f"{item.first:.2f}", f"{item.second:.2f}", interval, f"{item.p:.3f}", str(item.n), verdict)
+        cells.append((metric_name(item.metric).plain, *values))
     print(aligned(cells))
     of_a, of_b, both = sample_counts(options.a, options.b)
     if both < max(of_a, of_b):
@@ -179,7 +180,9 @@ def run_compare(options: argparse.Namespace) -> None:
     if options.pictures:
         cells = [("pictures judged again", "%", "95 % interval", "n")]
         for name, share in compare_pictures(options.a, options.b, options.world).items():
-            cells.append((name, f"{share.value:.2f}", f"[{share.low:.2f}, {share.high:.2f}]", str(share.n)))
+            cells.append(
+                (metric_name(name).plain, f"{share.value:.2f}", f"[{share.low:.2f}, {share.high:.2f}]", str(share.n))
+            )
         print(f"\n{aligned(cells)}")
 
 
@@ -244,7 +247,7 @@ def run_page(options: argparse.Namespace) -> None:
     for item in options.beside:
         name, equals, folder = item.partition("=")
         if not (name and equals and folder):
-            raise UserError(f"--beside {item!r}: write NAME=RUN, such as SDXL=lightning_logs/version_3")
+            raise UserError(f"--beside {item!r}: write NAME=RUN, such as SDXL=lightning_logs/RUN")
         beside[name] = Path(folder)
     print(write_page(options.run_folder, beside, options.out))
 
