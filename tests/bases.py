@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,3 +200,16 @@ def write_adapter(path: Path, width: int = 64, heads: int = 4, layers: int = 3, 
         official[f"llama.layers.{layer}.attention.gate"] = torch.full((1, heads, 1, 1), gate)
     torch.save({"model": official, "config": {"visual_heads": 1}}, path)
     return path
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
+    """A safetensors file of zeros in fp16, which take no room on the disk; returns its bytes."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return end

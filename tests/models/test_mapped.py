@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bases import write_sparse
 from m2chat.host_memory import anonymous_bytes
 from m2chat.integrity import not_verified
 from m2chat.models import mapped
@@ -146,19 +146,6 @@ def test_a_large_language_model_takes_no_memory_of_its_own(tmp_path: Path, monke
     with torch.no_grad():
         assert llama(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, config["vocab_size"] + 2)
     assert anonymous() - before < 150e6
-
-
-def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """A safetensors file of zeros in fp16, which take no room on the disk; returns its bytes."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    return end
 
 
 def anonymous() -> int:
