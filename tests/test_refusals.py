@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,12 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from bases import write_sparse
+from bases import large_llama, script
 
 ROOT = Path(__file__).parents[1]
 MICRO = ROOT / "data/micro"
@@ -31,24 +27,9 @@ for name, arguments in json.loads(sys.argv[1]):
 """Runs commands one after the other, without what takes seconds to import."""
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    """A language model of 2.6 GB in half precision, all of it a hole in its file."""
-    folder = Path(shutil.copytree(MICRO / "llama", tmp_path / "llama", ignore=shutil.ignore_patterns("*.sha256")))
-    config = json.loads((folder / "config.json").read_text()) | {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 19, "num_attention_heads": 16,
-        "num_key_value_heads": 16, "head_dim": 128,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "dtype")}
-    with torch.device("meta"):
-        state = LlamaForCausalLM(LlamaConfig(**settings)).state_dict()
-    size = write_sparse(folder / "model.safetensors", {name: tuple(value.shape) for name, value in state.items()})
-    assert size > 2.5e9
-    return folder
-
-
-def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_imports(large: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_imports(tmp_path: Path) -> None:
+    large = large_llama(tmp_path / "llama", 2048, 19)
+    assert (large / "model.safetensors").stat().st_size > 2.5e9
     broken = Path(shutil.copytree(MICRO / "sdxl", tmp_path / "sdxl", ignore=shutil.ignore_patterns("*.sha256")))
     next((broken / "unet").glob("*.safetensors")).unlink()
     half = Path(shutil.copytree(large, tmp_path / "half", ignore=shutil.ignore_patterns("*.safetensors")))
@@ -74,16 +55,11 @@ def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_import
         ],
     }  # fmt: skip
     commands = [["lightning" if call[0] == "fit" else "m2chat", call] for call in calls.values()]
-    spec = importlib.util.spec_from_file_location("true_size", ROOT / "scripts/true_size.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # dataclasses look themselves up there
-    spec.loader.exec_module(script)
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, json.dumps(commands)], text=True, cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
-    peaks = script.Peaks(process.pid, alone=True)
+    peaks = script("scripts/true_size.py").Peaks(process.pid, alone=True)
     out, errors = process.communicate()
     most, _ = peaks.stop()
     assert out.split() == ["2"] * len(calls), errors

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from m2chat.models import mapped
 from m2chat.models.absent import Absent
-from m2chat.models.mapped import SETTLED
 from m2chat.models.reading import ReadingModel
 from m2chat.models.trainable import adapter_names
 from m2chat.models.units import components
@@ -58,24 +58,23 @@ def plan_host(
         shared: Where processes on CPUs share the frozen networks, bytes of what each of them keeps, gathers and
             computes; nothing is lifted then, and connector and adapter are in it.
     """
-    mapped = HALF * sum(p.numel() for p in model.parameters())
+    files = float(HALF * sum(p.numel() for p in model.parameters()))
     if shared is not None and on_cpu:
-        return HostMemory(PROCESS, 0.0, 0.0, shared, mapped)
-    adapter = set() if isinstance(model.llama, Absent) else adapter_names(model)
+        return HostMemory(PROCESS, 0.0, 0.0, shared, files)
     named = dict(model.named_parameters())
+    adapter = set() if isinstance(model.llama, Absent) else adapter_names(model)
+    adapter |= {name for name in named if name.endswith(".extra")}  # rows of the added tokens
     connector = [p for name, p in named.items() if name.startswith("m3adapter.")]
     kept = [named[name] for name in adapter] + connector
     whole = FULL * sum(p.numel() for p in connector) + FULL * copies * sum(named[name].numel() for name in adapter)
     trained = sum(p.numel() for p in kept if p.requires_grad)
     own = {id(p) for p in kept}
     frozen = {name: [p for p in part.parameters() if id(p) not in own] for name, part in components(model).items()}
-    groups = [[], []]  # the reader's, the decoder's
-    for name, parameters in frozen.items():
-        groups[name not in READER] += parameters
     lifted, at_work = 0.0, 0
-    for parameters in groups:
+    for of_reader in (True, False):
+        parameters = [p for name, group in frozen.items() if (name in READER) is of_reader for p in group]
         count = sum(p.numel() for p in parameters)
-        if HALF * count <= SETTLED:
+        if HALF * count <= mapped.SETTLED:
             lifted += FULL * count
         else:
             at_work = max(at_work, *(p.numel() for p in parameters))
@@ -84,5 +83,5 @@ def plan_host(
         whole=float(whole + (OPTIMIZER * trained if on_cpu else 0)),
         lifted=lifted,
         working=activations + FULL * at_work if on_cpu else 0.0,
-        mapped=float(mapped - HALF * sum(p.numel() for p in kept)),
+        mapped=files - HALF * sum(p.numel() for p in kept),
     )
