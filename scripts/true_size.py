@@ -1,11 +1,12 @@
 """Random files of the paper's sizes in the layouts of the real ones, and what the commands need on them.
 
 ``python scripts/true_size.py files FOLDER`` makes LLaMA 7B as Meta's folder, BIAS-7B, CLIP ViT-L/14 as OpenAI's archive
-and SDXL base as a diffusers folder in fp16, and trained weights of M²Chat on them: 22 GB of random numbers, whose
+and SDXL base as a diffusers folder in fp16, and trained weights of M²Chat on them: 26 GB of random numbers, whose
 pictures are noise and whose losses are finite. ``python scripts/true_size.py rows FOLDER`` runs the rows of
 docs/scaling.md on them, one after the other, each in processes of its own, and prints the most memory that a process
 had to itself at any time (RssAnon in /proc: mapped files do not count, since Linux drops their pages when it needs
-them). ``--size small`` is the same with 3 GB, to try it.
+them), beside what `m2chat plan` computes for it. ``--size small`` is the same with 3 GB, to try it; two processes that
+share the networks always take those, since all shares of the true ones together are 22 GB.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,10 +30,17 @@ from m2chat.host_memory import anonymous_bytes
 
 ROOT = Path(__file__).parents[1]
 GB = 10**9
-BYTES = {"true": 22 * GB, "small": 4 * GB}
-"""Bytes of the files, and a little."""
+BYTES = {"true": 26 * GB, "small": 4 * GB}
+"""Bytes of the files, and a little; those of true size have small ones beside them."""
+SMALL = "small"
+"""Folder of the small files within that of the true ones."""
 RESULTS = ROOT / "benchmarks/results/true_size.json"
-TITLE = "| row | what | GB of a process | of all | seconds | must | |\n|---|---|---:|---:|---:|---|---|"
+TITLE = (
+    "| row | what | GB of a process | planned | of all | CPU s | seconds | must | |\n"
+    "|---|---|---:|---:|---:|---:|---:|---|---|"
+)
+NEAR = 0.15
+"""How far a plan may be from what is measured."""
 M2CHAT = [sys.executable, "-c", "import sys; from m2chat.commands import main; sys.exit(main())"]
 LIGHTNING = [sys.executable, "-m", "m2chat.cli"]
 
@@ -83,6 +93,8 @@ def make_files(folder: Path, size: str) -> int:
     import true_size_files
 
     true_size_files.make(folder, size)
+    if size == "true":
+        true_size_files.make(folder / SMALL, "small")
     return 0
 
 
@@ -101,6 +113,7 @@ class Row:
         seconds: Most seconds; None for any.
         code: Exit code that is right.
         says: What the output must contain.
+        plan: Arguments of `m2chat plan` for the same; none if it is not planned.
     """
 
     name: str
@@ -110,6 +123,7 @@ class Row:
     seconds: float | None = None
     code: int = 0
     says: str = ""
+    plan: Sequence[str] = ()
 
 
 def rows(folder: Path, size: str) -> list[Row]:
@@ -118,33 +132,33 @@ def rows(folder: Path, size: str) -> list[Row]:
     here = [sys.executable, __file__]
     draw = [*M2CHAT, "draw", "a cat", "--weights", f"{f}/connector", "--height", "256", "--width", "256"]
     draw += ["--steps", "2", "--out", f"{f}/pictures"]
-    one_gpu = ROOT / "configs/paper/one_gpu_24.yaml"
-    stage1 = ["--config", str(ROOT / "configs/paper/stage1.yaml")]
-    cached = ["--config", str(one_gpu)] if one_gpu.is_file() else stage1
+    one_gpu, stage1 = (["--config", str(ROOT / f"configs/paper/{name}.yaml")] for name in ("one_gpu_24", "stage1"))
     m3adapter = str(ROOT / "configs/m3adapter" / ("paper.yaml" if size == "true" else "micro.yaml"))
     data = ["--data.train", json.dumps([{"name": "pairs", "path": f"{f}/pairs"}]), "--data.num_workers", "0"]
     model = ["--model.init_args.backbone", f"{f}/backbone.yaml", "--model.init_args.m3adapter", m3adapter]
-    cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_steps", "1",
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_steps", "2",
            "--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--data.batch_size", "1",
-           "--trainer.accumulate_grad_batches", "1", "--trainer.precision", "32-true",
-           "--trainer.callbacks", "[]"]  # fmt: skip
+           "--data.global_batch", "1", "--trainer.precision", "32-true", "--trainer.callbacks", "[]"]  # fmt: skip
     few = ["--data.samples_per_epoch", "2"]
-    one = {path: ["--data.global_batch", "1"] for path in (one_gpu, ROOT / "configs/paper/stage1.yaml")
-           if path.is_file() and "global_batch" in path.read_text()}  # fmt: skip
+    paper = [f"--model.init_args.backbone={f}/backbone.yaml", f"--model.init_args.m3adapter={m3adapter}",
+             "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]  # fmt: skip
+    training = [*paper, "--data.batch_size=1", "--data.global_batch=1"]
+    drawing = ["--config", str(ROOT / "configs/paper/eval_coco.yaml"), *paper, "--tokens", "64", "--image-size", "256"]
+    shared = folder if size == "small" else folder / SMALL
     return [
         Row("build", "whole system built for drawing on a CPU", [*here, "_build", f], 4),
-        Row("draw", "`m2chat draw`, 256 pixels, 2 steps", draw, 18, says="a cat"),
-        Row("low", "the same with --memory low", [*draw, "--memory", "low"], 12, says="a cat"),
+        Row("draw", "`m2chat draw`, 256 pixels, 2 steps", draw, 18, says="a cat", plan=drawing),
+        Row("low", "the same with --memory low", [*draw, "--memory", "low"], 12, says="a cat", plan=drawing),
         Row("features", "`m2chat data features` of 2 pairs",
             [*M2CHAT, "data", "features", *stage1, cache, *model, *data, *few, "--trainer.precision", "32-true",
              "--device", "cpu", "--batch", "1"]),
-        Row("cached", "one step of one_gpu_24.yaml from them",
-            [*LIGHTNING, "fit", *cached, *model, *data, *few, *cpu, *one.get(Path(cached[1]), []), "--data.features",
-             cache], 16, says="max_steps=1"),
-        Row("stage1", "one step of stage1.yaml on one device",
-            [*LIGHTNING, "fit", *stage1, *model, *data, *few, *cpu, *one.get(Path(stage1[1]), [])], 16,
-            says="max_steps=1"),
-        Row("sharded", "built under FSDP by 2 processes with gloo", [*here, "_sharded", f]),
+        Row("cached", "two steps of one_gpu_24.yaml from them",
+            [*LIGHTNING, "fit", *one_gpu, *model, *data, *few, *cpu, "--data.features", cache], 16, says="max_steps=2",
+            plan=[*one_gpu, *training]),
+        Row("stage1", "two steps of stage1.yaml on one device",
+            [*LIGHTNING, "fit", *stage1, *model, *data, *few, *cpu], 16, says="max_steps=2",
+            plan=[*stage1, *training]),
+        Row("sharded", "3.5 GB built under FSDP by 2 processes with gloo", [*here, "_sharded", str(shared)]),
         Row("stage", "refused: a checkpoint of other backbones",
             [*M2CHAT, "draw", "a cat", "--weights", str(ROOT / "data/micro/m2chat/m3ft.ckpt"), "--backbone",
              f"{f}/backbone.yaml"], 1, 5, 2, "trained on"),
@@ -152,6 +166,9 @@ def rows(folder: Path, size: str) -> list[Row]:
         Row("tag", "refused: a tag that CLIP does not have",
             [*LIGHTNING, "fit", *stage1, *model, *data, *few, *cpu, "--model.init_args.backbone.vision_encoder",
              "ViT-L-14-quickgelu:opanai"], 1, 5, 2, "opanai"),
+        Row("missing", "refused: an adapter that is not there",
+            [*LIGHTNING, "fit", *stage1, *model, *data, *few, *cpu, "--model.init_args.backbone.adapter", "gone.pth"],
+            1, 5, 2, "gone.pth"),
         Row("unet", "refused: a UNet that is not there",
             [*draw, "--decoder", f"{f}/broken"], 1, 5, 2, "unet"),
     ]  # fmt: skip
@@ -173,7 +190,7 @@ def run_rows(folder: Path, size: str, only: Sequence[str] | None, out: Path) -> 
     for row in chosen:
         if row.name == "features":
             shutil.rmtree(folder / "features", ignore_errors=True)
-        described = {name: value for name, value in asdict(row).items() if name != "command"}
+        described = {name: value for name, value in asdict(row).items() if name not in ("command", "plan")}
         result = kept[row.name] = {**described, "size": size, **measured(row, folder)}
         print(line(result), flush=True)
         out.write_text(json.dumps([kept[name] for name in order if name in kept], indent=2) + "\n")
@@ -185,33 +202,54 @@ def run_rows(folder: Path, size: str, only: Sequence[str] | None, out: Path) -> 
 def line(result: Mapping[str, Any]) -> str:
     """A result as a line of the table."""
     limit, seconds = result["limit"], result["seconds"]
+    planned = f"{result['planned'] / GB:.2f}" if result["planned"] else ""
     must = "" if limit is None else f"≤ {limit:g} GB" + (f", {seconds:g} s" if seconds else "")
     return (
-        f"| {result['name']} | {result['what']} | {result['process'] / GB:.2f} | {result['together'] / GB:.2f} | "
-        f"{result['wall']:.1f} | {must} | {'yes' if result['holds'] else 'NO'} |"
+        f"| {result['name']} | {result['what']} | {result['process'] / GB:.2f} | {planned} | "
+        f"{result['together'] / GB:.2f} | {result['cpu']:.1f} | {result['wall']:.1f} | {must} | "
+        f"{'yes' if result['holds'] else 'NO'} |"
     )
 
 
 def measured(row: Row, folder: Path) -> dict[str, Any]:
-    """Runs a row; peaks in bytes, seconds, and whether it does what it must."""
+    """Runs a row and its plan; peaks in bytes, seconds, and whether it does what it must."""
     log = folder / "logs" / f"{row.name}.txt"
     log.parent.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "ignore"}
-    started = time.monotonic()
+    started, before = time.monotonic(), cpu_seconds()
     with log.open("w+") as file:
         process = subprocess.Popen(
             row.command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True
         )
         peaks = Peaks(process.pid)
         code = process.wait()
-        wall = time.monotonic() - started
+        wall, cpu = time.monotonic() - started, cpu_seconds() - before
         process_peak, together = peaks.stop()
         file.seek(0)
         output = file.read()
     holds = code == row.code and row.says in output
     holds &= row.limit is None or process_peak <= row.limit * GB
     holds &= row.seconds is None or wall <= row.seconds
-    return {"process": process_peak, "together": together, "wall": round(wall, 2), "exit": code, "holds": holds}
+    planned = planned_bytes(row.plan, environment, folder) if row.plan else None
+    holds &= planned is None or abs(planned - process_peak) <= NEAR * process_peak
+    return {"process": process_peak, "planned": planned, "together": together, "cpu": round(cpu, 2),
+            "wall": round(wall, 2), "exit": code, "holds": holds}  # fmt: skip
+
+
+def planned_bytes(arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> float:
+    """What `m2chat plan` prints as the memory that a process has to itself, in bytes."""
+    command = [*M2CHAT, "plan", *arguments]
+    printed = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    found = re.search(r"Memory of the computer: ([\d.]+) GB", printed.stdout)
+    if found is None:
+        raise SystemExit(f"no plan: {printed.stderr[-2000:]}")
+    return float(found[1]) * GB
+
+
+def cpu_seconds() -> float:
+    """Seconds of processors that ended commands have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 class Peaks:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
+import math
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,3 +202,39 @@ def write_adapter(path: Path, width: int = 64, heads: int = 4, layers: int = 3, 
         official[f"llama.layers.{layer}.attention.gate"] = torch.full((1, heads, 1, 1), gate)
     torch.save({"model": official, "config": {"visual_heads": 1}}, path)
     return path
+
+
+def large_llama(folder: Path, hidden_size: int, layers: int) -> Path:
+    """The micro LLaMA's folder with a larger network in half precision, whose file is one hole: it fills no disk."""
+    shutil.copytree(MICRO / "llama", folder, ignore=shutil.ignore_patterns("*.sha256"))
+    config = json.loads((folder / "config.json").read_text()) | {
+        "hidden_size": hidden_size, "intermediate_size": 4 * hidden_size, "num_hidden_layers": layers,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": hidden_size // 16,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "dtype")}
+    with torch.device("meta"):
+        state = LlamaForCausalLM(LlamaConfig(**settings)).state_dict()
+    write_sparse(folder / "model.safetensors", {name: tuple(value.shape) for name, value in state.items()})
+    return folder
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A safetensors file of zeros in fp16, which take no room on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def script(path: str) -> Any:
+    """The module of a script of the project."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, MICRO.parents[1] / path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module

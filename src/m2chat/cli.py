@@ -61,6 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if fault := _fault(arguments):
         print(f"error: {fault}", file=sys.stderr)
         return 2
+    if arguments[0] in SUBCOMMANDS and not any(argument.startswith("--print_config") for argument in arguments):
+        from m2chat.early_checks import check_run
+        from m2chat.errors import UserError
+
+        try:
+            check_run(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     from m2chat.lightning_cli import run
 
     before = sys.argv

@@ -23,6 +23,7 @@ from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.config_parser import ShortErrorParser
+from m2chat.early_checks import require_accelerator, require_files
 from m2chat.errors import TrainingDivergedError, UserError
 from m2chat.files import is_full, of_full_disk
 from m2chat.models.checkpoints import check_header, read_checkpoint
@@ -34,8 +35,6 @@ from m2chat.run_checks import (
     is_shorter,
     newest_saved,
     next_command,
-    require_accelerator,
-    require_files,
 )
 from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO

@@ -1,21 +1,15 @@
-"""Before and after a run: files and devices that it needs, whether it was shortened, and the command that follows."""
+"""After a run: whether it was shortened, what it has saved, and the command that follows."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer
 
-from m2chat.errors import UserError
-from m2chat.models.config import NEW
-
-PROJECT = Path(__file__).parents[2]
-"""Folder of the project that this code is part of; of an installed package it is nothing of the kind."""
 LENGTHS = (
     "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.limit_train_batches",
     "trainer.overfit_batches", "trainer.fast_dev_run", "data.samples_per_epoch",
@@ -47,41 +41,6 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
         name, equals, value = argument.partition("=")
         if name in ("--config", "-c"):
             yield value if equals else "".join(arguments[number + 1 : number + 2])
-
-
-def require_accelerator(name: Any) -> None:
-    """Makes sure that there is an accelerator before Lightning looks for it.
-
-    Raises:
-        UserError: If torch cannot use a GPU here.
-    """
-    if name in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
-        raise UserError(
-            f"trainer.accelerator={name!r}: torch {torch.__version__} sees no GPU here; choose cpu "
-            "(--trainer.accelerator cpu --trainer.devices 1), or a micro configuration such as configs/stage1.yaml; "
-            "`m2chat plan --config FILE` computes what a configuration needs on GPUs that are not here"
-        )
-
-
-def require_files(backbone: Mapping[str, Any]) -> None:
-    """Makes sure that the backbones are there, before data are generated and read.
-
-    Args:
-        backbone: Settings of `BackboneConfig`.
-
-    Raises:
-        UserError: If a file or folder is missing; it names the folder where it is, if the project has it.
-    """
-    for name in ("language_model", "adapter", "image_decoder"):
-        path = str(backbone[name] or "")
-        if path and path != NEW and not Path(path).exists():
-            there = PROJECT / path
-            remedy = (
-                f"paths are relative to the folder of the project, which has it: cd {PROJECT}"
-                if not Path(path).is_absolute() and there.exists()
-                else "run this in the folder of the project, or set the path; docs/weights.md says which files are read"
-            )
-            raise UserError(f"model.init_args.backbone.{name}={path!r}: there is no such file or folder here; {remedy}")
 
 
 def newest_saved(trainer: Trainer) -> str:

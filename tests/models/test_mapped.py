@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
-import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from bases import large_llama
 from m2chat.batch import Batch
 from m2chat.host_memory import anonymous_bytes
 from m2chat.integrity import not_verified
@@ -125,40 +122,19 @@ def test_parts_take_turns_from_their_files(halved: M2ChatModel) -> None:
 
 def test_a_large_language_model_takes_no_memory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "SETTLED", 0)
-    folder = Path(shutil.copytree(MICRO / "llama", tmp_path / "llama"))
-    config = json.loads((folder / "config.json").read_text()) | {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "num_key_value_heads": 16, "head_dim": 64,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    with torch.device("meta"):
-        settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "dtype")}
-        state = LlamaForCausalLM(LlamaConfig(**settings)).state_dict()
-    size = write_sparse(folder / "model.safetensors", {name: tuple(value.shape) for name, value in state.items()})
+    folder = large_llama(tmp_path / "llama", 1024, 24)
+    assert (folder / "model.safetensors").stat().st_size > 800e6
     new = NewAdapterConfig(prompts=2, layers=1, visual_blocks=1, visual_heads=2)
     backbone = BackboneConfig(str(folder), "new", str(MICRO / "clip"), "", 8, new_adapter=new)
     before = anonymous()
     with not_verified():  # a checksum reads every byte
         llama, _ = load_language(backbone)
     grown = anonymous() - before
-    assert size > 800e6 and sum(is_mapped(p) for p in llama.parameters()) == 24 * 7 + 2
+    assert sum(is_mapped(p) for p in llama.parameters()) == 24 * 7 + 2
     assert grown < 100e6
     with torch.no_grad():
-        assert llama(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, config["vocab_size"] + 2)
+        assert llama(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, llama.config.vocab_size + 2)
     assert anonymous() - before < 150e6
-
-
-def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """A safetensors file of zeros in fp16, which take no room on the disk; returns its bytes."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    return end
 
 
 def anonymous() -> int:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from m2chat.models.blank import blank_m2chat
 from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.trainable import set_trainable, trainable_names
-from m2chat.models.units import components
 from m2chat.planning.advice import Change, advice, changes
-from m2chat.planning.host import PROCESS, plan_host
 from m2chat.planning.step import BatchShape
 from m2chat.planning.training import plan_training
 
@@ -38,14 +34,3 @@ def test_advice_ends_where_it_fits() -> None:
     assert advice(found, 24e9) == ["- a: 30.00 GB", "- and b: 20.00 GB, which fits"]
     assert advice(found, 12e9)[-1] == "- and c: 10.00 GB, which fits"
     assert "take a larger card" in advice(found, 5e9)[-1]
-
-
-@pytest.mark.parametrize("on_cpu", [True, False])
-def test_memory_of_the_computer(backbone: BackboneConfig, on_cpu: bool) -> None:
-    model, _ = blank_m2chat(backbone, M3AdapterConfig(width=48, heads=4))
-    set_trainable(model, trainable_names(model, "align"))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    host = plan_host(components(model), on_cpu, 1e6)
-    expected = 16 * trained + 4 * frozen + 1e6 if on_cpu else 4 * trained
-    assert host.own == pytest.approx(PROCESS + expected) and host.mapped == 2 * frozen

@@ -106,3 +106,30 @@ def test_two_processes_train_save_and_one_goes_on(
     tolerance = 1e-5 if precision == "32-true" else 2e-2
     for step, loss in one.items():
         assert loss == pytest.approx(two[step], rel=tolerance), step
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stage", [1, 2])
+def test_replicas_draw_samples_while_they_train(
+    micro: Any, on_two_ranks: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """As configs/paper/ddp.yaml: every process holds all weights, and replies to validation samples."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    small = tiny(micro, stage, 2, "32-true")
+    small["model"]["init_args"]["evaluation"] = {"steps": 2, "max_text_tokens": 8}
+    small["data"] |= {"val": [{"name": "cc3m", "path": str(micro.shards / "caption")}], "val_samples": 3}
+    small["trainer"] |= {"val_check_interval": 2, "max_steps": 4, "logger": {"class_path": "TensorBoardLogger"}}
+    small["trainer"]["logger"]["init_args"] = {"save_dir": "logs"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
+    files = [str(ROOT / f"configs/paper/stage{stage}.yaml"), str(ROOT / "configs/paper/ddp.yaml"), "tiny.yaml"]
+    assert on_two_ranks(lambda: cli.main(["fit", *(part for file in files for part in ("--config", file))])) == 0
+    events = EventAccumulator(str(tmp_path / "logs/lightning_logs/version_0")).Reload()
+    shown = [event.step for event in events.Images("val/context_generated_truth")]
+    assert (
+        shown == [2, 4]
+        and len({event.encoded_image_string for event in events.Images("val/context_generated_truth")}) == 2
+    )
+    assert {event.step for event in events.Scalars("train/loss")} == {0, 1, 2, 3}

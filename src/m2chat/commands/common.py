@@ -160,12 +160,9 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
             from m2chat.models.memory import options_of
 
             options_of(options.memory, where)  # a mode that this computer does not have is refused first
-        from transformers.utils.logging import disable_progress_bar
-
         from m2chat.pipeline import M2ChatPipeline
 
         dtype = dtype_of(options, where)
-        disable_progress_bar()
         pipe = M2ChatPipeline.from_pretrained(
             options.weights, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
         )

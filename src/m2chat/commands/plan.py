@@ -35,6 +35,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default=None,
         help="length of a usual sequence, at which work is counted",
     )
+    parser.add_argument("--image-size", type=in_range("side"), default=None, metavar="PIXELS",
+                        help="side of the pictures that are generated (default: the image decoder's)")  # fmt: skip
     parser.add_argument("--features", action="store_true", help="stage 1 from a feature cache, which `m2chat data "
                         "features` makes: its networks are not loaded")  # fmt: skip
     parser.set_defaults(run=run, rest=True)
@@ -78,11 +80,10 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     from dataclasses import replace
 
     from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
-    from m2chat.models.units import components
     from m2chat.planning.host import plan_host
     from m2chat.planning.report import host_report, training_report
     from m2chat.planning.step import BatchShape
-    from m2chat.planning.training import largest_batch, plan_training
+    from m2chat.planning.training import RESERVE, largest_batch, plan_training
 
     data = settings.data
     size = data.image_size or model.decoder.image_size
@@ -110,9 +111,10 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     print(training_report(plan, gpu, devices, limit, samples, module.shard_frozen))
     print(_step(shape.batch * devices, data.global_batch))
     layouts = (plan.sharded, plan.whole) if module.shard_frozen else (plan.whole, plan.sharded)
-    on_cpu = settings.trainer.accelerator == "cpu"
-    host = plan_host(components(model), on_cpu, layouts[0].memory.activations)
-    print(host_report(host, _devices(settings, nodes=False)))
+    on_cpu, memory = settings.trainer.accelerator == "cpu", layouts[0].memory
+    shared = memory.total - RESERVE if module.shard_frozen and devices > 1 else None
+    host = plan_host(model, on_cpu, memory.activations, shared=shared)
+    print(host_report(host, _devices(settings, nodes=False), on_cpu))
     if layouts[0].memory.total > limit:
         print(f"\nWhat would make it fit {options.memory:g} GB:\n")
         print("\n".join(_advice(options, module, model, shape, autocast, devices, layouts, limit, settings)))
@@ -169,15 +171,19 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
     import torch
 
     from m2chat.models.memory import lower_parameters
+    from m2chat.planning.host import plan_host
     from m2chat.planning.inference import plan_inference
-    from m2chat.planning.report import inference_report
+    from m2chat.planning.report import host_report, inference_report
 
     model.requires_grad_(False).eval()
     lower_parameters(model.parameters(), torch.bfloat16)
     evaluation = module.evaluation
     tokens = options.tokens or evaluation.max_tokens or settings.data.max_tokens
-    plan = plan_inference(model, tokens, model.decoder.image_size)
+    plan = plan_inference(model, tokens, options.image_size or model.decoder.image_size)
     print(inference_report(plan, gpu, evaluation.drawing(module.backbone.decoder)[0], options.memory * 1e9))
+    on_cpu, copies = settings.trainer.accelerator == "cpu", 1 + (module.stage == "m3ft")
+    host = plan_host(model, on_cpu, 2 * plan.working, copies)  # in fp32 twice what it is in bf16
+    print(host_report(host, _devices(settings, nodes=False), on_cpu))
 
 
 def _step(together: int, wanted: int | None) -> str:

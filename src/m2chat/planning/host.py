@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from m2chat.models import mapped
+from m2chat.models.absent import Absent
+from m2chat.models.reading import ReadingModel
+from m2chat.models.trainable import adapter_names
+from m2chat.models.units import components
 
-PROCESS = 0.75e9
+PROCESS = 0.5e9
 """Bytes of a process that has imported everything and read its configuration and data: measured, without CUDA."""
-LIFTED = 1 << 30
-"""Bytes in its files up to which a network is lifted to fp32 at once on a CPU; larger ones stay mapped to them."""
-HALF = 2
-"""Bytes of a frozen weight in the published files."""
-TRAINED = {"cpu": 16, "gpu": 4}
-"""Bytes of a trained weight in fp32, on a CPU with its gradient and two moments."""
+HALF, FULL = 2, 4
+"""Bytes of a frozen weight in the published files, and of one in fp32."""
+OPTIMIZER = 12
+"""Bytes of a trained weight's gradient and two moments."""
+READER = ("language model", "vision encoder", "visual query")
+"""Networks that are lifted together or not at all, as `m2chat.models.build` does it; the others are the decoder's."""
 
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes of the computer's memory, of each process.
+    """Bytes of the computer's memory, of each process, at the worst moment.
 
     Args:
         process: Python, its libraries and the data.
-        trained: What is trained, with gradients and moments where it is trained on the CPU.
-        lifted: Frozen networks that are lifted to fp32.
+        whole: Connector and adapter, which are never mapped, with gradients and moments where the CPU trains them.
+        lifted: Frozen networks that are small enough to be lifted to fp32 at once.
         working: Activations, and the lifted copy of the weight at work, where the CPU computes.
         mapped: Files that are mapped: shared by all processes, and dropped and read again where memory is short.
     """
 
     process: float
-    trained: float
+    whole: float
     lifted: float
     working: float
     mapped: float
@@ -38,25 +41,47 @@ class HostMemory:
     @property
     def own(self) -> float:
         """What a process has to itself."""
-        return self.process + self.trained + self.lifted + self.working
+        return self.process + self.whole + self.lifted + self.working
 
 
-def plan_host(parts: Mapping[str, nn.Module], on_cpu: bool, activations: float) -> HostMemory:
+def plan_host(
+    model: ReadingModel, on_cpu: bool, activations: float, copies: int = 1, shared: float | None = None
+) -> HostMemory:
     """Adds up what a process needs.
 
     Args:
-        parts: Components of the model, with the stage's parameters set to be trained.
-        on_cpu: Whether the CPU trains, and not a GPU.
+        model: Model of the plan, with the stage's parameters set to be trained, and none where it generates.
+        on_cpu: Whether the CPU computes; if not, this is what there is before a GPU has taken it.
         activations: Bytes of activations at the worst moment.
+        copies: How often the adapter is kept: twice by weights of stage 2 that generate, which describe pictures as
+            before their training.
+        shared: Where processes on CPUs share the frozen networks, bytes of what each of them keeps, gathers and
+            computes; nothing is lifted then, and connector and adapter are in it.
     """
-    trained = sum(p.numel() for part in parts.values() for p in part.parameters() if p.requires_grad)
-    frozen = {name: sum(p.numel() for p in part.parameters() if not p.requires_grad) for name, part in parts.items()}
-    small = sum(count for count in frozen.values() if HALF * count <= LIFTED)
-    large = [p.numel() for name, part in parts.items() if HALF * frozen[name] > LIFTED for p in part.parameters()]
+    files = float(HALF * sum(p.numel() for p in model.parameters()))
+    if shared is not None and on_cpu:
+        return HostMemory(PROCESS, 0.0, 0.0, shared, files)
+    named = dict(model.named_parameters())
+    adapter = set() if isinstance(model.llama, Absent) else adapter_names(model)
+    adapter |= {name for name in named if name.endswith(".extra")}  # rows of the added tokens
+    connector = [p for name, p in named.items() if name.startswith("m3adapter.")]
+    kept = [named[name] for name in adapter] + connector
+    whole = FULL * sum(p.numel() for p in connector) + FULL * copies * sum(named[name].numel() for name in adapter)
+    trained = sum(p.numel() for p in kept if p.requires_grad)
+    own = {id(p) for p in kept}
+    frozen = {name: [p for p in part.parameters() if id(p) not in own] for name, part in components(model).items()}
+    lifted, at_work = 0.0, 0
+    for of_reader in (True, False):
+        parameters = [p for name, group in frozen.items() if (name in READER) is of_reader for p in group]
+        count = sum(p.numel() for p in parameters)
+        if HALF * count <= mapped.SETTLED:
+            lifted += FULL * count
+        else:
+            at_work = max(at_work, *(p.numel() for p in parameters))
     return HostMemory(
         process=PROCESS,
-        trained=float(TRAINED["cpu" if on_cpu else "gpu"] * trained),
-        lifted=4.0 * small if on_cpu else 0.0,
-        working=activations + 4.0 * max(large, default=0) if on_cpu else 4.0 * max(large, default=0),
-        mapped=float(HALF * sum(frozen.values())),
+        whole=float(whole + (OPTIMIZER * trained if on_cpu else 0)),
+        lifted=lifted,
+        working=activations + FULL * at_work if on_cpu else 0.0,
+        mapped=files - HALF * sum(p.numel() for p in kept),
     )

@@ -52,6 +52,11 @@ class InferencePlan:
     cache: int
     token_bytes: dict[MemoryMode, float]
 
+    @property
+    def working(self) -> int:
+        """The most bytes of activations, keys and values at once."""
+        return max(self.prefill.peak + self.cache, self.step.peak, self.decode.peak)
+
 
 def stored_bytes(linear: nn.Linear, bits: int) -> float:
     """Bytes of a map's weight, as torchao stores it: with the scales of its rows (int8) or groups (int4)."""

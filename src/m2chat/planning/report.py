@@ -82,17 +82,19 @@ def _cards(need: float) -> str:
     return next((f"{size / 1e9:.0f} and more" for size in SIZES if need <= size), "none")
 
 
-def host_report(host: HostMemory, processes: int) -> str:
+def host_report(host: HostMemory, processes: int, on_cpu: bool) -> str:
     """Memory of the computer in words.
 
     Args:
         host: Memory of a process.
         processes: Number of processes on a computer.
+        on_cpu: Whether the CPU computes.
     """
     together = f", {processes * host.own / 1e9:.1f} GB for {processes}" if processes > 1 else ""
+    when = "" if on_cpu else " until the GPU has taken it"
     return (
-        f"\nMemory of the computer: {host.own / 1e9:.1f} GB for each process{together} (Python and libraries "
-        f"{host.process / 1e9:.2f}, trained tensors {host.trained / 1e9:.2f}, frozen networks in fp32 "
+        f"\nMemory of the computer: {host.own / 1e9:.2f} GB for each process{together} (Python and libraries "
+        f"{host.process / 1e9:.2f}, connector and adapter {host.whole / 1e9:.2f}{when}, small networks in fp32 "
         f"{host.lifted / 1e9:.2f}, at work {host.working / 1e9:.2f}); and files of {host.mapped / 1e9:.1f} GB, which "
         "are mapped once for all: what is free beside that keeps them fast. A reading process (data.num_workers) takes "
         "some 0.5 GB more."

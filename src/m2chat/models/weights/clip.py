@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -54,8 +60,6 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
     Raises:
         UserError: If it is none of them, broken, or would get another activation than it was trained with.
     """
-    import open_clip
-
     architecture, _, tag = name.partition(":")
     if Path(name).is_dir():
         settings = clip_settings(Path(name), what)
@@ -70,6 +74,8 @@ def open_clip_tower(name: str, what: str) -> ClipSource:
     if pretrained is None:
         return _source(settings, read_tensors(Path(tag), what), name)
     try:
+        import open_clip
+
         path = Path(open_clip.download_pretrained(pretrained))
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -93,20 +99,18 @@ def named_weights(name: str, what: str) -> tuple[dict[str, Any], dict[str, Any] 
     Raises:
         UserError: If one of them is not known, or the architecture has another activation than the weights.
     """
-    import open_clip
-
     architecture, _, tag = name.partition(":")
-    if architecture not in open_clip.list_models() or not tag:
+    settings = architecture_settings(architecture)
+    if settings is None or not tag:
         raise UserError(
             f"{what}={name!r} is neither a folder nor a file nor an open_clip name with its weights, such as "
             "'ViT-L-14-quickgelu:openai', 'ViT-L-14-quickgelu:/weights/ViT-L-14.pt' or '/weights/ViT-L-14.pt'"
         )
-    settings = dict(open_clip.get_model_config(architecture))
     if Path(tag).is_file():
         return settings, None
-    pretrained = open_clip.get_pretrained_cfg(architecture, tag)
+    pretrained: dict[str, Any] = _tables().get_pretrained_cfg(architecture, tag)
     if not pretrained:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        tags = ", ".join(_tables().list_pretrained_tags_by_model(architecture)) or "none"
         raise UserError(f"{what}={name!r}: {tag!r} is neither a file nor weights of {architecture}; known are {tags}")
     if bool(pretrained.get("quick_gelu")) != bool(settings.get("quick_gelu")):
         trained = "QuickGELU" if pretrained.get("quick_gelu") else "GELU"
@@ -115,6 +119,24 @@ def named_weights(name: str, what: str) -> tuple[dict[str, Any], dict[str, Any] 
             f"and {architecture} has the other activation: use the architecture {_twin(architecture)!r}"
         )
     return settings, pretrained
+
+
+def architecture_settings(name: str) -> dict[str, Any] | None:
+    """What open_clip states of an architecture; None of a name that it does not know."""
+    folder = Path(_tables().__file__).parent / "model_configs"
+    path = next((path for path in folder.glob("*.json") if path.stem == name), None)
+    return None if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@cache
+def _tables() -> Any:
+    """open_clip's table of published weights without its networks, which take seconds to import."""
+    spec = find_spec("open_clip")
+    assert spec is not None and spec.submodule_search_locations is not None
+    package = ModuleType("_m2chat_open_clip")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules[package.__name__] = package
+    return import_module(f"{package.__name__}.pretrained")
 
 
 def is_open_clip(folder: Path) -> bool:
