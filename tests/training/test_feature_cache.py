@@ -112,15 +112,15 @@ def test_two_sharded_ranks_train_from_it(
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_validation_draws_the_same_pictures(micro: Any, val: SourceConfig, cache: Path) -> None:
-    replies = []
+def test_validation_has_the_same_pictures_and_losses(micro: Any, val: SourceConfig, cache: Path) -> None:
+    replies, losses = [], []
     for features in (None, str(cache)):
         module = micro.module("align", evaluation=EvalConfig(steps=2))
         data = micro.data("align", features=features, val=[val])
         trainer: Any = SimpleNamespace(
             datamodule=data, state=SimpleNamespace(fn=TrainerFn.FITTING), ckpt_path=None, testing=False,
             validating=False, precision="32-true", limit_val_batches=1.0,
-            world_size=2,  # where a validation has no loss
+            world_size=2,  # where a validation logs no loss
         )  # fmt: skip
         module._trainer = trainer
         module.configure_model()
@@ -128,6 +128,9 @@ def test_validation_draws_the_same_pictures(micro: Any, val: SourceConfig, cache
         batch = next(iter(data.val_dataloader())).ready()
         assert isinstance(module.model.llama, Absent) == bool(features) == (batch.features is not None)
         replies.append(module.validation_step(batch, 0))
+        trainer.validating = True
+        losses.append({name: float(value.detach()) for name, value in module.loss_parts(batch).items()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[0]["loss_align"] > 0
     for plain, kept in zip(*replies, strict=True):
         assert (plain.id, plain.reference.segments) == (kept.id, kept.reference.segments)
         assert plain.generated.segments == kept.generated.segments and plain.meta == kept.meta

@@ -236,6 +236,7 @@ def message_box(elem_id: str, placeholder: str, lines: int = 1, autofocus: bool 
         show_label=False,
         label="Message",
         elem_id=elem_id,
+        elem_classes="message-box",
         autofocus=autofocus,
         max_plain_text_length=100_000,
     )

@@ -247,7 +247,7 @@ def _patches(axis: Any, lens: Lens, _: Readings) -> None:
 
 def _changes(axis: Any, _: Lens, readings: Readings) -> None:
     """Number of attributes that each layer's picture shares with the context picture and with the last layer's."""
-    axis.set(xlabel="layer", ylabel="equal to")
+    axis.set(xlabel="layer", ylabel="attributes as in")
     if not readings:
         axis.text(0.5, 0.5, "no judge of these pictures", transform=axis.transAxes, ha="center")
         return

@@ -32,6 +32,7 @@ def generate_once(root: Path, version: Mapping[str, Any], write: Callable[[Path]
     root.parent.mkdir(parents=True, exist_ok=True)
     with locked(root):
         if not is_there():
+            print(f"Writing generated data sets to {root} ...", flush=True)
             with whole_folder(root, replace=True) as part:
                 write(part)
                 (part / MARK).write_text(wanted)
