@@ -100,6 +100,8 @@ def _fault(arguments: Sequence[str]) -> str:
         there = os.path.exists(os.path.join(project, value))
         near = get_close_matches(value, glob("configs/**/*.yaml", recursive=True), n=1)
         remedy = f"the project has it: cd {project}" if there else "name a file such as configs/stage1.yaml"
+        if not there and not os.path.isdir("configs"):
+            remedy = "the configurations are in configs/ of a clone of the project: cd to it"
         return f"{name} {value}: there is no such file here; " + (f"did you mean {near[0]!r}?" if near else remedy)
     return ""
 
