@@ -46,7 +46,7 @@ _INK = {
     "block_label_text_color": "*neutral_700", "block_label_text_color_dark": "*neutral_200",
     "input_placeholder_color": "*neutral_500", "input_placeholder_color_dark": "*neutral_400",
     "button_primary_background_fill": "*primary_700", "button_primary_background_fill_hover": "*primary_800",
-    "button_primary_background_fill_dark": "*primary_700", "button_primary_background_fill_hover_dark": "*primary_600",
+    "button_primary_background_fill_dark": "*primary_700", "button_primary_background_fill_hover_dark": "*primary_800",
     "checkbox_label_background_fill_selected": "*primary_700",
     "checkbox_label_background_fill_selected_dark": "*primary_700",
     "button_secondary_background_fill_hover_dark": "*neutral_600",
