@@ -45,8 +45,8 @@ class Plan:
         warmup: Steps of the linear warm-up.
         decay: Steps of the decay at the end: the rate falls along a cosine to 1 % at `steps`.
         ema: Decay of the averaged weights per step; it is shorter at the beginning.
-        weight_decay: Of matrices, none of vectors.
-        betas: Of Adam.
+        weight_decay: Weight decay of matrices; vectors have none.
+        betas: Adam's decay rates.
         clip: Largest gradient norm.
     """
 
