@@ -110,7 +110,7 @@ class Row:
         what: What it shows.
         command: Command.
         limit: Most memory of a process, in GB; None if the row is only a preparation.
-        seconds: Most seconds; None for any.
+        seconds: Most seconds of a processor, which other work on the computer does not change; None for any.
         code: Exit code that is right.
         says: What the output must contain.
         plan: Arguments of `m2chat plan` for the same; none if it is not planned.
@@ -229,7 +229,7 @@ def measured(row: Row, folder: Path) -> dict[str, Any]:
         output = file.read()
     holds = code == row.code and row.says in output
     holds &= row.limit is None or process_peak <= row.limit * GB
-    holds &= row.seconds is None or wall <= row.seconds
+    holds &= row.seconds is None or cpu <= row.seconds
     planned = planned_bytes(row.plan, environment, folder) if row.plan else None
     holds &= planned is None or abs(planned - process_peak) <= NEAR * process_peak
     return {"process": process_peak, "planned": planned, "together": together, "cpu": round(cpu, 2),
