@@ -184,36 +184,42 @@ def dripping() -> Iterator[str]:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def body(*content: Any, **more: Any) -> bytes:
+def body(*content: Any, ascii: bool = True, **more: Any) -> bytes:
     messages = [{"role": "user", "content": list(content)}]
     whole = {"model": "m2chat", "messages": messages, "modalities": ["text"], "max_tokens": 2}
-    return json.dumps(whole | more).encode()
+    return json.dumps(whole | more, ensure_ascii=ascii).encode()
 
 
 def attacks() -> dict[str, bytes]:
     """Bodies that cost a server much, by what they are."""
-    gif, png = io.BytesIO(), io.BytesIO()
-    Image.new("P", (8000, 8000)).save(gif, format="GIF")
-    Image.new("RGBA", (7900, 7900)).save(png, format="PNG", compress_level=1)
-    small = save_png(np.zeros((1024, 1024, 3), np.uint8))
+    small = base64.b64encode(save_png(np.zeros((1024, 1024, 3), np.uint8))).decode()
 
-    def shown(data: bytes, kind: str) -> dict[str, Any]:
-        return {"type": "image_url", "image_url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}
+    def shown(data: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": f"data:image/png;base64,{data}"}
+
+    def picture(form: str, mode: str, side: int, **how: Any) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        Image.new(mode, (side, side)).save(buffer, format=form, **how)
+        return shown(base64.b64encode(buffer.getvalue()).decode())
 
     def said(text: str) -> dict[str, Any]:
         return {"type": "text", "text": text}
 
     turns = [{"role": role, "content": "so many words " * 35} for _ in range(1000) for role in ("user", "assistant")]
     return {
-        "pictures of 64 million pixels": body(shown(gif.getvalue(), "gif"), said("hello")),
-        "large transparent pictures": body(shown(png.getvalue(), "png"), shown(png.getvalue(), "png"), said("hello")),
-        "32 pictures": body(*[shown(small, "png")] * 32, said("hello")),
+        "GIFs of 64 million pixels": body(picture("GIF", "P", 8000), said("hello")),
+        "PNGs of 45 million": body(picture("PNG", "RGBA", 6700, compress_level=1), said("hello")),
+        "WebPs of 12 million": body(picture("WEBP", "RGBA", 3500, lossless=True, method=0), said("hello")),
+        "JPEGs of 33 million": body(picture("JPEG", "RGB", 5800, progressive=True, subsampling=0), said("hello")),
+        "PNGs that take too much": body(picture("PNG", "P", 7900), said("hello")),
+        "32 pictures": body(*[shown(small)] * 32, said("hello")),
         "1,000 turns": body(messages=[*turns, {"role": "user", "content": "hello"}]),
         "a million letters": body(said("a b " * 249_000)),
         "a million emoji": body(said("\U0001f600" * 990_000)),
         "a long prompt": json.dumps({"prompt": "a red ring " * 2_900, "n": 2, "steps": 2}).encode(),
         "a prompt that is too long": json.dumps({"prompt": "a red ring " * 90_000}).encode(),
         "30 MB of text": body(said("word " * 6_200_000)),
+        "30 MB of wide text": body(said("word " * 6_200_000 + "\U0001f600"), ascii=False),
         "40 MB of text": body(said("word " * 8_000_000)),
         "many values": b'{"a": [' + b"[]," * 5_000_000 + b"1]}",
         "many small texts": body(*[said("a")] * 60_000),
