@@ -202,11 +202,12 @@ def run_rows(folder: Path, size: str, only: Sequence[str] | None, out: Path) -> 
 def line(result: Mapping[str, Any]) -> str:
     """A result as a line of the table."""
     limit, seconds = result["limit"], result["seconds"]
-    planned = f"{result['planned'] / GB:.2f}" if result["planned"] else ""
+    planned = f"{result['planned'] / GB:.2f}" if result.get("planned") else ""
+    cpu = f"{result['cpu']:.1f}" if "cpu" in result else ""  # results of earlier versions have none
     must = "" if limit is None else f"≤ {limit:g} GB" + (f", {seconds:g} s" if seconds else "")
     return (
         f"| {result['name']} | {result['what']} | {result['process'] / GB:.2f} | {planned} | "
-        f"{result['together'] / GB:.2f} | {result['cpu']:.1f} | {result['wall']:.1f} | {must} | "
+        f"{result['together'] / GB:.2f} | {cpu} | {result['wall']:.1f} | {must} | "
         f"{'yes' if result['holds'] else 'NO'} |"
     )
 

@@ -26,9 +26,9 @@ MICRO = Path(__file__).parents[2] / "data" / "micro"
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> BackboneConfig:
-    """The micro backbones with a language model of 330 MB in half precision, all of it a hole in its file."""
-    folder = large_llama(tmp_path_factory.mktemp("large") / "llama", 1024, 10)
-    assert (folder / "model.safetensors").stat().st_size > 300e6
+    """The micro backbones with a language model of 170 MB in half precision, all of it a hole in its file."""
+    folder = large_llama(tmp_path_factory.mktemp("large") / "llama", 1024, 5)
+    assert (folder / "model.safetensors").stat().st_size > 160e6
     new = NewAdapterConfig(prompts=2, layers=2, visual_blocks=1, visual_heads=2)
     return BackboneConfig(str(folder), "new", str(MICRO / "clip"), str(MICRO / "sdxl"), 8, new_adapter=new)
 
@@ -41,7 +41,7 @@ def test_two_steps_on_a_cpu(larger: BackboneConfig, monkeypatch: pytest.MonkeyPa
     set_trainable(blank, trainable_names(blank, "align"))
     working = dict.fromkeys(components(blank), measure_step(blank, "align", shape).peak)
     planned = plan_host(blank, True, working, scores=False)
-    assert planned.own > 400e6 and (planned.lifted > 600e6) == bool(settled)
+    assert planned.own > 300e6 and (planned.lifted > 300e6) == bool(settled)
     gc.collect()
     before = anonymous()
     with not_verified():  # a checksum reads every byte

@@ -19,6 +19,7 @@ from m2chat.app.entrance import NamedHosts
 from m2chat.app.tabs import TaskHandlers, add_tabs
 from m2chat.app.uploads import MAX_BYTES
 from m2chat.app.widgets import AT_ONCE, QUEUED, UNQUEUED, WAITING, as_examples, message_box, picture_cache, size_sliders
+from m2chat.evaluation.names import STAGES
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.world import Example
 
@@ -90,7 +91,7 @@ def build_page(
 def about(pipe: M2ChatPipeline, knows: str = "") -> str:
     """One line: which weights answer, on which networks, and what they can talk about."""
     origin, backbone = pipe.origin, pipe.origin.backbone
-    stage = {"align": "stage 1", "m3ft": "stage 2"}[origin.stage]
+    stage = STAGES[origin.stage]
     networks = f"{Path(backbone.language_model).name} and {Path(backbone.image_decoder).name}"
     model = f"{Path(origin.path).name}, {stage}, on {networks}"
     return f"Model: {model}; draws {pipe.image_size} × {pipe.image_size} pixels. {knows}".strip()

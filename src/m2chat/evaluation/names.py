@@ -32,6 +32,8 @@ class MetricName:
     group: Group = "headline"
 
 
+STAGES = {"describe": "stage 0", "align": "stage 1", "m3ft": "stage 2"}
+"""Plain names of the stages of training."""
 NAMES: dict[str, MetricName] = {
     "all_right": MetricName("pictures right, %", "Generated pictures that show everything their caption names."),
     "scene_right": MetricName("whole scenes right, %", "The same for everything in the true picture."),

@@ -10,7 +10,7 @@ from typing import Any
 
 from m2chat.evaluation.charts import Bar, bar_charts, histogram
 from m2chat.evaluation.markup import Cells, aligned
-from m2chat.evaluation.names import GROUPS, Group, grouped, metric_name, shown_value
+from m2chat.evaluation.names import GROUPS, STAGES, Group, grouped, metric_name, shown_value
 from m2chat.evaluation.paper import NOTE, paper_cell
 from m2chat.evaluation.results import IMAGES, RANKED, RESULTS, read_predictions, read_results, sample_scores
 from m2chat.evaluation.statistics import Estimate
@@ -120,7 +120,7 @@ def write_page(folder: Path, beside: Mapping[str, Path] | None = None, out: Path
     )  # fmt: skip
     text = environment.get_template(PAGE).render(
         dataset=dataset,
-        stage=protocol.get("stage", ""),
+        stage=STAGES.get(protocol.get("stage", ""), protocol.get("stage", "")),
         protocol=_protocol(protocol),
         tables=[
             (group, GROUPS[group], [[cell.replace("...", "…") for cell in row] for row in cells[1:]])
@@ -156,7 +156,7 @@ def _plots(metrics: Mapping[str, Estimate], rows: Sequence[PredictionRow]) -> li
         if math.isfinite(metrics[name].low)
     ]
     scores = [sample_scores(row) for row in rows]
-    plots = [bar_charts({"with intervals": bars})]
+    plots = [bar_charts({"Results, with 95 % intervals": bars})]
     for name in RANKED:
         if values := [of_sample[name] for of_sample in scores if name in of_sample]:
             plots.append(histogram(f"{metric_name(name).plain} of single samples", values))

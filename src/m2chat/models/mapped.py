@@ -175,14 +175,14 @@ def see_as(module: nn.Module, dtype: torch.dtype) -> None:
 def settle(*modules: nn.Module) -> None:
     """Lifts the mapped weights of modules, unless they are too large together (`SETTLED`)."""
     if mapped_bytes(modules) > SETTLED:
-        _return_large_blocks()
+        return_large_blocks()
         return
     for module in modules:
         lift(module)
 
 
 @cache
-def _return_large_blocks() -> None:
+def return_large_blocks() -> None:
     """Lets glibc give what is larger than `_BLOCK` memory of its own, which goes back as soon as it is freed.
 
     By itself it learns to cut blocks of up to 32 MB from one piece, in which the lifted copies that are dropped leave
