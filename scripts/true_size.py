@@ -110,7 +110,7 @@ class Row:
         what: What it shows.
         command: Command.
         limit: Most memory of a process, in GB; None if the row is only a preparation.
-        seconds: Most seconds; None for any.
+        seconds: Most seconds of a processor, which other work on the computer does not change; None for any.
         code: Exit code that is right.
         says: What the output must contain.
         plan: Arguments of `m2chat plan` for the same; none if it is not planned.
@@ -202,11 +202,12 @@ def run_rows(folder: Path, size: str, only: Sequence[str] | None, out: Path) -> 
 def line(result: Mapping[str, Any]) -> str:
     """A result as a line of the table."""
     limit, seconds = result["limit"], result["seconds"]
-    planned = f"{result['planned'] / GB:.2f}" if result["planned"] else ""
+    planned = f"{result['planned'] / GB:.2f}" if result.get("planned") else ""
+    cpu = f"{result['cpu']:.1f}" if "cpu" in result else ""  # results of earlier versions have none
     must = "" if limit is None else f"≤ {limit:g} GB" + (f", {seconds:g} s" if seconds else "")
     return (
         f"| {result['name']} | {result['what']} | {result['process'] / GB:.2f} | {planned} | "
-        f"{result['together'] / GB:.2f} | {result['cpu']:.1f} | {result['wall']:.1f} | {must} | "
+        f"{result['together'] / GB:.2f} | {cpu} | {result['wall']:.1f} | {must} | "
         f"{'yes' if result['holds'] else 'NO'} |"
     )
 
@@ -229,7 +230,7 @@ def measured(row: Row, folder: Path) -> dict[str, Any]:
         output = file.read()
     holds = code == row.code and row.says in output
     holds &= row.limit is None or process_peak <= row.limit * GB
-    holds &= row.seconds is None or wall <= row.seconds
+    holds &= row.seconds is None or cpu <= row.seconds
     planned = planned_bytes(row.plan, environment, folder) if row.plan else None
     holds &= planned is None or abs(planned - process_peak) <= NEAR * process_peak
     return {"process": process_peak, "planned": planned, "together": together, "cpu": round(cpu, 2),

@@ -57,7 +57,11 @@ def make(folder: Path, size: str) -> None:
         tokenizer(folder / "llama/tokenizer.model", settings["vocab_size"])
     broken = folder / "broken"  # a decoder without its UNet's weights
     if not broken.exists():
-        shutil.copytree(folder / "sdxl", broken, ignore=shutil.ignore_patterns("*.safetensors"))
+        without = str(folder / "sdxl/unet")
+        shutil.copytree(
+            folder / "sdxl", broken, copy_function=os.link,
+            ignore=lambda at, names: [name for name in names if at == without and name.endswith(".safetensors")],
+        )  # fmt: skip
     named = BackboneConfig(
         str(folder / "llama"), str(folder / "BIAS.pth"), f"ViT-L-14-quickgelu:{folder / 'clip.pt'}",
         str(folder / "sdxl"), 32, channel_order="bgr", visual_heads=16,

@@ -77,6 +77,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, without_files: None) -> Any:
     """A function that parses a `lightning` command as the program does, builds nothing, and returns the settings."""
     seen: list[Any] = []
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("m2chat.early_checks.check_run", lambda arguments: None)  # weights need not be there either
     for name in ("_set_seed", "_parse_ckpt_path"):
         monkeypatch.setattr(lightning_cli.M2ChatCLI, name, lambda self: None)
     monkeypatch.setattr(lightning_cli.M2ChatCLI, "instantiate_classes", lambda self: seen.append(self.config))

@@ -50,11 +50,11 @@ class Judged:
     """Verdicts on the pictures of a reply; each list has one truth value a picture or attribute.
 
     Args:
-        all_right: Of generated pictures: whether every attribute that the reference caption names is there.
-        scene_right: Of generated pictures: whether every attribute of the reference picture is there.
-        omitted_right: Of the attributes that only the context picture shows: whether it is there.
+        all_right: Whether each generated picture has every attribute that the reference caption names.
+        scene_right: Whether each generated picture has every attribute of the reference picture.
+        omitted_right: Whether each attribute that only the context picture shows is there.
         oracle: `all_right` of the reference pictures.
-        attributes: Of each attribute that captions name: whether it is there.
+        attributes: Whether it is there, for each attribute that captions name.
         seen: Key of the scene that each generated picture was taken for.
     """
 

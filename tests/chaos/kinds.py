@@ -18,8 +18,8 @@ KINDS: dict[str, Kind] = {
                     training.folders),
     "sharded": Kind("FSDP: two processes, then four, then one; accumulation; shares damaged (tests)", "other losses",
                     1, 0, by_tests(*SHARDED)),
-    "soak": Kind("steps of a long training, turns of long conversations", "1 MB per 100 or more", 2000, 0,
-                 training.soak),
+    "soak": Kind("steps of a long training", "1 MB per 100 or more", 2_000, 0, training.soak),
+    "talks": Kind("turns of conversations", "1 MB per 100 or more", 300, 0, training.talks),
     "full": Kind("disks that are full at a random offset, on two file systems, for all that is written",
                  "older files lost, halves, no message", 500, 40, disks.full_disks),
     "flips": Kind("bits flipped in every kind of file written or shipped", "flips unnoticed", 9_000, 0, disks.flips),
@@ -31,6 +31,6 @@ KINDS: dict[str, Kind] = {
     "code": Kind("ways to have code executed by weights, checkpoints, shards (tests)", "codes executed", 1, 0,
                  by_tests(*CODE)),
     "server": Kind("costly requests to the server, eight at once; bursts beyond its limit; slow hosts and clients",
-                   "5xx, more than 400 MB above rest, 429 after 0.2 s, health after 0.5 s", 1_000, 0, server.attacked),
+                   "5xx, more than 400 MB above rest, 429 after 0.2 s, health after 0.5 s", 600, 0, server.attacked),
 }  # fmt: skip
 """Kinds with 0 quick tries have tests of their own in `make test`, or take too long for it."""

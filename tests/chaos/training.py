@@ -235,24 +235,26 @@ def slope(values: list[float], every: int) -> float:
 
 
 def soak(count: int, folder: Path, seed: int) -> Figures:
-    """A long training and a long conversation."""
+    """A long training."""
     warnings.simplefilter("ignore")
+    memory, micro = _Resident(), module_of("training/conftest.py").make_micro(folder / "shards")
+    micro.fit("align", folder, count, batch_size=1, callbacks=(memory,), data={"samples_per_epoch": count})
+    return _grown(count, "MB per 100 steps", slope(memory.values, 10))
+
+
+def talks(count: int, folder: Path, seed: int) -> Figures:
+    """Conversations of ten turns, one behind the other, a third of the replies with pictures."""
     from m2chat.pipeline import M2ChatPipeline
 
-    found, memory = Figures(count), _Resident()
-    micro = module_of("training/conftest.py").make_micro(folder / "shards")
-    micro.fit("align", folder, count, batch_size=1, callbacks=(memory,), data={"samples_per_epoch": count})
     pipe, values = M2ChatPipeline.from_pretrained(), []
-    turns = count * 3 // 20
-    session = pipe.session(seed=0, steps=2, max_images=1)
-    for turn in range(turns):
+    for turn in range(count):
         if turn % 10 == 0:
             session = pipe.session(seed=turn, steps=2, max_images=1)
         session.reply("please paint a large red circle on a blue background" if turn % 3 == 0 else "hello")
         values.append(resident())
-    found.tried += turns
-    for name, growth in (("MB per 100 steps", slope(memory.values, 10)), ("MB per 100 turns", slope(values, 1))):
-        found.note(**{name: growth})
-        if growth >= 1 and count >= 1000:  # fewer show what is allocated once
-            found.wrong.append(f"{growth:.2f} {name}")
-    return found
+    return _grown(count, "MB per 100 turns", slope(values, 1))
+
+
+def _grown(count: int, what: str, growth: float) -> Figures:
+    """Figures of a soak; a short one shows what is allocated once."""
+    return Figures(count, [f"{growth:.2f} {what}"] if growth >= 1 and count >= 300 else [], {what: growth})

@@ -137,6 +137,18 @@ def test_a_large_language_model_takes_no_memory_of_its_own(tmp_path: Path, monke
     assert anonymous() - before < 150e6
 
 
+def test_what_is_dropped_leaves_no_holes(halved: M2ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "SETTLED", 0)
+    settle(halved)
+    for _ in range(2):
+        torch.ones(1 << 22)  # after which glibc by itself would cut blocks of so many bytes from one piece
+    before = anonymous()
+    blocks = [torch.ones(1 << 18) for _ in range(200)]
+    kept = blocks[::2]
+    del blocks
+    assert anonymous() - before < 1.2 * sum(block.nbytes for block in kept)
+
+
 def anonymous() -> int:
     """Bytes of memory that this process has to itself."""
     found = anonymous_bytes()

@@ -17,6 +17,7 @@ from m2chat.checksums import SUMS, read_sums
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import read_checkpoint
 from m2chat.models.fingerprints import Fingerprints
+from m2chat.training.consolidate import consolidate
 from m2chat.training.strategy import M2ChatFSDPStrategy, require_safe_reader
 from m2chat.training.trained_only import TrainedOnlyModule
 from toys import named_backbones
@@ -122,6 +123,22 @@ def test_two_ranks_train_save_and_resume_like_one_process(tmp_path: Path, sharde
     assert weights.keys() == whole.weights.keys() and len(reference) == len(weights)
     for name, tensor in whole.weights.items():
         assert torch.allclose(weights[name], tensor, atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_two_four_and_one_process_go_on_one_behind_the_other(tmp_path: Path, on_ranks: Callable[..., Any]) -> None:
+    whole, paths = alone(tmp_path, 6), [tmp_path / f"{number}.ckpt" for number in range(3)]
+
+    def go_on(steps: int, ckpt_path: Path | None, save: Path) -> None:
+        strategy = M2ChatFSDPStrategy(save_distributed_checkpoint=True)
+        train(tmp_path, strategy, steps, ckpt_path=ckpt_path, save=save)
+
+    on_ranks(lambda: go_on(2, None, paths[0]), 2)
+    on_ranks(lambda: go_on(4, paths[0], paths[1]), 4)
+    consolidate(paths[1], paths[2])
+    resumed = alone(tmp_path, 6, ckpt_path=paths[2])
+    for name, tensor in whole.weights.items():
+        assert torch.allclose(resumed.weights[name], tensor, atol=1e-6), name
 
 
 def test_one_file_moves_between_one_and_two_processes(tmp_path: Path, sharded: Sharded) -> None:

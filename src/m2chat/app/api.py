@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from m2chat import __version__
-from m2chat.app.entrance import RELEASE, Admission, Entrance, NamedHosts
+from m2chat.app.entrance import RELEASE, Admission, Entrance, FrugalRoute, NamedHosts
 from m2chat.app.image_requests import ImagesRequest
 from m2chat.app.limits import Budget, Deadline, SlotResponse, Slots
 from m2chat.app.protocol import conversation, image_part, usage_of
@@ -58,6 +58,7 @@ def build_api(
     """
     # FastAPI's documentation pages would load scripts from other hosts.
     api = FastAPI(title="M²Chat", version=__version__, docs_url=None, redoc_url=None)
+    api.router.route_class = FrugalRoute
     gate = Admission(at_once + waiting)
     api.add_middleware(Entrance, gate=gate, refuse=refusal, seconds=time_limit)
     api.add_middleware(NamedHosts, refuse=refusal, hosts=allowed_hosts)
@@ -288,5 +289,7 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
     if error.status_code == 400 and isinstance(error.__cause__, UnicodeDecodeError):
         return refusal(400, "the body is not UTF-8, as JSON must be")
     if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):
-        return refusal(400, "the body cannot be read as JSON: it is nested too deeply, or a number has too many digits")
+        return refusal(
+            400, "the body cannot be read as JSON: it is broken or nested too deeply, or a number has too many digits"
+        )
     return refusal(error.status_code, str(error.detail), error.headers)

@@ -16,7 +16,7 @@ MAX_CHARACTERS = 1_000_000
 """Maximum length of all texts together; the layout cuts the conversation to the model's context afterwards."""
 MAX_MESSAGES = 4000
 """Maximum number of messages."""
-MAX_PARTS = 4000
+MAX_PARTS = 8000
 """Maximum number of parts of all messages together, where their content is a list."""
 MAX_SIDE = 8192
 _NAMED = 5

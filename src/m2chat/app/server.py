@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from asyncio import TimerHandle
-from contextlib import suppress
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from m2chat.app.entrance import FIRST_SECONDS
+from m2chat.host_memory import keep_little_memory
 
 CONNECTIONS = 512
 """Connections at a time; further ones get 503."""
@@ -22,8 +21,6 @@ SWITCH_SECONDS = 0.0005
 
 The thread that answers requests gives way at each read and write, and then waits so long to go on.
 """
-_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
-"""Parameters of glibc's `mallopt`."""
 
 
 class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -69,21 +66,10 @@ class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self.transport.close()
 
 
-def _return_memory() -> None:
-    """Makes the system's allocator return the memory of large pictures and texts when they are done with.
-
-    By default, glibc keeps blocks of up to 32 MB for later, in eight heaps for each core.
-    """
-    with suppress(OSError, AttributeError):  # other systems have no such function
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, 2**22)
-        mallopt(_ARENA_MAX, 2)
-
-
 def server(api: Any, host: str, port: int, **settings: Any) -> uvicorn.Server:
     """A server of an API, with the settings that its process needs; `settings` are further ones of `uvicorn.Config`."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    _return_memory()
+    keep_little_memory()
     return uvicorn.Server(
         uvicorn.Config(
             api, host=host, port=port, http=ImpatientProtocol, ws="none", limit_concurrency=CONNECTIONS, **settings

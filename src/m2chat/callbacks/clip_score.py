@@ -28,7 +28,7 @@ class CLIPScore(MetricCallback):
         missing: A picture that is due but was not drawn is in no mean (``skip``), or counts 0 in ``clip_score``
             (``zero``).
         strict: Whether an embedding that is not finite stops the evaluation, instead of being left out and counted.
-        name: Of the score. Another one than ``clip_score`` stands for a second encoder on the same pictures, and
+        name: Name of the score. Another one than ``clip_score`` stands for a second encoder on the same pictures, and
             logs nothing but the score itself.
     """
 

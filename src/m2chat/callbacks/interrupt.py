@@ -34,7 +34,7 @@ class InterruptGuard(Callback):
     requeueing, the checkpoint goes where the requeued job looks for it, and the job is requeued.
 
     Args:
-        filename: Of the checkpoint, beside the other ones of the run.
+        filename: Name of the checkpoint, beside the other ones of the run.
     """
 
     def __init__(self, filename: str = "interrupted.ckpt") -> None:

@@ -80,6 +80,7 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     from dataclasses import replace
 
     from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
+    from m2chat.models.units import components
     from m2chat.planning.host import plan_host
     from m2chat.planning.report import host_report, training_report
     from m2chat.planning.step import BatchShape
@@ -113,7 +114,8 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     layouts = (plan.sharded, plan.whole) if module.shard_frozen else (plan.whole, plan.sharded)
     on_cpu, memory = settings.trainer.accelerator == "cpu", layouts[0].memory
     shared = memory.total - RESERVE if module.shard_frozen and devices > 1 else None
-    host = plan_host(model, on_cpu, memory.activations, shared=shared)
+    working = dict.fromkeys(components(model), memory.activations)
+    host = plan_host(model, on_cpu, working, scores=module.stage != "align", shared=shared)
     print(host_report(host, _devices(settings, nodes=False), on_cpu))
     if layouts[0].memory.total > limit:
         print(f"\nWhat would make it fit {options.memory:g} GB:\n")
@@ -182,7 +184,7 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
     plan = plan_inference(model, tokens, options.image_size or model.decoder.image_size)
     print(inference_report(plan, gpu, evaluation.drawing(module.backbone.decoder)[0], options.memory * 1e9))
     on_cpu, copies = settings.trainer.accelerator == "cpu", 1 + (module.stage == "m3ft")
-    host = plan_host(model, on_cpu, 2 * plan.working, copies)  # in fp32 twice what it is in bf16
+    host = plan_host(model, on_cpu, plan.working, copies)
     print(host_report(host, _devices(settings, nodes=False), on_cpu))
 
 

@@ -18,7 +18,7 @@ class Beginning(DynamicCache):
     Args:
         llama: `AdapterLlamaForCausalLM`.
         input_ids: (1, P).
-        visual_query: Of the picture that all sequences share, (1, K, D).
+        visual_query: Visual query of the picture that all sequences share, (1, K, D).
         hidden: Whether the states of every layer are wanted.
 
     Attributes:

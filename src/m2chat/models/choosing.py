@@ -95,8 +95,8 @@ def _fault(record: RunRecord | None, worlds: Collection[str] | None) -> str:
 
 
 def _about(record: RunRecord | None, path: Path) -> list[str]:
-    told = [] if record is None else [f"{record['steps']} steps", _data(record)]
-    return [*told, _age(time.time() - path.stat().st_mtime)]
+    known = [] if record is None else [f"{record['steps']} steps", _data(record)]
+    return [*known, _age(time.time() - path.stat().st_mtime)]
 
 
 def _data(record: RunRecord) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import nn
 
 from m2chat.models import mapped
 from m2chat.models.absent import Absent
@@ -45,16 +48,22 @@ class HostMemory:
 
 
 def plan_host(
-    model: ReadingModel, on_cpu: bool, activations: float, copies: int = 1, shared: float | None = None
+    model: ReadingModel,
+    on_cpu: bool,
+    activations: Mapping[str, float],
+    copies: int = 1,
+    scores: bool = True,
+    shared: float | None = None,
 ) -> HostMemory:
     """Adds up what a process needs.
 
     Args:
         model: Model of the plan, with the stage's parameters set to be trained, and none where it generates.
         on_cpu: Whether the CPU computes; if not, this is what there is before a GPU has taken it.
-        activations: Bytes of activations at the worst moment.
-        copies: How often the adapter is kept: twice by weights of stage 2 that generate, which describe pictures as
-            before their training.
+        activations: Bytes of activations at the worst moment of each component's work.
+        copies: Copies of the adapter: two of weights of stage 2 that generate, which describe pictures as before their
+            training.
+        scores: Whether the language model's output table is used.
         shared: Where processes on CPUs share the frozen networks, bytes of what each of them keeps, gathers and
             computes; nothing is lifted then, and connector and adapter are in it.
     """
@@ -68,20 +77,29 @@ def plan_host(
     kept = [named[name] for name in adapter] + connector
     whole = FULL * sum(p.numel() for p in connector) + FULL * copies * sum(named[name].numel() for name in adapter)
     trained = sum(p.numel() for p in kept if p.requires_grad)
+    # Of a table some rows are read.
+    unused = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    if not (scores or isinstance(model.llama, Absent)):
+        unused.add(id(model.llama.lm_head.weight))
     own = {id(p) for p in kept}
-    frozen = {name: [p for p in part.parameters() if id(p) not in own] for name, part in components(model).items()}
-    lifted, at_work = 0.0, 0
+    lifted, working = 0.0, max(activations.values(), default=0.0)
     for of_reader in (True, False):
-        parameters = [p for name, group in frozen.items() if (name in READER) is of_reader for p in group]
-        count = sum(p.numel() for p in parameters)
+        parts = {
+            name: [p for p in part.parameters() if id(p) not in own]
+            for name, part in components(model).items()
+            if (name in READER) is of_reader
+        }
+        count = sum(p.numel() for part in parts.values() for p in part)
         if HALF * count <= mapped.SETTLED:
             lifted += FULL * count
-        else:
-            at_work = max(at_work, *(p.numel() for p in parameters))
+            continue
+        for name, part in parts.items():
+            largest = max((p.numel() for p in part if id(p) not in unused), default=0)
+            working = max(working, activations.get(name, 0.0) + FULL * largest)
     return HostMemory(
         process=PROCESS,
         whole=float(whole + (OPTIMIZER * trained if on_cpu else 0)),
         lifted=lifted,
-        working=activations + FULL * at_work if on_cpu else 0.0,
+        working=working if on_cpu else 0.0,
         mapped=files - HALF * sum(p.numel() for p in kept),
     )

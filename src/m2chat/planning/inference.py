@@ -53,9 +53,10 @@ class InferencePlan:
     token_bytes: dict[MemoryMode, float]
 
     @property
-    def working(self) -> int:
-        """The most bytes of activations, keys and values at once."""
-        return max(self.prefill.peak + self.cache, self.step.peak, self.decode.peak)
+    def working(self) -> dict[str, float]:
+        """Bytes of activations, keys and values at the worst moment of each component's work, in fp32."""
+        peaks = {"language model": self.prefill.peak + self.cache, "UNet": self.step.peak, "VAE": self.decode.peak}
+        return {name: 2.0 * peak for name, peak in peaks.items()}  # they were measured in bf16
 
 
 def stored_bytes(linear: nn.Linear, bits: int) -> float:

@@ -16,6 +16,7 @@ from m2chat.data.shards import find_shards
 from m2chat.errors import UserError
 from m2chat.world import find_world
 from m2chat.worlds.emoji.captions import CaptionReader
+from m2chat.worlds.emoji.conversations import Split, split_of_words
 from m2chat.worlds.emoji.pictures import write_pictures
 from m2chat.worlds.emoji.scenes import Pictures, split_of
 from m2chat.worlds.emoji.shards import write_world
@@ -28,7 +29,7 @@ def samples_of(path: str) -> list[dict[str, bytes]]:
 
 def test_every_picture_lands_in_the_split_that_it_belongs_to(world: Pictures, tmp_path: Path) -> None:
     write_pictures(world, tmp_path / "pictures")
-    write_world(tmp_path / "shards", tmp_path / "pictures")
+    write_world(tmp_path / "shards", tmp_path / "pictures", {})
     pixels = {scene.file: world.pixels[i] for i, scene in enumerate(world.scenes)}
     held_out = {s.file for s, split in zip(world.scenes, split_of(world.scenes), strict=True) if split != "train"}
     reader, files = CaptionReader(world.scenes), dict[str, list[str]]()
@@ -46,9 +47,21 @@ def test_every_picture_lands_in_the_split_that_it_belongs_to(world: Pictures, tm
     assert {file for of_split in files.values() for file in of_split} == pixels.keys()
 
 
+def test_conversations_lie_beside_the_pairs(world: Pictures, tmp_path: Path) -> None:
+    write_pictures(world, tmp_path / "pictures")
+    counts: dict[Split, int] = {"train": 3, "test": 2}
+    write_world(tmp_path / "shards", tmp_path / "pictures", {"unknown": counts})
+    for split, count in counts.items():
+        folder = tmp_path / "shards" / "unknown" / split
+        source = Source(SourceConfig("unknown", str(folder)))
+        samples = [source.read(*source.place(number)) for number in range(len(source))]
+        assert [sample.kind for sample in samples] == ["dialogue"] * count
+        assert {split_of_words(sample.turns[0].text) for sample in samples} == {split}
+
+
 def test_no_training_sample_comes_back_in_validation_or_test(world: Pictures, tmp_path: Path) -> None:
     write_pictures(world, tmp_path / "pictures")
-    write_world(tmp_path / "shards", tmp_path / "pictures")
+    write_world(tmp_path / "shards", tmp_path / "pictures", {})
 
     def sources(split: str) -> list[Source]:
         folder = tmp_path / "shards" / "emoji" / split

@@ -252,7 +252,7 @@ def write_report(facts: Mapping[str, Mapping[str, object]], settings: Mapping[st
     """Puts the table between its marks in a document, at its end if it has none.
 
     Args:
-        facts: Of `evaluate`.
+        facts: Result of `evaluate`.
         settings: How it was drawn, for the line below the table.
         into: The document.
     """

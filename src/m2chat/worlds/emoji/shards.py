@@ -1,22 +1,37 @@
-"""The emoji world's data sets: caption pairs, made from the shipped pictures on first use."""
+"""The emoji world's data sets: caption pairs and conversations, made from the shipped pictures on first use."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from m2chat.data.images import save_png
-from m2chat.data.shards import write_groups
+from m2chat.data.shards import write_groups, write_shards
 from m2chat.worlds.emoji.captions import captions_of
+from m2chat.worlds.emoji.conversations import ConversationMaker, Split
 from m2chat.worlds.emoji.pictures import ATTRIBUTIONS, read_pictures
 from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
 from m2chat.worlds.shared import generate_once
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the generated data change, so that old shards are made anew."""
 PICTURES = Path("data/pocket/pictures")
 """Where the shipped pictures lie."""
+SEED = 0
+TALKS: dict[str, dict[Split, int]] = {
+    "instruct": {"train": 3000, "val": 40, "test": 150},
+    "wish": {"train": 4000, "val": 40, "test": 150},
+    "smalltalk": {"train": 2000, "val": 20, "test": 60},
+    "unknown": {"train": 1000, "val": 20, "test": 60},
+    "ask": {"train": 2000, "val": 40, "test": 150},
+    "similar": {"train": 1500, "val": 20, "test": 60},
+    "edit": {"train": 4000, "val": 40, "test": 150},
+    "dialogue": {"train": 3000, "val": 40, "test": 150},
+    "mixed": {"train": 2000, "val": 20, "test": 60},
+    "story": {"train": 1000, "val": 15, "test": 40},
+}
+"""Numbers of conversations of each data set."""
 _CAPTIONS = 2
 """Training captions of a picture, each a sample."""
 _VALIDATION_SHARE = 0.02
@@ -68,12 +83,13 @@ def _pairs(pictures: Pictures, indices: list[int], split: str) -> Iterator[tuple
         )
 
 
-def write_world(root: Path, pictures: Path = PICTURES) -> None:
+def write_world(root: Path, pictures: Path = PICTURES, talks: Mapping[str, Mapping[Split, int]] | None = None) -> None:
     """Generates every data set of the emoji world under a folder, unless they are there already.
 
     Args:
         root: Folder to write, such as ``data/pocket/shards``; see `generate_once`.
         pictures: Folder of the shipped pictures.
+        talks: Numbers of conversations of each data set and split; `TALKS` if None.
 
     Raises:
         UserError: If the shipped pictures are missing or damaged.
@@ -83,5 +99,10 @@ def write_world(root: Path, pictures: Path = PICTURES) -> None:
         shipped = read_pictures(pictures)
         for split, indices in _places(shipped).items():
             write_groups(_pairs(shipped, indices, split), part / "emoji" / split, "emoji", 1000)
+        for name, counts in (TALKS if talks is None else talks).items():
+            for of, count in counts.items():
+                maker = ConversationMaker(of, SEED, shipped)
+                made = (maker.make(name, number) for number in range(count))
+                write_shards(made, part / name / of, name, 1000)
 
-    generate_once(root, {"version": VERSION}, write)
+    generate_once(root, {"version": VERSION, "seed": SEED}, write)

@@ -35,9 +35,9 @@ class ClipShape:
     """Sizes of a CLIP.
 
     Args:
-        width: Of the joint space and of the text transformer.
-        layers: Of the vision transformer.
-        vision_width: Of the vision transformer.
+        width: Width of the joint space and of the text transformer.
+        layers: Number of layers of the vision transformer.
+        vision_width: Width of the vision transformer.
         context_length: Tokens of a text with its start and end.
         words: That become one token each, besides those of names and keywords.
     """

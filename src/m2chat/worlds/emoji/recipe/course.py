@@ -45,8 +45,8 @@ class Plan:
         warmup: Steps of the linear warm-up.
         decay: Steps of the decay at the end: the rate falls along a cosine to 1 % at `steps`.
         ema: Decay of the averaged weights per step; it is shorter at the beginning.
-        weight_decay: Of matrices, none of vectors.
-        betas: Of Adam.
+        weight_decay: Weight decay of matrices; vectors have none.
+        betas: Adam's decay rates.
         clip: Largest gradient norm.
     """
 
@@ -86,7 +86,7 @@ class Course:
         self.modules = nn.ModuleDict(modules)
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            decay_groups([self.modules], plan.weight_decay), lr=plan.lr, betas=plan.betas
+            decay_groups([self.modules], plan.weight_decay), lr=plan.lr, betas=plan.betas, fused=True
         )
         self.averages = {name: p.detach().clone() for name, p in self.modules.named_parameters()}
         self.step, self.seconds = 0, 0.0
@@ -229,6 +229,8 @@ class Course:
         for name, average in self.averages.items():
             average.copy_(state["averages"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # states of a training begun without it say otherwise
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _log(self, **values: object) -> None:
