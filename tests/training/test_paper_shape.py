@@ -13,7 +13,13 @@ import torch
 import yaml
 
 from m2chat import cli
+from m2chat.data.shards import write_shards
+from m2chat.data.sources import caption_sample
 from m2chat.models.checkpoints import read_checkpoint
+from m2chat.schema import Image
+from m2chat.worlds.shapes.captions import caption_of
+from m2chat.worlds.shapes.conversations import ConversationMaker
+from m2chat.worlds.shapes.scenes import render
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVED = 5, 3
@@ -120,7 +126,10 @@ def test_replicas_draw_samples_while_they_train(
     monkeypatch.chdir(tmp_path)
     small = tiny(micro, stage, 2, "32-true")
     small["model"]["init_args"]["evaluation"] = {"steps": 2, "max_text_tokens": 8}
-    small["data"] |= {"val": [{"name": "cc3m", "path": str(micro.shards / "caption")}], "val_samples": 3}
+    maker = ConversationMaker("val", 0)
+    images = [Image(render(scene, maker.noise), caption_of(scene)) for scene in (maker.scene() for _ in range(3))]
+    write_shards((caption_sample(f"val/{n}", "cc3m", image, {}) for n, image in enumerate(images)), tmp_path / "val")
+    small["data"] |= {"val": [{"name": "cc3m", "path": "val"}], "val_samples": 3}
     small["trainer"] |= {"val_check_interval": 2, "max_steps": 4, "logger": {"class_path": "TensorBoardLogger"}}
     small["trainer"]["logger"]["init_args"] = {"save_dir": "logs"}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")

@@ -184,8 +184,11 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
     plan = plan_inference(model, tokens, options.image_size or model.decoder.image_size)
     print(inference_report(plan, gpu, evaluation.drawing(module.backbone.decoder)[0], options.memory * 1e9))
     on_cpu, copies = settings.trainer.accelerator == "cpu", 1 + (module.stage == "m3ft")
-    host = plan_host(model, on_cpu, plan.working, copies)
+    host = plan_host(model, on_cpu, plan.working, copies, scores=False)
     print(host_report(host, _devices(settings, nodes=False), on_cpu))
+    if on_cpu:
+        writes = plan_host(model, on_cpu, plan.working, copies)
+        print(f"Where it writes text, and does not draw alone: {writes.own / 1e9:.2f} GB.")
 
 
 def _step(together: int, wanted: int | None) -> str:
