@@ -86,7 +86,7 @@ def build_api(
 
     @api.post("/v1/chat/completions", response_model=None)
     async def complete(body: ChatRequest, request: Request) -> Response | dict[str, Any]:
-        await request.scope[PARSED]()
+        request.scope[PARSED]()
         _check_model(body.model)
         deadline, slot = Deadline(time_limit), AsyncExitStack()
         async with AsyncExitStack() as entering:
@@ -108,7 +108,7 @@ def build_api(
 
     @api.post("/v1/images/generations", response_model=None)
     async def generate(body: ImagesRequest, request: Request) -> dict[str, Any]:
-        await request.scope[PARSED]()
+        request.scope[PARSED]()
         _check_model(body.model)
         deadline, stop = Deadline(time_limit), Event()
         async with AsyncExitStack() as slot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -216,13 +216,11 @@ class FrugalRoute(APIRoute):
         turn = asyncio.Lock()
 
         async def handler(request: Request) -> Response:
-            async with AsyncExitStack() as reading:
-                await reading.enter_async_context(turn)
-                request.scope[PARSED] = reading.pop_all().aclose
-                try:
-                    return await handle(_Frugal(request.scope, request.receive))
-                finally:
-                    await request.scope[PARSED]()
+            await turn.acquire()
+            with ExitStack() as reading:
+                reading.callback(turn.release)
+                request.scope[PARSED] = reading.close
+                return await handle(_Frugal(request.scope, request.receive))
 
         return handler
 
