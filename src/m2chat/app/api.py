@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from m2chat import __version__
-from m2chat.app.entrance import RELEASE, Admission, Entrance, FrugalRoute, NamedHosts
+from m2chat.app.entrance import PARSED, RELEASE, Admission, Entrance, FrugalRoute, NamedHosts
 from m2chat.app.image_requests import ImagesRequest
 from m2chat.app.limits import Budget, Deadline, SlotResponse, Slots
 from m2chat.app.protocol import conversation, image_part, usage_of
@@ -86,6 +86,7 @@ def build_api(
 
     @api.post("/v1/chat/completions", response_model=None)
     async def complete(body: ChatRequest, request: Request) -> Response | dict[str, Any]:
+        request.scope[PARSED]()
         _check_model(body.model)
         deadline, slot = Deadline(time_limit), AsyncExitStack()
         async with AsyncExitStack() as entering:
@@ -107,6 +108,7 @@ def build_api(
 
     @api.post("/v1/images/generations", response_model=None)
     async def generate(body: ImagesRequest, request: Request) -> dict[str, Any]:
+        request.scope[PARSED]()
         _check_model(body.model)
         deadline, stop = Deadline(time_limit), Event()
         async with AsyncExitStack() as slot:

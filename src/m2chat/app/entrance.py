@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -171,8 +172,8 @@ class Entrance:
         await self.refuse(status, message, headers)(scope, receive, send)
 
 
-RELEASE = "m2chat.release"
-"""Key of a request's scope: a function to call when the body is not needed any more."""
+RELEASE, PARSED = "m2chat.release", "m2chat.parsed"
+"""Keys of a request's scope: functions to call when the body is not needed any more, and when it has been read."""
 _TOO_LARGE = f"at most {MAX_BODY // 2**20} MiB are accepted"
 
 
@@ -202,14 +203,24 @@ async def _next(whole: list[Message], receive: Receive) -> Any:
 
 
 class FrugalRoute(APIRoute):
-    """A route whose large bodies with letters outside ASCII are read value by value."""
+    """A route that reads one body at a time, so that others get their turn in between, and large ones value by value.
+
+    An endpoint calls what stands at `PARSED` in the scope first.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Handles a request."""
         handle = super().get_route_handler()
+        if "POST" not in (self.methods or ()):
+            return handle
+        turn = asyncio.Lock()
 
         async def handler(request: Request) -> Response:
-            return await handle(_Frugal(request.scope, request.receive))
+            await turn.acquire()
+            with ExitStack() as reading:
+                reading.callback(turn.release)
+                request.scope[PARSED] = reading.close
+                return await handle(_Frugal(request.scope, request.receive))
 
         return handler
 
