@@ -216,13 +216,20 @@ class FrugalRoute(APIRoute):
         turn = asyncio.Lock()
 
         async def handler(request: Request) -> Response:
+            waits = turn.locked()
             await turn.acquire()
             with ExitStack() as reading:
                 reading.callback(turn.release)
+                if waits:  # an answer to others takes several rounds of the loop, each of which would read a body
+                    await asyncio.sleep(_PAUSE)
                 request.scope[PARSED] = reading.close
                 return await handle(_Frugal(request.scope, request.receive))
 
         return handler
+
+
+_PAUSE = 0.01
+"""Seconds between two bodies."""
 
 
 class _Frugal(Request):

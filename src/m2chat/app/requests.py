@@ -44,13 +44,20 @@ class LenientBody(BaseModel):
     refused: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Fields that are not supported, each with the values that ask for nothing."""
 
+    required: ClassVar[frozenset[str]] = frozenset()
+    """Fields that must be there."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.required = frozenset(name for name, item in cls.model_fields.items() if item.is_required())
+
     @model_validator(mode="before")
     @classmethod
     def _without_what_is_not_read(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
-        required = {name for name, item in cls.model_fields.items() if item.is_required()}
-        given = {name: value for name, value in body.items() if value is not None or name in required}
+        given = {name: value for name, value in body.items() if value is not None or name in cls.required}
         wrong = [name for name, nothing in cls.refused.items() if name in given and given[name] not in nothing]
         if wrong:
             raise ValueError("; ".join(f"{name}: not supported here: {cls._remedy(name)}" for name in wrong))
