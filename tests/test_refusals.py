@@ -49,12 +49,15 @@ def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_import
             *fit, backbone, f"{tmp_path}/large.yaml", f"{backbone}.vision_encoder=ViT-L-14-quickgelu:opanai",
         ],
         "adapter='gone.pth': there is no such": [*fit, f"{backbone}.adapter", "gone.pth"],
+        "val 'x': path='gone' names no file": [
+            "validate", "--config", "configs/stage1.yaml", "--data.val", "[{name: x, path: gone}]",
+        ],
         "checkpoint of stage 'm3ft'": [*fit, "--ckpt_path", shipped],
         f"--ckpt_path {shipped} was trained on another": [
             "fit", "--config", "configs/stage2.yaml", backbone, f"{tmp_path}/large.yaml", "--ckpt_path", shipped,
         ],
     }  # fmt: skip
-    commands = [["lightning" if call[0] == "fit" else "m2chat", call] for call in calls.values()]
+    commands = [["m2chat" if call[0] == "draw" else "lightning", call] for call in calls.values()]
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, json.dumps(commands)], text=True, cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},

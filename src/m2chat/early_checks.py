@@ -26,6 +26,8 @@ _STAGES = {
     "M3FTModule": ("m3ft", "align"),
 }
 """Classes whose backbones are known: their stage, and that of the weights they start from."""
+_SPLITS = {"fit": ("train",), "validate": ("val",), "test": ("test",)}
+"""Data without which a subcommand has nothing to do."""
 _BACKBONE = "model.init_args.backbone"
 _NEW = "new"  # as in `m2chat.models.config`, which is not to be imported for paths
 
@@ -47,6 +49,8 @@ def check_run(arguments: Sequence[str]) -> None:
         return  # the parser knows better
     require_accelerator(settings.get("trainer.accelerator"))
     require_files(backbone)
+    for split in _SPLITS.get(arguments[0], ()):
+        require_shards(settings.get(f"data.{split}"), split)
     from m2chat.models.config import BackboneConfig
     from m2chat.models.fingerprints import Fingerprints
 
@@ -111,6 +115,24 @@ def require_files(backbone: Mapping[str, Any]) -> None:
                 else "run this in the folder of the project, or set the path; docs/weights.md says which files are read"
             )
             raise UserError(f"model.init_args.backbone.{name}={path!r}: there is no such file or folder here; {remedy}")
+
+
+def require_shards(sources: Any, split: str) -> None:
+    """Makes sure that local shards are there, where no world generates them.
+
+    Args:
+        sources: Settings of `SourceConfig`, one for each data set.
+        split: ``train``, ``val`` or ``test``.
+
+    Raises:
+        UserError: If a path names no file.
+    """
+    for source in sources if isinstance(sources, list) else ():
+        path = str(source.get("path") or "") if isinstance(source, Mapping) and not source.get("world") else ""
+        if path and not any(mark in path for mark in (":", "*", "?", "[", "{")) and not Path(path).exists():
+            from m2chat.data.shards import find_shards
+
+            find_shards(path, f"{split} {source.get('name')!r}: path")
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, Any]:
