@@ -124,13 +124,13 @@ class Served:
 
     def watch(self, path: Path) -> None:
         """Asks for its health again and again, and writes down how long each answer took, and CPU time meanwhile."""
-        with path.open("a") as file:
-            while True:
-                start, before = time.monotonic(), self.cpu()
-                self.requests()
-                file.write(f"{time.monotonic() - start} {self.cpu() - before + 1 / _TICK}\n")
-                file.flush()
-                time.sleep(0.05)
+        while True:
+            start, before = time.monotonic(), self.cpu()
+            self.requests()
+            row = f"{time.monotonic() - start} {self.cpu() - before + 1 / _TICK}\n"
+            with path.open("a") as file:
+                file.write(row)
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -238,6 +238,7 @@ def attacks() -> dict[str, bytes]:
 def attacked(count: int, folder: Path, seed: int) -> Figures:
     """Rounds of costly requests, of bursts beyond the limit, of slow hosts and of slow clients."""
     found, bodies, times = Figures(), attacks(), folder / "times.txt"
+    times.touch()
     slow = body(
         {"type": "text", "text": "hello"},
         modalities=["text", "image"],
@@ -252,33 +253,28 @@ def attacked(count: int, folder: Path, seed: int) -> Figures:
         def empty(what: str) -> None:
             if not served.until(0, 60):
                 found.wrong.append(f"{what}: {served.requests()} requests are still inside")
-            growth = served.memory("VmHWM") - rest
-            found.note(MB_above_rest=growth)
+            growth, rows = served.memory("VmHWM") - rest, times.read_text().splitlines()
+            health = max((min(map(float, row.split())) for row in rows), default=0.0)
+            times.write_text("")
+            found.note(MB_above_rest=growth, seconds_of_health=health)
+            if os.environ.get("CHAOS_SHOW"):
+                print(what, f"health {health:.2f} s, CPU {served.cpu():.1f} s, {growth:.0f} MB", flush=True)
             if growth > LIMIT_MB:
                 found.wrong.append(f"{what}: {growth:.0f} MB above rest")
+            if health > HEALTH_SECONDS:
+                found.wrong.append(f"{what}: health after {health:.2f} s")
 
         def beyond(what: str, late: list[Answer]) -> None:
             """Looks at the answers to requests beyond the limit."""
             found.tried += len(late)
             longest = max((answer.took for answer in late), default=0.0)
-            if os.environ.get("CHAOS_SHOW"):
-                print(what, [f"{answer.status} {answer.seconds:.2f} {answer.cpu:.2f}" for answer in late], flush=True)
             found.note(seconds_until_429=longest)
             found.wrong += [f"{what}: {answer.status} beyond the limit" for answer in late if answer.status != 429]
             found.wrong += [f"{what}: 429 after {longest:.2f} s"] if longest > LIMIT_SECONDS else []
 
-        def health(since: int = 0) -> float:
-            """The longest time until an answer to `/health`."""
-            rows = [[float(value) for value in line.split()] for line in times.read_text().splitlines()]
-            return max(map(min, rows[since:]))
-
         while found.tried < count:
             for name, content in bodies.items():
                 answers = served.ask([content] * 8)
-                if os.environ.get("CHAOS_SHOW"):
-                    shown = [f"{answer.status} {answer.seconds:.2f}" for answer in answers]
-                    memory = [f"{served.memory(name) - rest:.0f} MB" for name in ("VmRSS", "VmHWM")]
-                    print(name, shown, f"CPU {served.cpu():.1f}", memory, f"health {health(-40):.2f}", flush=True)
                 found.tried += len(answers)
                 found.wrong += [f"{name}: {answer.status}" for answer in answers if answer.status in (500, 502)]
                 empty(name)
@@ -298,7 +294,5 @@ def attacked(count: int, folder: Path, seed: int) -> Figures:
                 beyond(name, served.ask([slow] * 8))
                 holders.join()
                 empty(name)
-        found.note(seconds_of_health=health(), MB_at_rest=rest)
-    if found.worst["seconds of health"] > HEALTH_SECONDS:
-        found.wrong.append(f"health after {found.worst['seconds of health']:.2f} s")
+        found.note(MB_at_rest=rest)
     return found
