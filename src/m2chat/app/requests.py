@@ -201,11 +201,10 @@ class ChatRequest(LenientBody):
         parts = letters = 0
         for message in value if isinstance(value, list) else ():
             for given in (message.get(name) for name in ("content", "images")) if isinstance(message, dict) else ():
-                letters += len(given) if isinstance(given, str) else 0
-                parts += len(given) if isinstance(given, list) else 0
-                texts = (
-                    (part.get("text") for part in given if isinstance(part, dict)) if isinstance(given, list) else ()
-                )
+                texts = [given]
+                if isinstance(given, list):
+                    parts += len(given)
+                    texts = [part.get("text") for part in given if isinstance(part, dict)]
                 letters += sum(len(text) for text in texts if isinstance(text, str))
         if letters > MAX_CHARACTERS:
             raise ValueError(f"their texts have {letters:,} characters together: at most {MAX_CHARACTERS:,} are read")
