@@ -198,16 +198,11 @@ class ChatRequest(LenientBody):
     @classmethod
     def _few(cls, value: Any) -> Any:
         """Counts before anything is made of them: sixty thousand parts would take a second, and all others wait."""
-        parts = letters = 0
+        parts = 0
         for message in value if isinstance(value, list) else ():
-            for given in (message.get(name) for name in ("content", "images")) if isinstance(message, dict) else ():
-                texts = [given]
-                if isinstance(given, list):
-                    parts += len(given)
-                    texts = [part.get("text") for part in given if isinstance(part, dict)]
-                letters += sum(len(text) for text in texts if isinstance(text, str))
-        if letters > MAX_CHARACTERS:
-            raise ValueError(f"their texts have {letters:,} characters together: at most {MAX_CHARACTERS:,} are read")
+            if isinstance(message, dict):
+                given = (message.get(name) for name in ("content", "images"))
+                parts += sum(len(part) for part in given if isinstance(part, list))
         if parts > MAX_PARTS:
             raise ValueError(f"they have {parts:,} parts together: at most {MAX_PARTS:,} are read")
         return value
@@ -218,7 +213,7 @@ class ChatRequest(LenientBody):
         length = sum(len(part.text if isinstance(part, TextContent) else part.caption) for part in parts)
         if length > MAX_CHARACTERS:
             raise ValueError(
-                f"messages: texts and captions have {length:,} characters together: at most {MAX_CHARACTERS:,} are read"
+                f"messages: their texts have {length:,} characters together: at most {MAX_CHARACTERS:,} are read"
             )
         return self
 
