@@ -31,6 +31,6 @@ KINDS: dict[str, Kind] = {
     "code": Kind("ways to have code executed by weights, checkpoints, shards (tests)", "codes executed", 1, 0,
                  by_tests(*CODE)),
     "server": Kind("costly requests to the server, eight at once; bursts beyond its limit; slow hosts and clients",
-                   "5xx, more than 400 MB above rest, 429 after 0.2 s, health after 0.5 s", 600, 0, server.attacked),
+                   "5xx, more than 400 MB above rest, 429 after 0.2 s, health after 1 s", 600, 0, server.attacked),
 }  # fmt: skip
 """Kinds with 0 quick tries have tests of their own in `make test`, or take too long for it."""

@@ -29,7 +29,7 @@ AT_ONCE, WAITING = 4, 32
 INSIDE = AT_ONCE + WAITING
 LIMIT_MB = 400
 LIMIT_SECONDS = 0.2
-HEALTH_SECONDS = 0.5
+HEALTH_SECONDS = 1.0
 HEAD = b"POST /v1/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _TICK = os.sysconf("SC_CLK_TCK")
 

@@ -210,18 +210,25 @@ class FrugalRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Handles a request."""
-        handle = super().get_route_handler()
+        handle: Callable[[Request], Coroutine[Any, Any, Response]] = super().get_route_handler()
         if "POST" not in (self.methods or ()):
             return handle
-        turn = asyncio.Lock()
+        turn, took = asyncio.Lock(), 0.0
 
         async def handler(request: Request) -> Response:
-            waits = turn.locked()
+            waits, clock = turn.locked(), asyncio.get_running_loop().time
             await turn.acquire()
             with ExitStack() as reading:
                 reading.callback(turn.release)
                 if waits:  # an answer to others takes several rounds of the loop, each of which would read a body
-                    await asyncio.sleep(_PAUSE)
+                    await asyncio.sleep(max(took, _PAUSE))
+                start = clock()
+
+                def parsed() -> None:
+                    nonlocal took
+                    took = min(clock() - start, 1.0)
+
+                reading.callback(parsed)
                 request.scope[PARSED] = reading.close
                 return await handle(_Frugal(request.scope, request.receive))
 
@@ -229,7 +236,7 @@ class FrugalRoute(APIRoute):
 
 
 _PAUSE = 0.01
-"""Seconds between two bodies."""
+"""Least time between two bodies, in seconds; else as long as the former one took."""
 
 
 class _Frugal(Request):
