@@ -210,7 +210,7 @@ class FrugalRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Handles a request."""
-        handle = super().get_route_handler()
+        handle: Callable[[Request], Coroutine[Any, Any, Response]] = super().get_route_handler()
         if "POST" not in (self.methods or ()):
             return handle
         turn = asyncio.Lock()
