@@ -48,9 +48,9 @@ train: install data ## Train stage 1 and stage 2 at micro scale, evaluate, print
 	$(BIN)/lightning test --config configs/eval_mmdialog.yaml $(RUN_ARGS)
 	@$(BIN)/m2chat report --root $(LOGS)
 
-seeds: install data ## Every metric and every control for the seeds 0, 1, 2; goes on where it stopped
+seeds: install data ## Every metric and every control for the seeds 0, 1, 2; into lightning_logs/tables/seeds.md; goes on where it stopped
 	$(BIN)/m2chat eval rows --group seeds --seeds $(SEEDS) --results lightning_logs/results --lightning $(BIN)/lightning
-	$(BIN)/m2chat eval table --group seeds --seeds $(SEEDS) --results lightning_logs/results --into docs/results/seeds.md
+	$(BIN)/m2chat eval table --group seeds --seeds $(SEEDS) --results lightning_logs/results --into $(TABLES)/seeds.md
 
 ablations: install data ## Train and evaluate the rows of the paper's tables and the ablations; goes on where it stopped
 	$(BIN)/m2chat eval rows $(ROWS) --lightning $(BIN)/lightning

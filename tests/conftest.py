@@ -15,6 +15,8 @@ import torch
 from m2chat._compat import ensure_torchvision
 
 ensure_torchvision()
+import lightning.pytorch  # noqa: E402, F401  # its log keeps the stderr of its first import, which must be no test's
+
 torch.set_num_threads(1)  # tests compare numbers, and some fork
 
 if TYPE_CHECKING:

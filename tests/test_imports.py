@@ -60,7 +60,7 @@ OURS: dict[str, set[str]] = {
         "data.network_inputs",
     },  # pictures are resized and normalised as in training
     "benchmarks": {"pipeline", "evaluation", "data"},
-    "app": {"pipeline", "data.images", "data.network_inputs"},
+    "app": {"pipeline", "data.images", "data.network_inputs", "evaluation.names"},  # plain names, as in reports
     # Generated worlds are found by name, through `world`: nothing but commands may import one.
     "worlds": {"text", "models", "losses", "metrics", "evaluation", "data", "pipeline"},
 }

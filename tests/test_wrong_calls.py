@@ -135,7 +135,7 @@ LIGHTNING: list[Row] = [
     ((*STAGE1, "--ckpt_path", "last"), "--ckpt_path", "last", "name a file"),
     ((*STAGE1, "--seed_everything", "-3"), "seed_everything", "-3", "a whole number from 0"),
     ((*STAGE1, "--data.batch_size", "0"), "data.batch_size", "0", "a whole number from 1"),
-    ((*STAGE1, "--data.train", "[{name: a, path: b, weight: -1}]"), "weight", "-1", "0 leaves the source out"),
+    ((*STAGE1, "--data.train", "[{name: a, path: data/micro, weight: -1}]"), "weight", "-1", "0 leaves the source out"),
     ((*STAGE1, "--model.init_args.optim.lr", "-1"), "optim.lr", "-1", "from 0 to 10"),
     ((*STAGE1, "--model.init_args.phi", "-1"), "phi", "-1", "from 0"),
     ((*STAGE1, "--model.init_args.drop_condition", "3"), "drop_condition", "3", "from 0 to 1"),

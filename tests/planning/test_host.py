@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bases import large_llama
-from m2chat.host_memory import anonymous_bytes
+from m2chat.host_memory import anonymous_bytes, return_free_memory
 from m2chat.integrity import not_verified
 from m2chat.models import mapped
 from m2chat.models.blank import blank_m2chat, without_cached
@@ -43,6 +43,7 @@ def test_two_steps_on_a_cpu(larger: BackboneConfig, monkeypatch: pytest.MonkeyPa
     planned = plan_host(blank, True, working, scores=False)
     assert planned.own > 300e6 and (planned.lifted > 300e6) == bool(settled)
     gc.collect()
+    return_free_memory()  # what other tests have left would be used again, and not be seen
     before = anonymous()
     with not_verified():  # a checksum reads every byte
         model = build_m2chat(larger, connector)

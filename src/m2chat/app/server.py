@@ -10,12 +10,14 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from m2chat.app.entrance import FIRST_SECONDS
-from m2chat.host_memory import keep_little_memory
+from m2chat.host_memory import keep_few_heaps, return_large_blocks
 
 CONNECTIONS = 512
 """Connections at a time; further ones get 503."""
 
 
+_PICTURE = 2**20
+"""Size in bytes of blocks such as pictures and long texts take."""
 SWITCH_SECONDS = 0.0005
 """Seconds after which a thread that computes lets another one run, a tenth of Python's default.
 
@@ -69,7 +71,8 @@ class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 def server(api: Any, host: str, port: int, **settings: Any) -> uvicorn.Server:
     """A server of an API, with the settings that its process needs; `settings` are further ones of `uvicorn.Config`."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    keep_little_memory()
+    keep_few_heaps()
+    return_large_blocks(_PICTURE)
     return uvicorn.Server(
         uvicorn.Config(
             api, host=host, port=port, http=ImpatientProtocol, ws="none", limit_concurrency=CONNECTIONS, **settings

@@ -9,21 +9,21 @@ tensor there, so that a model goes from its files to a GPU one tensor at a time.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from m2chat.host_memory import return_large_blocks
+
 SETTLED = 1 << 30
 """Bytes in their files up to which mapped weights are lifted at once: small networks compute faster so."""
 _SMALL = 1 << 15
 """Bytes of a tensor that is not worth mapping: norms and biases."""
-_MMAP_THRESHOLD, _BLOCK = -3, 1 << 18
-"""glibc's number of a setting, and its value in bytes."""
+LIFTED_BLOCK = 1 << 18
+"""Size in bytes from which a dropped copy of weights goes back to the system at once."""
 _ATEN = torch.ops.aten
 
 
@@ -175,22 +175,10 @@ def see_as(module: nn.Module, dtype: torch.dtype) -> None:
 def settle(*modules: nn.Module) -> None:
     """Lifts the mapped weights of modules, unless they are too large together (`SETTLED`)."""
     if mapped_bytes(modules) > SETTLED:
-        return_large_blocks()
+        return_large_blocks(LIFTED_BLOCK)
         return
     for module in modules:
         lift(module)
-
-
-@cache
-def return_large_blocks() -> None:
-    """Lets glibc give what is larger than `_BLOCK` memory of its own, which goes back as soon as it is freed.
-
-    By itself it learns to cut blocks of up to 32 MB from one piece, in which the lifted copies that are dropped leave
-    holes between the activations that are kept: 2.3 GB of them in a training step of the paper's UNet.
-    """
-    tune = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tune is not None:
-        tune(_MMAP_THRESHOLD, _BLOCK)
 
 
 def lift(module: nn.Module, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:

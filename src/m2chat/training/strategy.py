@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from m2chat.errors import UserError
 from m2chat.files import cannot_write, is_failed_write
+from m2chat.host_memory import return_large_blocks
 from m2chat.models.checkpoints import check_names, plain_name, read_checkpoint, trainable_names
-from m2chat.models.mapped import lift, return_large_blocks, settle
+from m2chat.models.mapped import LIFTED_BLOCK, lift, settle
 from m2chat.models.reading import ReadingModel
 from m2chat.models.units import shard_units
 from m2chat.training.atomic_io import AtomicCheckpointIO, beside, sweep
@@ -38,7 +39,7 @@ def shard(model: ReadingModel, mesh: Any, shard_frozen: bool = True) -> None:
     if whole:
         settle(model)
     else:
-        return_large_blocks()
+        return_large_blocks(LIFTED_BLOCK)
     ignored = {p for p in model.parameters() if not p.requires_grad} if whole else set()
     for unit in (*shard_units(model), model):
         if any(parameter not in ignored for parameter in unit.parameters()):
