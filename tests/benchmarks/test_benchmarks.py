@@ -250,7 +250,7 @@ def test_the_model_replies_and_is_compared_with_others(
     assert rows[0].keys() == rows[1].keys()
     capsys.readouterr()
     assert main(["eval", "compare", str(ours / "scores"), str(theirs / "scores")]) == 0
-    assert ("structure" if kind == "isg" else "clip_i") in capsys.readouterr().out
+    assert ("structure" if kind == "isg" else "CLIP-I") in capsys.readouterr().out
 
 
 def test_missing_pictures_are_told_before_anything_runs(

@@ -196,7 +196,7 @@ def folders(count: int, folder: Path, seed: int) -> Figures:
             logger = TensorBoardLogger(root, version="mine" if named else None)
             trainer = Trainer(**{**QUIET, "logger": logger})
             time.sleep(max(0.0, start - time.monotonic()))
-            with run_folder(trainer):
+            with run_folder(trainer, "chaos"):
                 (Path(logger.log_dir) / f"hparams.{os.getpid()}.yaml").touch()
                 (Path(logger.log_dir) / "config.yaml").touch()
                 time.sleep(0.1)

@@ -73,7 +73,7 @@ def test_another_systems_pictures_are_scored_as_ours(
     assert metrics["pictures_missing"].value == 5 and metrics["all_right"].value == 0.0
     assert main(["eval", "compare", str(out), str(out), "--pictures"]) == 0
     printed = capsys.readouterr().out
-    assert "not significant" in printed and "| all_right_a_where_b   | 100.00 |" in printed
+    assert "not significant" in printed and "| pictures right, %: of a, where b is right | 100.00 |" in printed
     assert main(["eval", "page", str(out), "--beside", f"again={tmp_path / 'two'}"]) == 0
 
 
