@@ -71,6 +71,7 @@ def test_a_card_without_a_data_sheet_has_no_share_of_a_peak(benchmark: Any, monk
     assert benchmark.Bench("micro", "cuda", 1, 0).gpu.flops == 756e12
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_arithmetic_remains(benchmark: Any, tmp_path: Path) -> None:
     found = benchmark.main(
         ["stage1-256-cached", "stage1-256-config", "--device", "meta", "--out", str(tmp_path / "gpu.json")]

@@ -156,7 +156,8 @@ def shards(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [10])
 def test_killed_at_random_points_it_gives_the_same_bytes(raw: Any, tmp_path: Path, kills: int) -> None:
     fill(raw, 100 * (kills + 2), side=200)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
