@@ -105,8 +105,16 @@ class Visitor:
         self.page.get_by_label(draw, exact=True).check()
         for name, value in (("setting-steps", steps), ("setting-most", most), ("setting-seed", 0)):
             box = self.page.locator(f"#{name} input[type=number]")
-            box.fill(str(value))
-            box.blur()
+            self._set(box, value)
+
+    def _set(self, box: Any, value: int) -> None:
+        """Types a number, and waits until the page has taken it over: then a slider beside it stands there too."""
+        box.fill(str(value))
+        box.blur()
+        slider = box.locator("xpath=ancestor::*[contains(@class, 'block')][1]").locator("input[type=range]")
+        if slider.count() == 1:
+            taken = "([slider, value]) => slider.value === value"
+            self.page.wait_for_function(taken, arg=[slider.element_handle(), str(value)])
 
     def say(self, text: str, picture: Path | None = None) -> None:
         """Sends words, and a picture."""
@@ -131,8 +139,7 @@ class Visitor:
         panel.locator("button.label-wrap", has_text="Settings").click()
         for label, value in numbers.items():
             box = panel.get_by_label(label.replace("_", " ")).first
-            box.fill(str(value))
-            box.blur()
+            self._set(box, value)
         return panel
 
     def faint(self) -> list[Any]:
