@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard  # noqa: F401  # in the parent, so that the import is not measured
 
 from bases import large_llama, script
-from m2chat.host_memory import anonymous_bytes
+from m2chat.host_memory import anonymous_bytes, return_free_memory
 from m2chat.integrity import not_verified
 from m2chat.models.blank import blank_m2chat
 from m2chat.models.build import build_m2chat
@@ -82,6 +82,7 @@ def test_a_process_never_has_more_than_its_share_and_a_unit(
         blank_m2chat(backbone, M3AdapterConfig(width=48, heads=2))  # the libraries take their memory before
         distributed.init_process_group("gloo")
         mesh = init_device_mesh("cpu", (2,))
+        return_free_memory()  # what other tests have left would be used again, and not be seen
         watched, before = peaks(os.getpid(), alone=True), anonymous_bytes() or 0
         with not_verified():
             model = build_m2chat(backbone, M3AdapterConfig(width=48, heads=2), settled=False)
