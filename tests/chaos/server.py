@@ -216,9 +216,9 @@ def attacks() -> dict[str, bytes]:
     turns = [{"role": role, "content": "so many words " * 35} for _ in range(1000) for role in ("user", "assistant")]
     return {
         "GIFs of 64 million pixels": body(picture("GIF", "P", 8000), said("hello")),
-        "PNGs of 45 million": body(picture("PNG", "RGBA", 6700, compress_level=1), said("hello")),
-        "WebPs of 12 million": body(picture("WEBP", "RGBA", 3500, lossless=True, method=0), said("hello")),
-        "JPEGs of 33 million": body(picture("JPEG", "RGB", 5800, progressive=True, subsampling=0), said("hello")),
+        "PNGs of 37 million": body(picture("PNG", "RGBA", 6100, compress_level=1), said("hello")),
+        "WebPs of 10 million": body(picture("WEBP", "RGBA", 3190, lossless=True, method=0), said("hello")),
+        "JPEGs of 28 million": body(picture("JPEG", "RGB", 5290, progressive=True, subsampling=0), said("hello")),
         "PNGs that take too much": body(picture("PNG", "P", 7900), said("hello")),
         "32 pictures": body(*[shown(small)] * 32, said("hello")),
         "1,000 turns": body(messages=[*turns, {"role": "user", "content": "hello"}]),

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 20 * 2**20
 """Maximum size of a file."""
-MAX_TO_DECODE = 208_000_000
-"""Maximum memory for decoding a picture, in bytes: 12 million pixels of WebP, 46 of PNG, 64 of most JPEGs and GIFs."""
+MAX_TO_DECODE = 168_000_000
+"""Maximum memory for decoding a picture, in bytes: 10 million pixels of WebP, 37 of PNG, 64 of most JPEGs and GIFs."""
 MAX_SIDE = 1024
 """Larger pictures are scaled down: the vision encoder's input is smaller anyway, and sessions are held in memory."""
 MAX_UNPACKED = 200 * 2**20
