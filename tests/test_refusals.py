@@ -32,6 +32,9 @@ def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_import
     assert (large / "model.safetensors").stat().st_size > 2.5e9
     broken = Path(shutil.copytree(MICRO / "sdxl", tmp_path / "sdxl", ignore=shutil.ignore_patterns("*.sha256")))
     next((broken / "unet").glob("*.safetensors")).unlink()
+    mute = Path(shutil.copytree(MICRO / "sdxl", tmp_path / "mute", ignore=shutil.ignore_patterns("*.sha256")))
+    shutil.rmtree(mute / "tokenizer_2")
+    (mute / "tokenizer_2").mkdir()
     half = Path(shutil.copytree(large, tmp_path / "half", ignore=shutil.ignore_patterns("*.safetensors")))
     micro = yaml.safe_load((ROOT / "configs/backbone/micro.yaml").read_text())
     for name, folder in (("large", large), ("half", half)):
@@ -43,6 +46,7 @@ def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_import
         "trained on another backbone.language_model": [*draw, "--backbone", f"{tmp_path}/large.yaml"],
         "has no weights (*.safetensors": [*draw, "--backbone", f"{tmp_path}/half.yaml"],
         "unet has no weights": [*draw, "--decoder", str(broken)],
+        "tokenizer_2 lacks vocab.json and merges.txt": [*draw, "--decoder", str(mute)],
         "torchao, which is not installed": [*draw, "--memory", "balanced"],
         "--device cuda:7: ": [*draw, "--device", "cuda:7"],
         "'opanai' is neither a file nor weights": [

@@ -177,3 +177,4 @@ def test_sampling_follows_temperature_and_top_p() -> None:
     assert drawn.count(0) / 400 == pytest.approx(share, abs=0.07)
     assert set(_choose(logits.expand(5, -1), Decoding(), None)) == {0}
     assert set(_choose(logits.expand(20, -1), replace(hot, top_p=0.0), generator)) == {0}
+    assert set(_choose(logits.expand(20, -1), Decoding(temperature=1e-320), generator)) == {0}

@@ -116,7 +116,7 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     shared = memory.total - RESERVE if module.shard_frozen and devices > 1 else None
     working = dict.fromkeys(components(model), memory.activations)
     host = plan_host(model, on_cpu, working, scores=module.stage != "align", shared=shared)
-    print(host_report(host, _devices(settings, nodes=False), on_cpu))
+    print(host_report(host, _processes(options, settings), on_cpu))
     if layouts[0].memory.total > limit:
         print(f"\nWhat would make it fit {options.memory:g} GB:\n")
         print("\n".join(_advice(options, module, model, shape, autocast, devices, layouts, limit, settings)))
@@ -185,7 +185,7 @@ def _inference(options: argparse.Namespace, settings: Any, module: Any, model: A
     print(inference_report(plan, gpu, evaluation.drawing(module.backbone.decoder)[0], options.memory * 1e9))
     on_cpu, copies = settings.trainer.accelerator == "cpu", 1 + (module.stage == "m3ft")
     host = plan_host(model, on_cpu, plan.working, copies, scores=False)
-    print(host_report(host, _devices(settings, nodes=False), on_cpu))
+    print(host_report(host, _processes(options, settings), on_cpu))
     if on_cpu:
         writes = plan_host(model, on_cpu, plan.working, copies)
         print(f"Where it writes text, and does not draw alone: {writes.own / 1e9:.2f} GB.")
@@ -198,6 +198,12 @@ def _step(together: int, wanted: int | None) -> str:
     if wanted % together:
         return f"\nA step of {together} samples is refused: data.global_batch is {wanted}."
     return f"\nA step has {wanted} samples: each GPU accumulates {wanted // together} batches."
+
+
+def _processes(options: argparse.Namespace, settings: Any) -> int:
+    """Processes on a computer."""
+    here = _devices(settings, nodes=False)
+    return min(here, options.devices or here)
 
 
 def _devices(settings: Any, nodes: bool = True) -> int:

@@ -314,10 +314,14 @@ def decode_replies(
     return [finished(parts) for parts in segments]
 
 
+_COLDEST = 1e-6
+"""Temperature below which logits would overflow."""
+
+
 def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> list[int]:
     """Of each row, (B, V), the likeliest token, or one sampled from the top share of the likelihood."""
     if decoding.temperature <= 0:
         return logits.argmax(-1).tolist()
-    likelihood, order = (logits / decoding.temperature).softmax(-1).sort(descending=True)
+    likelihood, order = (logits / max(decoding.temperature, _COLDEST)).softmax(-1).sort(descending=True)
     kept = likelihood.masked_fill(likelihood.cumsum(-1) - likelihood > decoding.top_p, 0)
     return order.gather(-1, torch.multinomial(kept, 1, generator=generator))[:, 0].tolist()

@@ -27,6 +27,8 @@ from m2chat.models.weights.exported import check_backbones, export_model, is_exp
 from m2chat.models.weights.exported import load_weights as load_exported
 from m2chat.pipeline.describer import pretrained_tensors
 from m2chat.pipeline.run_settings import read_settings, run_settings
+from m2chat.text import M2ChatTokenizer
+from m2chat.text.clip_tokenizers import require_tokenizers
 from m2chat.text.layout import MAX_TOKENS
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 
@@ -137,6 +139,8 @@ def load_weights(
     path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
     opened = _exported if path.is_dir() else _checkpoint
     origin, fill = opened(path, backbone, m3adapter, lambda given: _drawn_by(given, image_decoder, decoder))
+    M2ChatTokenizer(origin.backbone.language_model)  # what lacks one is refused before gigabytes are read
+    require_tokenizers(Path(origin.backbone.image_decoder))
     model = build_m2chat(origin.backbone, origin.m3adapter)
     if origin.stage == "m3ft":
         origin = replace(origin, pretrained=pretrained_tensors(model))

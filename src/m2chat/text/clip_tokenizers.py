@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LENGTH = 77
+_FILES = ("vocab.json", "merges.txt")
+"""Files of a tokenizer without ``tokenizer.json``."""
 
 
 def clip_tokenizers(image_decoder: Path) -> list[Any]:
@@ -42,8 +44,15 @@ def require_tokenizers(image_decoder: Path) -> None:
     """Checks that there are tokenizers, before anything large is loaded.
 
     Raises:
-        UserError: If it is neither a folder with ``tokenizer`` nor a file.
+        UserError: If it is neither a folder with ``tokenizer`` nor a file, or a tokenizer lacks its files.
     """
+    for folder in (image_decoder / "tokenizer", image_decoder / "tokenizer_2"):
+        whole = (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in _FILES)
+        if folder.is_dir() and not whole:
+            raise UserError(
+                f"image_decoder={str(image_decoder)!r}: {folder} lacks {' and '.join(_FILES)}: copy them from the "
+                "folder that it was downloaded from"
+            )
     if not image_decoder.is_file() and not (image_decoder / "tokenizer").is_dir():
         raise UserError(
             f"image_decoder={str(image_decoder)!r} has no folder `tokenizer`: give a folder as diffusers saves it, or "
