@@ -267,6 +267,13 @@ def _source(settings: dict[str, Any], everything: dict[str, Tensor], where: str)
             f"('visual.conv1.weight', ...), found {sorted(everything)[:2]}"
         )
     state = {name.removeprefix("visual."): value for name, value in everything.items() if name.startswith("visual.")}
+    vision, first = settings["vision_cfg"], state.get("conv1.weight")
+    wanted = (vision.get("width", 768), 3, *[vision.get("patch_size", 16)] * 2)  # open_clip's defaults
+    if first is not None and tuple(first.shape) != wanted:  # before the network is built, whose code takes seconds
+        raise UserError(
+            f"{where}: the file has a tower of width {first.shape[0]} with patches of {first.shape[-1]} pixels, and "
+            f"the architecture has {wanted[0]} and {wanted[-1]}: name the architecture that the weights were trained as"
+        )
     return ClipSource(settings, state, [name for name in everything if not name.startswith("visual.")], where)
 
 
