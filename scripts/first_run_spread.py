@@ -43,7 +43,7 @@ def call(command: list[str], environment: dict[str, str]) -> None:
 
 
 def run(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Calls `lightning` with a folder of its own, unless that run is finished; goes on with a training."""
+    """Calls `lightning` for a run in a given folder, unless that is finished; goes on with a training."""
     done = folder / "done"
     if done.is_file():
         return

@@ -277,3 +277,13 @@ def test_the_printed_configuration_is_whole(
     assert arguments["evaluation"]["seed"] == 0  # pictures are drawn with the same noise whatever was trained
     assert arguments["backbone"]["language_model"] == "data/micro/llama"
     assert "seed" not in arguments and "seed" not in printed["data"]  # they follow that of the run
+
+
+def test_stages_that_are_known_without_the_classes_are_theirs() -> None:
+    from m2chat import early_checks
+    from m2chat.training.align_module import AlignModule
+    from m2chat.training.describe_module import DescribeModule
+    from m2chat.training.m3ft_module import M3FTModule
+
+    classes = (DescribeModule, AlignModule, M3FTModule)
+    assert {item.__name__: (item.stage, item.init_stage) for item in classes} == early_checks._STAGES

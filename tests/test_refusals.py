@@ -53,6 +53,7 @@ def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_import
             *fit, backbone, f"{tmp_path}/large.yaml", f"{backbone}.vision_encoder=ViT-L-14-quickgelu:opanai",
         ],
         "adapter='gone.pth': there is no such": [*fit, f"{backbone}.adapter", "gone.pth"],
+        f"image_decoder={str(mute)!r}: ": [*fit, f"{backbone}.image_decoder", str(mute)],
         "val 'x': path='gone' names no file": [
             "validate", "--config", "configs/stage1.yaml", "--data.val", "[{name: x, path: gone}]",
         ],

@@ -68,8 +68,12 @@ def check_run(arguments: Sequence[str]) -> None:
 def _check_weights(settings: Mapping[str, Any], prints: Fingerprints, stage: str, wanted: str, fits: bool) -> None:
     """Opens the backbones and the checkpoints of a run, and compares them."""
     from m2chat.models.checkpoints import check_header, read_checkpoint
+    from m2chat.text import M2ChatTokenizer
+    from m2chat.text.clip_tokenizers import require_tokenizers
 
     _ = prints.components  # paths, descriptions, tags and headers
+    M2ChatTokenizer(prints.backbone.language_model)
+    require_tokenizers(Path(prints.backbone.image_decoder))
     named = [(settings.get("ckpt_path"), stage, "--ckpt_path ")]
     if fits:
         named.append((settings.get("model.init_args.init_from"), wanted, ""))
@@ -112,7 +116,7 @@ def require_files(backbone: Mapping[str, Any]) -> None:
             remedy = (
                 f"paths are relative to the folder of the project, which has it: cd {PROJECT}"
                 if not Path(path).is_absolute() and there.exists()
-                else "run this in the folder of the project, or set the path; docs/weights.md says which files are read"
+                else "run this in the folder of the project, or set the path; docs/weights.md lists its files"
             )
             raise UserError(f"model.init_args.backbone.{name}={path!r}: there is no such file or folder here; {remedy}")
 

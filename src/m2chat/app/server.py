@@ -14,8 +14,6 @@ from m2chat.host_memory import keep_few_heaps, return_large_blocks
 
 CONNECTIONS = 512
 """Connections at a time; further ones get 503."""
-
-
 _PICTURE = 2**20
 """Size in bytes of blocks such as pictures and long texts take."""
 SWITCH_SECONDS = 0.0005

@@ -81,11 +81,11 @@ def plan_host(
     unused = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     if not (scores or isinstance(model.llama, Absent)):
         unused.add(id(model.llama.lm_head.weight))
-    own = {id(p) for p in kept}
+    never_mapped = {id(p) for p in kept}
     lifted, working = 0.0, max(activations.values(), default=0.0)
     for of_reader in (True, False):
         parts = {
-            name: [p for p in part.parameters() if id(p) not in own]
+            name: [p for p in part.parameters() if id(p) not in never_mapped]
             for name, part in components(model).items()
             if (name in READER) is of_reader
         }
