@@ -146,6 +146,8 @@ def test_the_keyboard_is_enough(visit: Callable[..., Any]) -> None:
     page.keyboard.type("hello")
     page.keyboard.press("Enter")
     visitor.wait_for("Picture 1: ")
+    # A button that is still disabled cannot be reached: they come back after the reply's last words.
+    page.wait_for_function("!document.querySelector('#chat-more').disabled")
     reached = set()
     for number in range(18):
         if number == 12:  # what belongs to the last message stands before the box
