@@ -20,10 +20,12 @@ COUNT ?=
 FRESH ?=
 # Where `make tables` writes; the tables of the repository, which it leaves alone otherwise, are in docs/results.
 TABLES ?= lightning_logs/tables
+# More arguments for the page of `make chat`.
+CHAT ?=
 # Processes of `make test`; each needs about 2 GB.
 PROCESSES ?= 2
 
-.PHONY: help install data train seeds ablations bench tables test test-slow chaos chaos-quick golden lint format backbones backbones-pocket smollm2 tensorboard clean
+.PHONY: help install data chat train seeds ablations bench tables test test-slow chaos chaos-quick golden lint format backbones backbones-pocket smollm2 tensorboard clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +42,11 @@ install: .venv/.installed ## Make .venv and install everything into it (done by 
 
 data: install ## Generate the micro data set (training does it too, on first use)
 	$(BIN)/m2chat data micro
+
+chat: install ## Talk with the pocket system on a web page (CHAT="--port 8000" for more options)
+	@if test -f data/pocket/m2chat/m3ft.ckpt; then $(MAKE) --no-print-directory smollm2; \
+	else echo "The pocket weights are not here yet: the micro ones answer."; fi
+	$(BIN)/m2chat serve --open $(CHAT)
 
 train: install data ## Train stage 1 and stage 2 at micro scale, evaluate, print the table of metrics
 	$(BIN)/m2chat data features --config configs/stage1.yaml --replace

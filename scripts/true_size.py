@@ -130,7 +130,7 @@ def rows(folder: Path, size: str) -> list[Row]:
     """The rows, in an order in which each finds what it needs."""
     f, cache = str(folder), str(folder / "features")
     here = [sys.executable, __file__]
-    draw = [*M2CHAT, "draw", "a cat", "--weights", f"{f}/connector", "--height", "256", "--width", "256"]
+    draw = [*M2CHAT, "draw", "a cat", "--model", f"{f}/connector", "--height", "256", "--width", "256"]
     draw += ["--steps", "2", "--out", f"{f}/pictures"]
     one_gpu, stage1 = (["--config", str(ROOT / f"configs/paper/{name}.yaml")] for name in ("one_gpu_24", "stage1"))
     m3adapter = str(ROOT / "configs/m3adapter" / ("paper.yaml" if size == "true" else "micro.yaml"))
@@ -160,7 +160,7 @@ def rows(folder: Path, size: str) -> list[Row]:
             plan=[*stage1, *training]),
         Row("sharded", "3.5 GB built under FSDP by 2 processes with gloo", [*here, "_sharded", str(shared)]),
         Row("stage", "refused: a checkpoint of other backbones",
-            [*M2CHAT, "draw", "a cat", "--weights", str(ROOT / "data/micro/m2chat/m3ft.ckpt"), "--backbone",
+            [*M2CHAT, "draw", "a cat", "--model", str(ROOT / "data/micro/m2chat/m3ft.ckpt"), "--backbone",
              f"{f}/backbone.yaml"], 1, 5, 2, "trained on"),
         Row("torchao", "refused: a memory mode without torchao", [*draw, "--memory", "balanced"], 1, 5, 2, "torchao"),
         Row("tag", "refused: a tag that CLIP does not have",

@@ -17,6 +17,11 @@ from m2chat._compat import ensure_torchvision
 ensure_torchvision()
 import lightning.pytorch  # noqa: E402, F401  # its log keeps the stderr of its first import, which must be no test's
 
+from m2chat.commands import common  # noqa: E402
+
+# A command that names no model means the micro one, also where the language model of a larger one is here.
+common.default_model = lambda: ("micro", "")
+
 torch.set_num_threads(1)  # tests compare numbers, and some fork
 
 if TYPE_CHECKING:

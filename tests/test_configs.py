@@ -21,11 +21,12 @@ BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
 M3ADAPTERS = sorted(ROOT.glob("configs/m3adapter/*.yaml"))
 DECODERS = sorted(ROOT.glob("configs/decoder/*.yaml"))
 OF_ROWS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablations/*.yaml")])
-OF_BASES = sorted([*ROOT.glob("configs/paper/llama*.yaml"), *ROOT.glob("configs/smollm2/*.yaml")])
+OF_BASES = sorted(ROOT.glob("configs/paper/llama*.yaml"))
 OF_CARDS = [ROOT / f"configs/paper/{name}.yaml" for name in ("ddp", "one_gpu_80")]
 OF_PAPER_ROWS = sorted(ROOT.glob("configs/paper/rows/*.yaml"))
 OVERLAYS = [*OF_ROWS, *OF_BASES, *OF_CARDS, *OF_PAPER_ROWS, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
 RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *DECODERS, *OVERLAYS})
+POCKET = ROOT / "configs/pocket"
 OURS = ROOT / "configs/paper/stage0.yaml"
 ONE_CARD = ROOT / "configs/paper/one_gpu_24.yaml"
 PAPER = [path for path in RUNS if path.parent.name == "paper" and path not in (OURS, ONE_CARD)]
@@ -108,6 +109,25 @@ def test_stage_0_makes_the_adapter_that_its_twin_of_the_paper_names(parsed: Any)
     assert all(source.describe for source in config.data.train) and config.data.language_model == twin.language_model
 
 
+def test_the_pocket_system_trains_on_every_conversation_and_its_parts_fit_together(parsed: Any) -> None:
+    from m2chat.worlds.emoji.shards import TALKS
+
+    config = parsed(POCKET / "stage2.yaml")
+    assert {source.name for source in config.data.train} == TALKS.keys()
+    assert sum(source.weight for source in config.data.train) == pytest.approx(1.0)
+    assert config.data.check_leaks == "words"
+    backbone = config.model.init_args.backbone
+    names = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
+    described = parsed(POCKET / "stage0.yaml").model.init_args.backbone
+    assert [described[name] for name in names] == [backbone[name] for name in names]
+    for path in sorted(POCKET.glob("*.yaml")):
+        config = parsed(path)
+        sources = [*(config.data.train or []), *(config.data.val or []), *(config.data.test or [])]
+        splits = [(Path(source.path).name, source.world) for source in sources]
+        assert splits == [("test", "emoji")] * len(sources) or set(splits) == {("train", "emoji"), ("val", "emoji")}
+        assert "data/micro" not in str(config), "every network is a pocket one"
+
+
 @pytest.mark.parametrize("name", ["rows/stage1", "ablations/phi_10"])
 def test_rows_of_stage_1_are_evaluated_as_such(parsed: Any, name: str) -> None:
     overlay = ("--config", f"configs/{name}.yaml")
@@ -124,7 +144,7 @@ def test_backbones_parse(path: Path) -> None:
     parser.add_class_arguments(BackboneConfig, "backbone")
     config = parser.parse_object({"backbone": yaml.safe_load(path.read_text(encoding="utf-8"))}).backbone
     assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) >= {"language_model", "adapter", "vision_encoder"}
-    assert config.num_image_tokens == (8 if path.name == "micro.yaml" else 32)
+    assert config.num_image_tokens == (8 if path.name in ("micro.yaml", "pocket.yaml") else 32)
 
 
 @pytest.mark.parametrize("path", DECODERS, ids=name_of)
@@ -164,7 +184,9 @@ def test_m3adapters_parse_and_stand_once(path: Path) -> None:
     parser.add_class_arguments(M3AdapterConfig, "m3adapter")
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = parser.parse_object({"m3adapter": settings}).m3adapter
-    assert (config.width, config.heads) == {"micro.yaml": (192, 6), "paper.yaml": (1536, 24)}[path.name]
+    assert (config.width, config.heads) == {
+        "micro.yaml": (192, 6), "pocket.yaml": (256, 8), "paper.yaml": (1536, 24)
+    }[path.name]  # fmt: skip
     others = [other for other in ROOT.glob("configs/**/*.yaml") if other != path]
     assert not [other for other in others if f"width: {config.width}" in other.read_text(encoding="utf-8")]
 

@@ -14,6 +14,7 @@ import yaml
 
 from m2chat.errors import UserError
 from m2chat.migration import migrate
+from m2chat.shipped import remedy_for
 
 if TYPE_CHECKING:
     from m2chat.models.fingerprints import Fingerprints
@@ -113,7 +114,7 @@ def require_files(backbone: Mapping[str, Any]) -> None:
         path = str(backbone.get(name) or "")
         if path and path != _NEW and not Path(path).exists():
             there = PROJECT / path
-            remedy = (
+            remedy = remedy_for(path) or (
                 f"paths are relative to the folder of the project, which has it: cd {PROJECT}"
                 if not Path(path).is_absolute() and there.exists()
                 else "run this in the folder of the project, or set the path; docs/weights.md lists its files"

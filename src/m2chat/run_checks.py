@@ -73,7 +73,7 @@ def next_command(stage: str, checkpoint: str, files: Sequence[str], shortened: b
         return f"Next: lightning fit --config {beside / 'stage2.yaml'}{naming}"
     if stage == "m3ft":
         naming = f" --ckpt_path {checkpoint}" if shortened else ""
-        lines = [f"Next: m2chat chat --weights {checkpoint}"]
+        lines = [f"Next: m2chat chat --model {checkpoint}"]
         if (beside / "eval_mmdialog.yaml").is_file():
             lines.append(f"  or: lightning test --config {beside / 'eval_mmdialog.yaml'}{naming}")
         return "\n".join(lines)

@@ -77,6 +77,8 @@ class World(Protocol):
     """Names of the attributes that pictures may have."""
     licence: str
     """Licence of its pictures and texts."""
+    knows: str
+    """What a model that was trained in it can talk about, in a sentence."""
     shards: Path
     """Where its shards lie by default; below, a folder for each data set and split: ``cc3m/train``."""
     max_error: float

@@ -36,6 +36,7 @@ from m2chat.models.image_decoder import ImageDecoder
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.pipeline.tasks import text_to_image
 from m2chat.text import M2ChatTokenizer
+from m2chat.world import find_world
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 BAD: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("bad_bodies.py")))
@@ -93,7 +94,9 @@ def asked(text: str, *urls: str) -> list[dict[str, Any]]:
 
 
 def test_health_and_models(client: Any, http: TestClient) -> None:
-    assert http.get("/health").json()["status"] == "ok"
+    health, line = http.get("/health").json(), "Model: micro, stage 2, on llama and sdxl; draws 32 × 32 pixels."
+    assert health["status"] == "ok" and health["model"] == f"{line} {find_world('shapes').knows}"
+    assert http.get("/v1/models").json()["data"][0]["description"] == health["model"]
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError, match="choose 'm2chat'"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from m2chat.app.about import examples_of
 from m2chat.app.terminal import COMMANDS, TerminalChat, blocks
 from m2chat.data.images import load_image, save_png
 from m2chat.pipeline import M2ChatPipeline
@@ -27,7 +28,7 @@ def pipe() -> M2ChatPipeline:
 @pytest.fixture
 def chat(pipe: M2ChatPipeline, tmp_path: Path) -> TerminalChat:
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
-    chat = TerminalChat(pipe, console, tmp_path / "pictures")
+    chat = TerminalChat(pipe, console, tmp_path / "pictures", examples_of(pipe)["chat"])
     chat.session.configure(steps=2, seed=0, max_new_tokens=24, max_images=1)
     return chat
 
@@ -53,6 +54,7 @@ def talk(chat: TerminalChat) -> Talk:
 def test_help_lists_every_command(talk: Talk) -> None:
     shown = talk("!help", "!exit", "never read")
     assert all(command in shown for command in COMMANDS)
+    assert shown.count("for example: ") == 3 and "for example: I dream of a ball" in shown
 
 
 def test_a_reply_with_a_picture_that_is_saved(talk: Talk, chat: TerminalChat, tmp_path: Path) -> None:

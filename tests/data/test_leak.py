@@ -38,17 +38,17 @@ def open_source(path: Path, **options: Any) -> Source:
     return Source(SourceConfig("cc", str(path), **options))
 
 
+Check = Callable[..., None]
+
+
 @pytest.fixture
-def check(tmp_path: Path) -> Callable[[Iterable[Sample], Iterable[Sample]], None]:
-    def run(train: Iterable[Sample], val: Iterable[Sample]) -> None:
+def check(tmp_path: Path) -> Check:
+    def run(train: Iterable[Sample], val: Iterable[Sample], **how: bool) -> None:
         for name, samples in (("train", train), ("val", val)):
             write_shards(samples, tmp_path / name)
-        refuse_leaks([open_source(tmp_path / "train")], {"val": [open_source(tmp_path / "val")]})
+        refuse_leaks([open_source(tmp_path / "train")], {"val": [open_source(tmp_path / "val")]}, **how)
 
     return run
-
-
-Check = Callable[[Iterable[Sample], Iterable[Sample]], None]
 
 
 def test_different_samples_pass(check: Check) -> None:
@@ -73,6 +73,13 @@ def test_a_number_is_no_name_unless_the_words_agree(check: Check) -> None:
 def test_a_picture_is_recognised_under_any_name(check: Check) -> None:
     with pytest.raises(UserError, match="has the picture of"):
         check([talk("talk/a", "one", seed=0)], [talk("talk/b", "two", seed=0)])
+
+
+def test_words_alone_are_compared_where_pictures_are_shared(check: Check) -> None:
+    check([talk("talk/a", "one", seed=0)], [talk("talk/b", "two", seed=0)], compares_pictures=False)
+    said = ("shall we ?", "yes", "then show it")
+    with pytest.raises(UserError, match="has the conversation of"):
+        check([talk("talk/a", *said, seed=0)], [talk("talk/b", *said, seed=0)], compares_pictures=False)
 
 
 def test_a_conversation_is_recognised_by_its_words(check: Check) -> None:

@@ -17,7 +17,6 @@ from m2chat.models.config import BackboneConfig, NewAdapterConfig
 from m2chat.models.weights.adapter import open_adapter
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.text import M2ChatTokenizer
-from m2chat.worlds.shapes.shards import write_world
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "data" / "smollm2"
@@ -66,19 +65,18 @@ def test_its_continuations_under_a_new_adapter_are_transformers_own() -> None:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that looks like the repository's, and is the current one."""
-    write_world(ROOT / "data/micro/shards")
     for name in ("configs", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def fit(stage: int, overlay: str, steps: int, *arguments: str) -> dict[str, list[float]]:
+def fit(stage: int, steps: int, *arguments: str) -> dict[str, list[float]]:
     """Trains a stage for a few steps of four samples by the command; returns the losses of each step by name."""
     few = ("--data.batch_size=4", f"--data.samples_per_epoch={4 * steps}", f"--trainer.max_steps={steps}")
     quiet = ("--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0", "--trainer.log_every_n_steps=1")
-    configs = (f"--config=configs/stage{stage}.yaml", f"--config=configs/smollm2/{overlay}.yaml")
-    assert cli.main(["fit", *configs, *few, "--trainer.max_epochs=1", *quiet, *arguments]) == 0
+    config = f"--config=configs/pocket/stage{stage}.yaml"
+    assert cli.main(["fit", config, *few, "--trainer.max_epochs=1", *quiet, *arguments]) == 0
     run = max(Path("lightning_logs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
     events = EventAccumulator(str(run))
     events.Reload()
@@ -91,14 +89,15 @@ def fit(stage: int, overlay: str, steps: int, *arguments: str) -> dict[str, list
     return losses
 
 
+@pytest.mark.skipif(not (ROOT / "data/pocket/sdxl").is_dir(), reason="`make backbones-pocket` trains them")
 @pytest.mark.filterwarnings("ignore")
 def test_three_stages_and_a_reply(workplace: Path) -> None:
-    described = fit(0, "stage0", 16, "--model.init_args.adapter_file=adapter.pth")["train/loss"]
+    described = fit(0, 16, "--model.init_args.adapter_file=adapter.pth")["train/loss"]
     assert sum(described[-4:]) < 0.75 * sum(described[:4]), described
     assert open_adapter(Path("adapter.pth"), "x").base is not None
     adapter = "--model.init_args.backbone.adapter=adapter.pth"
-    assert fit(1, "m3ft", 3, adapter).keys() >= {"train/loss_align", "train/loss_ddpm"}
-    fit(2, "m3ft", 24, adapter)
+    assert fit(1, 3, adapter).keys() >= {"train/loss_align", "train/loss_ddpm"}
+    fit(2, 24, adapter)
     checkpoint = max(workplace.glob("lightning_logs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     pipe = M2ChatPipeline.from_pretrained(str(checkpoint))
     assert pipe.origin.prompt == "chat" and pipe.origin.stage == "m3ft"

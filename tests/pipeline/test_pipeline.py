@@ -16,11 +16,12 @@ import yaml
 from PIL import Image as Pillow
 
 import m2chat
+from m2chat import shipped
 from m2chat.errors import UserError
 from m2chat.models.weights.exported import read_manifest
-from m2chat.pipeline import M2ChatPipeline, OutputImage, Progress, weights
+from m2chat.pipeline import M2ChatPipeline, OutputImage, Progress
 from m2chat.pipeline.tasks import edit, text_to_image, wish
-from m2chat.pipeline.weights import micro_root
+from m2chat.shipped import folder_of
 from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.shapes.captions import parse_caption
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
@@ -204,7 +205,7 @@ def test_saved_and_loaded_it_says_the_same(pipe: M2ChatPipeline, tmp_path: Path,
 
 
 def test_weights_of_stage_1_force_the_layout(tmp_path: Path) -> None:
-    first = M2ChatPipeline.from_pretrained(micro_root() / "data/micro/m2chat/align.ckpt")
+    first = M2ChatPipeline.from_pretrained(folder_of("micro") / "m2chat/align.ckpt")
     output = first(ASK, **SHORT)
     assert len(output.images) == 1 and output.gate == [1.0]
 
@@ -337,13 +338,13 @@ def test_a_language_model_in_fewer_bits_still_replies(mode: Any) -> None:
 def test_the_longest_sequence_is_that_of_the_training(
     recorded: dict[str, Any] | None, configured: int | None, expected: int, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    shipped = micro_root() / "data/micro/m2chat"
-    payload = torch.load(shipped / "align.ckpt", weights_only=True)
+    weights = folder_of("micro") / "m2chat"
+    payload = torch.load(weights / "align.ckpt", weights_only=True)
     if recorded is not None:
         payload["config"] = {**payload.get("config", {}), "layout": recorded}
     (tmp_path / "checkpoints").mkdir()
     torch.save(payload, tmp_path / "checkpoints" / "align.ckpt")
-    config = yaml.safe_load((shipped / "config.yaml").read_text())
+    config = yaml.safe_load((weights / "config.yaml").read_text())
     config["data"] = {} if configured is None else {"max_tokens": configured}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     if recorded is not None:  # the format of the prompts as well, which needs the model's template
@@ -383,15 +384,15 @@ def test_the_package_offers_the_pipeline_and_imports_it_when_it_is_used() -> Non
 def test_a_checkpoint_is_loaded_alone_and_an_earlier_one_with_its_config_yaml(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shipped = micro_root().resolve() / "data/micro"
-    payload = torch.load(shipped / "m2chat/align.ckpt", weights_only=True)
-    config = yaml.safe_load((shipped / "m2chat/config.yaml").read_text())
+    micro = folder_of("micro").resolve()
+    payload = torch.load(micro / "m2chat/align.ckpt", weights_only=True)
+    config = yaml.safe_load((micro / "m2chat/config.yaml").read_text())
     settings = config["model"]["init_args"]
     for name in ("language_model", "adapter", "vision_encoder", "image_decoder"):
-        settings["backbone"][name] = str(shipped.parents[1] / settings["backbone"][name])
+        settings["backbone"][name] = str(micro.parents[1] / settings["backbone"][name])
     payload["config"] |= {"backbone": settings["backbone"], "layout": {"max_tokens": 150, "num_image_tokens": 8}}
     path = tmp_path / "align.ckpt"
-    monkeypatch.setattr(weights, "_ROOTS", (tmp_path,))
+    monkeypatch.setattr(shipped, "ROOTS", (tmp_path,))
     torch.save(payload, path)
     (tmp_path / "config.yaml").write_text("model: {init_args: {}}")  # of another run: what the checkpoint holds counts
     pipe = M2ChatPipeline.from_pretrained(path)

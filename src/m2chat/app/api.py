@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from m2chat import __version__
+from m2chat.app.about import about
 from m2chat.app.entrance import PARSED, RELEASE, Admission, Entrance, FrugalRoute, NamedHosts
 from m2chat.app.image_requests import ImagesRequest
 from m2chat.app.limits import Budget, Deadline, SlotResponse, Slots
@@ -66,14 +67,16 @@ def build_api(
     api.add_exception_handler(UserError, _refused)
     api.add_exception_handler(AnyHTTPException, _failed)
     slots, since = Slots(at_once), int(time.time())
-    model = {"id": MODEL, "object": "model", "created": since, "owned_by": "m2chat"}
+    which = about(pipe)
+    model = {"id": MODEL, "object": "model", "created": since, "owned_by": "m2chat", "description": which}
     # A pool of its own: pictures that come slowly, or take long to decode, hold no thread that a reply needs.
     readers = ThreadPoolExecutor(max(1, at_once), thread_name_prefix="m2chat-read")
     hosts = frozenset(picture_hosts)
 
     @api.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "version": __version__, "stage": pipe.origin.stage, "requests": gate.requests}
+        state = {"status": "ok", "version": __version__, "stage": pipe.origin.stage, "requests": gate.requests}
+        return {**state, "model": which}
 
     @api.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from m2chat import __version__
+from m2chat.app.about import about
 from m2chat.app.api import invalid, refusal
 from m2chat.app.buttons import busy_buttons, usable_buttons
 from m2chat.app.chat import ChatHandlers, LensReader, stop
@@ -19,7 +20,6 @@ from m2chat.app.entrance import NamedHosts
 from m2chat.app.tabs import TaskHandlers, add_tabs
 from m2chat.app.uploads import MAX_BYTES
 from m2chat.app.widgets import AT_ONCE, QUEUED, UNQUEUED, WAITING, as_examples, message_box, picture_cache, size_sliders
-from m2chat.evaluation.names import STAGES
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.world import Example
 
@@ -60,7 +60,6 @@ def build_page(
     pipe: M2ChatPipeline,
     examples: Mapping[str, Sequence[Example]] | None = None,
     readings: LensReader | None = None,
-    knows: str = "",
 ) -> gr.Blocks:
     """Builds the page.
 
@@ -69,7 +68,6 @@ def build_page(
         examples: Example messages by task: ``chat``, ``draw``, ``wish``, ``edit``, ``story``; texts, or a text and a
             picture.
         readings: Judge of a lens' pictures; None where no judge knows the pictures.
-        knows: What the model can talk about, for the line below the title.
 
     Returns:
         The page, ready for `launch`.
@@ -77,7 +75,7 @@ def build_page(
     # Files are deleted when they are older than a day, all of them when the server ends.
     page: gr.Blocks = gr.Blocks(title="M²Chat", analytics_enabled=False, delete_cache=(3600, _DAY), fill_width=False)
     with page:
-        head = gr.HTML(_HEAD.format(about=escape(about(pipe, knows))), elem_id="head")
+        head = gr.HTML(_HEAD.format(about=escape(about(pipe))), elem_id="head")
         cache = picture_cache(head)
         shown = as_examples(examples or {}, cache, head)
         with gr.Tab("Chat", elem_id="tab-chat"):
@@ -86,15 +84,6 @@ def build_page(
         page.load(None, js=ESCAPE_STOPS)
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
     return page
-
-
-def about(pipe: M2ChatPipeline, knows: str = "") -> str:
-    """One line: which weights answer, on which networks, and what they can talk about."""
-    origin, backbone = pipe.origin, pipe.origin.backbone
-    stage = STAGES[origin.stage]
-    networks = f"{Path(backbone.language_model).name} and {Path(backbone.image_decoder).name}"
-    model = f"{Path(origin.path).name}, {stage}, on {networks}"
-    return f"Model: {model}; draws {pipe.image_size} × {pipe.image_size} pixels. {knows}".strip()
 
 
 def _add_chat(handlers: ChatHandlers) -> None:
@@ -187,6 +176,7 @@ def launch(
     port: int = 7860,
     block: bool = True,
     allowed_hosts: Collection[str] | None = None,
+    opens: bool = False,
 ) -> str:
     """Serves a page.
 
@@ -196,6 +186,7 @@ def launch(
         port: Port, 0-65535; 0 takes a free one.
         block: Whether to return only when the server is interrupted.
         allowed_hosts: Names by which the page may be addressed, besides ``localhost`` and numbers; None for any.
+        opens: Whether a browser is opened on it.
 
     Returns:
         URL of the page.
@@ -205,6 +196,7 @@ def launch(
         server_name=host,
         server_port=port or None,
         share=False,
+        inbrowser=opens,
         quiet=True,
         prevent_thread_lock=True,
         ssr_mode=False,

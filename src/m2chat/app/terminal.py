@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from m2chat.errors import UserError
 from m2chat.files import write_new
 from m2chat.pipeline import Drawn, Event, Finished, M2ChatPipeline, Notice, Progress, Session, Words
 from m2chat.schema import Picture
+from m2chat.world import Example
 
 COMMANDS = {
     "!help": "this list",
@@ -43,10 +44,12 @@ class TerminalChat:
         pipe: Pipeline.
         console: Console for the output.
         folder: Folder for generated pictures.
+        examples: Messages to try.
     """
 
-    def __init__(self, pipe: M2ChatPipeline, console: Console, folder: Path) -> None:
+    def __init__(self, pipe: M2ChatPipeline, console: Console, folder: Path, examples: Sequence[Example] = ()) -> None:
         self.console, self.folder = console, folder
+        self.examples = [example for example in examples if isinstance(example, str)]
         self.session = Session(pipe, preview_every=0)
         self.shown: list[Picture] = []
 
@@ -57,6 +60,8 @@ class TerminalChat:
             read: Function that returns the next line, and raises `EOFError` at the end.
         """
         self.console.print("Say something; [bold]!help[/bold] lists the commands.")
+        for example in self.examples:
+            self.console.print(f"[dim]for example: {escape(example)}[/dim]")
         while True:
             try:
                 line = read().strip()

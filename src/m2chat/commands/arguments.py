@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from m2chat.errors import UserError
 from m2chat.ranges import RANGES
+from m2chat.shipped import MODELS
 
 CONFIG = "name a configuration such as configs/stage1.yaml"
 DEVICES = re.compile(r"cpu|mps|xpu(:\d+)?|cuda(:\d+)?")
@@ -120,6 +121,14 @@ def existing(kind: str = "file or folder", remedy: str = "name one that is there
         return path
 
     return parse
+
+
+def model_or_path(text: str) -> str | Path:
+    """The type of a model: the name of one that comes with the project, else a path that must be there."""
+    if text in MODELS:
+        return text
+    meant = suggestion(text, MODELS)
+    return existing("file or folder", f"name one that is there, or a model: {', '.join(MODELS)}{meant}")(text)
 
 
 def _names(folder: Path) -> list[str]:

@@ -165,7 +165,7 @@ def _score(
         raise UserError(f"--outputs: there is no {outputs}")
     protocol: dict[str, Any] = {"dataset": benchmark.title, "stage": options.name, "weights": str(outputs)}
     if options.outputs is None:
-        protocol["weights"] = str(options.weights or "shipped")
+        protocol["weights"] = str(options.model or "shipped")
         names = ("seed", "steps", "guidance", "image", "max_images", "max_new_tokens", "allow_missing")
         protocol |= {name: getattr(options, name) for name in names}
     protocol |= {"left_out": left_out} if left_out else {}
@@ -210,14 +210,14 @@ def _metrics(benchmark: Benchmark, config: Path | None) -> list[Any]:
     from m2chat.callbacks.text_overlap import TextOverlap
     from m2chat.metrics.encoders import OpenClipEncoder
     from m2chat.metrics.extractors import MicroExtractor
-    from m2chat.pipeline.weights import micro_root
+    from m2chat.shipped import folder_of
 
-    root = micro_root()  # the command may run anywhere
-    encoder = OpenClipEncoder(str(root / "data/micro/metric_clip"))
+    root = folder_of("micro")  # the command may run anywhere
+    encoder = OpenClipEncoder(str(root / "metric_clip"))
     kinds: dict[str, Callable[[], Any]] = {
         "CLIPScore": lambda: CLIPScore(encoder),
         "EditScores": lambda: EditScores(encoder),
-        "FID": lambda: FID(MicroExtractor(str(root / "data/micro/fid"))),
+        "FID": lambda: FID(MicroExtractor(str(root / "fid"))),
         "InterRel": lambda: InterRel(encoder),
         "Structure": Structure,
         "TextOverlap": TextOverlap,

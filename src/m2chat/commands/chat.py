@@ -47,10 +47,11 @@ def run(options: argparse.Namespace) -> None:
         import readline  # noqa: F401  line editing and history, where the platform has it
     console = Console()
     pipe = load_pipeline(options)
+    from m2chat.app.about import examples_of
     from m2chat.app.terminal import TerminalChat
     from m2chat.pipeline import Session
 
-    chat = TerminalChat(pipe, console, options.out)
+    chat = TerminalChat(pipe, console, options.out, examples_of(pipe).get("chat", ()))
     if options.load is not None:
         chat.session = Session.load(pipe, options.load)
     chat.session.configure(seed=options.seed, steps=options.steps, height=options.height, width=options.width)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2chat.commands.arguments import backbone_file, device_or_auto, existing, in_range, new_folder
+from m2chat.commands.arguments import backbone_file, device_or_auto, in_range, model_or_path, new_folder
 from m2chat.errors import UserError
 from m2chat.files import take_file, write_whole
+from m2chat.shipped import MODELS, default_model, require_complete
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,10 +34,10 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds options of weights and device."""
-    parser.add_argument("--weights", type=existing(), metavar="PATH",
-                        help="checkpoint or folder of weights (default: the "
-                        "shipped micro weights)")  # fmt: skip
+    """Adds options of model and device."""
+    parser.add_argument("--model", "--weights", type=model_or_path, metavar="NAME|PATH", help="model that answers: "
+                        f"{' or '.join(MODELS)}, which come with the project, a checkpoint, or a folder of weights "
+                        "(default: the first that is here)")  # fmt: skip
     parser.add_argument("--backbone", type=backbone_file, metavar="YAML", help="backbones, such as "
                         "configs/backbone/paper.yaml (default: those of the training)")  # fmt: skip
     parser.add_argument("--decoder", metavar="PATH", help="image decoder with the same text encoders: a diffusers "
@@ -132,8 +134,14 @@ def dtype_of(options: argparse.Namespace, device: torch.device) -> torch.dtype |
     return getattr(torch, DTYPES[options.dtype])  # type: ignore[no-any-return]
 
 
-def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
-    """The model of the options, without progress bars; wrong options are refused before anything heavy is imported.
+def load_pipeline(options: argparse.Namespace, default: str | None = None) -> M2ChatPipeline:
+    """The model of the options, without progress bars; which it is goes to stderr in a line.
+
+    Wrong options are refused before anything heavy is imported.
+
+    Args:
+        options: Those of `add_model_options`.
+        default: Model that answers where none is named; None for the first shipped one that is complete.
 
     Raises:
         UserError: If an option of the image decoder, the device or a file does not fit.
@@ -154,6 +162,11 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
             raise UserError(
                 f"--backbone {options.backbone}: {error}; configs/backbone/micro.yaml is an example"
             ) from None
+    lacks = ""
+    if options.model is None:
+        options.model, lacks = (default, "") if default else default_model()
+    if options.model in MODELS:
+        require_complete(options.model)
     with working("loading the model"):
         where = device_of(options)
         if options.memory:
@@ -164,13 +177,16 @@ def load_pipeline(options: argparse.Namespace) -> M2ChatPipeline:
 
         dtype = dtype_of(options, where)
         pipe = M2ChatPipeline.from_pretrained(
-            options.weights, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
+            options.model, backbone=backbone, image_decoder=options.decoder, decoder=changes or None
         )
         try:
             pipe = pipe.fit_to_memory(options.memory, where, dtype) if options.memory else pipe.to(where, dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {where}: {str(error).splitlines()[0]}; cpu is always there") from error
     pipe.set_progress_bar_config(disable=True)
+    from m2chat.app.about import about
+
+    print(about(pipe) + (f" ({lacks})" if lacks else ""), file=sys.stderr, flush=True)
     return pipe
 
 
@@ -201,8 +217,6 @@ def working(text: str) -> Iterator[Callable[[str], None]]:
     Yields:
         A function that shows another text.
     """
-    import sys
-
     if not sys.stderr.isatty():
         yield lambda text: None
         return

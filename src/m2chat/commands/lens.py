@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-from typing import TYPE_CHECKING
 
 from m2chat.commands.arguments import existing, in_range, new_folder
 from m2chat.commands.common import (
@@ -19,9 +18,6 @@ from m2chat.commands.common import (
 from m2chat.commands.tasks import PICTURE
 from m2chat.errors import UserError
 from m2chat.files import write_new
-
-if TYPE_CHECKING:
-    from m2chat.pipeline.lens import Lens, Readings
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,25 +38,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
-def readings(lens: Lens) -> Readings:
-    """What the judge of the shapes world reads from a lens' pictures; None for pictures of other sizes."""
-    from m2chat.pipeline.lens import Reading
-    from m2chat.world import find_world
-
-    world = find_world("shapes")
-    shape = lens.layers[0].shape
-    if shape != (world.image_size, world.image_size, 3):
-        return None
-    context = lens.context if lens.context is not None and lens.context.shape == shape else None
-    return [Reading(seen, world.summary(seen)) for seen in world.seen_in([context, *lens.layers])]
-
-
 def run(options: argparse.Namespace) -> None:
     """Replies to the message, and draws the lens of the reply."""
     if not options.text.strip() and options.picture is None:
         raise UserError("text: it is empty: say something, or show a --picture")
     shown = [] if options.picture is None else [read_picture(options.picture)]
     pipe = load_pipeline(options)
+    from m2chat.app.about import readings_of
     from m2chat.pipeline import Session
     from m2chat.pipeline.lens import figure, look_inside
 
@@ -70,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         session.reply(options.text, shown, image="force", max_images=1, seed=options.seed)
     with working("drawing from each layer"):
         lens = look_inside(session)
-    page = figure(lens, readings(lens))
+    page = figure(lens, readings_of(pipe, lens))
     drawn = io.BytesIO()
     page.savefig(drawn, dpi=110, format="png")
     path = write_new(options.out, "lens", ".png", drawn.getvalue())

@@ -38,10 +38,12 @@ def run(options: argparse.Namespace) -> None:
     """Measures, prints a table, writes the file."""
     from m2chat.evaluation.markup import aligned
     from m2chat.evaluation.results import plain
+    from m2chat.shipped import MODELS
     from m2chat.world import find_world
 
     world = find_world(options.world, "--world")
-    pipe = load_pipeline(options)
+    trained_in = {model.world: name for name, model in MODELS.items()}
+    pipe = load_pipeline(options, trained_in.get(options.world))
     rows = world.measure(
         pipe,
         count=options.count,

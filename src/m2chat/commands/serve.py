@@ -7,18 +7,16 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from m2chat import __version__
 from m2chat.commands.arguments import in_range
 from m2chat.commands.common import add_model_options, load_pipeline
-from m2chat.commands.lens import readings
 from m2chat.errors import UserError
-
-KNOWN = "It knows shapes: colour, size, place, background."
-"""What the shipped weights can talk about."""
 
 if TYPE_CHECKING:
     from m2chat.pipeline import M2ChatPipeline
@@ -28,6 +26,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser("serve", help="chat on a web page, or over HTTP with --api")
     parser.add_argument("--api", action="store_true", help="serve an OpenAI-compatible API instead of the page")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser, where there is a screen")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
@@ -55,7 +54,6 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"m2chat serve needs {name}: pip install 'm2chat[serve]'")
     require_free(options.host, options.port)
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
-    print(f"Loading {options.weights or 'the shipped micro weights'} ...", flush=True)
     pipe = load_pipeline(options)
     if options.api:
         _serve_api(pipe, options)
@@ -82,9 +80,14 @@ def require_free(host: str, port: int) -> None:
         ) from error
 
 
+def has_browser() -> bool:
+    """Whether this computer has a screen on which a browser can be opened: a terminal's browser would be in the way."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
 def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
+    from m2chat.app.about import examples_of, readings_of
     from m2chat.app.page import build_page, launch
-    from m2chat.world import find_world
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -93,9 +96,8 @@ def _serve_page(pipe: M2ChatPipeline, options: argparse.Namespace) -> None:
         signal.signal(number, end)
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="m2chat-page-")  # private, unlike the default
     try:
-        knows = KNOWN if options.weights is None else ""
-        page = build_page(pipe, find_world("shapes").examples(), readings, knows)
-        launch(page, options.host, options.port, allowed_hosts=_hosts(options))
+        page = build_page(pipe, examples_of(pipe), partial(readings_of, pipe))
+        launch(page, options.host, options.port, allowed_hosts=_hosts(options), opens=options.open and has_browser())
     except OSError as error:
         raise UserError(f"--port {options.port}: {error}; name another one") from error
     finally:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from lightning import LightningDataModule
@@ -63,7 +63,8 @@ class M2ChatDataModule(LightningDataModule):
         val_samples: Number of replies to validate on, spread evenly over the sources; all by default.
         test_samples: Number of replies to test on, likewise.
         test_draw: Seed of a random draw of `test_samples` instead, such as COCO's 30,000.
-        check_leaks: Whether to refuse samples to validate or test on that also occur in training.
+        check_leaks: Whether to refuse samples to validate or test on that also occur in training; ``words`` compares
+            their ids and texts alone, for conversations that talk about the same pictures in training and outside it.
         random_crop: Whether training takes the square of a target picture from a random position; evaluation takes the
             middle. The crop conditions SDXL either way.
         flip: Probability with which training mirrors a target picture, unless the sample's text names sides.
@@ -101,7 +102,7 @@ class M2ChatDataModule(LightningDataModule):
         val_samples: int | None = None,
         test_samples: int | None = None,
         test_draw: int | None = None,
-        check_leaks: bool = True,
+        check_leaks: bool | Literal["words"] = True,
         random_crop: bool = False,
         flip: float = 0.0,
         length_bucketing: int = 0,
@@ -161,7 +162,7 @@ class M2ChatDataModule(LightningDataModule):
         if self.check_leaks and self.configs["train"]:
             refuse_overlap(self.configs)
             indexed = [source for source in self._open("train") if isinstance(source, Source)]
-            refuse_leaks(indexed, self._held_out())
+            refuse_leaks(indexed, self._held_out(), self.check_leaks != "words")
 
     def _held_out(self) -> dict[str, list[Source]]:
         """The sources to evaluate on."""
@@ -284,7 +285,8 @@ class M2ChatDataModule(LightningDataModule):
                 source.load = partial(load_scaled, side=max(self.collator.image_size, self.collator.vision.size))
         in_sequence = [source for source in sources if isinstance(source, SequentialSource)]
         if in_sequence and self.check_leaks:
-            held_out = prints_of_sources(source for sources in self._held_out().values() for source in sources)
+            evaluated = [source for sources in self._held_out().values() for source in sources]
+            held_out = prints_of_sources(evaluated, self.check_leaks != "words")
             for source in in_sequence:
                 source.held_out = held_out
         order = self.seed, self.samples_per_epoch, *_rank_of_ranks(), self.length_bucketing, self.num_workers

@@ -33,12 +33,15 @@ class _Place(NamedTuple):
         return f"{identity(json_of(shard.members(self.sample)), key)!r} (key {key} of {shard.path})"
 
 
-def refuse_leaks(train: Sequence[Source], held_out: Mapping[str, Sequence[Source]]) -> None:
+def refuse_leaks(
+    train: Sequence[Source], held_out: Mapping[str, Sequence[Source]], compares_pictures: bool = True
+) -> None:
     """Raises if a sample to validate or to test on also occurs in training.
 
     Args:
         train: Sources to train on; those of weight 0 are left out.
         held_out: Sources to evaluate on, by the name of their setting.
+        compares_pictures: Whether a sample is also recognised by its pictures.
 
     Raises:
         UserError: If there is a leak; with the first one, the number of all, and the remedy.
@@ -50,14 +53,14 @@ def refuse_leaks(train: Sequence[Source], held_out: Mapping[str, Sequence[Source
     for setting, sources in held_out.items():
         owners: dict[int, _Place] = {}
         for source in sources:
-            for number, prints in _prints(source):
+            for number, prints in _prints(source, compares_pictures):
                 for hashed, sample in zip(prints.hashes.tolist(), prints.sample.tolist(), strict=True):
                     owners.setdefault(hashed, _Place(source, number, sample))
         known = np.array(list(owners), np.uint64)
         leaked: set[_Place] = set()
         first = ""
         for source in used:
-            for number, prints in _prints(source):
+            for number, prints in _prints(source, compares_pictures):
                 for at in np.flatnonzero(np.isin(prints.hashes, known)).tolist():
                     place = owners[int(prints.hashes[at])]
                     leaked.add(place)
@@ -65,7 +68,8 @@ def refuse_leaks(train: Sequence[Source], held_out: Mapping[str, Sequence[Source
                         f"{setting} sample {place} has the {WHAT[prints.what[at]]} of train sample "
                         f"{_Place(source, number, int(prints.sample[at]))}. To train without it: `m2chat data subset "
                         f"{source.config.path} CLEAN --without {place.source.config.path}`, and give CLEAN as the path "
-                        f"of source {source.name!r}; if it is meant, set data.check_leaks to false"
+                        f"of source {source.name!r}; if it is meant, set data.check_leaks to false, or to words if "
+                        "only pictures are shared"
                     )
         if leaked:
             raise UserError(
@@ -73,16 +77,19 @@ def refuse_leaks(train: Sequence[Source], held_out: Mapping[str, Sequence[Source
             )
 
 
-def prints_of_sources(sources: Iterable[Source]) -> frozenset[int]:
-    """All prints of the samples that some sources keep."""
-    return frozenset(hashed for source in sources for _, prints in _prints(source) for hashed in prints.hashes.tolist())
+def prints_of_sources(sources: Iterable[Source], compares_pictures: bool = True) -> frozenset[int]:
+    """All prints of the samples that some sources keep; `compares_pictures` as for `refuse_leaks`."""
+    every = (prints for source in sources for _, prints in _prints(source, compares_pictures))
+    return frozenset(hashed for prints in every for hashed in prints.hashes.tolist())
 
 
-def _prints(source: Source) -> Iterator[tuple[int, Prints]]:
+def _prints(source: Source, compares_pictures: bool) -> Iterator[tuple[int, Prints]]:
     """Number and prints of each shard of a source, of the samples that it keeps."""
     for number, shard in enumerate(source.shards):
         prints = prints_of_shard(shard)
         kept = np.isin(prints.sample, source.kept[number])
+        if not compares_pictures:
+            kept &= prints.what != WHAT.index("picture")
         yield number, Prints(prints.hashes[kept], prints.what[kept], prints.sample[kept])
 
 

@@ -59,7 +59,8 @@ class M2ChatPipeline(PipelineBase):
         """Loads a model.
 
         Args:
-            pretrained: Checkpoint file, folder of `save_pretrained`, or None for the shipped micro weights.
+            pretrained: Name of a model that comes with the project, ``pocket`` or ``micro``; a checkpoint file; a
+                folder of `save_pretrained`; or None for ``micro``.
             backbone: Backbones; None takes those of the training.
             m3adapter: Configuration of the M³Adapter; None takes that of the training.
             image_decoder: Another image decoder with the text encoders of the training's: a diffusers folder, SDXL in

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.models.build import build_m2chat
 from m2chat.models.checkpoints import HEADER, check_header, load_trained, read_checkpoint
+from m2chat.models.choosing import RUN
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig, with_paths
 from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.fingerprints import Fingerprints
@@ -27,16 +27,12 @@ from m2chat.models.weights.exported import check_backbones, export_model, is_exp
 from m2chat.models.weights.exported import load_weights as load_exported
 from m2chat.pipeline.describer import pretrained_tensors
 from m2chat.pipeline.run_settings import read_settings, run_settings
+from m2chat.shipped import MODELS, WEIGHTS, anchored, folder_of, remedy_for
 from m2chat.text import M2ChatTokenizer
 from m2chat.text.clip_tokenizers import require_tokenizers
 from m2chat.text.layout import MAX_TOKENS
 from m2chat.text.prompts import EARLIER, PromptFormat, resolved
 
-_SHIPPED = Path("data", "micro", "m2chat")
-"""Folder of the shipped weights and their configuration."""
-_ROOTS = (Path(), Path(__file__).parents[3], Path(sysconfig.get_path("data"), "share", "m2chat"))
-"""Folders that may have ``data/micro``: the current one, the project that this code is part of, and where a wheel puts
-it."""
 _REQUIRED = {
     "backbone": {"language_model", "adapter", "vision_encoder", "image_decoder", "num_image_tokens"},
     "m3adapter": {"width", "heads"},
@@ -58,6 +54,8 @@ class Origin:
         max_tokens: Maximum length of a sequence in training.
         pretrained: Tensors of the language model before stage 2, with which pictures are described.
         prompt: Format of the prompts in training.
+        model: Name of the model, if it comes with the project.
+        worlds: Generated worlds that it was trained in, as far as it is recorded; an empty name stands for other data.
     """
 
     path: str
@@ -69,6 +67,8 @@ class Origin:
     max_tokens: int = MAX_TOKENS
     pretrained: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     prompt: PromptFormat = EARLIER
+    model: str = ""
+    worlds: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, str]:
@@ -87,31 +87,6 @@ _Change: TypeAlias = Callable[[BackboneConfig], BackboneConfig]
 _Opened: TypeAlias = tuple[Origin, Callable[[M2ChatModel], object]]
 
 
-def micro_root() -> Path:
-    """The folder with ``data/micro``: the current one, else the project that this code is part of, else of the wheel.
-
-    Raises:
-        UserError: If none has it.
-    """
-    for root in _ROOTS:
-        if (root / "data" / "micro" / "manifest.json").is_file():
-            return root
-    raise UserError(
-        "the shipped micro weights are not here: there is no data/micro in this folder, nor with the installed package "
-        f"({_ROOTS[-1]}). Go into a clone of the project, install m2chat anew, or name a checkpoint and its backbone"
-    )
-
-
-def _anchored(config: BackboneConfig) -> BackboneConfig:
-    """The same backbones with paths of the shipped ones that hold in any folder; other paths are left as they are."""
-
-    def anchored(value: str) -> str:
-        missing = value.startswith("data/micro/") and not Path(value).exists()
-        return str(micro_root() / value) if missing else value
-
-    return with_paths(config, anchored)
-
-
 def load_weights(
     source: str | Path | None = None,
     backbone: BackboneConfig | None = None,
@@ -122,8 +97,9 @@ def load_weights(
     """Builds the model and fills in trained weights.
 
     Args:
-        source: Checkpoint of a run, which holds its settings (one of an earlier version needs the run's ``config.yaml``
-            beside or above it); a folder that `save_weights` wrote; or None for the shipped micro weights of stage 2.
+        source: Name of a model that comes with the project, of `m2chat.shipped.MODELS`, or None for ``micro``; a
+            checkpoint of a run, which holds its settings (one of an earlier version needs the run's ``config.yaml``
+            beside or above it); or a folder that `save_weights` wrote.
         backbone: Backbones; None takes those of the source.
         m3adapter: Configuration of the M³Adapter; None takes that of the source.
         image_decoder: Another image decoder in place of that of the backbones; see `with_decoder`.
@@ -136,9 +112,13 @@ def load_weights(
     Raises:
         UserError: If the source is missing, broken, or was trained on other backbones.
     """
-    path = micro_root() / _SHIPPED / "m3ft.ckpt" if source is None else Path(source)
+    source = "micro" if source is None else source
+    shipped = source if isinstance(source, str) and source in MODELS else ""
+    path = folder_of(shipped) / WEIGHTS if shipped else Path(source)
     opened = _exported if path.is_dir() else _checkpoint
     origin, fill = opened(path, backbone, m3adapter, lambda given: _drawn_by(given, image_decoder, decoder))
+    if shipped:
+        origin = replace(origin, model=shipped, worlds=(MODELS[shipped].world,))
     M2ChatTokenizer(origin.backbone.language_model)  # what lacks one is refused before gigabytes are read
     require_tokenizers(Path(origin.backbone.image_decoder))
     model = build_m2chat(origin.backbone, origin.m3adapter)
@@ -163,8 +143,9 @@ def _checkpoint(
     stage: Stage = payload[HEADER]["stage"]
     settings = run_settings(path, payload)
     if settings is None:
-        shipped = (root / _SHIPPED / "config.yaml" for root in _ROOTS)
-        settings = next((read_settings(file) for file in shipped if file.is_file()), {})
+        with suppress(UserError):  # the shipped ones may not be here
+            settings = _micro_settings()
+    settings = settings or {}
     trained_on = _recorded(settings)
     backbone = _anchored(drawn_by(backbone or BackboneConfig(**_complete(settings, "backbone"))))
     m3adapter = m3adapter or m3adapter_of(_complete(settings, "m3adapter"))
@@ -178,6 +159,7 @@ def _checkpoint(
         tuple(payload.get("tasks", ())),
         layout.get("max_tokens", MAX_TOKENS),
         prompt=layout.get("prompt", EARLIER),
+        worlds=tuple((payload.get(RUN) or {}).get("worlds", ())),
     )
 
     prints = Fingerprints(backbone)
@@ -190,6 +172,18 @@ def _checkpoint(
         load_trained(module, path, names, stage=None, backbones=prints, trained_on=trained_on)
 
     return origin, fill
+
+
+def _anchored(config: BackboneConfig) -> BackboneConfig:
+    """The same backbones with paths of the shipped ones that hold in any folder; other paths are left as they are.
+
+    Raises:
+        UserError: If a command has yet to bring their language model.
+    """
+    config = with_paths(config, anchored)
+    if (remedy := remedy_for(config.language_model)) and not Path(config.language_model).exists():
+        raise UserError(f"the language model {config.language_model} is not here: {remedy}")
+    return config
 
 
 def _recorded(settings: Mapping[str, Any]) -> BackboneConfig | None:
@@ -278,4 +272,9 @@ def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     if _REQUIRED[name] <= given.keys():
         return given
     # A hand-written configuration may leave out settings that are those of the micro scale.
-    return {**read_settings(micro_root() / _SHIPPED / "config.yaml")[name], **given}
+    return {**_micro_settings()[name], **given}
+
+
+def _micro_settings() -> dict[str, Any]:
+    """Settings of the shipped micro weights."""
+    return read_settings(folder_of("micro") / WEIGHTS.with_name("config.yaml"))

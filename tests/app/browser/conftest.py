@@ -6,16 +6,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from m2chat.commands.lens import readings
 from m2chat.data.images import save_png
 from m2chat.pipeline import M2ChatPipeline
-from m2chat.world import find_world
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -31,11 +30,13 @@ WAIT = 60_000
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("gradio", reason="needs m2chat[serve]")
+    from m2chat.app.about import examples_of, readings_of
     from m2chat.app.page import build_page, launch
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        page = build_page(M2ChatPipeline.from_pretrained(), find_world("shapes").examples(), readings)
+        pipe = M2ChatPipeline.from_pretrained()
+        page = build_page(pipe, examples_of(pipe), partial(readings_of, pipe))
         yield launch(page, port=0, block=False)
         page.close()
 

@@ -11,7 +11,7 @@ import pytest
 
 from m2chat.errors import UserError
 from m2chat.worlds.emoji import pictures
-from m2chat.worlds.emoji.pictures import read_pictures, write_pictures
+from m2chat.worlds.emoji.pictures import picture_of, read_pictures, write_pictures
 from m2chat.worlds.emoji.scenes import LICENSES, Pictures, split_of
 
 
@@ -34,6 +34,16 @@ def test_scenes_and_pixels_come_back_exactly(world: Pictures, tmp_path: Path) ->
     assert len(place) == len(world)
     order = [place[scene] for scene in world.scenes]
     assert np.array_equal(again.pixels[order], world.pixels)
+
+
+def test_one_picture_is_read_by_its_name(world: Pictures, tmp_path: Path) -> None:
+    write_pictures(world, tmp_path / "pictures")
+    place = next(i for i, scene in enumerate(world.scenes) if scene.is_plain)
+    scene = world.scenes[place]
+    found = picture_of(scene.concept, scene.style, tmp_path / "pictures")
+    assert found is not None and np.array_equal(found, world.pixels[place])
+    assert picture_of("unicorn of glass", scene.style, tmp_path / "pictures") is None
+    assert picture_of(scene.concept, scene.style, tmp_path / "nowhere") is None
 
 
 def test_the_same_pictures_give_the_same_bytes_in_any_order(world: Pictures, tmp_path: Path) -> None:

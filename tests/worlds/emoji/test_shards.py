@@ -15,7 +15,7 @@ from m2chat.data.leak import refuse_leaks
 from m2chat.data.shards import find_shards
 from m2chat.errors import UserError
 from m2chat.world import find_world
-from m2chat.worlds.emoji.captions import CaptionReader
+from m2chat.worlds.emoji.captions import CaptionReader, caption_of
 from m2chat.worlds.emoji.conversations import Split, split_of_words
 from m2chat.worlds.emoji.pictures import write_pictures
 from m2chat.worlds.emoji.scenes import Pictures, split_of
@@ -32,7 +32,8 @@ def test_every_picture_lands_in_the_split_that_it_belongs_to(world: Pictures, tm
     write_world(tmp_path / "shards", tmp_path / "pictures", {})
     pixels = {scene.file: world.pixels[i] for i, scene in enumerate(world.scenes)}
     held_out = {s.file for s, split in zip(world.scenes, split_of(world.scenes), strict=True) if split != "train"}
-    reader, files = CaptionReader(world.scenes), dict[str, list[str]]()
+    scenes = {scene.file: scene for scene in world.scenes}
+    reader, files, exact = CaptionReader(world.scenes), dict[str, list[str]](), list[str]()
     for split in ("train", "val", "test"):
         for path in find_shards(tmp_path / "shards" / "emoji" / split, "shards"):
             for members in samples_of(str(path)):
@@ -40,8 +41,12 @@ def test_every_picture_lands_in_the_split_that_it_belongs_to(world: Pictures, tm
                 files.setdefault(split, []).append(record["file"])
                 assert np.array_equal(load_image(members["png"]), pixels[record["file"]])
                 assert members["txt"].decode() == record["caption"] and record["license"]
-                if split == "test":
+                if record["caption"] == caption_of(scenes[record["file"]]):
+                    exact.append(record["file"])
                     assert reader.read(record["caption"]) == record["scenes"][0]
+    assert sorted(exact) == sorted(pixels)
+    free = sum(scene.is_plain for file, scene in scenes.items() if file in files["train"])
+    assert free and len(files["train"]) == len(set(files["train"])) + free
     assert held_out and set(files["test"]) == held_out
     assert not set(files["train"]) & held_out and not set(files["train"]) & set(files.get("val", ()))
     assert {file for of_split in files.values() for file in of_split} == pixels.keys()

@@ -12,7 +12,7 @@ from typing import Any
 from m2chat.errors import UserError
 from m2chat.schema import Picture
 from m2chat.world import Attributes, Example, Judged, Target, World
-from m2chat.worlds.emoji.scenes import MAX_ERROR, SIZE
+from m2chat.worlds.emoji.scenes import MAX_ERROR, SIZE, STYLES
 
 
 class Emoji:
@@ -21,6 +21,10 @@ class Emoji:
     name = "emoji"
     image_size = SIZE
     attributes: tuple[str, ...] = ("concept", "style", "tone", "hair", "gender")
+    knows = (
+        "It knows what emoji show (animals, food, faces, hearts, weather, people, things), as "
+        f"{', '.join(list(STYLES.values())[:-1])} or {list(STYLES.values())[-1]} draw it, and some small talk."
+    )
     licence = "Apache-2.0 (Noto), CC-BY-4.0 (Twemoji), MIT (Fluent): each sample's `license`"
     shards = Path("data/pocket/shards")
     max_error = MAX_ERROR
@@ -59,7 +63,17 @@ class Emoji:
 
     def examples(self) -> Mapping[str, Sequence[Example]]:
         """Requests that the pocket model understands."""
-        return {"draw": ("a red apple", "a sleeping face", "an octopus in Noto style", "a rocket, Twemoji style")}
+        from m2chat.worlds.emoji.pictures import picture_of
+
+        dog = picture_of("dog face", "noto")
+        return {
+            "chat": ["draw a red apple", "I saw an octopus today", "something about the ocean",
+                     *([] if dog is None else [("turn it into a cat's face", dog)])],
+            "draw": ["a red apple", "a sleeping face", "an octopus in Noto style", "a rocket, Twemoji style"],
+            "wish": ["something about the ocean", "it has to do with winter and water"],
+            "edit": [] if dog is None else [("turn it into a cat's face\nturn it into a dog's face", dog)],
+            "story": ["tell me how a chick is born", "tell me how a plant grows"],
+        }  # fmt: skip
 
     def measure(self, pipeline: Any, **settings: Any) -> list[dict[str, Any]]:
         """Not there before the pocket system converses.

@@ -26,6 +26,8 @@ from m2chat.worlds.emoji.scenes import LICENSES, SIZE, Pictures, Scene, split_of
 
 VERSION = 1
 """Raised whenever the shards' content changes."""
+PICTURES = Path("data/pocket/pictures")
+"""Where the shipped pictures lie."""
 LIMIT = 24 * 2**20
 """Most bytes that may be shipped."""
 ATTRIBUTIONS: dict[str, str] = {
@@ -133,6 +135,18 @@ def read_scenes(root: Path) -> list[Scene]:
         UserError: If a shard is missing.
     """
     return [scene for _, _, record in _samples(root) for style in record["styles"] for scene in _scenes(record, style)]
+
+
+def picture_of(concept: str, style: str, root: Path = PICTURES) -> NDArray[np.uint8] | None:
+    """The picture of a concept without attributes; None if it is not among those that are here."""
+    from PIL import Image
+
+    if not root.is_dir():
+        return None
+    for _, members, record in _samples(root):
+        if record["concept"] == concept and not record["hair"] and not record["gender"] and style in record["styles"]:
+            return np.asarray(Image.open(io.BytesIO(members[f"{style}.webp"])).convert("RGB"))[:, :SIZE]
+    return None
 
 
 def _samples(root: Path) -> Iterator[tuple[str, dict[str, bytes], dict[str, Any]]]:

@@ -10,14 +10,12 @@ from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.worlds.emoji.captions import captions_of
 from m2chat.worlds.emoji.conversations import ConversationMaker, Split
-from m2chat.worlds.emoji.pictures import ATTRIBUTIONS, read_pictures
+from m2chat.worlds.emoji.pictures import ATTRIBUTIONS, PICTURES, read_pictures
 from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
 from m2chat.worlds.shared import generate_once
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the generated data change, so that old shards are made anew."""
-PICTURES = Path("data/pocket/pictures")
-"""Where the shipped pictures lie."""
 SEED = 0
 TALKS: dict[str, dict[Split, int]] = {
     "instruct": {"train": 3000, "val": 40, "test": 150},
@@ -32,8 +30,6 @@ TALKS: dict[str, dict[Split, int]] = {
     "story": {"train": 1000, "val": 15, "test": 40},
 }
 """Numbers of conversations of each data set."""
-_CAPTIONS = 2
-"""Training captions of a picture, each a sample."""
 _VALIDATION_SHARE = 0.02
 
 
@@ -53,15 +49,15 @@ def _places(pictures: Pictures) -> dict[str, list[int]]:
 def _pairs(pictures: Pictures, indices: list[int], split: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Caption pairs as img2dataset writes them: a picture, a text and a record, one key.
 
-    In ``val`` and ``test`` each picture has its exact caption, which names the style.
+    Each picture has its exact caption, which names the style. In ``train`` those without attributes have a free one
+    too: they are less than half of the pictures, and what people speak of.
     """
-    count = _CAPTIONS if split == "train" else 1
-    # One caption of every picture goes before the second ones, so that a shard holds no picture twice.
-    order = [(index, number) for number in range(count) for index in sorted(indices, key=lambda i: share(f"order/{i}"))]
-    for place, (index, number) in enumerate(order):
+    indices = sorted(indices, key=lambda i: share(f"order/{i}"))
+    twice = [index for index in indices if pictures.scenes[index].is_plain] if split == "train" else []
+    # The free captions go behind the exact ones of all pictures, so that a shard holds no picture twice.
+    for place, (index, number) in enumerate([*((i, 0) for i in indices), *((i, 2) for i in twice)]):
         scene = pictures.scenes[index]
-        # The two exact captions stand first in the list, with the style and without.
-        caption = captions_of(scene, 2 + count)[2 + number if split == "train" else 0]
+        caption = captions_of(scene, 3)[number]  # the two exact ones, with the style and without, stand first
         record = {
             "caption": caption,
             "key": f"{place:09d}",

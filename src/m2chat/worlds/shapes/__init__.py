@@ -25,6 +25,7 @@ class Shapes:
     image_size = IMAGE_SIZE
     attributes: tuple[str, ...] = ATTRIBUTES
     licence = "Apache-2.0"
+    knows = "It knows shapes: colour, size, place, background."
     shards = Path("data/micro/shards")
     max_error = MAX_ERROR
 
