@@ -83,7 +83,7 @@ def test_stage_2_starts_from_it_and_is_evaluated(
     text = told()
     assert f"Starting from the weights of {first} (2 steps, cc3m and laion of the world shapes" in text
     assert f"{trial} (1 steps, shortened on the command line by trainer.max_steps=1)" in text
-    assert "Next: m2chat chat --weights" in text
+    assert "Next: m2chat chat --model" in text
     second = newest(workplace)
     assert read_checkpoint(second)["m2chat"]["stage"] == "m3ft"
 

@@ -33,7 +33,7 @@ KNOWN = {
         r"Seed set to 0", r"Starting from the weights of .*", r"part +parameters +trained", r"[a-z_0-9]+( +[\d,]+){2}",
         r"`Trainer.fit` stopped: `max_steps=3` reached.",
         r"[\d:]{8} step 3 of 3, epoch 1 of 5, loss [\d.]+, [\d.]+ samples/s",
-        r"Checkpoint: lightning_logs/.*\.ckpt", r"Next: m2chat chat --weights .*", r" +or: lightning test --config .*",
+        r"Checkpoint: lightning_logs/.*\.ckpt", r"Next: m2chat chat --model .*", r" +or: lightning test --config .*",
     ),
     TEST: (
         r".*: UserWarning: fid_micro of 4 pictures in 64 features is biased upwards", r" *rank_zero_warn\(.*",

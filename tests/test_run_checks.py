@@ -36,6 +36,6 @@ def test_the_next_command_names_a_checkpoint_that_would_be_passed_over(tmp_path:
     assert next_command("align", "a.ckpt", files, False) == f"Next: lightning fit --config {tmp_path}/stage2.yaml"
     assert next_command("align", "a.ckpt", files, True).endswith("--model.init_args.init_from a.ckpt")
     chat, test = next_command("m3ft", "a.ckpt", files, True).splitlines()
-    assert chat == "Next: m2chat chat --weights a.ckpt"
+    assert chat == "Next: m2chat chat --model a.ckpt"
     assert test.endswith(f"lightning test --config {tmp_path}/eval_mmdialog.yaml --ckpt_path a.ckpt")
     assert next_command("describe", "a.ckpt", files, True) == ""

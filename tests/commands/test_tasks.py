@@ -98,8 +98,9 @@ def test_mistakes_are_one_line(
 ) -> None:
     (here / "broken.png").write_bytes(b"no picture")
     assert main(arguments) == 2
-    error = capsys.readouterr().err
+    *before, error = capsys.readouterr().err.splitlines()
     assert message in error and error.startswith("error: ")
+    assert all(line.startswith("Model: micro, ") for line in before), "what is refused once the model is loaded"
 
 
 @pytest.mark.slow
