@@ -125,6 +125,13 @@ def test_the_pocket_system_trains_on_every_conversation_and_its_parts_fit_togeth
         sources = [*(config.data.train or []), *(config.data.val or []), *(config.data.test or [])]
         splits = [(Path(source.path).name, source.world) for source in sources]
         assert splits == [("test", "emoji")] * len(sources) or set(splits) == {("train", "emoji"), ("val", "emoji")}
+        for callback in config.trainer.callbacks:
+            settings = callback.get("init_args") or {}
+            if callback.class_path.endswith((".CLIPScore", ".InterRel", ".EditScores", ".StoryConsistency")):
+                assert settings.encoder.init_args.model == "data/pocket/metric_clip"
+            elif callback.class_path.endswith((".FID", ".Judge")):
+                chosen = settings.get("world") or settings.extractor.class_path
+                assert chosen in ("emoji", "m2chat.metrics.extractors.PocketExtractor")
         assert "data/micro" not in str(config), "every network is a pocket one"
 
 

@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_import
     micro = yaml.safe_load((ROOT / "configs/backbone/micro.yaml").read_text())
     for name, folder in (("large", large), ("half", half)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**micro, "language_model": str(folder)}))
-    draw, fit = ["draw", "a cat"], ["fit", "--config", "configs/stage1.yaml"]
+    draw, fit = ["draw", "a cat", "--model", "micro"], ["fit", "--config", "configs/stage1.yaml"]
     backbone = "--model.init_args.backbone"
     shipped = "data/micro/m2chat/m3ft.ckpt"
     calls = {
