@@ -88,4 +88,5 @@ def test_pictures_of_another_size_are_refused(known: Known) -> None:
 
 def test_there_are_requests_to_try(known: Known) -> None:
     examples = known.world.examples()
+    assert examples.keys() == {"chat", "draw", "wish", "edit", "story"} and known.world.knows.startswith("It knows ")
     assert examples["draw"] and all(isinstance(request, str | tuple) for kind in examples.values() for request in kind)

@@ -163,6 +163,8 @@ def load_pipeline(options: argparse.Namespace, default: str | None = None) -> M2
                 f"--backbone {options.backbone}: {error}; configs/backbone/micro.yaml is an example"
             ) from None
     lacks = ""
+    if options.model is None and (options.backbone or options.decoder or options.lora):
+        default = default or "micro"  # of a command from before there was another, whose networks these are
     if options.model is None:
         options.model, lacks = (default, "") if default else default_model()
     if options.model in MODELS:
