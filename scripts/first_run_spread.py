@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 THREADS = ("1", "2")
@@ -32,6 +31,12 @@ def capabilities() -> tuple[str, ...]:
 
     best = torch.backends.cpu.get_cpu_capability().lower()
     return CAPABILITIES[: CAPABILITIES.index(best) + 1] if best in CAPABILITIES else (best,)
+
+
+def settings() -> list[tuple[str, str]]:
+    """Each number of threads with the instructions that torch takes by itself; then the other ones with one thread."""
+    *others, best = capabilities()
+    return [*((threads, best) for threads in THREADS), *((THREADS[0], other) for other in others)]
 
 
 def call(command: list[str], environment: dict[str, str]) -> None:
@@ -111,7 +116,7 @@ def main() -> None:
     from m2chat.evaluation.markup import write_section
 
     found = {}
-    for threads, capability in product(THREADS, capabilities()):
+    for threads, capability in settings():
         name = f"threads_{threads}_{capability}"
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": capability}
         found[name] = measure(options.logs / name, environment, more)

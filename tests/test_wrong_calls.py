@@ -24,6 +24,8 @@ Row = tuple[tuple[str, ...], str, str, str]
 # What is seen where arguments are parsed costs milliseconds; what needs torch comes in as few rows as there are kinds.
 M2CHAT: list[Row] = [
     (("chta",), "COMMAND", "'chta'", "Did you mean 'chat'?"),
+    (("train",), "'train'", "no command of m2chat", "lightning fit --config configs/stage1.yaml"),
+    (("predict", "a cat"), "'predict'", "no command of m2chat", "m2chat draw"),
     (("data", "convrt"), "ACTION", "'convrt'", "Did you mean 'convert'?"),
     (("data", "convert", "cocoo", "a", "b"), "KIND", "'cocoo'", "coco-captions"),
     (("eval", "tabel"), "COMMAND", "'tabel'", "Did you mean 'table'?"),

@@ -78,8 +78,8 @@ class Places:
         found = read.sum(1)
         most = int(found.max()) if count else 0
         is_read = torch.arange(most) < found[:, None]
-        # A stable sort brings the positions that are read to the front, in their order.
-        places = (~read).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        places = torch.zeros(count, most, dtype=torch.long)
+        places[is_read] = read.nonzero()[:, 1]  # both go through the rows in order
         prefix = 0
         if count > 1 and length:
             same = (input_ids == input_ids[:1]).all(0)
@@ -89,7 +89,7 @@ class Places:
             drawn=tuple(has_target.nonzero()[:, 0].tolist()),
             shown=tuple(pictures.tolist()),
             prefix=max(0, prefix),
-            replies=len(row.unique()),
+            replies=int((labels[:, 1:] >= 0).any(1).sum()),
             order=order,
             back=order.argsort(),
             pictures=pictures,
@@ -97,7 +97,7 @@ class Places:
             gated=(has_context & has_target).nonzero()[:, 0],
             scored=row * length + before,
             row=row,
-            read=torch.where(is_read, places, 0),
+            read=places,
             is_read=is_read,
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from m2chat.data.dataset import Source, SourceConfig
+from m2chat.data.index import Entries, Entry
 from m2chat.data.shards import find_shards, open_shard, write_shards
 from m2chat.data.shards import write_tar as write_shard
 from m2chat.data.sources import BadSample, sample_of
@@ -209,3 +210,9 @@ def test_webdataset_reads_our_shards(tmp_path: Path, make_dialogue: Callable[[in
     read = list(WebDataset(str(path), shardshuffle=False))
     assert [item["__key__"] for item in read] == ["000000000", "000000001"]
     assert json.loads(read[0]["json"])["schema"] == "m2c/1" and read[0]["img1.png"][:4] == b"\x89PNG"
+
+
+def test_a_file_s_name_that_is_no_text_stays_in_the_index() -> None:
+    entry = Entry("a", "caption", [1], [("\udc80.jpg", 512, 10), ("txt", 1024, 5)], [7])
+    (read,) = Entries.of([entry])
+    assert read == entry

@@ -130,7 +130,7 @@ class ChatHandlers:
         stop(session)
         return loaded, messages(loaded, self.cache), gr.update(value=None)
 
-    def look(self, session: Session | None) -> tuple[str, str, str]:
+    def look(self, session: Session | None) -> tuple[str, str, Any]:
         """The lens of the newest reply with a picture: HTML of layers and plots, and a sentence about the reply."""
         with page_errors():
             turns = session.turns if session is not None else ()
@@ -146,7 +146,8 @@ class ChatHandlers:
         )
         plots = "".join(figure_of(self.cache, _pixels(plot), name) for name, plot in charts(lens, readings).items())
         gate = f"gate {lens.gates[-1]:.2f} (1: text alone, 0: context picture alone)"
-        return layers, plots, f"“{lens.answer}” was drawn from “{lens.caption}”, {gate}."
+        about = f"“{lens.answer}” was drawn from “{lens.caption}”, {gate}."
+        return layers, plots, gr.update(value=about, visible=True)
 
     def configured(self, session: Session | None, image: str, max_images: int, steps: int, guidance: float,
                    seed: float | None, temperature: float, max_new_tokens: int, height: float | None = None,

@@ -117,7 +117,7 @@ def _add_chat(handlers: ChatHandlers) -> None:
     with gr.Accordion("See inside", open=False, elem_id="inside"):
         gr.Markdown(_INSIDE)
         look = gr.Button("Look into the last picture", elem_id="inside-look", interactive=False)
-        result = gr.Textbox(show_label=False, label="Result", interactive=False, visible=True, lines=1, max_lines=9)
+        result = gr.Textbox(show_label=False, label="Result", interactive=False, visible=False, lines=1, max_lines=9)
         layers = gr.HTML(elem_id="inside-layers", elem_classes="pictures", padding=False)
         plots = gr.HTML(elem_id="inside-plots", elem_classes="plots", padding=False)
     shown = [session, chat, box]

@@ -15,6 +15,12 @@ COMMANDS = (
     "release_weights", "consolidate", "backbones",
 )  # fmt: skip
 """Modules of this package in the order of the help."""
+_ELSEWHERE = {
+    ("fit", "train"): "`lightning fit --config configs/stage1.yaml` trains",
+    ("test", "validate"): "`lightning test --config configs/eval_mmdialog.yaml` evaluates",
+    ("predict", "generate"): "`m2chat draw`, `wish`, `edit` and `story` reply to a prompt, `m2chat chat` to many",
+}
+"""Names that other programs give to what is done by another command here, and that command."""
 
 
 def command_parser() -> CommandParser:
@@ -48,9 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from m2chat.errors import UserError
     from m2chat.files import is_full, of_full_disk
 
+    arguments = list(sys.argv[1:] if argv is None else argv)
     parser = command_parser()
     try:
-        options, rest = parser.parse_known_args(argv)
+        for names, remedy in _ELSEWHERE.items():
+            if arguments[:1] and arguments[0] in names:
+                raise UserError(
+                    f"{arguments[0]!r} is no command of m2chat: {remedy} (`m2chat --help` lists the commands)"
+                )
+        options, rest = parser.parse_known_args(arguments)
         if getattr(options, "rest", False):
             options.overrides = rest
         if "run" not in options:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, overload
 
 import numpy as np
+from pydantic_core import from_json
 
 from m2chat.data.remote import CACHE, Url, opened, read_range, stamp
 from m2chat.data.sources import BadSample, outline, sample_of
@@ -100,7 +101,11 @@ class Entries(Sequence[Entry]):
         if self._last and self._last[0] == place:  # Reading one sample asks for its entry several times in a row.
             return self._last[1]
         start = int(self._ends[place - 1]) + 1 if place else 0
-        key, kind, replies, members, lengths, fault = json.loads(self.lines[start : int(self._ends[place])])
+        line = self.lines[start : int(self._ends[place])]
+        try:
+            key, kind, replies, members, lengths, fault = from_json(line)
+        except ValueError:  # half of a surrogate pair, which the name of a file may hold, and which it refuses
+            key, kind, replies, members, lengths, fault = json.loads(line)
         places = [(str(suffix), int(offset), int(size)) for suffix, offset, size in members]
         entry = Entry(str(key), str(kind), [*map(int, replies)], places, [*map(int, lengths)], str(fault))
         self._last = place, entry

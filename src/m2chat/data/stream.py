@@ -258,11 +258,14 @@ class ShardStream(ItemStream):
 
     def _choose(self, sample: Sample, replies: list[int], position: int) -> Item:
         """One reply of a conversation and one of its pictures, drawn at random."""
+        lot = f"{self.seed}/{self.epoch}/{position}/look"
+        if len(replies) == 1 and len(sample.turns[replies[0]].parts) == 1:  # a caption pair: nothing to draw
+            _, (picture,) = segments_of(sample.turns[replies[0]], sample)
+            return Item(sample, replies[0], None if picture is None else 0, position, lot)
         rng = self._rng(position)
         turn = rng.choice(replies)
         _, pictures = segments_of(sample.turns[turn], sample)
         drawn = [segment for segment, picture in enumerate(pictures) if picture is not None]
-        lot = f"{self.seed}/{self.epoch}/{position}/look"
         return Item(sample, turn, rng.choice(drawn) if drawn else None, position, lot)
 
     def _length(self, position: int) -> int:

@@ -50,6 +50,7 @@ def test_a_conversation(width: int, visit: Callable[..., Any], picture: Path, tm
     page.click("#chat-more")
     visitor.wait_for("Picture 4: ")
     page.click("#inside button.label-wrap")
+    assert page.locator("#inside textarea").count() == 0, "an empty box before there is anything in it"
     page.click("#inside-look")
     page.locator("#inside-plots img").nth(3).wait_for()
     images = page.locator("#inside-layers img, #inside-plots img")
