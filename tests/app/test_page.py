@@ -273,12 +273,14 @@ def test_uploads_are_gone_after_sigterm(tmp_path: Path, monkeypatch: pytest.Monk
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
+    monkeypatch.setattr("m2chat.app.about.examples_of", lambda _: {})
     monkeypatch.setattr("m2chat.app.page.build_page", lambda *_: None)
     monkeypatch.setattr("m2chat.app.page.launch", served)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if (pid := os.fork()) == 0:
         try:
-            serve._serve_page(None, SimpleNamespace(host="127.0.0.1", port=0, weights=None, allowed_hosts=[]))  # type: ignore[arg-type]
+            options: Any = SimpleNamespace(host="127.0.0.1", port=0, open=False, allowed_hosts=[])
+            serve._serve_page(None, options)  # type: ignore[arg-type]
         except SystemExit as end:
             os._exit(int(end.code or 0))
         finally:
