@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from m2chat.worlds.emoji.scenes import Pictures, Scene
 
 ROWS = ("model", "words", "lookup", "smollm2")
-ASK = "Which single emoji fits this message? Answer with the emoji's name in English and nothing else.\nMessage: {}"
+ASK = "Answer each message with the name of the one emoji that fits it best, and nothing else."
+EXAMPLES = {"We baked a loaf.": "bread", "it snowed all night": "snowflake", "She plays in an orchestra": "violin"}
+"""What SmolLM2 is shown first: without examples it answers in sentences, or with emoji."""
 _STOP = frozenset(
     "a an and are as at be can could do for from get give has have i in is it its let like me my of on or our out "
     "please see show so some something that the this to use used want was we what when which who with would you your "
@@ -58,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
 
 def stems(text: str) -> list[str]:
     """Words of a text without the ends that English gives them, and without those that every sentence has."""
-    words = re.findall(r"[a-z]+", text.lower().replace("'s", ""))
-    return [_stem(word) for word in words if word not in _STOP]
+    words = re.findall(r"[a-z]+", re.sub(r"['’](?:m|s|re|ve|ll|d|t)\b", "", text.lower()))
+    return [_stem(word) for word in words if len(word) > 1 and word not in _STOP]
 
 
 def _stem(word: str) -> str:
@@ -131,11 +133,14 @@ def smollm2_names(folder: Path, texts: Sequence[str]) -> list[str]:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     names = []
     for text in texts:
-        talk = [{"role": "user", "content": ASK.format(text)}]
+        talk = [{"role": "system", "content": ASK}]
+        for said, name in (*EXAMPLES.items(), (text, "")):
+            talk += [{"role": "user", "content": said}, {"role": "assistant", "content": name}]
+        del talk[-1]
         ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         answer = model.generate(**ids, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.eos_token_id)[0]
-        said = tokenizer.decode(answer[ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        names.append(said.partition("\n")[0].strip(" .\"'*:") or text)
+        line = tokenizer.decode(answer[ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        names.append(line.partition("\n")[0].strip(" .\"'*:") or text)
     return names
 
 
@@ -225,6 +230,7 @@ def measure(options: argparse.Namespace, prompts: Sequence[dict[str, Any]], pict
     if "smollm2" in options.rows:
         with torch.inference_mode():
             names = smollm2_names(options.smollm2, texts)
+        rows["SmolLM2 names"] = [(does(k, reader.read(name)), name) for k, name in enumerate(names)]
         drawn = judged(draw(names))
         rows["SmolLM2 names, the decoder draws"] = [
             (right, f"{name} -> {seen}") for name, (right, seen) in zip(names, drawn, strict=True)
