@@ -111,6 +111,7 @@ def figures(base: Base, questions: Sequence[str], replies: Sequence[str]) -> dic
         "log-likelihood of a token": round(mean, 4),
         "likelihood of a token": round(math.exp(mean), 4),
         "mean tokens": round(tokens / len(replies), 2),
+        "cut at the limit": sum(count >= TOKENS - 1 for _, count in sums),
         **{f"distinct-{n}": round(distinct(replies, n), 4) for n in (1, 2, 3)},
     }
 

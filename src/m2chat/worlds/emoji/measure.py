@@ -82,6 +82,10 @@ def measure(
     wanted = (sample for sample in more if "wish" in sample.meta["steps"].values())
     measure_wishes(talks, eyes, list(itertools.islice(wanted, wishes)), findings)
     _set_bars(findings)
+    # Decisions first, in the order of their names; the others as they came.
+    findings.cases = dict(
+        sorted(findings.cases.items(), key=lambda row: row[0] if row[0].startswith("decision") else "e")
+    )
     return [*findings.rows(), *gates]
 
 
@@ -101,8 +105,8 @@ def _set_bars(findings: Findings) -> None:
     bars = {name: DECISION for name in findings.cases if name.startswith("decision") and name.count(":") == 1}
     bars |= {"asked: what is shown": NAMED}
     for name, share in SHARES.items():
-        if f"right: {name}" in findings.cases:
-            decoder = findings.rate(f"decoder right: {name}")
+        # A decoder that draws nothing right says nothing about what stands before it.
+        if f"right: {name}" in findings.cases and (decoder := findings.rate(f"decoder right: {name}")):
             bars |= {f"right: {name}": share * decoder, f"forced right: {name}": FORCED * decoder}
     if "only shown: blank picture" in findings.cases:
         bars["only shown: context picture"] = min(100.0, findings.rate("only shown: blank picture") + CONTEXT)
