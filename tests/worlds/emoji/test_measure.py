@@ -130,6 +130,7 @@ def test_replies_like_the_datas_reach_every_bar(monkeypatch: pytest.MonkeyPatch)
         "right: second rounds of edits", "right: frames of stories", "only shown: context picture",
     }  # fmt: skip
     for name in ("right: similar pictures", "right: wishes by keywords", "right: edits", "caption right: edits",
+                 "right: wishes by the name in the data",
                  "described: style", "unknown: nothing drawn, and said so", "kept: style of stories"):  # fmt: skip
         assert rows[name]["percent"] == 100, name
     assert rows["right: edits"]["by_pixels"] == 100

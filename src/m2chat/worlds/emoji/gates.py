@@ -17,7 +17,7 @@ from m2chat.pipeline.tasks import wish
 from m2chat.schema import Picture, Reply, Sample
 from m2chat.text.view import view_of
 from m2chat.world import Attributes
-from m2chat.worlds.emoji.metrics import Case, Eyes
+from m2chat.worlds.emoji.metrics import Case, Eyes, shows
 from m2chat.worlds.talks import Findings, Talks, first_picture
 
 SEEDS = range(4)
@@ -38,15 +38,11 @@ def measure_context(talks: Talks, eyes: Eyes, samples: Sequence[Sample], finding
         for (sample, turn), reply in zip(places, talks.reply(asked, image="force"), strict=True):
             scene = Case(sample, turn, reply).scene
             for attribute in sample.meta["omitted"][str(turn)]:
-                item = first_picture(reply), partial(_shows, attribute, scene[attribute])
+                item = first_picture(reply), partial(shows, attribute, scene[attribute])
                 for row in (f"only shown: {name}", f"only shown: {name}: {attribute}"):
                     rows.setdefault(row, []).append(item)
         for row, items in rows.items():
             eyes.add(findings, row, [picture for picture, _ in items], [test for _, test in items])
-
-
-def _shows(attribute: str, value: str, seen: Attributes) -> bool:
-    return seen.get(attribute) == value
 
 
 def _blank(sample: Sample) -> Sample:

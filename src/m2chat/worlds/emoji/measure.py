@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 from m2chat.errors import UserError
@@ -17,6 +18,7 @@ from m2chat.worlds.emoji.metrics import (
     measure_pictures,
     measure_replies,
     measure_stories,
+    shows,
 )
 from m2chat.worlds.emoji.scenes import SIZE
 from m2chat.worlds.talks import Findings, Talks
@@ -29,6 +31,7 @@ MIX = {
 DECISION, NAMED, CONTEXT = 95.0, 75.0, 20.0
 """Least percentages: of right decisions for or against a picture, of shown emoji that are named; and the least number
 of points by which the context picture must beat a blank one."""
+WISHES = "wishes by keywords"
 FORCED = 0.9
 SHARES = {"requests": 0.8, "dialogues": 0.8, "edits": 0.7, "second rounds of edits": 0.7, "frames of stories": 0.7}
 """Least shares of what the decoder alone gets right from the true captions."""
@@ -74,7 +77,11 @@ def measure(
         if case.is_determined:
             groups.setdefault(_group(case), []).append(case)
     for name, members in groups.items():
-        measure_pictures(talks, eyes, name, members, findings, name in ("requests", "dialogues"))
+        rows = measure_pictures(talks, eyes, name, members, findings, name in ("requests", "dialogues"))
+        if name == WISHES:
+            named = [partial(shows, "concept", case.scene["concept"]) for case in members]
+            for row, pictures in rows.items():
+                eyes.add(findings, row.replace(WISHES, "wishes by the name in the data"), pictures, named)
     told = measure_stories(talks, eyes, [sample for sample in samples if sample.source == "story"], findings)
     gates = gate_rows(talks, eyes, [*cases, *told], wishes)
     measure_context(talks, eyes, given, findings)
@@ -92,7 +99,7 @@ def measure(
 def _group(case: Case) -> str:
     """Name under which a picture is counted."""
     if case.step in ("wish", "similar"):
-        return {"wish": "wishes by keywords", "similar": "similar pictures"}[case.step]
+        return {"wish": WISHES, "similar": "similar pictures"}[case.step]
     if case.sample.source == "edit":
         return ("edits", "second rounds of edits", "third rounds of edits")[case.turn // 2]
     if case.step == "story":

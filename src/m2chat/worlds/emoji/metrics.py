@@ -153,6 +153,11 @@ class Eyes:
         return any(f" {word} " in f" {bare(text)} " for word in words if len(word) > 2)
 
 
+def shows(attribute: str, value: str, seen: Attributes) -> bool:
+    """Whether an attribute that is seen has a value."""
+    return seen.get(attribute) == value
+
+
 def measure_replies(talks: Talks, eyes: Eyes, samples: Sequence[Sample], findings: Findings) -> list[Case]:
     """Whether a picture comes where one is due and no other, whether shown emoji are named, what is not known refused.
 
