@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -29,6 +30,7 @@ def everything() -> Pictures:
         for gender in GENDERS[:3]
         if name not in things
     ]
+    scenes = [replace(scene, file=str(number)) for number, scene in enumerate(scenes)]
     pixels = np.zeros((len(scenes), SIZE, SIZE, 3), np.uint8)
     numbers = np.arange(len(scenes))
     colours = np.stack([numbers % 64 * 4, numbers // 64 * 4, np.full_like(numbers, 60)], 1)  # never white
