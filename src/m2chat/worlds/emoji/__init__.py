@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2chat.errors import UserError
 from m2chat.schema import Picture
 from m2chat.world import Attributes, Example, Judged, Target, World
 from m2chat.worlds.emoji.scenes import MAX_ERROR, SIZE
@@ -62,12 +61,10 @@ class Emoji:
         return {"draw": ("a red apple", "a sleeping face", "an octopus in Noto style", "a rocket, Twemoji style")}
 
     def measure(self, pipeline: Any, **settings: Any) -> list[dict[str, Any]]:
-        """Not there before the pocket system converses.
+        """Rows of ``m2chat measure``; settings as for `m2chat.worlds.emoji.measure.measure`."""
+        from m2chat.worlds.emoji.measure import measure
 
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("--world=emoji: conversations of this world cannot be measured yet; --world shapes can")
+        return measure(pipeline, **settings)
 
 
 WORLD: World = Emoji()

@@ -14,7 +14,7 @@ from m2chat.worlds.emoji.pictures import ATTRIBUTIONS, read_pictures
 from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
 from m2chat.worlds.shared import generate_once
 
-VERSION = 2
+VERSION = 4
 """Raised whenever the generated data change, so that old shards are made anew."""
 PICTURES = Path("data/pocket/pictures")
 """Where the shipped pictures lie."""
