@@ -13,8 +13,8 @@ from m2chat.commands import command_parser, main
 from m2chat.commands.common import decoder_changes
 from m2chat.data.images import load_image, save_png
 from m2chat.models.decoder_config import DecoderConfig
-from m2chat.worlds.shapes.metrics import Findings
 from m2chat.worlds.shapes.scenes import Scene, Shape, render
+from m2chat.worlds.talks import Findings
 
 SCENE = Scene(Shape("square", "yellow"), "black", None, "large", "middle")
 

@@ -44,10 +44,10 @@ def known(
         yield Known(world, captions, [scene.attributes for scene in scenes], pictures)
         return
     monkeypatch.chdir(judged)  # the emoji world's judge and pictures lie below data/pocket
-    for cached in (emoji_judge._judge, emoji_judge.caption_reader):
+    for cached in (emoji_judge.world_judge, emoji_judge.caption_reader):
         cached.cache_clear()
     yield Known(world, [caption_of(s) for s in few.scenes], [s.attributes for s in few.scenes], list(few.pixels))
-    for cached in (emoji_judge._judge, emoji_judge.caption_reader):
+    for cached in (emoji_judge.world_judge, emoji_judge.caption_reader):
         cached.cache_clear()
 
 

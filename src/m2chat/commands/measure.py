@@ -1,9 +1,11 @@
-"""`m2chat measure`: how well a micro model converses, over held-out conversations, by the independent judge."""
+"""`m2chat measure`: how well a model converses in a generated world, by the judge of that world."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from typing import Any
 
 from m2chat.commands.arguments import in_range, new_file
 from m2chat.commands.common import add_model_options, load_pipeline
@@ -12,7 +14,7 @@ from m2chat.files import write_whole
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    parser = commands.add_parser("measure", help="measure a micro model's conversations with the judge")
+    parser = commands.add_parser("measure", help="measure a model's conversations with the judge")
     parser.add_argument("--world", default="shapes", help="generated world to converse in (default: %(default)s)")
     parser.add_argument("--count", type=in_range("count"), default=200, help="conversations (default: %(default)s)")
     parser.add_argument(
@@ -54,18 +56,28 @@ def run(options: argparse.Namespace) -> None:
         model_captions=options.captions == "model",
     )
     print(f"Weights: {pipe.origin.path}; {options.count} held-out conversations; captions by {options.captions}")
-    header = ("measure", "%", "95 % interval", "n", "must reach", "holds")
-    lines = [
-        (
-            row["measure"], f"{row['percent']:.1f}", f"{row['low']:.1f} ... {row['high']:.1f}", str(row["n"]),
-            "" if row["bar"] is None else f"{row['bar']:.1f}",
-            "" if row["holds"] is None else ("yes" if row["holds"] else "NO"),
-        )
-        for row in rows
-    ]  # fmt: skip
-    print(aligned([header, *lines]))
+    for _, table in itertools.groupby(rows, key=lambda row: next(iter(row))):
+        print(aligned(_lines(list(table))))
     if options.out is not None:
         settings = {key: str(value) for key, value in vars(options).items() if key != "run"}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         record = plain({"settings": settings, "rows": rows})
         write_whole(options.out, [json.dumps(record, indent=1, allow_nan=False), "\n"])
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A table's header and its lines: rates with their intervals, or whatever numbers a world adds, as they are."""
+    if "percent" not in rows[0]:
+        return [tuple(rows[0]), *(tuple(str(row.get(name, "")) for name in rows[0]) for row in rows)]
+    by_pixels = any("by_pixels" in row for row in rows)
+    header = ("measure", "%", "95 % interval", "n", "must reach", "holds", *(["% by pixels"] if by_pixels else []))
+    lines = [
+        (
+            row["measure"], f"{row['percent']:.1f}", f"{row['low']:.1f} ... {row['high']:.1f}", str(row["n"]),
+            "" if row["bar"] is None else f"{row['bar']:.1f}",
+            "" if row["holds"] is None else ("yes" if row["holds"] else "NO"),
+            *([str(row.get("by_pixels", ""))] if by_pixels else []),
+        )
+        for row in rows
+    ]  # fmt: skip
+    return [header, *lines]

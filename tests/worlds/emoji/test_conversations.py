@@ -11,36 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emoji_world import everything
 from m2chat.errors import UserError
 from m2chat.schema import Sample
-from m2chat.worlds.emoji.conversations import DATA_SETS, HIDDEN, ConversationMaker, named_in, split_of_words
-from m2chat.worlds.emoji.families import families, poses, roles, stories
-from m2chat.worlds.emoji.phrases import phrases
-from m2chat.worlds.emoji.scenes import GENDERS, SIZE, STYLES, TONES, Pictures, Scene, split_of
+from m2chat.worlds.emoji.builder import HIDDEN, named_in
+from m2chat.worlds.emoji.conversations import DATA_SETS, ConversationMaker, split_of_words
+from m2chat.worlds.emoji.families import stories
+from m2chat.worlds.emoji.phrases import bare, known_words, phrases
+from m2chat.worlds.emoji.pictures import read_scenes
+from m2chat.worlds.emoji.scenes import Pictures, Scene, split_of
 
-
-@cache
-def everything() -> Pictures:
-    """A flat picture for every concept that families and stories name, and people in all their kinds."""
-    things = {c: f.noun for f in families() for c in f.members.values()} | {
-        concept: "story" for story in stories() for concept, _ in story.frames
-    }
-    scenes = [
-        Scene(name, style, label=name, keywords=("one word", "another", "a third"), group="objects", subgroup=kind)
-        for style in STYLES
-        for name, kind in things.items()
-    ]
-    scenes += [
-        Scene(name, style, tone, "", gender, f"{gender} {name}".strip(), (), "people-body", "person-role")
-        for style in STYLES
-        for name in (*poses(), *roles())
-        for tone in TONES
-        for gender in GENDERS[:3]
-        if name not in things
-    ]
-    pixels = np.zeros((len(scenes), SIZE, SIZE, 3), np.uint8)
-    pixels += np.arange(len(scenes), dtype=np.uint32).astype(np.uint8)[:, None, None, None]
-    return Pictures(tuple(scenes), pixels)
+PICTURES = Path(__file__).parents[3] / "data" / "pocket" / "pictures"
 
 
 @cache
@@ -122,12 +103,38 @@ def test_training_shows_nothing_that_is_held_out() -> None:
     assert shown == {"train": {"train"}, "test": {"train", "pair", "combination"}}
 
 
+def test_what_has_no_picture_is_asked_for_in_one_split_alone() -> None:
+    nouns: list[str] = phrases()["unknown"]
+    assert len(nouns) == len({bare(noun) for noun in nouns}) > 600
+    of = {split: ConversationMaker(split, 0, everything()).unknown for split in ("train", "val", "test")}  # type: ignore[arg-type]
+    assert sorted(noun for some in of.values() for noun in some) == sorted(nouns)
+    assert all(len(some) > 20 for some in of.values())
+    for split, some in of.items():
+        for sample in samples(split, "unknown"):
+            assert any(noun in sample.turns[1].text for noun in some), sample.turns[1].text
+
+
+def test_what_a_world_knows_by_any_name_is_never_refused() -> None:
+    scenes = [
+        Scene("a lighthouse", "noto", label="tower"),
+        Scene("sea", "noto", label="Kayaks", keywords=("waves", "Yak")),
+    ]
+    world = everything()
+    more = Pictures((*world.scenes, *scenes), np.concatenate([world.pixels, world.pixels[:2]]))
+    makers = [ConversationMaker(split, 0, more) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    left = {noun for maker in makers for noun in maker.unknown}
+    assert set(phrases()["unknown"]) - left == {"lighthouse", "kayak", "yak"}
+
+
+@pytest.mark.skipif(not PICTURES.is_dir(), reason="the shipped pictures are not here")
+def test_the_shipped_world_knows_nothing_of_the_list() -> None:
+    assert not {bare(noun) for noun in phrases()["unknown"]} & known_words(read_scenes(PICTURES))
+
+
 def test_words_of_the_lists() -> None:
     names = [story.openers for story in stories()]
     assert len({text for texts in names for text in texts}) == sum(map(len, names))
     assert all(len(story.frames) == 4 and all(words for _, words in story.frames) for story in stories())
-    known = {scene.concept for scene in everything().scenes}
-    assert not known & set(phrases()["unknown"])
     free = os.environ.get("M2CHAT_FIXTURES")
     if free and (path := Path(free).parent / "pocket_prompts.jsonl").is_file():  # what people say is never learned
         tests = {json.loads(line)["say"].lower() for line in path.read_text(encoding="utf-8").splitlines()}

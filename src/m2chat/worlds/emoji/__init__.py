@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2chat.errors import UserError
 from m2chat.schema import Picture
 from m2chat.world import Attributes, Example, Judged, Target, World
 from m2chat.worlds.emoji.scenes import MAX_ERROR, SIZE, STYLES
@@ -76,12 +75,10 @@ class Emoji:
         }  # fmt: skip
 
     def measure(self, pipeline: Any, **settings: Any) -> list[dict[str, Any]]:
-        """Not there before the pocket system converses.
+        """Rows of ``m2chat measure``; settings as for `m2chat.worlds.emoji.measure.measure`."""
+        from m2chat.worlds.emoji.measure import measure
 
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("--world=emoji: conversations of this world cannot be measured yet; --world shapes can")
+        return measure(pipeline, **settings)
 
 
 WORLD: World = Emoji()

@@ -3,7 +3,8 @@
 In half of the edits, dialogues and stories the captions leave out style and skin tone (``meta["omitted"]``), which then
 only the context picture shows.
 
-Every text of a user belongs to one split by its hash, so no wording of a test conversation occurs in training.
+Every text of a user belongs to one split by its hash, so no wording of a test conversation occurs in training; so does
+every thing that has no picture here.
 """
 
 from __future__ import annotations
@@ -17,18 +18,15 @@ from typing import Literal
 
 from m2chat.errors import UserError
 from m2chat.schema import Kind, Picture, Sample
-from m2chat.worlds import shared
+from m2chat.worlds.emoji.builder import HIDDEN, Builder
 from m2chat.worlds.emoji.captions import caption_of
 from m2chat.worlds.emoji.edits import change_in_family, change_of_person
 from m2chat.worlds.emoji.families import families, poses, roles, stories
-from m2chat.worlds.emoji.names import with_article
-from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, as_typed, phrases
+from m2chat.worlds.emoji.names import phrase_of
+from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, as_typed, bare, known_words, phrases
 from m2chat.worlds.emoji.scenes import LICENSES, STYLES, Pictures, Scene, core_concepts, share, split_of
 
 Split = Literal["train", "val", "test"]
-Builder = shared.BaseConversationBuilder[Scene]
-HIDDEN = ("style", "tone")
-"""Attributes that a caption may leave to the context picture."""
 DATA_SETS = (
     "instruct", "wish", "smalltalk", "ask", "edit", "similar", "dialogue", "mixed", "story", "unknown",
 )  # fmt: skip
@@ -56,19 +54,6 @@ _MIXED = (
     "unknown edit",
 )
 """The same for dialogues with edits and stories."""
-
-_STYLE_WORDS = re.compile("|".join(STYLES.values()), re.IGNORECASE)
-_SKIN_WORDS = re.compile(r"\b((?:medium-)?(?:light|dark)|medium) skin", re.IGNORECASE)
-
-
-def named_in(text: str) -> dict[str, str]:
-    """The hidden attributes that a text names: style and skin tone."""
-    found: dict[str, str] = {}
-    if style := _STYLE_WORDS.search(text):
-        found["style"] = next(key for key, name in STYLES.items() if name.lower() == style[0].lower())
-    if tone := _SKIN_WORDS.search(text):
-        found["tone"] = tone[1].lower()
-    return found
 
 
 def split_of_words(text: str) -> Split:
@@ -115,6 +100,11 @@ class ConversationMaker:
         core = set(core_concepts())
         self._concepts = list(self._of_concept)
         self._weights = [_CORE if concept in core else 1.0 for concept in self._concepts]
+        known = known_words(self.pictures.scenes)
+        self.unknown = [
+            noun for noun in phrases()["unknown"] if split_of_words(noun) == self.split and bare(noun) not in known
+        ]
+        """Things of this split that no picture, name or keyword of the world knows."""
 
     @staticmethod
     def _key(scene: Scene) -> tuple[str, ...]:
@@ -122,7 +112,7 @@ class ConversationMaker:
 
     def builder(self) -> Builder:
         """An empty conversation."""
-        return shared.BaseConversationBuilder(self._pixels, named_in, HIDDEN)
+        return Builder(self._pixels)
 
     def _pixels(self, scene: Scene) -> Picture:
         pixels: Picture = self.pictures.pixels[self._place[self._key(scene)]]
@@ -199,7 +189,7 @@ class ConversationMaker:
         talk = self.builder()
         if name == "edit":
             rounds = self.rng.choice((1, 2, 2, 3))
-            return talk if self._edit(talk) and all(self._edit(talk) for _ in range(rounds - 1)) else None
+            return talk if all(self._take("edit", talk) for _ in range(rounds)) else None
         if name in ("dialogue", "mixed"):
             plan = self.rng.choice(_DIALOGUES if name == "dialogue" else _MIXED).split()
             plan.insert(self.rng.randrange(3), "smalltalk")
@@ -208,7 +198,13 @@ class ConversationMaker:
         else:
             plans = {"wish": [self.one("wish", "moment")], "ask": ["shown_ask"], "similar": ["shown", "similar"]}
             plan = plans.get(name, [name])
-        return talk if all(getattr(self, f"_{step}")(talk) for step in plan) else None
+        return talk if all(self._take(step, talk) for step in plan) else None
+
+    def _take(self, step: str, talk: Builder) -> bool:
+        """Adds a step; whether it fits."""
+        talk.step = step
+        taken: bool = getattr(self, f"_{step}")(talk)
+        return taken
 
     def _reply(
         self, talk: Builder, answer: str, scene: Scene, omit: Sequence[str] = (), looks_back: bool = True
@@ -233,7 +229,8 @@ class ConversationMaker:
         if len(words) < 2:
             return False
         k, l = self.rng.sample(words, 2)  # noqa: E741
-        talk.user(self.typed(lambda: self.words("wishes", k=k, l=l)))
+        talk.user(text := self.typed(lambda: self.words("wishes", k=k, l=l)))
+        talk.keywords[str(len(talk.turns))] = [k, l] if l.lower() in text.lower() else [k]
         phrase = self.caption(scene, ("style",))
         return self._reply(talk, self.answer("wish_answers", phrase), scene, ("style",), looks_back=False)
 
@@ -258,7 +255,8 @@ class ConversationMaker:
 
     def _unknown(self, talk: Builder) -> bool:
         """A request for something that has no picture in this world: it is said so, and nothing is drawn."""
-        phrase = with_article(self.words("unknown"))
+        noun = self.one(*self.unknown)
+        phrase = noun if noun.startswith("the ") else phrase_of(noun)
         talk.user(self.typed(lambda: self.words("requests", np=phrase)))
         talk.assistant(self.answer("unknown_answers", phrase))
         return True
@@ -286,6 +284,7 @@ class ConversationMaker:
         words = [word for word in scene.keywords if word.lower() not in scene.label.lower()]
         kinds = ["name", "name", "style", *(["keyword"] if len(words) > 2 else [])]
         kind = self.one(*kinds)
+        talk.step = f"ask_{kind}"
         talk.user(*shown, self.typed(lambda: self.words(f"ask_{kind}")))
         if kind == "name":
             answer = self.answer("name_answers", self.caption(scene, ("style",)))

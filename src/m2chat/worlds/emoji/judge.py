@@ -161,7 +161,12 @@ class PictureJudge:
 
 
 @cache
-def _judge(root: Path) -> PictureJudge:
+def world_judge(root: Path = ROOT) -> PictureJudge:
+    """The judge, with all true pictures.
+
+    Args:
+        root: Folder with ``judge/`` and ``pictures/``.
+    """
     from m2chat.worlds.emoji.pictures import read_pictures
 
     return PictureJudge.load(root / "judge", read_pictures(root / "pictures"))
@@ -187,7 +192,7 @@ def verdicts(pictures: Sequence[Picture | None], root: Path = ROOT) -> list[Verd
         root: Folder with ``judge/`` and ``pictures/``.
     """
     there = [picture for picture in pictures if picture is not None]
-    judged = iter(_judge(root).read(np.stack(there)) if there else [])
+    judged = iter(world_judge(root).read(np.stack(there)) if there else [])
     return [None if picture is None else next(judged) for picture in pictures]
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import yaml
+
+from m2chat.worlds.emoji.scenes import Scene
 
 KIND_OF_GROUP: dict[str, str] = {
     "animal-": "animal", "plant-": "plant", "food-": "food", "drink": "drink", "heart": "heart", "face-": "feeling",
@@ -35,6 +39,18 @@ def phrases() -> dict[str, Any]:
         files("m2chat.worlds.emoji").joinpath("phrases.yaml").read_text(encoding="utf-8")
     )
     return contents
+
+
+def bare(noun: str) -> str:
+    """A noun without article, capitals, marks and plural, as it is compared with others."""
+    words = re.sub(r"[^a-z0-9 ]+", " ", noun.lower()).split()
+    words = words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
+    return " ".join(word[:-1] if len(word) > 3 and word[-1] == "s" and word[-2] != "s" else word for word in words)
+
+
+def known_words(scenes: Iterable[Scene]) -> set[str]:
+    """Every concept, name and keyword of a world, as `bare` writes them."""
+    return {bare(word) for word in {word for s in scenes for word in (s.concept, s.label, *s.keywords)}}
 
 
 def as_typed(text: str, rng: random.Random) -> str:

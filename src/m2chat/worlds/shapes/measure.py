@@ -6,14 +6,14 @@ from typing import Any
 
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.worlds.shapes.metrics import (
-    Findings,
-    Talks,
+    ShapeTalks,
     measure_descriptions,
     measure_edits,
     measure_replies,
     measure_stories,
     measure_wishes,
 )
+from m2chat.worlds.talks import Findings
 
 MIX = {"instruct": 0.2, "dialogue": 0.25, "mixed": 0.2, "edit": 0.2, "story": 0.15}
 """Conversations, named by what makes them, and their shares."""
@@ -38,7 +38,7 @@ def measure(
     Returns:
         A row a measure: name, percentage, 95 % interval, cases, what it must reach and whether it does.
     """
-    talks = Talks(pipeline, seed, steps, batch_size, model_captions)
+    talks = ShapeTalks(pipeline, seed, steps, batch_size, model_captions)
     findings = Findings()
     samples = {kind: talks.make(kind, round(share * count)) for kind, share in MIX.items()}
     edits = measure_replies(talks, [sample for made in samples.values() for sample in made], findings)

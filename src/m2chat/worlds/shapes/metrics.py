@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from m2chat.evaluation.statistics import estimate
-from m2chat.pipeline import DrawSettings, M2ChatPipeline
 from m2chat.pipeline.drawing import noise_seed
-from m2chat.pipeline.inputs import waiting
-from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.tasks import WISH_GUIDANCE, wish
-from m2chat.schema import KINDS, Picture, Reply, Sample, Turn
+from m2chat.schema import KINDS, Picture, Reply, Sample
 from m2chat.text import view_of
 from m2chat.text.view import replies_of, stands_alone
 from m2chat.worlds.shapes.builder import HIDDEN
@@ -22,48 +18,12 @@ from m2chat.worlds.shapes.captions import caption_of, parse_caption
 from m2chat.worlds.shapes.conversations import ConversationMaker
 from m2chat.worlds.shapes.judge import asks_openly, kept, right, seen_in, shows
 from m2chat.worlds.shapes.scenes import Scene, first_change, render
+from m2chat.worlds.talks import Findings, Talks, first_picture
 
 
 @dataclass
-class Findings:
-    """Truth values by measure.
-
-    Args:
-        cases: Name of each measure to one truth value a case.
-        bars: Name of a measure to the percentage that it must reach.
-    """
-
-    cases: dict[str, list[bool]] = field(default_factory=dict)
-    bars: dict[str, float] = field(default_factory=dict)
-
-    def add(self, measure: str, values: list[bool]) -> None:
-        """Adds cases."""
-        self.cases.setdefault(measure, []).extend(values)
-
-    def rate(self, measure: str) -> float:
-        """Percentage of the true ones."""
-        values = self.cases[measure]
-        return 100 * sum(values) / len(values)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Every measure with its interval and whether it holds."""
-        rows = []
-        for name, values in self.cases.items():
-            share, bar = estimate(values), self.bars.get(name)
-            rows.append(
-                {
-                    "measure": name, "percent": round(100 * share.value, 1), "n": len(values),
-                    "low": round(100 * share.low, 1), "high": round(100 * share.high, 1),
-                    "bar": None if bar is None else round(bar, 1),
-                    "holds": None if bar is None else 100 * share.value >= bar,
-                }
-            )  # fmt: skip
-        return rows
-
-
-@dataclass
-class Talks:
-    """Makes conversations and has them replied to.
+class ShapeTalks(Talks):
+    """The same, with conversations of the shapes world.
 
     Args:
         pipe: Replies.
@@ -73,12 +33,6 @@ class Talks:
         model_captions: Whether the model captions the pictures that are shown, as in a chat.
     """
 
-    pipe: M2ChatPipeline
-    seed: int
-    steps: int
-    size: int
-    model_captions: bool
-
     def __post_init__(self) -> None:
         self.maker = ConversationMaker("test", self.seed)
 
@@ -87,82 +41,8 @@ class Talks:
         kind = next((kind for kind in KINDS if kind == name), "dialogue")
         return self.captioned([getattr(self.maker, name)().sample(kind, f"measure-{name}", k) for k in range(count)])
 
-    def captioned(self, samples: list[Sample]) -> list[Sample]:
-        """The same, with the model's captions of the pictures that the user shows."""
-        if not self.model_captions:
-            return samples
-        places = [(i, k) for i, s in enumerate(samples) for t in s.turns if t.role == "user" for k in t.pictures]
-        captions = self.pipe.caption([samples[i].images[k].pixels for i, k in places])
-        for (i, k), caption in zip(places, captions, strict=True):
-            images = list(samples[i].images)
-            images[k] = replace(images[k], caption=caption)
-            samples[i] = replace(samples[i], images=tuple(images))
-        return samples
 
-    def reply(
-        self, asked: Sequence[tuple[Sample, int]], image: ImageMode = "auto", steps: int | None = None
-    ) -> list[Reply]:
-        """Replies to turns of conversations, in the words and pictures of the model."""
-        draw = self.draw_settings()
-        replier = self.pipe.replier(image, 1, draw if steps is None else replace(draw, steps=steps))
-        replies: list[Reply] = []
-        for start in range(0, len(asked), self.size):
-            part = asked[start : start + self.size]
-            samples, turns = [sample for sample, _ in part], [turn for _, turn in part]
-            with self.pipe.lock:
-                batch = waiting(samples, self.pipe.vision, self.pipe.device, turns)
-                replies += replier.reply(batch, seeds=[self.seed] * len(part))[0]
-        return replies
-
-    def converse(self, samples: Sequence[Sample]) -> dict[tuple[str, int], Reply]:
-        """Replies to every request of conversations, by the sample's id and the turn.
-
-        With the model's captions each reply follows the model's earlier replies, as in a chat; with the data's captions
-        it follows the reference ones.
-        """
-        if not self.model_captions:
-            asked = [(item, turn) for item in samples for turn in replies_of(item)]
-            return {(s.id, turn): reply for (s, turn), reply in zip(asked, self.reply(asked), strict=True)}
-        talks = {sample.id: replace(sample, turns=(), images=()) for sample in samples}
-        replies: dict[tuple[str, int], Reply] = {}
-        for turn in range(max(len(sample.turns) for sample in samples)):
-            there = [sample for sample in samples if turn < len(sample.turns)]
-            for sample in there:
-                if sample.turns[turn].role == "user":
-                    talks[sample.id] = _with_user_turn(talks[sample.id], sample, sample.turns[turn])
-            asked = [(talks[sample.id], turn) for sample in there if sample.turns[turn].role == "assistant"]
-            for (talk, _), reply in zip(asked, self.reply(asked), strict=True):
-                replies[talk.id, turn] = reply
-                talks[talk.id] = talk.with_reply(reply)
-        return replies
-
-    def decoder_alone(self, asked: Sequence[tuple[Sample, int]], captions: Sequence[str]) -> list[Picture]:
-        """What the image decoder draws of captions by itself, from the same noise as the replies' pictures."""
-        seeds = [noise_seed(self.seed, f"{sample.id}#{turn}/0") for sample, turn in asked]
-        pictures: list[Picture] = []
-        for start in range(0, len(captions), self.size):
-            part = slice(start, start + self.size)
-            pictures += self.pipe.draw_captions(captions[part], seeds[part], self.draw_settings())
-        return pictures
-
-    def draw_settings(self) -> DrawSettings:
-        """How all pictures but those of wishes are drawn."""
-        return self.pipe.draw_settings(self.steps)
-
-
-def _with_user_turn(talk: Sample, sample: Sample, turn: Turn) -> Sample:
-    """A conversation, continued by a user turn of another one, with its pictures."""
-    shown = {picture: len(talk.images) + place for place, picture in enumerate(turn.pictures)}
-    parts = tuple(shown[part] if isinstance(part, int) else part for part in turn.parts)
-    images = (*talk.images, *(sample.images[picture] for picture in turn.pictures))
-    return replace(talk, turns=(*talk.turns, replace(turn, parts=parts)), images=images)
-
-
-def _drawn(reply: Reply) -> Picture | None:
-    return next(iter(reply.pictures), None)
-
-
-def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings) -> dict[tuple[str, int], Reply]:
+def measure_replies(talks: ShapeTalks, samples: Sequence[Sample], findings: Findings) -> dict[tuple[str, int], Reply]:
     """Whether a picture comes where one is due, and no other; and whether those of the replies are right.
 
     Returns:
@@ -185,7 +65,7 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
         findings.add(f"decision: a picture, asked for {'with' if openly else 'without'} words like draw", [comes])
         if sample.kind in ("instruct", "dialogue"):
             name = "pictures of replies" if stands_alone(sample, turn) else "frames of stories inside dialogues"
-            due.setdefault(name, []).append(((sample, turn), _drawn(reply), caption))
+            due.setdefault(name, []).append(((sample, turn), first_picture(reply), caption))
     for name, cases in due.items():
         wanted = [parse_caption(caption) for _, _, caption in cases]
         findings.add(f"right: {name}", right([picture for _, picture, _ in cases], wanted))
@@ -195,14 +75,14 @@ def measure_replies(talks: Talks, samples: Sequence[Sample], findings: Findings)
 
 
 def measure_edits(
-    talks: Talks, samples: Sequence[Sample], edits: dict[tuple[str, int], Reply], findings: Findings
+    talks: ShapeTalks, samples: Sequence[Sample], edits: dict[tuple[str, int], Reply], findings: Findings
 ) -> None:
     """Whether the named attribute changes and the others stay; and whether the reply follows another first picture."""
     for name, turn in (("edits", 1), ("second rounds of edits", 3)):
         asked = [(sample, turn) for sample in samples if turn < len(sample.turns)]
         targets = [sample.turns[turn].pictures[0] for sample, _ in asked]
         after = [dict(sample.meta["scenes"][k]) for (sample, _), k in zip(asked, targets, strict=True)]
-        findings.add(f"right: {name}", right([_drawn(edits[sample.id, turn]) for sample, _ in asked], after))
+        findings.add(f"right: {name}", right([first_picture(edits[sample.id, turn]) for sample, _ in asked], after))
         # The decoder sees no context picture: its caption must name what is to be kept.
         whole = [caption_of(Scene.from_attributes(scene)) for scene in after]
         findings.add(f"decoder right: {name}", right(list(talks.decoder_alone(asked, whole)), after))
@@ -212,8 +92,8 @@ def measure_edits(
     others = [_replaced(talks.maker, sample) for sample in samples]
     changed = [(sample, scene) for sample, scene in zip(samples, others, strict=True) if scene is not None]
     swapped = talks.captioned([_with_picture(talks.maker, sample, scene) for sample, scene in changed])
-    new = seen_in([_drawn(reply) for reply in talks.reply([(sample, 1) for sample in swapped])])
-    old = seen_in([_drawn(reply) for reply, scene in zip(replies, others, strict=True) if scene is not None])
+    new = seen_in([first_picture(reply) for reply in talks.reply([(sample, 1) for sample in swapped])])
+    old = seen_in([first_picture(reply) for reply, scene in zip(replies, others, strict=True) if scene is not None])
     findings.add("another picture in turn 1 changes turn 2", [a != b for a, b in zip(old, new, strict=True)])
     ground = [scene.background for _, scene in changed]
     findings.add(
@@ -222,7 +102,7 @@ def measure_edits(
     )
 
 
-def measure_descriptions(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
+def measure_descriptions(talks: ShapeTalks, samples: Sequence[Sample], findings: Findings) -> None:
     """Whether the model's captions of shown pictures name each attribute right."""
     captions = talks.pipe.caption([sample.images[0].pixels for sample in samples])
     for sample, caption in zip(samples, captions, strict=True):
@@ -250,7 +130,7 @@ def _with_picture(maker: ConversationMaker, sample: Sample, scene: Scene) -> Sam
     return replace(sample, images=(first, *sample.images[1:]))
 
 
-def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings) -> None:
+def measure_stories(talks: ShapeTalks, samples: Sequence[Sample], findings: Findings) -> None:
     """Stories continued from their first line, each frame in view of the generated ones before it."""
     frames = max(len(sample.turns) for sample in samples) - 1
     stories = [replace(sample, turns=sample.turns[:1], images=()) for sample in samples]
@@ -258,7 +138,7 @@ def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings)
     for _ in range(frames):
         asked = [(sample, len(sample.turns)) for sample in stories]
         for k, reply in enumerate(talks.reply(asked, image="force")):
-            drawn[k].append(_drawn(reply))
+            drawn[k].append(first_picture(reply))
             stories[k] = stories[k].with_reply(reply)
     places = [(sample, turn) for sample in samples for turn in range(1, frames + 1)]
     alone = talks.decoder_alone(places, [view_of(*place).reply[0].caption or "" for place in places])
@@ -272,7 +152,7 @@ def measure_stories(talks: Talks, samples: Sequence[Sample], findings: Findings)
         findings.add("decoder right: frames of stories", right(list(theirs), scenes))
 
 
-def measure_wishes(talks: Talks, count: int, findings: Findings) -> None:
+def measure_wishes(talks: ShapeTalks, count: int, findings: Findings) -> None:
     """Whether four seeds of a vague wish all satisfy it, and differ in something that it leaves open."""
     draw = replace(talks.draw_settings(), guidance=WISH_GUIDANCE)
     seeds = range(4)

@@ -46,26 +46,39 @@ def draw(
     return pixels.permute(0, 2, 3, 1).numpy()
 
 
-def nearest_rates(
-    drawn: NDArray[np.uint8], scenes: Sequence[Scene], gallery: Pictures, side: int = 16
-) -> dict[str, float]:
-    """How often the nearest true picture by pixels shows the wanted concept: no network decides this.
+def thumbnails(pixels: NDArray[np.uint8], side: int = 16) -> Tensor:
+    """Pictures (B, 64, 64, 3), averaged down to `side` pixels, as rows: (B, 3 x side x side)."""
+    chunks = [pixels[start : start + 1024] for start in range(0, len(pixels), 1024)]  # all of them as floats: 0.5 GB
+    return torch.cat([F.adaptive_avg_pool2d(to_pixels(chunk), side).flatten(1) for chunk in chunks])
+
+
+def nearest_scenes(drawn: NDArray[np.uint8], gallery: Pictures, small: Tensor, count: int = 1) -> list[list[Scene]]:
+    """Scenes of the true pictures that are nearest by pixels, the nearest first: no network decides this.
+
+    Args:
+        drawn: uint8, (B, 64, 64, 3).
+        gallery: True pictures to compare with.
+        small: Their `thumbnails`.
+        count: Scenes of each picture.
+    """
+    side = int((small.shape[1] // 3) ** 0.5)
+    distances = torch.cdist(thumbnails(drawn, side), small)
+    order = distances.topk(min(count, len(gallery)), largest=False).indices.tolist()
+    return [[gallery.scenes[i] for i in row] for row in order]
+
+
+def nearest_rates(drawn: NDArray[np.uint8], scenes: Sequence[Scene], gallery: Pictures) -> dict[str, float]:
+    """How often the nearest true picture by pixels shows the wanted concept.
 
     Args:
         drawn: uint8, (B, 64, 64, 3).
         scenes: What each should show.
         gallery: True pictures to compare with.
-        side: Both are averaged down to this many pixels before.
 
     Returns:
         Shares 0-1: ``top1`` and ``top10``, by concept, and ``style`` of the nearest.
     """
-
-    def small(pixels: NDArray[np.uint8]) -> Tensor:
-        return F.adaptive_avg_pool2d(to_pixels(pixels), side).flatten(1)
-
-    order = torch.cdist(small(drawn), small(gallery.pixels)).topk(min(10, len(gallery)), largest=False).indices.tolist()
-    top = [[gallery.scenes[i] for i in row] for row in order]
+    top = nearest_scenes(drawn, gallery, thumbnails(gallery.pixels), 10)
     pairs = list(zip(scenes, top, strict=True))
     count = len(pairs)
     return {
