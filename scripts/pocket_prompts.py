@@ -200,7 +200,7 @@ def measure(options: argparse.Namespace, prompts: Sequence[dict[str, Any]], pict
 
     rows: dict[str, list[tuple[bool, str]]] = {}
     if "model" in options.rows:
-        pipe = load_pipeline(options)
+        pipe = load_pipeline(options, "pocket")
         if pipe.image_size != SIZE:
             raise UserError(
                 f"{pipe.origin.path} draws {pipe.image_size} pixels a side: name a model of the emoji world"

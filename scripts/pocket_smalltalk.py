@@ -149,7 +149,7 @@ def main() -> None:
     facts: dict[str, Any] = {"SmolLM2": figures(base, questions, [row["SmolLM2"] for row in rows])}
     model = ""
     if not options.base_only:
-        pipe = load_pipeline(options)
+        pipe = load_pipeline(options, "pocket")
         model, pictures = str(pipe.origin.path), 0
         for start in range(0, len(questions), 20):
             for row, output in zip(
