@@ -105,16 +105,22 @@ def build_text_encoders(tokenizer: Any, widths: tuple[int, int], layers: int = 3
     return CLIPTextModel(config(widths[0])), CLIPTextModelWithProjection(config(widths[1], hidden_act="gelu"))
 
 
-def text_states(encoders: Sequence[Any], input_ids: Tensor, end: int) -> list[Tensor]:
-    """What SDXL and SD 1.5 read of a text: of each encoder its penultimate state at the end, and its pooled output."""
+def text_states(encoders: Sequence[Any], input_ids: Tensor, end: int) -> tuple[list[Tensor], Tensor]:
+    """What SDXL and SD 1.5 read of a text.
+
+    Returns:
+        Of each encoder its penultimate state at the end, and its pooled output, the last being SDXL's pooled condition;
+        and the penultimate states of all tokens, SDXL's sequence condition, (B, T, C).
+    """
     at_end, rows = (input_ids == end).int().argmax(1), torch.arange(len(input_ids), device=input_ids.device)
-    states = []
+    states, sequences = [], []
     for encoder in encoders:
         output = encoder(input_ids, output_hidden_states=True)
+        sequences.append(output.hidden_states[-2])
         states.append(output.hidden_states[-2][rows, at_end])
         pooled = getattr(output, "text_embeds", None)
         states.append(pooled if pooled is not None else output.pooler_output)
-    return states
+    return states, torch.cat(sequences, -1)
 
 
 def build_vae(widths: Sequence[int], size: int, groups: int) -> Any:

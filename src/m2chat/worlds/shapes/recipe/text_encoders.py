@@ -97,7 +97,7 @@ def train_text_encoders(root: Path, steps: int = 2200, batch: int = 64, seed: in
         captions = [random_caption(scene, rng) for scene in scene_pool("train", 0.5, batch, rng)]
         targets = _targets(captions)
         ids = _tokenise(tokenizers[0], captions)
-        states = text_states([first, second], ids, end)
+        states, _ = text_states([first, second], ids, end)
         losses = [
             F.cross_entropy(logits, targets[:, index])
             for head, state in zip(heads, states, strict=True)
@@ -107,7 +107,7 @@ def train_text_encoders(root: Path, steps: int = 2200, batch: int = 64, seed: in
     scenes = scene_pool("test", 0.5, 500, random.Random(1))
     captions = [random_caption(scene, rng) for scene in scenes]
     with torch.no_grad():
-        states = text_states([first.eval(), second.eval()], _tokenise(tokenizers[0], captions), end)
+        states, _ = text_states([first.eval(), second.eval()], _tokenise(tokenizers[0], captions), end)
         read = [
             torch.stack([logits.argmax(1) for logits in head(state)], 1)
             for head, state in zip(heads, states, strict=True)
