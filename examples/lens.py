@@ -6,7 +6,7 @@ python examples/lens.py
 import argparse
 from pathlib import Path
 
-from m2chat.commands.lens import readings
+from m2chat.app.about import readings_of
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.pipeline.lens import figure, look_inside
 from m2chat.pipeline.tasks import text_to_image
@@ -24,6 +24,6 @@ for name, text in (("lens", "turn it into a ring"), ("lens-inverse", "turn it in
     session = pipe.session(seed=0, steps=options.steps)
     (shown,) = session.edit(text, images=[shown]).images
     lens = look_inside(session)
-    # The judge knows the micro world; of other pictures leave `readings` out.
-    figure(lens, readings(lens)).savefig(options.out / f"{name}.png", dpi=110)
+    # The judge of the world that the model was trained in reads the pictures.
+    figure(lens, readings_of(pipe, lens)).savefig(options.out / f"{name}.png", dpi=110)
     print(f"{text}: “{lens.answer}” [{lens.caption}], g={lens.gates[-1]:.2f}, {options.out / name}.png")

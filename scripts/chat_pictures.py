@@ -16,7 +16,7 @@ if __name__ == "__main__":  # before what takes seconds to import
 import numpy as np
 from PIL import Image
 
-from m2chat.commands.lens import readings
+from m2chat.app.about import readings_of
 from m2chat.evaluation.grid import grid
 from m2chat.pipeline import M2ChatPipeline, OutputImage, PipelineOutput
 from m2chat.pipeline.lens import figure, look_inside
@@ -54,7 +54,7 @@ def main() -> None:
         session = pipe.session(seed=0)
         session.edit(text, images=[shown])
         lens = look_inside(session)
-        figure(lens, readings(lens)).savefig(OUT / f"{name}.png", dpi=70)
+        figure(lens, readings_of(pipe, lens)).savefig(OUT / f"{name}.png", dpi=70)
         shown = session.images[-1].pixels
 
 

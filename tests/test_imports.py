@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "src" / "m2chat"
+PROJECT = Path(__file__).parent.parent
+ROOT = PROJECT / "src" / "m2chat"
 FILES = sorted(ROOT.rglob("*.py"))
 EVERYWHERE = {
     "schema",
@@ -228,3 +232,18 @@ def test_circles_and_two_way_pairs_are_seen() -> None:
 )
 def test_a_forbidden_import_is_seen(part: str, source: str) -> None:
     assert faults(part, source)
+
+
+def test_what_scripts_and_benchmarks_import_exists() -> None:
+    missing = []
+    for file in chain.from_iterable((PROJECT / name).rglob("*.py") for name in ("scripts", "benchmarks", "examples")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("m2chat"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    is_package = hasattr(module, "__path__")
+                    if not hasattr(module, alias.name) and not (
+                        is_package and find_spec(f"{node.module}.{alias.name}")
+                    ):
+                        missing.append(f"{file.name}: {node.module}.{alias.name}")
+    assert missing == []
