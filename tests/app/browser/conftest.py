@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,19 @@ class Visitor:
 
     def _set(self, box: Any, value: int) -> None:
         """Types a number, and waits until the page has taken it over: then a slider beside it stands there too."""
-        box.fill(str(value))
-        box.blur()
+        from playwright.sync_api import TimeoutError as Late
+
         slider = box.locator("xpath=ancestor::*[contains(@class, 'block')][1]").locator("input[type=range]")
-        if slider.count() == 1:
-            taken = "([slider, value]) => slider.value === value"
-            self.page.wait_for_function(taken, arg=[slider.element_handle(), str(value)])
+        taken = "([slider, value]) => slider.value === value"
+        for _ in range(WAIT // 5000):  # a page that is still being set up puts the old number back
+            box.fill(str(value))
+            box.blur()
+            if slider.count() != 1:
+                return
+            with suppress(Late):
+                self.page.wait_for_function(taken, arg=[slider.element_handle(), str(value)], timeout=5000)
+                return
+        raise AssertionError(f"the page does not take {value} over")
 
     def say(self, text: str, picture: Path | None = None) -> None:
         """Sends words, and a picture."""
