@@ -111,8 +111,8 @@ def wanted(name: str, scenes: Sequence[Scene]) -> dict[str, str] | None:
     scene = next((scene for scene in scenes if scene.label == name), None)
     if scene is None:
         return None
-    said = {"hair": scene.hair, "gender": scene.gender}
-    return {"concept": scene.concept, **{key: value for key, value in said.items() if value}}
+    named = {"hair": scene.hair, "gender": scene.gender}
+    return {"concept": scene.concept, **{key: value for key, value in named.items() if value}}
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -134,8 +134,8 @@ def smollm2_names(folder: Path, texts: Sequence[str]) -> list[str]:
     names = []
     for text in texts:
         talk = [{"role": "system", "content": ASK}]
-        for said, name in (*EXAMPLES.items(), (text, "")):
-            talk += [{"role": "user", "content": said}, {"role": "assistant", "content": name}]
+        for request, name in (*EXAMPLES.items(), (text, "")):
+            talk += [{"role": "user", "content": request}, {"role": "assistant", "content": name}]
         del talk[-1]
         ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         answer = model.generate(**ids, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.eos_token_id)[0]

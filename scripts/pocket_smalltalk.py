@@ -75,22 +75,22 @@ class Base:
         ids = torch.tensor([self.prompt(question)])
         stop = self.tokenizer.eos_token_id
         with torch.inference_mode():
-            said = self.model.generate(
+            output = self.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False, pad_token_id=stop
             )
-        return str(self.tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
     def log_likelihood(self, question: str, reply: str) -> tuple[float, int]:
         """Logarithm of the reply's probability, and its tokens."""
         import torch
 
-        before, said = self.prompt(question), self.tokens(reply)
-        if not said:
+        before, tokens = self.prompt(question), self.tokens(reply)
+        if not tokens:
             return 0.0, 0
         with torch.inference_mode():
-            logits = self.model(torch.tensor([before + said])).logits[0, len(before) - 1 : -1]
-            values = logits.log_softmax(-1)[range(len(said)), said]
-        return float(values.sum()), len(said)
+            logits = self.model(torch.tensor([before + tokens])).logits[0, len(before) - 1 : -1]
+            values = logits.log_softmax(-1)[range(len(tokens)), tokens]
+        return float(values.sum()), len(tokens)
 
 
 def distinct(replies: Sequence[str], n: int) -> float:

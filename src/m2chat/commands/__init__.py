@@ -15,11 +15,12 @@ COMMANDS = (
     "release_weights", "consolidate", "backbones",
 )  # fmt: skip
 """Modules of this package in the order of the help."""
+_TRAIN = "`lightning fit --config configs/stage1.yaml` trains"
+_EVALUATE = "`lightning test --config configs/eval_mmdialog.yaml` evaluates"
+_REPLY = "`m2chat draw`, `wish`, `edit` and `story` reply to a prompt, `m2chat chat` to many"
 _ELSEWHERE = {
-    ("fit", "train"): "`lightning fit --config configs/stage1.yaml` trains",
-    ("test", "validate"): "`lightning test --config configs/eval_mmdialog.yaml` evaluates",
-    ("predict", "generate"): "`m2chat draw`, `wish`, `edit` and `story` reply to a prompt, `m2chat chat` to many",
-}
+    "fit": _TRAIN, "train": _TRAIN, "test": _EVALUATE, "validate": _EVALUATE, "predict": _REPLY, "generate": _REPLY,
+}  # fmt: skip
 """Names that other programs give to what is done by another command here, and that command."""
 
 
@@ -57,11 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = command_parser()
     try:
-        for names, remedy in _ELSEWHERE.items():
-            if arguments[:1] and arguments[0] in names:
-                raise UserError(
-                    f"{arguments[0]!r} is no command of m2chat: {remedy} (`m2chat --help` lists the commands)"
-                )
+        if arguments and (remedy := _ELSEWHERE.get(arguments[0])):
+            raise UserError(f"{arguments[0]!r} is no command of m2chat: {remedy} (`m2chat --help` lists the commands)")
         options, rest = parser.parse_known_args(arguments)
         if getattr(options, "rest", False):
             options.overrides = rest

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A table's header and its lines: rates with their intervals, or whatever numbers a world adds, as they are."""
+    """A table's header and its lines: rates with their intervals, or the numbers that a world adds, as they are."""
     if "percent" not in rows[0]:
         return [tuple(rows[0]), *(tuple(str(row.get(name, "")) for name in rows[0]) for row in rows)]
     by_pixels = any("by_pixels" in row for row in rows)

@@ -82,8 +82,8 @@ def measure(
             named = [partial(shows, "concept", case.scene["concept"]) for case in members]
             for row, pictures in rows.items():
                 eyes.add(findings, row.replace(WISHES, "wishes by the name in the data"), pictures, named)
-    told = measure_stories(talks, eyes, [sample for sample in samples if sample.source == "story"], findings)
-    gates = gate_rows(talks, eyes, [*cases, *told], wishes)
+    frames = measure_stories(talks, eyes, [sample for sample in samples if sample.source == "story"], findings)
+    gates = gate_rows(talks, eyes, [*cases, *frames], wishes)
     measure_context(talks, eyes, given, findings)
     more = (makers["wish"].make("wish", k) for k in itertools.count(len(by_data["wish"])))
     wanted = (sample for sample in more if "wish" in sample.meta["steps"].values())

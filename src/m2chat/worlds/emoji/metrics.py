@@ -256,13 +256,13 @@ def measure_stories(talks: Talks, eyes: Eyes, samples: Sequence[Sample], finding
         Every frame.
     """
     stories = [replace(sample, turns=sample.turns[:1], images=()) for sample in samples]
-    told: list[list[Case]] = [[] for _ in samples]
+    frames: list[list[Case]] = [[] for _ in samples]
     for turn in range(1, FRAMES + 1):
         replies = talks.reply([(story, turn) for story in stories], image="force")
         for k, reply in enumerate(replies):
-            told[k].append(Case(samples[k], turn, reply))
+            frames[k].append(Case(samples[k], turn, reply))
             stories[k] = stories[k].with_reply(reply)
-    cases = [case for of_story in told for case in of_story]
+    cases = [case for of_story in frames for case in of_story]
     rows = measure_pictures(talks, eyes, "frames of stories", cases, findings)
     for whose in ("", "decoder "):
         seen, _ = eyes.seen(rows[f"{whose}right: frames of stories"])
