@@ -31,7 +31,7 @@ from m2chat.worlds.small_sdxl import (
 
 WIDTHS = {True: (128, 192), False: (64, 96)}
 """Channels of the two levels, of SDXL and of SD 1.5."""
-PLAN = Plan(steps=200000, lr=1e-3, warmup=500, decay=8000, ema=0.9995)
+PLAN = Plan(steps=200000, lr=1e-3, warmup=100, decay=8000, ema=0.9995)
 _DROPPED = 0.1
 _ENCODER = ("encoder", "quant_conv")
 _CORE_WEIGHT = 1.5
