@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,36 +70,43 @@ class Places:
             has_context: Whether there is a context picture, (B,) bool.
             has_target: Whether there is a picture to draw, (B,) bool.
         """
-        count, length = input_ids.shape
-        lengths = attention_mask.sum(1)
-        order = lengths.argsort()
-        pictures = has_context.nonzero()[:, 0]
-        picture = torch.where(has_context, has_context.cumsum(0) - 1, len(pictures))
-        row, before = (labels[:, 1:] >= 0).nonzero().unbind(1)
-        found = read.sum(1)
-        most = int(found.max()) if count else 0
-        is_read = torch.arange(most) < found[:, None]
-        places = torch.zeros(count, most, dtype=torch.long)
-        places[is_read] = read.nonzero()[:, 1]  # both go through the rows in order
+        # NumPy: of tensors this small torch's calls take several times as long.
+        ids, scores, reads = input_ids.numpy(), labels[:, 1:].numpy() >= 0, read.numpy()
+        context, target = has_context.numpy(), has_target.numpy()
+        count, length = ids.shape
+        lengths = attention_mask.numpy().sum(1)
+        order = lengths.argsort(kind="stable")
+        back = np.empty_like(order)
+        back[order] = np.arange(count)
+        pictures = context.nonzero()[0]
+        row, before = scores.nonzero()
+        found = reads.sum(1)
+        is_read = np.arange(found.max(initial=0)) < found[:, None]
+        places = np.zeros(is_read.shape, np.int64)
+        places[is_read] = reads.nonzero()[1]  # both go through the rows in order
         prefix = 0
         if count > 1 and length:
-            same = (input_ids == input_ids[:1]).all(0)
-            prefix = min(int(same.cumprod(0).sum()), int(lengths.min()) - 1)
+            differing = (ids != ids[0]).any(0)
+            same = int(differing.argmax()) if differing.any() else length
+            prefix = min(same, int(lengths.min()) - 1)
+        tensors = {
+            "order": order,
+            "back": back,
+            "pictures": pictures,
+            "picture": np.where(context, context.cumsum() - 1, len(pictures)),
+            "gated": (context & target).nonzero()[0],
+            "scored": row * length + before,
+            "row": row,
+            "read": places,
+            "is_read": is_read,
+        }
         return cls(
             lengths=tuple(lengths.tolist()),
-            drawn=tuple(has_target.nonzero()[:, 0].tolist()),
+            drawn=tuple(target.nonzero()[0].tolist()),
             shown=tuple(pictures.tolist()),
             prefix=max(0, prefix),
-            replies=int((labels[:, 1:] >= 0).any(1).sum()),
-            order=order,
-            back=order.argsort(),
-            pictures=pictures,
-            picture=picture,
-            gated=(has_context & has_target).nonzero()[:, 0],
-            scored=row * length + before,
-            row=row,
-            read=places,
-            is_read=is_read,
+            replies=int(scores.any(1).sum()),
+            **{name: torch.from_numpy(values) for name, values in tensors.items()},
         )
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Places:

@@ -138,8 +138,9 @@ def _stacked(squares: Sequence[NDArray[np.uint8] | None], size: int) -> Tensor:
 
     It has the channels last in memory, as the pictures have them: `Batch.ready` brings them forward, on the device.
     """
-    # NumPy's zeros are not touched before they are written to: a batch without context pictures costs nothing.
-    batch = np.zeros((len(squares), size, size, 3), np.uint8)
+    # Zeros that are all written over need not be cleared; NumPy does not touch the others before they are written to.
+    is_full = all(square is not None for square in squares)
+    batch = (np.empty if is_full else np.zeros)((len(squares), size, size, 3), np.uint8)
     for row, square in zip(batch, squares, strict=True):
         if square is not None:
             row[:] = square

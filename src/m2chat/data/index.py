@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any, NamedTuple, overload
 
 import numpy as np
 from pydantic_core import from_json
@@ -45,8 +45,7 @@ _PICTURE = 64
 """Length that a picture of the reply adds to a sequence, in bytes of text."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One sample of a shard, as the index describes it.
 
     Args:
@@ -61,8 +60,8 @@ class Entry:
     key: str
     kind: str
     replies: list[int]
-    members: list[tuple[str, int, int]]
-    lengths: list[int] = field(default_factory=list)
+    members: Sequence[tuple[str, int, int]]
+    lengths: Sequence[int] = ()
     fault: str = ""
 
 
@@ -83,7 +82,7 @@ class Entries(Sequence[Entry]):
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Entries:
         """Serialises entries."""
-        return cls("".join(json.dumps(astuple(entry), separators=(",", ":")) + "\n" for entry in entries).encode())
+        return cls("".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries).encode())
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -103,11 +102,10 @@ class Entries(Sequence[Entry]):
         start = int(self._ends[place - 1]) + 1 if place else 0
         line = self.lines[start : int(self._ends[place])]
         try:
-            key, kind, replies, members, lengths, fault = from_json(line)
+            key, kind, replies, members, *rest = from_json(line)
         except ValueError:  # half of a surrogate pair, which the name of a file may hold, and which it refuses
-            key, kind, replies, members, lengths, fault = json.loads(line)
-        places = [(str(suffix), int(offset), int(size)) for suffix, offset, size in members]
-        entry = Entry(str(key), str(kind), [*map(int, replies)], places, [*map(int, lengths)], str(fault))
+            key, kind, replies, members, *rest = json.loads(line)
+        entry = Entry(key, kind, replies, [(suffix, offset, size) for suffix, offset, size in members], *rest)
         self._last = place, entry
         return entry
 
@@ -144,9 +142,11 @@ class Shard:
         if "://" in self.path:
             data = read_range(Url(self.path), start, stop)
         else:
-            with open(self.path, "rb", buffering=0) as file:  # One read; a buffer would only cost.
-                file.seek(start)
-                data = file.read(stop - start)
+            descriptor = os.open(self.path, os.O_RDONLY)  # one read; a file object costs as much as opening it
+            try:
+                data = os.pread(descriptor, stop - start, start)
+            finally:
+                os.close(descriptor)
         if len(data) != stop - start:
             raise BadSample("shard ends early")
         return {suffix: data[offset - start : offset - start + size] for suffix, offset, size in places}
