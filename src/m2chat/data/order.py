@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +60,7 @@ class Shuffle:
         self._sizes = tuple(sizes)
         self._seed = (seed, zlib.crc32(name.encode()))
         self._window = window
+        self._cycle, self._shards, self._ends = -1, list[int](), list[int]()
 
     def __call__(self, draw: int) -> tuple[int, int]:
         """Shard and index within the shard of the n-th draw."""
@@ -66,21 +69,17 @@ class Shuffle:
         start = window * self._window
         size = min(self._window, self.total - start)
         place = start + int(_permutation((*self._seed, cycle, window), size)[offset])
-        shards, ends = _shard_order((*self._seed, cycle), self._sizes)
-        at = int(np.searchsorted(ends, place, side="right"))
-        return int(shards[at]), place - (int(ends[at - 1]) if at else 0)
+        if cycle != self._cycle:
+            self._shards = np.random.default_rng((*self._seed, cycle)).permutation(len(self._sizes)).tolist()
+            self._ends = [*accumulate(self._sizes[shard] for shard in self._shards)]
+            self._cycle = cycle
+        at = bisect_right(self._ends, place)
+        return self._shards[at], place - (self._ends[at - 1] if at else 0)
 
 
 @lru_cache(maxsize=16)
 def _permutation(seed: tuple[int, ...], size: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(size)
-
-
-@lru_cache(maxsize=16)
-def _shard_order(seed: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The shards in their order, and the sum of samples up to the end of each."""
-    shards = np.random.default_rng(seed).permutation(len(sizes))
-    return shards, np.cumsum(np.array(sizes, dtype=np.int64)[shards])
 
 
 @dataclass(frozen=True)

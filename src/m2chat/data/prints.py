@@ -12,7 +12,7 @@ import os
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def normalised(text: str) -> str:
 def without_pictures(shard: Shard) -> Shard:
     """The same shard with JSON and text files only, which are read quickly."""
     entries = [
-        replace(entry, members=[member for member in entry.members if member[0] in ("json", "txt")])
+        entry._replace(members=[member for member in entry.members if member[0] in ("json", "txt")])
         for entry in shard.entries
     ]
     return Shard(shard.path, Entries.of(entries), shard.skipped)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pydantic_core import from_json
+
 from m2chat.data.images import BadImage, load_whole, save_png
 from m2chat.data.record import SCHEMA, ImagePartRecord, ImageRecord, Record, TextPartRecord, TurnRecord
 from m2chat.schema import Image, Kind, Picture, Sample, Turn
@@ -57,9 +59,12 @@ def json_of(members: Mapping[str, bytes]) -> dict[str, Any]:
     if len(data) > MAX_TEXT:
         raise BadSample("json too large")
     try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadSample("broken json") from error
+        record = from_json(data)
+    except ValueError:  # it refuses half of a surrogate pair, and encodings other than UTF-8
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise BadSample("broken json") from error
     if not isinstance(record, dict):
         raise BadSample("json is not an object")
     return record
