@@ -2,7 +2,7 @@
 
 To run again, from the folder of the project (some eight minutes of one core):
 
-    OMP_NUM_THREADS=1 python benchmarks/loader.py [webdataset] [tarfile] [step] ['step, one worker']
+    OMP_NUM_THREADS=1 python benchmarks/loader.py [webdataset] [tarfile] [step] ['step, one worker'] [profile]
 
 It writes ``benchmarks/results/loader.json``. Pictures are noise with the spectrum of photographs (1/f), JPEG quality
 85. Both sides do everything that training needs: read, decode, crop, resize to 256 pixels, tokenise for three encoders,
@@ -27,7 +27,7 @@ from typing import Any
 
 from timing import chosen_parts, compare
 
-PARTS = ("webdataset", "tarfile", "step", "step, one worker")
+PARTS = ("webdataset", "tarfile", "step", "step, one worker", "profile")
 if __name__ == "__main__":  # before what takes seconds to import
     CHOSEN = chosen_parts(__doc__, PARTS)
 
@@ -216,6 +216,60 @@ def beside_tarfile(folder: Path) -> dict[str, Any]:
     return compare(lambda: sum(len(batch) for batch in loader), theirs)
 
 
+def where_time_goes(folder: Path, rounds: int = 6) -> dict[str, Any]:
+    """Microseconds a sample of the loader's parts, 256 x 256 pixels, on the clock within whole runs.
+
+    A part that contains others counts them, too: `item` all that is read, `compact` all that is done with it.
+    """
+    import time
+    from collections import Counter
+
+    from m2chat.batch import Batch
+    from m2chat.data import collate, dataset
+    from m2chat.data.index import Shard
+    from m2chat.text.layout import Layout as Sequences
+
+    spent: Counter[str] = Counter()
+
+    def timed(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def call(*values: Any, **more: Any) -> Any:
+            begin = time.perf_counter_ns()
+            result = function(*values, **more)
+            spent[name] += time.perf_counter_ns() - begin
+            return result
+
+        setattr(owner, name, call)
+
+    count = 512
+    write_groups(pairs(count, 256, 256), folder / "profile", "cc3m", count)
+    loader = loader_of(folder / "profile", count)
+    (source,) = loader.stream.sources  # type: ignore[union-attr]
+    parts: list[tuple[Any, str]] = [
+        (ShardStream, "item"), (Shard, "members"), (dataset, "sample_of"), (source, "load"), (Collator, "compact"),
+        (Collator, "_row"), (Collator, "_padded"), (collate, "_stacked"), (Sequences, "encode"), (Batch, "located"),
+        (CaptionTokens, "__call__"),
+    ]  # fmt: skip
+    if images.simplejpeg is not None:
+        parts.append((images.simplejpeg, "decode_jpeg"))
+    before = [(owner, name, vars(owner)[name]) for owner, name in parts]
+    try:
+        for owner, name in parts:
+            timed(owner, name)
+        for _ in range(2):
+            sum(len(batch) for batch in loader)
+        spent.clear()
+        begin = time.perf_counter_ns()
+        for _ in range(rounds):
+            sum(len(batch) for batch in loader)
+        spent["whole"] = time.perf_counter_ns() - begin
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
+    return {name: round(value / rounds / count / 1e3, 1) for name, value in spent.most_common()}
+
+
 def in_a_step(folder: Path, workers: int = 0, steps: int = 5) -> dict[str, Any]:
     """R8: a step of micro stage 1, uncached, with the configuration's own loader and with one batch that is there.
 
@@ -296,7 +350,7 @@ def main(parts: list[str]) -> None:
     """Measures some parts, and writes them down beside what was measured before."""
     import webdataset
 
-    measures = (beside_webdataset, beside_tarfile, in_a_step, partial(in_a_step, workers=1))
+    measures = (beside_webdataset, beside_tarfile, in_a_step, partial(in_a_step, workers=1), where_time_goes)
     measure = dict(zip(PARTS, measures, strict=True))
 
     torch.set_num_threads(1)
