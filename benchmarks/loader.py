@@ -270,12 +270,15 @@ def where_time_goes(folder: Path, rounds: int = 6) -> dict[str, Any]:
     return {name: round(value / rounds / count / 1e3, 1) for name, value in spent.most_common()}
 
 
-def in_a_step(folder: Path, workers: int = 0, steps: int = 5) -> dict[str, Any]:
-    """R8: a step of micro stage 1, uncached, with the configuration's own loader and with one batch that is there.
+def in_a_step(folder: Path, workers: int = 0, steps: int = 40) -> dict[str, Any]:
+    """R8: a step of micro stage 1, uncached, with the configuration's own loader and with the same batch once more.
 
-    The ratio is the time with the loader over the time without: 1 is the best. CPU time is the training process's own;
-    a worker reads beside it, on another core.
+    The ratio is the time with the loader over the time without: 1 is the best; neighbouring steps are compared, since
+    the machine may be faster a minute later. CPU time is the training process's own; a worker reads beside it, on
+    another core.
     """
+    import time
+
     from lightning import Callback, Trainer
 
     from m2chat.data.datamodule import M2ChatDataModule
@@ -299,49 +302,49 @@ def in_a_step(folder: Path, workers: int = 0, steps: int = 5) -> dict[str, Any]:
         language_model=parts[0], vision_encoder=parts[2], image_decoder=parts[3], batch_size=64, samples_per_epoch=6400,
         num_image_tokens=8, num_workers=workers,
     )  # fmt: skip
-    resident = next(iter(data.train_dataloader())).ready()
-    assert len(resident) == 64
 
-    class Resident:
-        """The same batch again and again."""
+    class Twice:
+        """Every batch of the loader, and once more as the step before left it: ready, and in memory."""
 
         def __len__(self) -> int:
-            return steps + 1
+            return 2 * (steps + 1)
 
         def __iter__(self) -> Iterator[Any]:
-            return iter([resident] * (steps + 1))
+            for batch in islice(iter(data.train_dataloader()), steps + 1):
+                assert len(batch) == 64
+                yield batch
+                yield clock.batch
 
     class Clock(Callback):
-        """Times steps, the first left out."""
+        """Keeps a step's batch, and what the clocks say at its end."""
+
+        def __init__(self) -> None:
+            self.batch: Any = None
+            self.marks: list[tuple[float, float]] = []
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            self.batch = batch
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            import time
-
             self.marks.append((time.process_time(), time.perf_counter()))
 
-        marks: list[tuple[float, float]]
-
-    def run(batches: Any) -> tuple[float, float]:
-        clock = Clock()
-        clock.marks = []
-        trainer = Trainer(
-            default_root_dir=folder, accelerator="cpu", devices=1, max_steps=steps + 1, limit_val_batches=0,
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[clock], gradient_clip_val=1.0,
-        )  # fmt: skip
-        trainer.fit(module, train_dataloaders=batches)
-        (cpu, wall), (cpu_end, wall_end) = clock.marks[0], clock.marks[-1]
-        return (cpu_end - cpu) / steps, (wall_end - wall) / steps
-
-    rounds = [(run(data.train_dataloader()), run(Resident())) for _ in range(9)][2:]
-    result: dict[str, Any] = {"rounds": len(rounds)}
-    for place, clock in enumerate(("cpu", "wall")):
-        ratios = sorted(loaded[place] / there[place] for loaded, there in rounds)
-        result[clock] = {
-            "with_loader_ms": round(1e3 * sorted(loaded[place] for loaded, _ in rounds)[len(rounds) // 2], 1),
-            "resident_ms": round(1e3 * sorted(there[place] for _, there in rounds)[len(rounds) // 2], 1),
-            "ratio": round(ratios[len(ratios) // 2], 3),
-            "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[3 * len(ratios) // 4], 3)],
+    clock = Clock()
+    trainer = Trainer(
+        default_root_dir=folder, accelerator="cpu", devices=1, max_epochs=1, limit_val_batches=0,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[clock], gradient_clip_val=1.0,
+    )  # fmt: skip
+    trainer.fit(module, train_dataloaders=Twice())
+    result: dict[str, Any] = {"steps": steps}
+    for place, name in enumerate(("cpu", "wall")):
+        spent = np.diff([mark[place] for mark in clock.marks[1:]])  # the first pair is left out
+        loaded, there = spent[0::2], spent[1::2]
+        low, middle, high = np.quantile(loaded / there, (0.25, 0.5, 0.75))
+        result[name] = {
+            "with_loader_ms": round(1e3 * float(np.median(loaded)), 1),
+            "resident_ms": round(1e3 * float(np.median(there)), 1),
+            "ratio": round(float(middle), 3),
+            "quartiles": [round(float(low), 3), round(float(high), 3)],
         }
     return result
 
