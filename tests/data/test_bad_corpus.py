@@ -59,7 +59,7 @@ def test_too_many_bad_samples_stop_the_run_before_it_starts(
     bad = [(f"b{k:04d}", {"png": b"junk", "txt": b"words"}) for k in range(10)]
     write_groups(good + bad, tmp_path, "x", 1000)
     data_of(tmp_path, backbones).train_dataloader()  # 10 of 200: as many as may be
-    with pytest.raises(UserError, match=r"10 of 200 .* more than max_bad_share=4%: bad: 10 x undecodable picture"):
+    with pytest.raises(UserError, match=r"10 of 200 .* more than max_bad_share=0.04: bad: 10 x undecodable picture"):
         data_of(tmp_path, backbones, max_bad_share=0.04).train_dataloader()
     with pytest.raises(UserError, match=r"data\.max_bad_share=2: choose from 0 to 1"):
         data_of(tmp_path, backbones, max_bad_share=2)

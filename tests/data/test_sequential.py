@@ -240,7 +240,7 @@ def test_too_many_bad_samples_stop_the_run(backbones: Path, tmp_path: Path) -> N
     groups = [(f"{k:04d}", {"png": PNG if k % 10 else b"junk", "txt": b"words", "npy": b""}) for k in range(400)]
     write_groups(groups, tmp_path / "x", "x", 100)
     data = module_of(tmp_path / "x", backbones, tmp_path, samples_per_epoch=400)
-    with pytest.raises(UserError, match=r"more than max_bad_share=5%: captions: \d+ x undecodable picture"):
+    with pytest.raises(UserError, match=r"more than max_bad_share=0.05: captions: \d+ x undecodable picture"):
         list(data.train_dataloader())
     assert list(data.skips["train"].missed)[:1] != [] and not data.skips["train"].indexed
 

@@ -24,6 +24,7 @@ from m2chat.data.shards import write_shards
 from m2chat.errors import UserError
 from m2chat.models.absent import Absent
 from m2chat.models.checkpoints import trainable_state_dict
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.training.config import EvalConfig
 from m2chat.training.strategy import M2ChatFSDPStrategy
 
@@ -170,7 +171,7 @@ def test_a_build_goes_on_and_is_shared_with_the_same_bytes(
 def fit_from(micro: Any, cache: Path, **data: Any) -> Any:
     module = micro.module("align")
     return micro.data("align", features=str(cache), **data).open_features(
-        "align", module.backbones().components, module.m3adapter.layers
+        "align", module.backbones().outputs, module.m3adapter.layers
     )
 
 
@@ -195,6 +196,63 @@ def test_other_inputs_are_refused_by_name(micro: Any, val: SourceConfig, cache: 
         micro.data("align", features=str(cache)).train_dataloader()  # no module has opened it
     with pytest.raises(UserError, match=r"the stage \('align', now 'm3ft'\)"):
         micro.data("m3ft", features=str(cache)).open_features("m3ft", {}, [-1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "folder", "file", "entry", "value", "named"),
+    [
+        ("language_model", "llama", "config.json", "rms_norm_eps", 0.1, "the language_model"),
+        ("image_decoder", "sdxl", "vae/config.json", "scaling_factor", 0.5, "the vae"),
+        ("image_decoder", "sdxl", "text_encoder/config.json", "layer_norm_eps", 0.1, "the text_encoder"),
+        ("vision_encoder", "clip", "open_clip_config.json", "", None, "the vision_encoder"),
+    ],
+)
+def test_the_same_tensors_read_otherwise_are_another_network(
+    micro: Any, cache: Path, tmp_path: Path, setting: str, folder: str, file: str, entry: str, value: Any, named: str
+) -> None:
+    copy = tmp_path / folder
+    shutil.copytree(ROOT / "data" / "micro" / folder, copy)
+    (copy / "SHA256SUMS").unlink(missing_ok=True)
+    described = json.loads((copy / file).read_text())
+    if entry:
+        assert described[entry] != value
+        described[entry] = value
+    else:
+        described["model_cfg"]["quick_gelu"] = not described["model_cfg"].get("quick_gelu", False)
+    (copy / file).write_text(json.dumps(described))
+    module = micro.module("align")
+    module.backbone = replace(module.backbone, **{setting: str(copy)})
+    data = micro.data("align", features=str(cache))
+    networks = Fingerprints(module.backbone).outputs
+    with pytest.raises(UserError, match=named):
+        data.open_features("align", networks, module.m3adapter.layers)
+
+
+def test_a_build_that_was_killed_at_its_very_start_goes_on(
+    micro: Any, val: SourceConfig, cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "begun"
+    for path in cache.rglob("index*"):
+        target = out / path.relative_to(cache)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    assert any(out.rglob("index*")) and not (out / "features.json").exists()
+    assert build(micro, val, out) == 0
+    assert contents(out) == contents(cache)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    assert build(micro, val, tmp_path / "other") == 2
+
+
+def test_a_cache_is_not_given_up_for_one_that_does_not_fit(
+    micro: Any, val: SourceConfig, cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "kept"
+    shutil.copytree(cache, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=-(10**9)))
+        assert build(micro, val, out, "--replace", "--dtype", "bfloat16") == 2
+    assert contents(out) == contents(cache)
 
 
 def test_a_cache_of_other_inputs_is_made_anew_if_that_is_wanted(
@@ -225,7 +283,7 @@ def test_a_flipped_bit_is_never_trained_on(micro: Any, cache: Path, tmp_path: Pa
         path.write_bytes(flipped)
         module_data = micro.data("align", features=str(tmp_path / "bad"))
         module = micro.module("align")
-        module_data.open_features("align", module.backbones().components, module.m3adapter.layers)
+        module_data.open_features("align", module.backbones().outputs, module.m3adapter.layers)
         with pytest.raises(UserError, match=r"000001\.bin is damaged.*remove the file and run `m2chat data features`"):
             list(module_data.train_dataloader())
 
@@ -297,4 +355,4 @@ def test_stage_2_keeps_what_stays_frozen(micro: Any, tmp_path: Path) -> None:
     assert trainable_state_dict(model).keys() == trainable_state_dict(whole.module.model).keys()
     module = micro.module("m3ft")
     with pytest.raises(UserError, match=r"the stage \('m3ft', now 'align'\)"):
-        micro.data("m3ft", features=str(out)).open_features("align", module.backbones().components, [-1])
+        micro.data("m3ft", features=str(out)).open_features("align", module.backbones().outputs, [-1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from m2chat.files import locked, write_whole
 MANIFEST = "features.json"
 ROOT = Path("data/features")
 """Folder of the caches among which ``data.features: auto`` chooses."""
-VERSION = 1
+VERSION = 2
 STAGES = ("align", "m3ft")
 READING = "align"
 """Stage whose language model is frozen, so that its states are kept."""
@@ -204,7 +204,7 @@ def create(folder: Path, manifest: FeatureManifest, indices: Mapping[str, Index]
                     f"{folder} is a feature cache of something else: {', '.join(reasons)}; name a new folder, or "
                     "have it made anew with --replace"
                 )
-            if any(path.name[0] != "." for path in folder.iterdir()):
+            if not _is_begun(folder, indices):
                 raise UserError(f"{folder} is no feature cache and has something in it: name a new folder")
             for name, index in indices.items():
                 (folder / folder_of(name)).mkdir(parents=True, exist_ok=True)
@@ -212,6 +212,14 @@ def create(folder: Path, manifest: FeatureManifest, indices: Mapping[str, Index]
             write_whole(folder / MANIFEST, [manifest.text()])
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; make room or name another place") from error
+
+
+def _is_begun(folder: Path, parts: Collection[str]) -> bool:
+    """Whether a folder holds nothing but what a killed `create` for these parts left: indices, and no manifest yet."""
+    visible = [path for path in folder.iterdir() if path.name[0] != "."]
+    if {path.name for path in visible} - {folder_of(part) for part in parts}:
+        return False
+    return all(inner.name.startswith((".", INDEX)) for path in visible for inner in path.iterdir())
 
 
 def folder_of(part: str) -> str:

@@ -72,7 +72,7 @@ class Skips:
         if samples >= _FEWEST and bad.total() > self.limit * samples:
             reasons = ", ".join(f"{name}: {count} x {why}" for (name, why), count in bad.most_common())
             raise UserError(
-                f"{bad.total()} of {samples} samples are bad, more than max_bad_share={self.limit:.0%}: {reasons}. "
+                f"{bad.total()} of {samples} samples are bad, more than max_bad_share={self.limit:.3g}: {reasons}. "
                 "Repair the shards (`m2chat data inspect PATH` looks at one), or raise data.max_bad_share"
             )
 

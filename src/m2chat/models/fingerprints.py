@@ -29,6 +29,10 @@ READER = ("language_model", "adapter", "vision_encoder", "channel_order")
 TEXT_SPACE = ("text_encoder", "text_encoder_2")
 """Components in whose output space a trained connector writes (Eq. 2). UNets and VAEs may be swapped."""
 _LEGACY_BYTES = 1 << 20
+_NOTES = (
+    "_diffusers_version", "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache",
+)  # fmt: skip
+"""Entries of a network's description that change nothing of what it computes here."""
 
 
 class Fingerprints:
@@ -51,6 +55,24 @@ class Fingerprints:
         """
         with not_verified():  # a comparison of checksums reads every byte; loading does it
             return {**_reader(self.backbone), **(decoder_fingerprints(self.backbone) if self.draws else {})}
+
+    @cached_property
+    def outputs(self) -> dict[str, str]:
+        """Fingerprint of what each component computes: of its tensors and of its description, as `components`.
+
+        The same tensors give other outputs with another number of heads, base of the rotations or scale of latents.
+
+        Raises:
+            UserError: If a backbone is missing or broken.
+        """
+        with not_verified():
+            described = _descriptions(self.backbone, self.draws)
+        return {
+            name: _short(f"{value} {json.dumps(described[name], sort_keys=True, default=str)}")
+            if name in described
+            else value
+            for name, value in self.components.items()
+        }
 
     @cached_property
     def name(self) -> str:
@@ -170,7 +192,27 @@ def drawing_settings(backbone: BackboneConfig) -> dict[str, Any]:
 
 
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("_diffusers_version", "_name_or_path")}
+    return {key: value for key, value in config.items() if key not in _NOTES}
+
+
+def _descriptions(backbone: BackboneConfig, draws: bool) -> dict[str, dict[str, Any]]:
+    """The description of each network that has one, without what changes none of its outputs."""
+    from m2chat.models.weights.clip import local_clip_file, open_clip_tower
+    from m2chat.models.weights.diffusion import open_with_parts
+    from m2chat.models.weights.llama import llama_folder, open_llama
+
+    described: dict[str, Mapping[str, Any]] = {}
+    if backbone.language_model:
+        folder = llama_folder(Path(backbone.language_model))
+        described["language_model"] = open_llama(folder, "backbone.language_model").settings
+    if backbone.adapter and backbone.adapter != NEW:
+        described["adapter"] = {"heads": backbone.visual_heads, "blocks": backbone.visual_blocks}
+    if (name := backbone.vision_encoder) and (Path(name).is_dir() or local_clip_file(name) is not None):
+        described["vision_encoder"] = open_clip_tower(name, "backbone.vision_encoder").settings
+    if draws and backbone.image_decoder:
+        source, _ = open_with_parts(Path(backbone.image_decoder), "backbone.image_decoder", backbone.decoder)
+        described |= {name: config for name, config in source.configs.items() if name != "scheduler"}
+    return {name: _described(config) for name, config in described.items()}
 
 
 def drawing_name(backbone: BackboneConfig) -> str:

@@ -49,7 +49,7 @@ class M2ChatModule(TrainingModule):
         data: Any = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
         kept = None
         if getattr(data, "features", None) and self.trainer.state.fn == TrainerFn.FITTING:
-            cache = data.open_features(self.stage, self.backbones().components, self.m3adapter.layers)
+            cache = data.open_features(self.stage, self.backbones().outputs, self.m3adapter.layers)
             kept = cache and Kept(**cache.sizes, looking=self.stage == "m3ft" and data.validates)
         return build_m2chat(self.backbone, self.m3adapter, kept=kept, settled=not self.is_sharded)
 

@@ -66,7 +66,7 @@ def manifest_of(
     )
     needed = {"vision_encoder", "channel_order", "vae"} | ({"language_model", "adapter"} if whole else set())
     needed |= {"text_encoder", "text_encoder_2"} if text else set()
-    networks = {name: value for name, value in module.backbones().components.items() if name in needed}
+    networks = {name: value for name, value in module.backbones().outputs.items() if name in needed}
     prints = {name: data_print(source) for name, source in sources.items()}
     origin = FeatureOrigin(module.stage, networks, settings_of(data.collator, module.stage, layers), prints)
     return FeatureManifest(origin, form, model.clip.width, chunk, batch)

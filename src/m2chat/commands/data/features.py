@@ -114,13 +114,14 @@ def run(options: argparse.Namespace) -> None:
         indices[name] = plan_part(source, data.collator.layout, name.partition("/")[0], looked)
     dtype = options.dtype or ("bfloat16" if settings.trainer.precision == "bf16-mixed" else "float32")
     manifest = manifest_of(module, data, sources, dtype, options.text == "kept", options.chunk, options.batch)
-    if options.replace and not options.estimate and is_other(out, manifest):
-        print(f"{out} was made for other inputs: it is made anew")
-        shutil.rmtree(out)
+    anew = bool(options.replace) and is_other(out, manifest)
     parts = parts_of(out, manifest, indices)
-    _estimate(options, out, manifest, indices, parts)
+    _estimate(options, out, manifest, indices, parts, anew)
     if options.estimate:
         return
+    if anew:  # not before it is known that the new one fits
+        print(f"{out} was made for other inputs: it is made anew")
+        shutil.rmtree(out)
     create(out, manifest, indices)
     _build(options, settings, module, data, sources, parts, share)
     left = sum(len(part.missing()) for part in parts.values())
@@ -133,8 +134,9 @@ def _estimate(
     manifest: FeatureManifest,
     indices: dict[str, Index],
     parts: dict[str, FeaturePart],
+    anew: bool,
 ) -> None:
-    """Prints the size of the cache.
+    """Prints the size of the cache; `anew` says whether it takes the place of the one that is there.
 
     Raises:
         UserError: If the disk does not have it.
@@ -150,9 +152,11 @@ def _estimate(
     form, records = manifest.form, sum(map(len, parts.values()))
     rows = sum(int(index.rows.sum(dtype="int64")) for index in indices.values())
     whole = size(form)
-    there = sum(part.size(chunk) for part in parts.values() for chunk in part.chunks if part.is_there(chunk))
+    kept = () if anew else parts.values()
+    there = sum(part.size(chunk) for part in kept for chunk in part.chunks if part.is_there(chunk))
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    freed = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if anew else 0
+    free = shutil.disk_usage(place).free + freed
     print(
         f"{out}: {records:,} replies with {rows / max(1, records):.1f} "
         f"{'tokens that the M³Adapter reads' if form.whole else 'CLIP tokens'} each, {form.dtype}, targets "
