@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, overload
 
 import numpy as np
-from pydantic_core import from_json
 
+from m2chat.data.record import parse_json
 from m2chat.data.remote import CACHE, Url, opened, read_range, stamp
 from m2chat.data.sources import BadSample, outline, sample_of
 from m2chat.files import write_whole
@@ -101,10 +101,7 @@ class Entries(Sequence[Entry]):
             return self._last[1]
         start = int(self._ends[place - 1]) + 1 if place else 0
         line = self.lines[start : int(self._ends[place])]
-        try:
-            key, kind, replies, members, *rest = from_json(line)
-        except ValueError:  # half of a surrogate pair, which the name of a file may hold, and which it refuses
-            key, kind, replies, members, *rest = json.loads(line)
+        key, kind, replies, members, *rest = parse_json(line)
         entry = Entry(key, kind, replies, [(suffix, offset, size) for suffix, offset, size in members], *rest)
         self._last = place, entry
         return entry

@@ -9,12 +9,26 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic_core import from_json
 
 from m2chat.schema import Kind, Role
 
 SCHEMA: Literal["m2c/1"] = "m2c/1"
 BY_TURN = "turn"
 """Origin of a caption that is only the text of the picture's turn."""
+
+
+def parse_json(data: bytes) -> Any:
+    """The content of JSON, several times as fast as `json.loads`, and of everything that this reads.
+
+    Raises:
+        ValueError: If it is broken.
+        RecursionError: If it is nested too deeply.
+    """
+    try:
+        return from_json(data)
+    except ValueError:  # it refuses half of a surrogate pair, and encodings other than UTF-8
+        return json.loads(data)
 
 
 class _Frozen(BaseModel):

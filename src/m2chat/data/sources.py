@@ -6,15 +6,12 @@ An ``m2c/1`` sample is a ``.json`` (see `Record`) and its pictures ``img0.png``,
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic_core import from_json
-
 from m2chat.data.images import BadImage, load_whole, save_png
-from m2chat.data.record import SCHEMA, ImagePartRecord, ImageRecord, Record, TextPartRecord, TurnRecord
+from m2chat.data.record import SCHEMA, ImagePartRecord, ImageRecord, Record, TextPartRecord, TurnRecord, parse_json
 from m2chat.schema import Image, Kind, Picture, Sample, Turn
 from m2chat.text.view import replies_of
 
@@ -59,12 +56,9 @@ def json_of(members: Mapping[str, bytes]) -> dict[str, Any]:
     if len(data) > MAX_TEXT:
         raise BadSample("json too large")
     try:
-        record = from_json(data)
-    except ValueError:  # it refuses half of a surrogate pair, and encodings other than UTF-8
-        try:
-            record = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise BadSample("broken json") from error
+        record = parse_json(data)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("broken json") from error
     if not isinstance(record, dict):
         raise BadSample("json is not an object")
     return record

@@ -199,12 +199,10 @@ def _descriptions(backbone: BackboneConfig, draws: bool) -> dict[str, dict[str, 
     """The description of each network that has one, without what changes none of its outputs."""
     from m2chat.models.weights.clip import local_clip_file, open_clip_tower
     from m2chat.models.weights.diffusion import open_with_parts
-    from m2chat.models.weights.llama import llama_folder, open_llama
 
     described: dict[str, Mapping[str, Any]] = {}
     if backbone.language_model:
-        folder = llama_folder(Path(backbone.language_model))
-        described["language_model"] = open_llama(folder, "backbone.language_model").settings
+        described["language_model"], _ = _language(Path(backbone.language_model))
     if backbone.adapter and backbone.adapter != NEW:
         described["adapter"] = {"heads": backbone.visual_heads, "blocks": backbone.visual_blocks}
     if (name := backbone.vision_encoder) and (Path(name).is_dir() or local_clip_file(name) is not None):
@@ -229,7 +227,7 @@ def _reader(backbone: BackboneConfig) -> dict[str, str]:
 
     prints = {}
     if backbone.language_model:
-        prints["language_model"] = tensor_fingerprint(_language_state(Path(backbone.language_model)))
+        prints["language_model"] = tensor_fingerprint(_language(Path(backbone.language_model))[1])
     if backbone.adapter == NEW:
         prints["adapter"] = _short(repr(backbone.new_adapter))
     elif backbone.adapter:
@@ -248,16 +246,18 @@ def _reader(backbone: BackboneConfig) -> dict[str, str]:
     return prints
 
 
-def _language_state(path: Path) -> dict[str, Tensor]:
-    """LLaMA's tensors by the names of its files: to rename Meta's means to re-order gigabytes of rows."""
-    from m2chat.models.weights.files import read_tensors
+def _language(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """LLaMA's description and tensors as its files have them: to rename Meta's means to re-order gigabytes of rows."""
+    from m2chat.models.weights.files import load_json, read_tensors
     from m2chat.models.weights.llama import llama_folder, open_llama
 
     folder, what = llama_folder(path), "backbone.language_model"
     if not (folder / "params.json").is_file():
-        return open_llama(folder, what).state
+        source = open_llama(folder, what)
+        return source.settings, source.state
     parts = sorted(folder.glob("consolidated.*.pth")) or [folder / "consolidated.00.pth"]
-    return {f"{path.stem}.{name}": tensor for path in parts for name, tensor in read_tensors(path, what).items()}
+    state = {f"{path.stem}.{name}": tensor for path in parts for name, tensor in read_tensors(path, what).items()}
+    return load_json(folder / "params.json", what), state
 
 
 def _different(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
