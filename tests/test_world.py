@@ -90,9 +90,13 @@ def test_a_source_takes_nothing_over_from_the_one_that_it_replaces() -> None:
     assert data.val == [SourceConfig("c", "z")]
     for text, message in (
         ("[{name: a, path: x, wieght: 1}]", "Option 'wieght' is not accepted. Did you mean 'weight'"),
-        ("[{name: a}]", 'Parser key "path": Expected'),
-        ("[{name: a, path: x, weight: much}]", 'Parser key "weight": Expected'),
-        ("[a]", "Expected a table of settings"),
+        ("[{name: a}]", r"^data\.val\.path='null': expected a text$"),
+        ("[{name: a, path: x, weight: much}]", r"^data\.val\.weight='much': expected a number$"),
+        (
+            "[{name: a, path: x, stream: sequentiel}]",
+            "data.val.stream='sequentiel': expected 'auto', 'random', 'sequential'",
+        ),
+        ("[a]", "expected a table of settings"),
     ):
         with pytest.raises(UserError, match=message):
             read_config([config], (f"--data.val={text}",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -41,7 +41,23 @@ class ShortErrorParser(LightningArgumentParser):
 
 _NOT_A_KEY = re.compile(r"(?:accept o|O)ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
 _NOT_A_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-_NOT_A_VALUE = re.compile(r'Parser key "[^"]+": Expected')
+_LINKED = re.compile(r"argument (?P<source>\S+) --> (?P<target>[^\s:]+): .* is not callable")
+_LINKED_TOO = re.compile(r'Linked "(?P<target>[^"]+)" must be given via "(?P<source>[^"]+)"')
+_KEY = re.compile(r'Parser key "([^"]+)":')
+_VALUE = re.compile(r"(?:Given value|Got value): (.*)")
+_NESTED = re.compile(r"NestedArg\(key='([^']+)', val=(.*)\)")
+_EXPECTED = re.compile(r"Expected (?:a (?=<class|typing))?(.*?)(?:\. Got value: .*)?$")
+_OWN_ERROR = re.compile(r"Not of type \w+: (?!Parser key|Expected)(.*)")
+"""What a class says about its settings by itself."""
+_EXPLAINED = re.compile(r"[\w.]+=.*: expected ")
+"""Begin of a line that says which setting has a wrong value."""
+_TYPES = {
+    "<class 'bool'>": "true or false",
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'str'>": "a text",
+    "<class 'NoneType'>": "null",
+}
 
 
 def explain(message: str, keys: Iterable[str]) -> str:
@@ -51,14 +67,23 @@ def explain(message: str, keys: Iterable[str]) -> str:
         message: Message of jsonargparse: the cause, or a list of what was wrong with each type that was tried.
         keys: Settings that exist where the message comes from.
     """
+    if linked := _LINKED.search(message) or _LINKED_TOO.search(message):
+        return f"{linked['target']} always has the value of {linked['source']}: set that instead"
     lines = [line.strip(" -") for line in message.splitlines()]
-    causes = [line for line in lines if any(kind.search(line) for kind in (_NOT_A_KEY, _NOT_A_CLASS, _NOT_A_VALUE))]
+    if len(lines) == 1 and _EXPLAINED.match(message):
+        return message
+    where = _KEY.match(message)
+    inside = f"{where[1]}." if where else ""
+    if deeper := next((line for line in lines if _EXPLAINED.match(line)), None):  # by the parser of a class
+        return inside + deeper
+    causes = [line for line in lines if _NOT_A_KEY.search(line) or _NOT_A_CLASS.search(line)]
+    if not causes and (value := _wrong_value(lines)):
+        return value
     if len(lines) == 1 or not causes:
         text = " ".join(lines)
     else:
-        where = re.match(r'Parser key "([^"]+)"', message)
         text = (f"{where[1]}: " if where else "") + "; ".join(dict.fromkeys(causes))
-    if "Did you mean" in text:  # by the parser of the setting itself
+    if "Did you mean" in text or "--help`" in text:  # by the parser of the setting itself
         return text
     if wrong := _NOT_A_CLASS.search(text):
         text = text.replace(wrong[0], f"'{wrong[1]}' is no class that is known here; write its name or full path")
@@ -69,6 +94,27 @@ def explain(message: str, keys: Iterable[str]) -> str:
     if not wrong:
         return text
     return text + (_suggestion(wrong[1] or wrong[2], keys) or "; `lightning fit --help` lists every setting")
+
+
+def _wrong_value(lines: Sequence[str]) -> str | None:
+    """The setting of the innermost value that was refused, the value, and what it may be; None if none was."""
+    path, choices = list[str](), list[str]()
+    for line in lines:
+        if key := _KEY.search(line):
+            path.append(key[1])
+        if own := _OWN_ERROR.match(line):
+            return f"{'.'.join(path)}: {own[1]}"
+        if expected := _EXPECTED.search(line):
+            choices.append(_TYPES.get(expected[1], expected[1].removeprefix("typing.Literal").strip("[]")))
+        if value := _VALUE.search(line):
+            if not path or not choices:
+                return None
+            given = value[1]
+            if nested := _NESTED.fullmatch(given):
+                path.append(nested[1])
+                given = nested[2]
+            return f"{'.'.join(path)}={given.strip(chr(39))!r}: expected {' or '.join(choices)}"
+    return None
 
 
 def _suggestion(word: str, choices: Iterable[str]) -> str:

@@ -165,6 +165,12 @@ def _damaged(tar: bytes, key: str) -> bytes:
     return _flipped(tar, tar.index(f"{key}.png".encode()))
 
 
+def _unsigned(tar: bytes, key: str) -> bytes:
+    """The header of a file is other bytes."""
+    start = tar.index(f"{key}.png".encode())
+    return tar[:start] + b"\7" * 512 + tar[start + 512 :]
+
+
 def _claims(tar: bytes, key: str) -> bytes:
     """The header of a file claims 8 GB less a byte."""
     header = bytearray(tar[(start := tar.index(f"{key}.png".encode())) : start + 512])
@@ -182,6 +188,9 @@ SHARDS: dict[str, tuple[Callable[[bytes, list[str]], bytes], int, dict[str, int]
     "compressed": (lambda tar, keys: gzip.compress(tar), 0, {REST: 1}),
     "cut in a picture": (lambda tar, keys: tar[: tar.index(keys[2].encode()) + 700], 2, {"truncated": 1}),
     "cut in a header": (lambda tar, keys: tar[: tar.index(keys[2].encode()) + 100], 2, {REST: 1}),
+    "cut between samples": (lambda tar, keys: tar[: tar.index(f"{keys[1]}.txt".encode()) + 1024], 2, {REST: 1}),
+    "no end mark": (lambda tar, keys: tar[: tar.index(f"{keys[2]}.txt".encode()) + 1024], 3, {REST: 1}),
+    "bad header": (lambda tar, keys: _unsigned(tar, keys[1]), 1, {REST: 1}),
     "wrong checksum": (lambda tar, keys: _damaged(tar, keys[1]), 1, {REST: 1}),
     "claims too much": (lambda tar, keys: _claims(tar, keys[2]), 2, {"truncated": 1}),
     "zeros": (lambda tar, keys: bytes(10240), 0, {}),

@@ -107,10 +107,20 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self) -> None:
+    def fails(self) -> bool:
         if type(self).failures > 0:
             type(self).failures -= 1
-            return self.send_error(503)
+            self.send_error(503)
+            return True
+        return False
+
+    def do_HEAD(self) -> None:
+        if not self.fails():
+            super().do_HEAD()
+
+    def do_GET(self) -> None:
+        if self.fails():
+            return None
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.asked.append(self.path)
         if not (wanted and self.ranges):

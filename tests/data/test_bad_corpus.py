@@ -84,6 +84,15 @@ def test_a_sample_that_is_lost_later_is_replaced_and_counted(backbones: Path, tm
         assert source == "bad" and reason.startswith("undecodable picture")
 
 
+def test_every_damaged_shard_is_counted_for_what_it_is(tmp_path: Path) -> None:
+    """In the sum over shards, one that is counted twice could stand for one that is not counted."""
+    CORPUS["write"](tmp_path)
+    for number, (kind, (_, left, counts)) in enumerate(CORPUS["SHARDS"].items()):
+        shard = open_shard(tmp_path / f"shard{number}.tar")
+        found = Counter(shard.skipped) + Counter(entry.fault for entry in shard.entries if entry.fault)
+        assert (found, sum(not entry.fault for entry in shard.entries)) == (counts, left), kind
+
+
 @pytest.mark.fixtures
 def test_hostile_files_of_the_outside_world(samples_folder: Path, backbones: Path, tmp_path: Path) -> None:
     for path in sorted((samples_folder / "bad_tars").glob("*.tar")):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import fsspec
 import pytest
 from torch.utils.data import DataLoader
 
+from m2chat.data import remote
 from m2chat.data.dataset import Source, SourceConfig
-from m2chat.data.remote import Url
+from m2chat.data.remote import Url, stamp
 from m2chat.data.shards import find_shards
 from m2chat.data.stream import ShardStream
 from m2chat.errors import UserError
@@ -63,6 +65,30 @@ def test_a_server_may_fail_once(server: tuple[str, type[Any]], tmp_path: Path) -
     handler.failures = 10  # type: ignore[misc]
     with pytest.raises(OSError, match="503"):
         source.read(0, 0)
+
+
+def test_a_shard_is_asked_for_again_unless_it_is_not_there(server: tuple[str, type[Any]]) -> None:
+    """fsspec says "file not found" for a server that is down, too."""
+    address, handler = server
+    shard = Url(f"{address}/talk/talk-000000.tar")
+    handler.failures = 4  # two tries of HEAD, then GET
+    assert stamp(shard, "path")["bytes"] > 0
+    handler.failures = 10**6
+    with pytest.raises(UserError, match=r"talk-000000.tar' cannot be reached \(.*503.*\): check the address"):
+        stamp(shard, "path")
+    handler.failures = 0
+    handler.asked.clear()
+    with pytest.raises(UserError, match=r"404"):
+        stamp(Url(f"{address}/talk/nothing.tar"), "path")
+    assert handler.asked == ["/talk/nothing.tar"]
+
+
+def test_a_server_that_refuses_connections_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        with pytest.raises(UserError, match=r"cannot be reached \(ClientConnectorError.*\): check the address"):
+            stamp(Url(f"http://127.0.0.1:{taken.getsockname()[1]}/x.tar"), "path")
 
 
 def test_a_server_without_ranges_is_named(server: tuple[str, type[Any]], tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def _source_config(settings: Any) -> SourceConfig:
         raise ValueError(" ".join(str(error).split())) from error
     for name in ("name", "path"):
         if parsed[name] is None:
-            raise ValueError(f"Parser key \"{name}\": Expected a <class 'str'>. Got none")
+            raise ValueError(f"Parser key \"{name}\": Expected a <class 'str'>. Got value: null")
     return SourceConfig(**parsed)
 
 

@@ -14,16 +14,15 @@ from typing import Any, NamedTuple
 
 from m2chat.checksums import sha256
 from m2chat.data.images import BadImage, load_image
-from m2chat.data.index import MAX_MEMBER, SUFFIXES
 from m2chat.data.manifest import NAME, Listed, read_manifest
 from m2chat.data.peek import is_picture, peek
 from m2chat.data.prints import identity
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import local_shards
 from m2chat.data.sources import PICTURES, BadSample, is_utf8, json_of
+from m2chat.data.tar_files import BLOCK, MAX_MEMBER, REST, SUFFIXES
 from m2chat.errors import UserError
 
-_BLOCK = 512
 _CHUNK = 2**20
 
 
@@ -174,7 +173,7 @@ class _Checker:
             if not self._size:
                 self._add("", "", "empty shard file")
             elif not any(fault.reason == "cut off" for fault in self._faults):
-                self._add("", "", "not a tar" if not self.samples else "unreadable rest of the shard", str(error))
+                self._add("", "", "not a tar" if not self.samples else REST, str(error))
         else:
             self._end(end)
 
@@ -199,15 +198,15 @@ class _Checker:
         """Checks the end mark, blocks of zeros: Python's tar reader stops silently at anything else."""
         with self.path.open("rb") as file:
             file.seek(offset)
-            block = file.read(_BLOCK)
-            if len(block) < _BLOCK:
+            block = file.read(BLOCK)
+            if len(block) < BLOCK:
                 self._add("", "", "cut off", "no end mark")
             elif any(block):
-                self._add("", "", "unreadable rest of the shard", f"no header at byte {offset} of {self._size}")
+                self._add("", "", REST, f"no header at byte {offset} of {self._size}")
             else:
                 while chunk := file.read(_CHUNK):
                     if any(chunk):
-                        self._add("", "", "unreadable rest of the shard", f"data behind the end mark at byte {offset}")
+                        self._add("", "", REST, f"data behind the end mark at byte {offset}")
                         break
 
     def _sample(self, key: str, members: Mapping[str, bytes], *, first: bool) -> None:

@@ -10,10 +10,8 @@ import hashlib
 import json
 import logging
 import os
-import re
-import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,21 +24,17 @@ import numpy as np
 from m2chat.data.record import parse_json
 from m2chat.data.remote import CACHE, Url, opened, read_range, stamp
 from m2chat.data.sources import BadSample, outline, sample_of
+from m2chat.data.tar_files import MAX_MEMBER, TOO_LARGE, clean_key, files_of
 from m2chat.files import write_whole
 from m2chat.schema import Kind, Sample
 from m2chat.text.view import view_of
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = ("json", "txt", "jpg", "jpeg", "png", "webp", "gif")
-"""Files that are read at all. Nothing here is ever unpickled, executed or written to disk by its name."""
-MAX_MEMBER = 64 * 2**20
-"""Longest file that is read, in bytes."""
 UNKNOWN = "unknown"
 """Kind of a sample whose JSON is broken."""
 _MAX_SPAN = 4 * MAX_MEMBER
-TOO_LARGE = f"file of more than {MAX_MEMBER // 2**20} MiB"
-_VERSION = 3
+_VERSION = 4
 _PICTURE = 64
 """Length that a picture of the reply adds to a sequence, in bytes of text."""
 
@@ -212,7 +206,7 @@ def _index(place: Path | Url) -> Shard:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             # Only neighbours form a sample: a key that comes back later is a separate fragment, as in WebDataset.
-            for key, group in groupby(_files(file, size, skipped), key=lambda row: row[0]):
+            for key, group in groupby(files_of(file, size, skipped), key=lambda row: row[0]):
                 members: dict[str, tuple[str, int, int]] = {}
                 for _, suffix, offset, length in group:
                     if suffix in members:
@@ -222,17 +216,7 @@ def _index(place: Path | Url) -> Shard:
                 entries.append(_entry(file, clean_key(key), list(members.values())))
     except OSError as error:
         skipped[f"unreadable shard ({type(error).__name__})"] += 1
-    return Shard(str(place), Entries.of(entries), dict(skipped))
-
-
-def clean_key(name: str) -> str:
-    """The key of a sample: the name of its files in the tar, reduced to letters, digits, ``_`` and ``-``."""
-    return re.sub(r"[^\w-]+", "_", name).strip("_") or "_"
-
-
-def is_read(suffix: str) -> bool:
-    """Whether a file is read at all, by its suffix: all of its name behind the first dot."""
-    return suffix.lower().rpartition(".")[2] in SUFFIXES
+    return Shard(str(place), Entries.of(entries), dict(+skipped))
 
 
 def _entry(file: IO[bytes], key: str, places: list[tuple[str, int, int]]) -> Entry:
@@ -273,26 +257,3 @@ def _length(sample: Sample, turn: int) -> int:
     words += [part for segment in view.reply for part in (segment.answer, segment.caption or "")]
     pictures = sum(segment.caption is not None for segment in view.reply)
     return sum(len(part.encode(errors="replace")) for part in words) + _PICTURE * pictures
-
-
-def _files(file: IO[bytes], size: int, skipped: Counter[str]) -> Iterator[tuple[str, str, int, int]]:
-    """Key, suffix, offset and size of each file of a tar that may be read."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while member := tar.next():
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                suffix = suffix.lower()
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    skipped["link or device"] += 1
-                elif not is_read(suffix):
-                    skipped["unknown suffix"] += 1
-                elif member.offset_data + member.size > size:
-                    skipped["truncated"] += 1
-                else:
-                    yield f"{folder}/{stem}", suffix, member.offset_data, member.size
-    except (tarfile.TarError, EOFError, ValueError):
-        skipped["unreadable rest of the shard"] += 1

@@ -18,6 +18,8 @@ PIPE = "pipe:"
 CACHE = "~/.cache/m2chat"
 """Default folder for indices of remote and read-only shards, and for the output of pipes."""
 _TRIES, _PAUSE = 3, 1.0
+_TRANSIENT = (408, 425, 429)
+"""HTTP's statuses of a request that may be sent again, beside those of 500 and more."""
 
 _T = TypeVar("_T")
 
@@ -123,7 +125,9 @@ def stamp(url: Url, setting: str) -> dict[str, Any]:
     try:
         info = _patiently(lambda: system.info(place))
     except OSError as error:
-        raise UserError(f"{setting}={url.address!r} cannot be reached: {error}") from error
+        raise UserError(
+            f"{setting}={url.address!r} cannot be reached ({error}): check the address, the server and the connection"
+        ) from error
     changed = next((info[key] for key in ("ETag", "LastModified", "mtime", "created") if info.get(key)), "")
     return {"bytes": info.get("size"), "changed": str(changed)}
 
@@ -191,14 +195,22 @@ def _system(address: str, setting: str) -> tuple[Any, str]:
 
 
 def _patiently(action: Callable[[], _T]) -> _T:
-    """Repeats an action after a pause if it fails, unless the file does not exist."""
+    """Repeats an action after a pause if it fails, unless the server says that it will not succeed."""
     for attempt in range(_TRIES):
         try:
             return action()
-        except FileNotFoundError:
-            raise
         except Exception as error:  # Every file system raises other classes.
-            if attempt == _TRIES - 1:
-                raise OSError(f"{type(error).__name__}: {error}") from error
+            # fsspec says that a file is not there whatever kept it from opening; the reason is the error's cause.
+            reason = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+            if attempt == _TRIES - 1 or _is_final(reason):
+                raise OSError(f"{type(reason).__name__}: {reason}") from error
         time.sleep(_PAUSE * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _is_final(reason: BaseException) -> bool:
+    """Whether a second try would fail as well: the file is not there, or the request is refused for good."""
+    status = getattr(reason, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in _TRANSIENT
+    return isinstance(reason, FileNotFoundError)

@@ -9,16 +9,15 @@ from typing import Any
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from m2chat.data.index import MAX_MEMBER, TOO_LARGE, clean_key, is_read
 from m2chat.data.shard_file import ShardFile
 from m2chat.data.sources import BadSample
+from m2chat.data.tar_files import BLOCK, MAX_MEMBER, REST, TOO_LARGE, clean_key, ends_early, is_read
 from m2chat.errors import UserError
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00\x00", b"\x28\xb5\x2f\xfd")
 """First bytes of compressed files, which the tar reader would unpack to any size."""
 _SLACK = 2**16
 """Bytes that the tar reader may read beyond a file, in whole blocks."""
-_REST = "unreadable rest of the shard"
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class _Guard:
     def __init__(self, file: ShardFile) -> None:
         self._file, self._begun = file, False
         self._left: int | None = None
+        self.last = b""
+        """The last block that was read."""
         self.lost: UserError | None = None
         """Why the shard could not be read on."""
 
@@ -65,6 +66,7 @@ class _Guard:
         if not self._begun and data.startswith(_COMPRESSED):
             raise tarfile.ReadError("a compressed tar")
         self._begun = True
+        self.last = (self.last + data)[-BLOCK:]
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
@@ -93,12 +95,15 @@ def tar_samples(address: str, file: ShardFile, faults: list[str]) -> Iterator[Ta
         UserError: If the bytes cannot be read.
     """
     guard = _Guard(file)
+    known = False
 
     def broken(error: Exception) -> bool:
+        nonlocal known
         if guard.lost is not None:
             raise guard.lost from error
+        known = True
         # A file that was left in the middle cannot be passed over: the reader has lost its place.
-        faults.extend([error.reason, _REST] if isinstance(error, BadSample) else [_REST])
+        faults.extend([error.reason, REST] if isinstance(error, BadSample) else [REST])
         return False
 
     def repeated(_: Exception) -> bool:
@@ -118,3 +123,5 @@ def tar_samples(address: str, file: ShardFile, faults: list[str]) -> Iterator[Ta
     for group in group_by_keys(files, handler=repeated):
         members = {name: data for name, data in group.items() if not name.startswith("__")}
         yield TarSample(clean_key(group["__key__"]), members)
+    if not known and ends_early(guard.last):
+        faults.append(REST)
