@@ -203,7 +203,7 @@ def measure(parts: list[str]) -> dict[str, Any]:
                 nonlocal number
                 number += 1
                 kept.data.features = str(cache.build(root / f"cache-{number}"))
-                kept.data.open_features("align", kept.module.backbones().components, kept.module.m3adapter.layers)
+                kept.data.open_features("align", kept.module.backbones().outputs, kept.module.m3adapter.layers)
                 kept.losses(EPOCHS)
                 return EPOCHS * SAMPLES
 
