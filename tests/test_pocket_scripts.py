@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from m2chat.worlds.emoji.phrases import phrases
+from m2chat.worlds.emoji.phrases import everyday, phrases
 from m2chat.worlds.emoji.scenes import Scene
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -60,5 +61,17 @@ def test_small_talk_is_counted_and_shown(tmp_path: Path) -> None:
 def test_the_questions_are_two_hundred_and_none_is_trained_on() -> None:
     questions = (SCRIPTS / "pocket_smalltalk.txt").read_text(encoding="utf-8").splitlines()
     assert len(set(questions)) == len(questions) == 200 and all(question.endswith("?") for question in questions)
-    trained = {text.lower() for pair in phrases()["small_talk"] for text in pair["said"]}
-    assert not trained & {question.lower() for question in questions}
+    trained = {text for pair in phrases()["small_talk"] for text in pair["said"]} | {said for said, _ in everyday()}
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]+", "", text.lower())
+
+    assert not {plain(text) for text in trained} & {plain(question) for question in questions}
+
+
+def test_smollm2s_answers_end_with_a_sentence() -> None:
+    whole = script("pocket_everyday").whole_sentences
+    assert whole('It is red. "Really?" It is 1.5 m') == 'It is red. "Really?"'
+    assert whole("Three ways:\n\n1. Walk. It helps.\n2. Ru") == "Three ways:\n\n1. Walk. It helps."
+    assert whole("Three ways:\n\n1") == ""
+    assert len(everyday()) > 500 and all(answer == answer.strip() for _, answer in everyday())

@@ -23,7 +23,7 @@ from m2chat.worlds.emoji.captions import caption_of
 from m2chat.worlds.emoji.edits import change_in_family, change_of_person
 from m2chat.worlds.emoji.families import families, poses, roles, stories
 from m2chat.worlds.emoji.names import phrase_of
-from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, as_typed, bare, known_words, phrases
+from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, as_typed, bare, everyday, known_words, phrases
 from m2chat.worlds.emoji.scenes import LICENSES, STYLES, Pictures, Scene, core_concepts, share, split_of
 
 Split = Literal["train", "val", "test"]
@@ -34,6 +34,8 @@ _TEST, _VAL = 0.08, 0.04
 """Shares of the wordings that are kept for tests and for validation."""
 _TRIES = 1000
 """Conversations that may be begun in vain: what was drawn for them has no picture."""
+_EVERYDAY = 0.7
+"""Share of small talk that is a question with SmolLM2's own answer; half as much behind other turns."""
 _CORE = 3.0
 """How much oftener a core concept is talked about than another."""
 _UNNAMED = "a picture"
@@ -247,10 +249,15 @@ class ConversationMaker:
         return self._reply(talk, self.answer("moment_answers", phrase), scene, ("style",), looks_back=False)
 
     def _smalltalk(self, talk: Builder) -> bool:
-        """Something that is answered in words alone."""
-        pair = self.rng.choice(phrases()["small_talk"])
-        talk.user(self.typed(lambda: self.one(*pair["said"])))
-        talk.assistant(self.one(*pair["answers"]))
+        """Something that is answered in words alone: what people say to each other, or a question about anything."""
+        if self.rng.random() < (_EVERYDAY if not talk.turns else _EVERYDAY / 2):
+            question, answer = self.rng.choice(everyday())
+            talk.user(self.typed(lambda: question))
+        else:
+            pair = self.rng.choice(phrases()["small_talk"])
+            talk.user(self.typed(lambda: self.one(*pair["said"])))
+            answer = self.one(*pair["answers"])
+        talk.assistant(answer)
         return True
 
     def _unknown(self, talk: Builder) -> bool:

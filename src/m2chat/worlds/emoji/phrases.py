@@ -41,6 +41,13 @@ def phrases() -> dict[str, Any]:
     return contents
 
 
+@cache
+def everyday() -> list[tuple[str, str]]:
+    """Everyday questions with SmolLM2's own answers (``everyday.yaml``)."""
+    text = files("m2chat.worlds.emoji").joinpath("everyday.yaml").read_text(encoding="utf-8")
+    return list(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).items())
+
+
 def bare(noun: str) -> str:
     """A noun without article, capitals, marks and plural, as it is compared with others."""
     words = re.sub(r"[^a-z0-9 ]+", " ", noun.lower()).split()

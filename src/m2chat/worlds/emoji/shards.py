@@ -14,7 +14,7 @@ from m2chat.worlds.emoji.pictures import ATTRIBUTIONS, PICTURES, read_pictures
 from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
 from m2chat.worlds.shared import generate_once
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the generated data change, so that old shards are made anew."""
 SEED = 0
 TALKS: dict[str, dict[Split, int]] = {
