@@ -4,9 +4,9 @@
     python scripts/pocket_everyday.py --questions new.txt   # adds questions, one a line
 
 A model that learns small talk from answers that somebody else wrote forgets how it talks itself, so these are its own
-(greedy, in its chat template), up to the last whole sentence within 64 tokens, which is where a chat cuts them. Nobody
-has checked them: a model of this size is often wrong. Answers that repeat themselves were taken out by hand. No question
-of pocket_smalltalk.txt, which measures the result, is among them.
+(greedy, in its chat template), up to the last whole sentence within 64 tokens, which is where a chat cuts them; those
+that repeat themselves are left out. Nobody has checked them: a model of this size is often wrong. No question of
+pocket_smalltalk.txt, which measures the result, is among them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -43,8 +44,15 @@ def whole_sentences(text: str) -> str:
     return text[: ends[-1]].strip() if ends else ""
 
 
+def repeats_itself(text: str) -> bool:
+    """Whether three of ten pairs of neighbouring words have occurred before in the text."""
+    words = re.findall(r"[\w']+", text.lower())
+    pairs = list(pairwise(words))
+    return len(pairs) > 8 and len(set(pairs)) / len(pairs) < 0.7
+
+
 def answers(folder: Path, questions: Sequence[str], batch: int) -> list[str]:
-    """SmolLM2's answers to questions; empty where it does not end a sentence in time, or hardly says anything."""
+    """SmolLM2's answers to questions; empty where it does not end a sentence in time, hardly says anything, or repeats itself."""
     from m2chat._compat import ensure_torchvision
 
     ensure_torchvision()
@@ -64,7 +72,7 @@ def answers(folder: Path, questions: Sequence[str], batch: int) -> list[str]:
             ends = tokenizer.eos_token_id in row
             text = tokenizer.decode(row, skip_special_tokens=True).strip()
             text = text if ends else whole_sentences(text)
-            found.append(text if len(tokenizer.encode(text)) >= FEWEST else "")
+            found.append("" if len(tokenizer.encode(text)) < FEWEST or repeats_itself(text) else text)
         print(f"{min(start + batch, len(questions))} of {len(questions)} questions", flush=True)
     return found
 

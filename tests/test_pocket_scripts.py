@@ -74,4 +74,6 @@ def test_smollm2s_answers_end_with_a_sentence() -> None:
     assert whole('It is red. "Really?" It is 1.5 m') == 'It is red. "Really?"'
     assert whole("Three ways:\n\n1. Walk. It helps.\n2. Ru") == "Three ways:\n\n1. Walk. It helps."
     assert whole("Three ways:\n\n1") == ""
+    repeats = script("pocket_everyday").repeats_itself
+    assert repeats("Be friendly. " * 6) and not any(repeats(answer) for _, answer in everyday())
     assert len(everyday()) > 500 and all(answer == answer.strip() for _, answer in everyday())
