@@ -52,7 +52,7 @@ def repeats_itself(text: str) -> bool:
 
 
 def answers(folder: Path, questions: Sequence[str], batch: int) -> list[str]:
-    """SmolLM2's answers to questions; empty where it does not end a sentence in time, hardly says anything, or repeats itself."""
+    """SmolLM2's answers; empty where it ends no sentence in time, hardly says anything, or repeats itself."""
     from m2chat._compat import ensure_torchvision
 
     ensure_torchvision()
