@@ -15,11 +15,12 @@ from emoji_world import everything
 from m2chat.errors import UserError
 from m2chat.schema import Sample
 from m2chat.worlds.emoji.builder import HIDDEN, named_in
-from m2chat.worlds.emoji.conversations import DATA_SETS, ConversationMaker, split_of_words
+from m2chat.worlds.emoji.conversations import DATA_SETS, ConversationMaker
 from m2chat.worlds.emoji.families import stories
 from m2chat.worlds.emoji.phrases import bare, known_words, phrases
 from m2chat.worlds.emoji.pictures import read_scenes
 from m2chat.worlds.emoji.scenes import Pictures, Scene, split_of
+from m2chat.worlds.emoji.subjects import split_of_words
 
 PICTURES = Path(__file__).parents[3] / "data" / "pocket" / "pictures"
 

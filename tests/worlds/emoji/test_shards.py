@@ -16,10 +16,10 @@ from m2chat.data.shards import find_shards
 from m2chat.errors import UserError
 from m2chat.world import find_world
 from m2chat.worlds.emoji.captions import CaptionReader, caption_of
-from m2chat.worlds.emoji.conversations import Split, split_of_words
 from m2chat.worlds.emoji.pictures import write_pictures
 from m2chat.worlds.emoji.scenes import Pictures, split_of
 from m2chat.worlds.emoji.shards import write_world
+from m2chat.worlds.emoji.subjects import Split, split_of_words
 
 
 def samples_of(path: str) -> list[dict[str, bytes]]:

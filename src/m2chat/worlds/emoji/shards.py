@@ -9,9 +9,10 @@ from pathlib import Path
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups, write_shards
 from m2chat.worlds.emoji.captions import captions_of
-from m2chat.worlds.emoji.conversations import ConversationMaker, Split
+from m2chat.worlds.emoji.conversations import ConversationMaker
 from m2chat.worlds.emoji.pictures import ATTRIBUTIONS, PICTURES, read_pictures
 from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
+from m2chat.worlds.emoji.subjects import Split
 from m2chat.worlds.shared import generate_once
 
 VERSION = 6
