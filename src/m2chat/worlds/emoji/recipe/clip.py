@@ -1,7 +1,8 @@
 """The pocket CLIP, an open_clip model: the vision encoder that the language model looks through.
 
 Contrast alone makes the class token distinguish pictures and leaves the others, which language model and M³Adapter
-read, with little. So a throw-away reader of all tokens names concept, style and attributes from the first step on.
+read, with little. So a throw-away reader of all tokens names concept, style and attributes from the first step on, with
+the full weight: at a quarter of it, a reader of 3,000 steps named 55 % of the pictures, and the text 35 %.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from m2chat.worlds.small_sdxl import to_pixels, write_clip_tokenizer
 
 PLAN = Plan(steps=4000, lr=1e-3, warmup=200, decay=1500, ema=0.998, weight_decay=0.05)
 _TOKENS = 20000
+_STRENGTH = 0.4
+"""Of the judge's augmentations: what is shown is a true picture or a drawn one, never a turned one."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +138,14 @@ def train_clip(
         scenes = [seen.scenes[i] for i in chosen]
         captions = [text_of(scene, rng) for scene in scenes]
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        pixels = normalise(augmented(to_pixels(seen.pixels[chosen]), generator).to(where))
+        pixels = normalise(augmented(to_pixels(seen.pixels[chosen]), generator, _STRENGTH).to(where))
         match = matches(captions, scenes, scenes).float().to(where)
         with precision(where):
             tokens = vision_encoder.tokens(pixels)
             texts = F.normalize(model.encode_text(tokenize([c.text for c in captions]).to(where)), dim=-1)
             scale = model.logit_scale.clamp(max=LOG_SCALE).exp()
             loss = contrast(texts.float(), F.normalize(tokens[:, 0].float(), dim=-1), scale, match)
-            return loss + 0.25 * reader.loss(tokens.float(), scenes)
+            return loss + reader.loss(tokens.float(), scenes)
 
     def measure() -> dict[str, object]:
         save_clip(model, folder)

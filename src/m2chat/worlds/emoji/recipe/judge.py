@@ -19,27 +19,34 @@ from m2chat.worlds.small_sdxl import to_pixels
 PLAN = Plan(steps=5000, lr=2e-3, warmup=200, decay=2000, ema=0.998, weight_decay=0.02)
 
 
-def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, H, W) turned, scaled, moved, blurred, in other light, noisy, as a decoder may draw them.
+def augmented(pixels: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
+    """Pictures turned, scaled, moved, blurred, in other light, noisy, as a decoder may draw them.
 
     Never mirrored: a left arrow is no right arrow.
+
+    Args:
+        pixels: Pictures in [-1, 1], (B, 3, H, W).
+        generator: Source of randomness.
+        strength: Share of each change, 0-1.
     """
     count, size = len(pixels), pixels.shape[-1]
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=generator) * (high - low) + low
 
-    angle, scale, shift = uniform(-0.16, 0.16), uniform(0.88, 1.15), uniform(-0.12, 0.12, 2)
+    angle, shift = strength * uniform(-0.16, 0.16), strength * uniform(-0.12, 0.12, 2)
+    scale = 1 + strength * uniform(-0.12, 0.15)
     rows = torch.stack([scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], 1)
     columns = torch.stack([scale * angle.sin(), scale * angle.cos(), shift[:, 1]], 1)
     grid = F.affine_grid(torch.stack([rows, columns], 1), list(pixels.shape), align_corners=False)
     moved = F.grid_sample(pixels - 1, grid, padding_mode="zeros", align_corners=False) + 1  # what comes in is white
     soft = F.interpolate(F.avg_pool2d(moved, 2), size=size, mode="bilinear", align_corners=False)
-    softness = uniform(-0.5, 1.0, 1, 1, 1).clamp(min=0)
+    softness = strength * uniform(-0.5, 1.0, 1, 1, 1).clamp(min=0)
     moved = moved * (1 - softness) + soft * softness
     # Little light: with more of it one skin tone would be another.
-    lit = (moved + 1) * uniform(0.92, 1.05, 3, 1, 1) - 1 + uniform(-0.04, 0.04, 3, 1, 1)
-    noise = torch.randn(lit.shape, generator=generator) * uniform(0, 0.15, 1, 1, 1)
+    gain, offset = 1 + strength * uniform(-0.08, 0.05, 3, 1, 1), strength * uniform(-0.04, 0.04, 3, 1, 1)
+    lit = (moved + 1) * gain - 1 + offset
+    noise = torch.randn(lit.shape, generator=generator) * strength * uniform(0, 0.15, 1, 1, 1)
     return (lit + noise).clamp(-1, 1)
 
 
