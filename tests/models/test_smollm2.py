@@ -89,6 +89,11 @@ def fit(stage: int, steps: int, *arguments: str) -> dict[str, list[float]]:
     return losses
 
 
+def newest(folder: Path) -> Path:
+    """The newest checkpoint of the runs in a folder."""
+    return max(folder.glob("lightning_logs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+
 @pytest.mark.skipif(not (ROOT / "data/pocket/sdxl").is_dir(), reason="`make backbones-pocket` trains them")
 @pytest.mark.filterwarnings("ignore")
 def test_three_stages_and_a_reply(workplace: Path) -> None:
@@ -97,9 +102,9 @@ def test_three_stages_and_a_reply(workplace: Path) -> None:
     assert open_adapter(Path("adapter.pth"), "x").base is not None
     adapter = "--model.init_args.backbone.adapter=adapter.pth"
     assert fit(1, 3, adapter).keys() >= {"train/loss_align", "train/loss_ddpm"}
-    fit(2, 24, adapter)
-    checkpoint = max(workplace.glob("lightning_logs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    pipe = M2ChatPipeline.from_pretrained(str(checkpoint))
+    # A run that the command line has shortened is taken only if it is named.
+    fit(2, 24, adapter, f"--model.init_args.init_from={newest(workplace)}")
+    pipe = M2ChatPipeline.from_pretrained(str(newest(workplace)))
     assert pipe.origin.prompt == "chat" and pipe.origin.stage == "m3ft"
     reply = pipe("I'm hungry. What should I eat?", image_mode="force", num_inference_steps=2)
     assert reply.text and len(reply.images) >= 1 and np.asarray(reply.images[0]).std() > 0, reply
