@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 UNKNOWN = "unknown"
 """Kind of a sample whose JSON is broken."""
 _MAX_SPAN = 4 * MAX_MEMBER
-_VERSION = 4
+_VERSION = 3
 _PICTURE = 64
 """Length that a picture of the reply adds to a sequence, in bytes of text."""
 
