@@ -41,10 +41,12 @@ class ShortErrorParser(LightningArgumentParser):
 
 _NOT_A_KEY = re.compile(r"(?:accept o|O)ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
 _NOT_A_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_ADVICE = re.compile(r"Did you mean|lists every setting|is no class that is known")
 _LINKED = re.compile(r"argument (?P<source>\S+) --> (?P<target>[^\s:]+): .* is not callable")
 _LINKED_TOO = re.compile(r'Linked "(?P<target>[^"]+)" must be given via "(?P<source>[^"]+)"')
 _KEY = re.compile(r'Parser key "([^"]+)":')
-_VALUE = re.compile(r"(?:Given value|Got value): (.*)")
+_VALUE = re.compile(r"(?:Given value|Got value):\s?(.*)")
+_CLASSES = re.compile(r"<class '[\w.]*?(\w+)'>")
 _NESTED = re.compile(r"NestedArg\(key='([^']+)', val=(.*)\)")
 _EXPECTED = re.compile(r"Expected (?:a (?=<class|typing))?(.*?)(?:\. Got value: .*)?$")
 _OWN_ERROR = re.compile(r"Not of type \w+: (?!Parser key|Expected)(.*)")
@@ -56,6 +58,7 @@ _TYPES = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
     "<class 'str'>": "a text",
+    "<class 'list'>": "a list",
     "<class 'NoneType'>": "null",
 }
 
@@ -76,14 +79,14 @@ def explain(message: str, keys: Iterable[str]) -> str:
     inside = f"{where[1]}." if where else ""
     if deeper := next((line for line in lines if _EXPLAINED.match(line)), None):  # by the parser of a class
         return inside + deeper
-    causes = [line for line in lines if _NOT_A_KEY.search(line) or _NOT_A_CLASS.search(line)]
+    causes = [line for line in lines if any(kind.search(line) for kind in (_NOT_A_KEY, _NOT_A_CLASS, _ADVICE))]
     if not causes and (value := _wrong_value(lines)):
         return value
     if len(lines) == 1 or not causes:
         text = " ".join(lines)
     else:
         text = (f"{where[1]}: " if where else "") + "; ".join(dict.fromkeys(causes))
-    if "Did you mean" in text or "--help`" in text:  # by the parser of the setting itself
+    if _ADVICE.search(text):  # by the parser of the setting itself
         return text
     if wrong := _NOT_A_CLASS.search(text):
         text = text.replace(wrong[0], f"'{wrong[1]}' is no class that is known here; write its name or full path")
@@ -98,8 +101,10 @@ def explain(message: str, keys: Iterable[str]) -> str:
 
 def _wrong_value(lines: Sequence[str]) -> str | None:
     """The setting of the innermost value that was refused, the value, and what it may be; None if none was."""
-    path, choices = list[str](), list[str]()
+    path, choices, classes = list[str](), list[str](), list[str]()
     for line in lines:
+        if line.startswith("Subtypes: "):
+            classes = [f"settings of {name}" for name in _CLASSES.findall(line) if name != "NoneType"]
         if key := _KEY.search(line):
             path.append(key[1])
         if own := _OWN_ERROR.match(line):
@@ -109,6 +114,8 @@ def _wrong_value(lines: Sequence[str]) -> str | None:
         if value := _VALUE.search(line):
             if not path or not choices:
                 return None
+            if choices == ["null"]:  # what is wrong with the settings of a class is no such line
+                choices = [*classes, "null"]
             given = value[1]
             if nested := _NESTED.fullmatch(given):
                 path.append(nested[1])

@@ -98,7 +98,7 @@ def _source_config(settings: Any) -> SourceConfig:
     try:
         parsed = parser.parse_object(settings).as_dict()
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(str(error)) from error
     for name in ("name", "path"):
         if parsed[name] is None:
             raise ValueError(f"Parser key \"{name}\": Expected a <class 'str'>. Got value: null")
