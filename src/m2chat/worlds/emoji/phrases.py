@@ -35,17 +35,19 @@ _SHORT = {
 @cache
 def phrases() -> dict[str, Any]:
     """Wordings by name: texts with places for what they are about; ``moments`` by kind, ``small_talk`` in pairs."""
-    contents: dict[str, Any] = yaml.safe_load(
-        files("m2chat.worlds.emoji").joinpath("phrases.yaml").read_text(encoding="utf-8")
-    )
-    return contents
+    return _table("phrases.yaml")
 
 
 @cache
 def everyday() -> list[tuple[str, str]]:
     """Everyday questions with SmolLM2's own answers (``everyday.yaml``)."""
-    text = files("m2chat.worlds.emoji").joinpath("everyday.yaml").read_text(encoding="utf-8")
-    return list(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).items())
+    return list(_table("everyday.yaml").items())
+
+
+def _table(name: str) -> dict[str, Any]:
+    text = files("m2chat.worlds.emoji").joinpath(name).read_text(encoding="utf-8")
+    contents: dict[str, Any] = yaml.safe_load(text)
+    return contents
 
 
 def bare(noun: str) -> str:
