@@ -39,6 +39,8 @@ def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_import
     micro = yaml.safe_load((ROOT / "configs/backbone/micro.yaml").read_text())
     for name, folder in (("large", large), ("half", half)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**micro, "language_model": str(folder)}))
+    (tmp_path / "image_tokens.yaml").write_text("data: {num_image_tokens: 4}")
+    (tmp_path / "seed.yaml").write_text("data: {seed: 5}")
     draw, fit = ["draw", "a cat", "--model", "micro"], ["fit", "--config", "configs/stage1.yaml"]
     backbone = "--model.init_args.backbone"
     shipped = "data/micro/m2chat/m3ft.ckpt"
@@ -53,6 +55,12 @@ def test_what_does_not_fit_is_refused_within_a_gigabyte_and_without_heavy_import
             *fit, backbone, f"{tmp_path}/large.yaml", f"{backbone}.vision_encoder=ViT-L-14-quickgelu:opanai",
         ],
         "adapter='gone.pth': there is no such": [*fit, f"{backbone}.adapter", "gone.pth"],
+        f"data.num_image_tokens=4: it always has the value of {backbone[2:]}.num_image_tokens (here 8): set that": [
+            *fit, "--config", f"{tmp_path}/image_tokens.yaml",
+        ],
+        "data.seed=5: it always has the value of seed_everything (here 0): set": [
+            *fit, "--config", f"{tmp_path}/seed.yaml",
+        ],
         f"image_decoder={str(mute)!r}: ": [*fit, f"{backbone}.image_decoder", str(mute)],
         "val 'x': path='gone' names no file": [
             "validate", "--config", "configs/stage1.yaml", "--data.val", "[{name: x, path: gone}]",

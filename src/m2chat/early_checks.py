@@ -29,6 +29,8 @@ _STAGES = {
 """Classes whose backbones are known: their stage, and that of the weights they start from."""
 _SPLITS = {"fit": ("train",), "validate": ("val",), "test": ("test",)}
 """Data without which a subcommand has nothing to do."""
+LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
+"""Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""
 _BACKBONE = "model.init_args.backbone"
 _NEW = "new"  # as in `m2chat.models.config`, which is not to be imported for paths
 
@@ -49,6 +51,7 @@ def check_run(arguments: Sequence[str]) -> None:
     except (KeyError, TypeError, AttributeError, OSError, UnicodeError, yaml.YAMLError):
         return  # the parser knows better
     require_accelerator(settings.get("trainer.accelerator"))
+    require_linked(settings, backbone)
     require_files(backbone)
     for split in _SPLITS.get(arguments[0], ()):
         require_shards(settings.get(f"data.{split}"), split)
@@ -99,6 +102,25 @@ def require_accelerator(name: Any) -> None:
             "(--trainer.accelerator cpu --trainer.devices 1), or a micro configuration such as configs/stage1.yaml; "
             "`m2chat plan --config FILE` computes what a configuration needs on GPUs that are not here"
         )
+
+
+def require_linked(settings: Mapping[str, Any], backbone: Mapping[str, Any]) -> None:
+    """Makes sure that no file gives a linked setting another value, whose place the linked one would take silently.
+
+    Args:
+        settings: Settings by their full names.
+        backbone: Settings of `BackboneConfig`.
+
+    Raises:
+        UserError: If one differs.
+    """
+    linked = {f"data.{name}": (f"{_BACKBONE}.{name}", backbone.get(name)) for name in LINKS}
+    seed = ("seed_everything", settings.get("seed_everything", 0))
+    linked |= {"data.seed": seed, "model.init_args.seed": seed}
+    for name, (source, followed) in linked.items():
+        if (given := settings.get(name)) not in (None, followed):
+            here = "" if followed is None else f" (here {followed!r})"
+            raise UserError(f"{name}={given!r}: it always has the value of {source}{here}: set that instead")
 
 
 def require_files(backbone: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from m2chat.callbacks.interrupt import InterruptGuard
 from m2chat.callbacks.nonfinite import NonFiniteGuard
 from m2chat.callbacks.progress import PartsSummary, default_callbacks
 from m2chat.config_parser import ShortErrorParser
-from m2chat.early_checks import require_accelerator, require_files
+from m2chat.early_checks import LINKS, require_accelerator, require_files
 from m2chat.errors import TrainingDivergedError, UserError
 from m2chat.files import is_full, of_full_disk
 from m2chat.models.checkpoints import check_header, read_checkpoint
@@ -40,8 +40,6 @@ from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.strategy import require_safe_reader
 
-LINKS = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
-"""Settings of `model.init_args.backbone` that the data follow: which tokenizers and sizes to prepare samples for."""
 _CHOSEN_BY_LIGHTNING = ("best", "last", "hpc", "registry")
 """Values of ``--ckpt_path`` that name no file."""
 
