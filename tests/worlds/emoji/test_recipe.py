@@ -65,6 +65,24 @@ def test_the_projects_loader_reads_the_folder(trained: Path) -> None:
     assert parts.unet.config.cross_attention_dim == sum(text_encoders.WIDTHS)
 
 
+def test_a_unet_goes_on_from_its_saved_weights_if_there_is_no_checkpoint(
+    trained: Path, small: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file
+
+    shutil.copytree(trained / "weights", tmp_path / "weights")
+    file = tmp_path / "weights/sdxl/unet/diffusion_pytorch_model.safetensors"
+    before = load_file(file)
+    still = replace(QUICK, steps=1, lr=1e-9)
+    assert unet.train_unet(small, tmp_path, still, batch=2, device="cpu", widths=(32, 32))
+    assert "it begins with the weights in" in capsys.readouterr().out
+    for name, tensor in load_file(file).items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-3, rtol=0)
+    (tmp_path / "unet" / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match="of other sizes"):
+        unet.train_unet(small, tmp_path, still, batch=2, device="cpu", widths=(32, 64))
+
+
 def test_styles_and_latents_may_change_between_runs(trained: Path, small: Pictures) -> None:
     plan = replace(QUICK, steps=3)
     assert unet.train_unet(small, trained, plan, batch=2, device="cpu", widths=(32, 32), styles=["noto"])

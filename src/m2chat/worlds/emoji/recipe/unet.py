@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from m2chat.errors import UserError
 from m2chat.worlds.emoji.captions import caption_of, draw_caption
-from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision, save_half
+from m2chat.worlds.emoji.recipe.course import CHECKPOINT, Course, Plan, device_of, precision, save_half
 from m2chat.worlds.emoji.recipe.drawing import FACTOR, draw, nearest_rates, save_sheet
 from m2chat.worlds.emoji.recipe.vae import latents_of, picture_weights
 from m2chat.worlds.emoji.scenes import SIZE, STYLES, Pictures, core_concepts
@@ -105,7 +105,8 @@ def train_unet(
     """Trains a UNet on cached latents and completes ``<out>/weights/sdxl``, or ``<out>/weights/sd15``.
 
     A tenth of the conditions are zeros, as SDXL was trained; the saved weights are the averaged ones. Styles and the
-    VAE may change from one run to the next: the weights go on from where they are.
+    VAE may change from one run to the next: the weights go on from where they are. So do saved ones whose checkpoint is
+    not there, such as those that are shipped; steps and cost then count from zero.
 
     Args:
         pictures: The whole world; only what is not held out is learned.
@@ -136,6 +137,9 @@ def train_unet(
     widths = widths or WIDTHS[is_xl]
     heads = tuple(width // 32 for width in widths)
     unet = build_unet(widths, SIZE // FACTOR, heads, text.shape[-1], None if pooled is None else pooled.shape[-1])
+    if not (out / name / CHECKPOINT).is_file() and (root / "unet" / "config.json").is_file():
+        print(f"{name}: there is no checkpoint in {out / name}; it begins with the weights in {root / 'unet'}")
+        begin_with(unet, root / "unet")
     course = Course(out / name, {"unet": unet.to(where)}, plan, seed, {"widths": list(widths)})
     noiser: Any = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"})
     wanted = [index for index, scene in enumerate(seen.scenes) if scene.style in (styles or STYLES)]
@@ -166,6 +170,23 @@ def train_unet(
     with course.averaged():
         save_half(unet, root / "unet")
     return finished
+
+
+def begin_with(unet: Any, folder: Path) -> None:
+    """Gives a UNet the saved weights of another.
+
+    Raises:
+        UserError: If these are of other sizes.
+    """
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / "diffusion_pytorch_model.safetensors")
+    own = {name: tensor.shape for name, tensor in unet.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in saved.items()}:
+        raise UserError(
+            f"{folder} is a UNet of other sizes than the one to train: move it away, or choose another --out"
+        )
+    unet.load_state_dict(saved)
 
 
 def picture_weights_of(pictures: Pictures) -> list[float]:
