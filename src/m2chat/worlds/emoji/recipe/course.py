@@ -45,7 +45,8 @@ class Plan:
         lr: Learning rate after the warm-up.
         warmup: Steps of the linear warm-up.
         decay: Steps of the decay at the end: the rate falls along a cosine to 1 % at `steps`.
-        ema: Decay of the averaged weights per step; it is shorter at the beginning.
+        ema: Decay of the averaged weights per step; the average is younger at the beginning, and before a short
+            `decay`.
         weight_decay: Weight decay of matrices; vectors have none.
         betas: Adam's decay rates.
         clip: Largest gradient norm.
@@ -67,6 +68,15 @@ class Plan:
             through = torch.tensor((step - start) / max(1, self.decay))
             rate *= 0.01 + 0.99 * 0.5 * (1 + float(torch.cos(torch.pi * through)))
         return rate
+
+    def keep(self, step: int) -> float:
+        """How much of the averaged weights a step keeps.
+
+        Young averages forget quickly, or the random start would stay in them. The last one must have forgotten what was
+        before the rate's decay: it spans a quarter of it at most.
+        """
+        ema = min(self.ema, 1 - 4 / self.decay) if self.decay > 4 else self.ema
+        return min(ema, (1 + step) / (10 + step))
 
 
 class Course:
@@ -168,8 +178,7 @@ class Course:
             return
         self._bad_steps = 0
         self.optimizer.step()
-        # Young averages forget quickly, or the random start would stay in them.
-        keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        keep = self.plan.keep(self.step)
         with torch.no_grad():
             now = [p for _, p in self.modules.named_parameters()]
             torch._foreach_lerp_(list(self.averages.values()), now, 1 - keep)  # type: ignore[arg-type]
