@@ -31,7 +31,8 @@ from m2chat.worlds.small_sdxl import (
 
 WIDTHS = {True: (128, 192), False: (64, 96)}
 """Channels of the two levels, of SDXL and of SD 1.5."""
-PLAN = Plan(steps=200000, lr=1e-3, warmup=100, decay=8000, ema=0.9995)
+PLAN = Plan(steps=60000, lr=4e-4, warmup=100, decay=8000, ema=0.9995)
+"""At 1e-3 the loss falls quicker for the first 1,500 steps, and hardly after them."""
 _DROPPED = 0.1
 _ENCODER = ("encoder", "quant_conv")
 _CORE_WEIGHT = 1.5
