@@ -94,7 +94,7 @@ def newest(folder: Path) -> Path:
     return max(folder.glob("lightning_logs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
 
 
-@pytest.mark.skipif(not (ROOT / "data/pocket/sdxl").is_dir(), reason="`make backbones-pocket` trains them")
+@pytest.mark.skipif(not (ROOT / "data/pocket/sdxl/unet").is_dir(), reason="`make backbones-pocket` trains them")
 @pytest.mark.filterwarnings("ignore")
 def test_three_stages_and_a_reply(workplace: Path) -> None:
     described = fit(0, 16, "--model.init_args.adapter_file=adapter.pth")["train/loss"]

@@ -276,6 +276,19 @@ def test_a_finished_part_is_copied_and_measured_and_not_trained_again(
         build(tmp_path, BACKBONES, ["unet"])
 
 
+def test_a_part_rests_on_the_shipped_ones_in_a_clone(
+    trained: Path, small: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "world_pictures", lambda root: small)
+    monkeypatch.setattr(make, "train", lambda *arguments: False)
+    shutil.copytree(trained / "weights", tmp_path / "pocket")
+    with pytest.raises(UserError, match="unet was stopped"):
+        build(tmp_path / "pocket", BACKBONES, ["unet"])
+    weights = tmp_path / "pocket" / make.TRAINING / "weights"
+    assert (weights / "sdxl/vae/config.json").is_file() and (weights / "sdxl/tokenizer_2").is_dir()
+    assert not (weights / "sdxl/unet").exists(), "it is trained from nothing"
+
+
 def test_a_stopped_part_says_so_and_leaves_nothing_half_made(
     small: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

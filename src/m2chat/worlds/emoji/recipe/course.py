@@ -282,7 +282,7 @@ def device_of(name: str) -> torch.device:
 
 def multiplies_bf16() -> bool:
     """Whether this CPU has instructions for bf16 (AVX-512 BF16, AMX), without which bf16 is several times slower."""
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.7 has no such list yet
+    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.7 has no such list yet
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 

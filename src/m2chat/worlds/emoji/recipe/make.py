@@ -63,13 +63,14 @@ def train(part: str, pictures: Pictures, out: Path, plan: dict[str, Any] | None 
     return finished
 
 
-def make(root: Path, part: str, paths: Sequence[str]) -> Facts:
+def make(root: Path, part: str, paths: Sequence[str], rests_on: Sequence[str] = ()) -> Facts:
     """Trains a part below ``<root>/training``, unless it is finished there, and copies its weights into the root.
 
     Args:
         root: Folder of the backbones, such as ``data/pocket``.
         part: Name of the part.
         paths: Folders and files that it writes, relative to the root.
+        rests_on: What it rests on; taken from the root where it was not trained here, as in a clone.
 
     Returns:
         Seed, steps, cost and quality.
@@ -78,24 +79,31 @@ def make(root: Path, part: str, paths: Sequence[str]) -> Facts:
         UserError: If it was stopped before its end, or rests on latents that the VAE has left behind.
     """
     training = root / TRAINING
+    for path in rests_on:
+        if not (copy := training / "weights" / path).exists():
+            _copy(root / path, copy)
     if not (training / part / FINISHED).is_file():
         if not train(part, world_pictures(root), training):
             raise UserError(f"{part} was stopped: the same command goes on from here")
     _require_final_vae(training, part)
     for path in paths:
-        source, target = training / "weights" / path, root / path
-        if source.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+        _copy(training / "weights" / path, root / path)
     for path, original in SHARED.items():
         if path.startswith(f"{part}/") and (root / original).is_dir():
             shutil.rmtree(root / path)
             (root / path).symlink_to(Path("..") / original)
     facts: Facts = json.loads((training / part / FINISHED).read_text())
     return {**facts, **measure(root, part)}
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a folder or file; a folder takes the place of an older one."""
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def _require_final_vae(training: Path, part: str) -> None:
