@@ -19,6 +19,7 @@ from m2chat.worlds.emoji.recipe import clip, fid
 from m2chat.worlds.emoji.recipe.course import FINISHED
 from m2chat.worlds.emoji.recipe.few_step import FOLDER as FEW_STEP
 from m2chat.worlds.emoji.recipe.judge import measure_judge
+from m2chat.worlds.emoji.recipe.parts import PARTS
 from m2chat.worlds.emoji.recipe.unet import newest_vae
 from m2chat.worlds.emoji.recipe.vae import measure_saved_vae
 from m2chat.worlds.emoji.scenes import CACHE, Pictures, load_pictures
@@ -63,14 +64,15 @@ def train(part: str, pictures: Pictures, out: Path, plan: dict[str, Any] | None 
     return finished
 
 
-def make(root: Path, part: str, paths: Sequence[str], rests_on: Sequence[str] = ()) -> Facts:
+def make(root: Path, part: str, paths: Sequence[str]) -> Facts:
     """Trains a part below ``<root>/training``, unless it is finished there, and copies its weights into the root.
+
+    The parts that it needs are taken from the root where they were not trained here, as in a clone.
 
     Args:
         root: Folder of the backbones, such as ``data/pocket``.
         part: Name of the part.
         paths: Folders and files that it writes, relative to the root.
-        rests_on: What it rests on; taken from the root where it was not trained here, as in a clone.
 
     Returns:
         Seed, steps, cost and quality.
@@ -79,7 +81,7 @@ def make(root: Path, part: str, paths: Sequence[str], rests_on: Sequence[str] = 
         UserError: If it was stopped before its end, or rests on latents that the VAE has left behind.
     """
     training = root / TRAINING
-    for path in rests_on:
+    for path in (path for need in PARTS[part].needs for path in PARTS[need].paths):
         if not (copy := training / "weights" / path).exists():
             _copy(root / path, copy)
     if not (training / part / FINISHED).is_file():

@@ -9,13 +9,11 @@ from m2chat.worlds.parts import Backbones, Part, Recipe
 _SDXL_TEXT = tuple(f"sdxl/{name}" for name in ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"))
 _UNET = ("sdxl/unet", "sdxl/scheduler", "sdxl/model_index.json")
 _BEFORE_UNET = ("judge", "vae", "text_encoders")
-_PATHS = {"judge": ("judge",), "vae": ("sdxl/vae",), "text_encoders": _SDXL_TEXT, "unet": _UNET}
 
 
 def _part(name: str, paths: tuple[str, ...], needs: tuple[str, ...] = (), is_measured: bool = True) -> Part:
     """A part that the module of its name trains."""
-    rests_on = tuple(path for need in needs for path in _PATHS[need])
-    make = Recipe(f"{__package__}.make.make", settings={"part": name, "paths": paths, "rests_on": rests_on})
+    make = Recipe(f"{__package__}.make.make", settings={"part": name, "paths": paths})
     return Part(
         paths, make, needs, Recipe(f"{__package__}.make.measure", settings={"part": name}) if is_measured else None
     )
@@ -23,8 +21,8 @@ def _part(name: str, paths: tuple[str, ...], needs: tuple[str, ...] = (), is_mea
 
 # In the order in which they are made: the judge first, which measures the others; the long ones before the twins.
 PARTS: dict[str, Part] = {
-    "judge": _part("judge", _PATHS["judge"]),
-    "vae": _part("vae", _PATHS["vae"]),
+    "judge": _part("judge", ("judge",)),
+    "vae": _part("vae", ("sdxl/vae",)),
     # The heads that compare the states with pictures are thrown away, and with them the means to measure again.
     "text_encoders": _part("text_encoders", _SDXL_TEXT, is_measured=False),
     "clip": _part("clip", ("clip",)),
