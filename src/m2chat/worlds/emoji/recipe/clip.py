@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from m2chat.models.visual_encoder import ClipTokens, VisualQueryEncoder
 from m2chat.worlds.emoji.captions import Caption, caption_of, draw_caption
 from m2chat.worlds.emoji.judge import VALUES
-from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision
+from m2chat.worlds.emoji.recipe.course import Course, Plan
+from m2chat.worlds.emoji.recipe.device import device_of, precision
 from m2chat.worlds.emoji.recipe.judge import augmented
 from m2chat.worlds.emoji.recipe.text_encoders import CONTEXT_LENGTH, Batches, contrast, matches, words_of
 from m2chat.worlds.emoji.scenes import SIZE, Pictures, Scene, core_concepts

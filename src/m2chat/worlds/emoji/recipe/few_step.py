@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from m2chat.errors import UserError
 from m2chat.worlds.consistency import ConsistencyLora
 from m2chat.worlds.emoji.captions import draw_caption
-from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision
+from m2chat.worlds.emoji.recipe.course import Course, Plan
+from m2chat.worlds.emoji.recipe.device import device_of, precision
 from m2chat.worlds.emoji.recipe.unet import Latents, picture_weights_of
 from m2chat.worlds.emoji.scenes import SIZE, Pictures
 from m2chat.worlds.small_sdxl import SCHEDULER, Conditioner

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from m2chat.metrics.feature_net import FeatureNet
 from m2chat.worlds.emoji.judge import VALUES
-from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision
+from m2chat.worlds.emoji.recipe.course import Course, Plan
+from m2chat.worlds.emoji.recipe.device import device_of, precision
 from m2chat.worlds.emoji.recipe.vae import picture_weights
 from m2chat.worlds.emoji.scenes import SIZE, Pictures
 from m2chat.worlds.small_sdxl import to_pixels

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2chat.worlds.emoji.judge import JudgeNetwork, PictureJudge
-from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision
+from m2chat.worlds.emoji.recipe.course import Course, Plan
+from m2chat.worlds.emoji.recipe.device import device_of, precision
 from m2chat.worlds.emoji.recipe.vae import picture_weights
 from m2chat.worlds.emoji.scenes import Pictures, core_concepts
 from m2chat.worlds.small_sdxl import to_pixels

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2chat.worlds.emoji.captions import Caption, draw_caption
-from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision, save_half
+from m2chat.worlds.emoji.recipe.course import Course, Plan, save_half
+from m2chat.worlds.emoji.recipe.device import device_of, precision
 from m2chat.worlds.emoji.scenes import HAIRS, SIZE, STYLES, TONES, Pictures, Scene
 from m2chat.worlds.small_sdxl import build_text_encoders, text_states, to_pixels, write_clip_tokenizer
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from m2chat.errors import UserError
 from m2chat.worlds.emoji.captions import caption_of, draw_caption
-from m2chat.worlds.emoji.recipe.course import CHECKPOINT, Course, Plan, device_of, precision, save_half
+from m2chat.worlds.emoji.recipe.course import CHECKPOINT, Course, Plan, save_half
+from m2chat.worlds.emoji.recipe.device import device_of, precision
 from m2chat.worlds.emoji.recipe.drawing import FACTOR, draw, nearest_rates, save_sheet
 from m2chat.worlds.emoji.recipe.vae import latents_of, picture_weights
 from m2chat.worlds.emoji.scenes import SIZE, STYLES, Pictures, core_concepts

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m2chat.worlds.emoji.recipe.course import Course, Plan, device_of, precision, save_half
+from m2chat.worlds.emoji.recipe.course import Course, Plan, save_half
+from m2chat.worlds.emoji.recipe.device import device_of, precision
 from m2chat.worlds.emoji.scenes import SIZE, Pictures
 from m2chat.worlds.small_sdxl import build_vae, to_pixels
 
