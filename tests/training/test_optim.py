@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from m2chat.training.config import OptimConfig
-from m2chat.training.optim import cosine_schedule, parameter_groups, step_schedule
+from m2chat.training.optim import cosine_schedule, parameter_groups, rated_groups, step_schedule
 
 
 class AnyRMSNorm(nn.Module):
@@ -42,6 +42,20 @@ def test_decay_spares_biases_norms_and_gates_only() -> None:
         "gate_proj.bias", "norm.weight", "layer_norm.weight", "layer_norm.bias", "fusion.slope", "gate",
     }  # fmt: skip
     assert {g["name"]: g["weight_decay"] for g in parameter_groups(module, 0.05)} == {"decay": 0.05, "no_decay": 0.0}
+
+
+def test_gates_can_have_a_rate_of_their_own() -> None:
+    layer = nn.Module()
+    layer.adapter_gate, layer.proj = nn.Parameter(torch.zeros(2)), nn.Linear(2, 2)  # type: ignore[assignment]
+    layer.norm = AnyRMSNorm()
+    parts: dict[str, tuple[nn.Module, float]] = {"llama": (layer, 1e-3), "visual": (nn.Linear(2, 2), 5e-4)}
+    names = {p: name for part, (module, _) in parts.items() for name, p in module.named_parameters(prefix=part)}
+    groups = {g["name"]: ({names[p] for p in g["params"]}, g["lr"]) for g in rated_groups(parts, 0.1, 8e-3)}
+    assert groups["llama/gates"] == ({"llama.adapter_gate"}, 8e-3)
+    assert groups["llama/no_decay"] == ({"llama.proj.bias", "llama.norm.weight"}, 1e-3)
+    assert {name for name, (_, lr) in groups.items() if lr == 5e-4} == {"visual/decay", "visual/no_decay"}
+    together = {g["name"]: {names[p] for p in g["params"]} for g in rated_groups(parts, 0.1)}
+    assert "llama.adapter_gate" in together["llama/no_decay"] and "llama/gates" not in together
 
 
 def test_a_shared_parameter_is_taken_once() -> None:

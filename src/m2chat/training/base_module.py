@@ -278,7 +278,7 @@ class TrainingModule(PredictingModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what the stage trains."""
         config = self.optim
-        groups = rated_groups(self.trained_parts(), config.weight_decay)
+        groups = rated_groups(self.trained_parts(), config.weight_decay, config.lr_gates)
         optimizer = adamw(groups, config, str(self.trainer.precision))
         steps = self.trainer.estimated_stepping_batches
         self._total_steps = int(steps) if math.isfinite(steps) else None

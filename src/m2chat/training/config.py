@@ -35,6 +35,8 @@ class OptimConfig:
             a language model 128 wide must move much further than those of one 4096 wide.
         lr_visual: Peak for the encoder of the visual query; None for `lr_language`. It consists of matrices, which a
             rate meant for biases destroys.
+        lr_gates: Peak for the gates of LLaMA-Adapter's prompts; None for `lr_language`. From zero a gate moves by about
+            the rate in each step, so that at the rate of the biases pictures are hardly seen for hundreds of steps.
         weight_decay: Weight decay of everything but biases, norms and gates.
         betas: AdamW's coefficients of the two running averages.
         warmup_steps: Optimiser steps of warm-up.
@@ -50,6 +52,7 @@ class OptimConfig:
     lr: float = 1e-4
     lr_language: float | None = None
     lr_visual: float | None = None
+    lr_gates: float | None = None
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 0
@@ -58,7 +61,7 @@ class OptimConfig:
     fused: bool | None = None
 
     def __post_init__(self) -> None:
-        kinds = {name: "lr" for name in ("lr", "lr_language", "lr_visual")}
+        kinds = {name: "lr" for name in ("lr", "lr_language", "lr_visual", "lr_gates")}
         check_settings(
             "optim", self, {**kinds, **{name: name for name in ("weight_decay", "warmup_steps", "drop_every_epochs")}}
         )

@@ -34,7 +34,8 @@ class DescribeModule(TrainingModule):
 
     Args:
         backbone: Paths of the pretrained networks; required. Its `adapter` is ``new``, or a file to go on with.
-        optim: Optimiser and schedule; `lr_language` and `lr_visual` default to `lr`.
+        optim: Optimiser and schedule. `lr_language` defaults to `lr`, which nothing else takes here; `lr_visual` and
+            `lr_gates` to `lr_language`.
         evaluation: Settings of generation in validation and test.
         text_mean: Whether in the loss each token counts the same (``tokens``) or each caption (``replies``).
         adapter_file: File that the adapter is written to, ``.pth`` or ``.safetensors``; None for ``adapter.pth`` in

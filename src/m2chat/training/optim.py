@@ -57,18 +57,28 @@ class RatedGroup(ParameterGroup):
     lr: float
 
 
-def rated_groups(parts: Mapping[str, tuple[nn.Module, float]], weight_decay: float) -> list[RatedGroup]:
+def rated_groups(
+    parts: Mapping[str, tuple[nn.Module, float]], weight_decay: float, lr_gates: float | None = None
+) -> list[RatedGroup]:
     """`parameter_groups` of several modules, each with its learning rate.
 
     Args:
         parts: Name to module and peak learning rate; the modules share no parameter.
         weight_decay: Weight decay of the groups that have one.
+        lr_gates: Peak learning rate of the gates of LLaMA-Adapter's prompts; None for that of their part.
     """
-    return [
-        {**group, "name": f"{name}/{group['name']}", "lr": lr}
-        for name, (module, lr) in parts.items()
-        for group in parameter_groups(module, weight_decay)
-    ]
+    rated: list[RatedGroup] = []
+    for name, (module, lr) in parts.items():
+        gates: dict[nn.Parameter, None] = {}
+        if lr_gates is not None:
+            named = module.named_parameters()
+            gates = {p: None for path, p in named if p.requires_grad and path.rpartition(".")[2] == "adapter_gate"}
+        for group in parameter_groups(module, weight_decay):
+            if others := [p for p in group["params"] if p not in gates]:
+                rated.append({**group, "params": others, "name": f"{name}/{group['name']}", "lr": lr})
+        if gates and lr_gates is not None:
+            rated.append({"name": f"{name}/gates", "params": list(gates), "weight_decay": 0.0, "lr": lr_gates})
+    return rated
 
 
 def adamw(groups: Any, config: OptimConfig, precision: str) -> AdamW:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ import torch
 
 from m2chat.errors import UserError
 from m2chat.metrics.extractors import PocketExtractor
+from m2chat.models.config import NewAdapterConfig
+from m2chat.models.weights.adapter import open_adapter
 from m2chat.worlds.backbones import build
 from m2chat.worlds.emoji.captions import Caption, caption_of
 from m2chat.worlds.emoji.decoder import draw_truths
 from m2chat.worlds.emoji.judge import JudgeNetwork, PictureJudge
-from m2chat.worlds.emoji.recipe import clip, fid, make, metric_clip, text_encoders, unet, vae
+from m2chat.worlds.emoji.recipe import clip, fid, make, metric_clip, text_encoders, unet, vae, visual_query
 from m2chat.worlds.emoji.recipe.course import Plan
 from m2chat.worlds.emoji.recipe.drawing import nearest_rates
 from m2chat.worlds.emoji.recipe.few_step import FOLDER, train_few_step
@@ -30,6 +33,7 @@ from m2chat.worlds.emoji.scenes import Pictures, Scene, core_concepts
 from m2chat.worlds.manifest import verify_manifest
 
 QUICK = Plan(steps=2, lr=1e-3, warmup=1)
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +260,27 @@ def test_the_feature_network_sees_64_pixels(small: Pictures, tmp_path: Path) -> 
     features = extractor.extract([small.pixels[0], small.pixels[0][::2, ::2].repeat(2, 0).repeat(2, 1)])
     assert np.abs(features[0] - features[1]).max() > 1e-3
     assert fid.measure_saved(small, tmp_path / "weights" / "fid").keys() >= {"concept", "concept_unseen_pairs"}
+
+
+def test_the_visual_query_learns_words_under_closed_gates(
+    small: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "language_model": ROOT / "data/micro/llama", "clip": ROOT / "data/pocket/clip", "device": "cpu", "batch": 8,
+        "sizes": NewAdapterConfig(prompts=2, layers=3, visual_blocks=1, visual_heads=2),
+    }  # fmt: skip
+    found = {}
+    for steps in (1, 30):
+        plan = Plan(steps=steps, lr=5e-3, warmup=1, ema=0.5)
+        assert visual_query.train_visual_query(small, tmp_path / str(steps), plan, **settings)  # type: ignore[arg-type]
+        found[steps] = json.loads(capsys.readouterr().out.splitlines()[-1])["names_found"]
+    source = open_adapter(tmp_path / "30" / "weights" / "visual_query.pth", "adapter")
+    assert source.base is not None and source.channel_order == "rgb"
+    gates = [tensor for name, tensor in source.state.items() if name.endswith("attention.gate")]
+    assert gates and all(not gate.any() for gate in gates)
+    assert found[30] > found[1]
+    with pytest.raises(UserError, match=r"no language model in .*make smollm2"):
+        visual_query.train_visual_query(small, tmp_path, language_model=tmp_path / "none")
 
 
 def test_a_finished_part_is_copied_and_measured_and_not_trained_again(

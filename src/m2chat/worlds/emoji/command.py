@@ -21,9 +21,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m m2chat.worlds.emoji", description=__doc__)
     options.add_argument(
         "part",
-        choices=("pictures", "shards", *PARTS, "decoder"),
+        choices=("pictures", "shards", *PARTS, "visual_query", "decoder"),
         help="pictures: read them from their packages; shards: write them as they are shipped; decoder: draw and "
-        "judge; anything else: train that part",
+        "judge; visual_query: prepare the adapter of stage 0 (needs `make smollm2`); anything else: train that part",
     )
     options.add_argument(
         "--cache", type=Path, default=CACHE, help="folder of packages/ and pictures.npz (default: %(default)s)"
