@@ -14,6 +14,7 @@ from m2chat.early_checks import require_files
 from m2chat.errors import UserError
 from m2chat.models.config import BackboneConfig
 from m2chat.pipeline.weights import _anchored
+from m2chat.shipped import MADE
 
 
 @pytest.fixture
@@ -60,6 +61,12 @@ def test_a_language_model_that_is_not_here_names_what_brings_it(here: Path) -> N
         _anchored(BackboneConfig("data/smollm2", "a.pth", "clip", "sdxl", 8))
     with pytest.raises(UserError, match=brings):
         require_files({"language_model": "data/smollm2"})
+
+
+def test_an_adapter_that_a_command_makes_names_the_command(here: Path) -> None:
+    for path, command in MADE.items():
+        with pytest.raises(UserError, match=f"no such file or folder here; `{command}` makes it"):
+            require_files({"adapter": path})
 
 
 def test_a_name_goes_before_a_path(here: Path) -> None:

@@ -25,6 +25,8 @@ class ShippedModel:
 
 MODELS = {"pocket": ShippedModel("emoji", fetched="smollm2"), "micro": ShippedModel("shapes")}
 """By name; the first that is complete answers where none is named."""
+MADE = {"data/pocket/training/weights/visual_query.pth": "python -m m2chat.worlds.emoji visual_query"}
+"""Networks of configurations that do not come with the project, and the command that trains each."""
 ROOTS = (Path(), Path(__file__).parents[2], Path(sysconfig.get_path("data"), "share", "m2chat"))
 """Folders that may have ``data/``: the current one, the project that this code is part of, and where a wheel puts
 it."""
@@ -103,6 +105,8 @@ def fetching(name: str) -> str:
 
 
 def remedy_for(path: str) -> str:
-    """How to bring a missing language model; empty for one that no command brings."""
+    """How to bring a missing network; empty for one that no command brings."""
+    if path in MADE:
+        return f"`{MADE[path]}` makes it"
     name = Path(path).name
     return fetching(name) if path == f"data/{name}" and name in {model.fetched for model in MODELS.values()} else ""
