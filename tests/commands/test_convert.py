@@ -11,7 +11,7 @@ import pytest
 from m2chat.commands import main
 from m2chat.data.converters.registry import FORMATS
 from m2chat.data.images import save_png
-from m2chat.data.shards import find_shards, open_shard
+from m2chat.data.shards import find_shards, open_shard, write_tar
 from m2chat.data.sources import read_record, sample_of
 from m2chat.text import Layout, M2ChatTokenizer, view_of
 from m2chat.worlds.shapes.captions import caption_of, parse_caption
@@ -141,3 +141,32 @@ def test_missing_captions_are_written(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "captions of other shards" in capsys.readouterr().err
     assert main(["data", "caption", second, first, *backbone]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_missing_captions_of_pairs_are_written_too(tmp_path: Path) -> None:
+    scenes = scenes_of_split("train", 1)[:400:100]
+    groups = []
+    for number, scene in enumerate(scenes):
+        members = {"png": save_png(render(scene, np.random.default_rng(number))), "json": b'{"width": 32}'}
+        groups.append((f"{number}", members | ({"txt": b"known"} if number == 0 else {})))
+    groups.append(("4", {"json": b"{}"}))
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    write_tar(first / "0.tar", groups)
+    backbone = ["--language-model", str(MICRO / "llama"), "--vision-encoder", str(MICRO / "clip"),
+                "--adapter", str(MICRO / "adapter" / "BIAS-micro.pth"), "--batch-size", "3"]  # fmt: skip
+    assert main(["data", "caption", str(first), str(second), *backbone]) == 0
+    after = open_shard(second / "0.tar")
+    assert [entry.fault for entry in after.entries] == [""] * 4
+    texts = [after.members(number)["txt"].decode() for number in range(4)]
+    assert texts[0] == "known" and after.members(0)["json"] == b'{"width": 32}'
+    assert json.loads(after.members(1)["json"]) == {
+        "width": 32, "caption": texts[1], "caption_by": "model:BIAS-micro"
+    }  # fmt: skip
+    right = [
+        parse_caption(text).get("colour") == scene.attributes["colour"]
+        for text, scene in zip(texts[1:], scenes[1:], strict=True)
+    ]
+    assert sum(right) >= 2, texts
+    index = json.loads((second / "index.json").read_text())
+    assert index["samples"] == 4 and index["rejects"] == {"no picture": 1}

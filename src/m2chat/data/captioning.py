@@ -15,7 +15,7 @@ from m2chat.data.converters.progress import index_of
 from m2chat.data.images import BadImage, load_image
 from m2chat.data.manifest import Listed, write_index
 from m2chat.data.shards import Group, Shard, open_shard, write_tar
-from m2chat.data.sources import BadSample, read_record
+from m2chat.data.sources import PICTURES, BadSample, json_of, pair_caption, read_record
 from m2chat.errors import UserError
 from m2chat.files import locked, write_whole
 
@@ -38,7 +38,7 @@ class Captioner(Protocol):
 
 
 def caption_shards(paths: Sequence[Path], folder: Path, captioner: Captioner, batch_size: int) -> dict[str, Any]:
-    """Copies shards and writes the captions that are missing or only the text of a turn.
+    """Copies shards and writes the captions that are missing or only the text of a turn, of pairs and of conversations.
 
     Args:
         paths: Shards.
@@ -118,7 +118,12 @@ def _captioned(shard: Shard, captioner: Captioner, size: int, bad: Counter[str])
                 record = read_record(members)
                 images = record.images if record else ()
                 places = [i for i, image in enumerate(images) if not image.is_captioned]
-                decoded = [load_image(members[images[i].member]) for i in places]
+                wanted = [images[i].member for i in places]
+                if record is None and not pair_caption(members, json_of(members)):
+                    places, wanted = [0], [suffix for suffix in PICTURES if suffix in members][:1]
+                    if not wanted:
+                        raise BadSample("no picture")
+                decoded = [load_image(members[member]) for member in wanted]
             except KeyError:
                 bad["picture missing"] += 1
             except (BadSample, BadImage) as error:
@@ -129,7 +134,11 @@ def _captioned(shard: Shard, captioner: Captioner, size: int, bad: Counter[str])
         batches = [pictures[first : first + size] for first in range(0, len(pictures), size)]
         texts = iter([text for batch in batches for text in captioner.captions(batch)])
         for key, members, record, places in group:
-            if record is not None and places:
+            if record is None and places:
+                written = {"caption": next(texts), "caption_by": captioner.name}
+                members["txt"] = written["caption"].encode()
+                members["json"] = json.dumps(json_of(members) | written, ensure_ascii=False).encode()
+            elif record is not None and places:
                 captions = {i: {"caption": next(texts), "caption_by": captioner.name} for i in places}
                 images = tuple(image.model_copy(update=captions.get(i)) for i, image in enumerate(record.images))
                 members["json"] = record.model_copy(update={"images": images}).to_json()

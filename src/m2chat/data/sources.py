@@ -165,11 +165,7 @@ def _m2c(record: Record, members: Mapping[str, bytes], key: str, source: str, lo
 
 
 def _img2dataset(
-    record: Mapping[str, Any],
-    members: Mapping[str, bytes],
-    key: str,
-    source: str,
-    load: Loader,
+    record: Mapping[str, Any], members: Mapping[str, bytes], key: str, source: str, load: Loader
 ) -> Sample:
     """A caption pair: its request is to draw the caption."""
     picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
@@ -193,16 +189,20 @@ def pair_facts(members: Mapping[str, bytes], record: Mapping[str, Any]) -> tuple
     Raises:
         BadSample: If there is no caption, or the size is no number.
     """
-    # The text file repeats the JSON's caption; bytes that are no UTF-8 spoil a letter, not the sample.
-    text = members["txt"][:MAX_TEXT].decode("utf-8", errors="replace") if "txt" in members else record.get("caption")
-    caption = one_line(text)
-    if not caption:
+    if not (caption := pair_caption(members, record)):
         raise BadSample("no caption")
     try:
         height, width = (int(record.get(f"original_{side}") or 0) for side in ("height", "width"))
     except (TypeError, ValueError, OverflowError) as error:
         raise BadSample("original size is not a number") from error
     return caption, (height, width) if height > 0 and width > 0 else None
+
+
+def pair_caption(members: Mapping[str, bytes], record: Mapping[str, Any]) -> str:
+    """Caption of an img2dataset sample, empty if there is none; its text file, if any, repeats that of the JSON."""
+    # Bytes that are no UTF-8 spoil a letter, not the sample.
+    text = members["txt"][:MAX_TEXT].decode(errors="replace") if "txt" in members else record.get("caption")
+    return one_line(text)
 
 
 def is_utf8(data: bytes) -> bool:
