@@ -12,9 +12,11 @@ from jsonargparse import ArgumentParser
 
 from m2chat import cli, lightning_cli
 from m2chat.evaluation.rows import read_rows
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, M3AdapterConfig, NewAdapterConfig
 from m2chat.models.decoder_config import DecoderConfig, LoraConfig, decoder_config
 from m2chat.models.swap import with_decoder
+from m2chat.shipped import MADE
+from m2chat.worlds.emoji.recipe.visual_query import SIZES
 
 ROOT = Path(__file__).parent.parent
 BACKBONES = sorted(ROOT.glob("configs/backbone/*.yaml"))
@@ -119,6 +121,9 @@ def test_the_pocket_system_trains_on_every_conversation_and_its_parts_fit_togeth
     backbone = config.model.init_args.backbone
     names = ("language_model", "vision_encoder", "image_decoder", "num_image_tokens")
     described = parsed(POCKET / "stage0.yaml").model.init_args.backbone
+    assert described.adapter in MADE and NewAdapterConfig(**described.new_adapter) == SIZES, (
+        "as `visual_query` makes it"
+    )
     assert [described[name] for name in names] == [backbone[name] for name in names]
     for path in sorted(POCKET.glob("*.yaml")):
         config = parsed(path)

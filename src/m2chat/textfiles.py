@@ -16,6 +16,15 @@ NOT_UTF8 = "not UTF-8: name the file's encoding by --encoding, such as cp1252, o
 _CHUNK = 2**16
 
 
+def is_utf8(data: bytes) -> bool:
+    """Whether bytes are text in UTF-8."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def open_utf8(path: Path, encoding: str = "") -> BinaryIO:
     """The bytes of a text file as UTF-8, without a byte order mark.
 

@@ -19,6 +19,10 @@ from m2chat.worlds.shapes.scenes import render, scenes_of_split
 
 ROOT = Path(__file__).parents[2]
 MICRO = ROOT / "data" / "micro"
+BACKBONE = [
+    "--language-model", str(MICRO / "llama"), "--vision-encoder", str(MICRO / "clip"),
+    "--adapter", str(MICRO / "adapter" / "BIAS-micro.pth"),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -103,8 +107,7 @@ def test_missing_captions_are_written(tmp_path: Path, capsys: pytest.CaptureFixt
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     arguments = ["data", "convert", "mmdialog", str(tmp_path), first, "--captions", str(tmp_path / "c.jsonl")]
     assert main([*arguments, "--text-as-caption", "--workers", "1", "--min-side", "16"]) == 0
-    backbone = ["--language-model", str(MICRO / "llama"), "--vision-encoder", str(MICRO / "clip"),
-                "--adapter", str(MICRO / "adapter" / "BIAS-micro.pth"), "--batch-size", "4"]  # fmt: skip
+    backbone = [*BACKBONE, "--batch-size", "4"]
     capsys.readouterr()
     assert main(["data", "caption", first, second, *backbone]) == 0
     assert "1 shards, 2 samples with 6 pictures" in capsys.readouterr().out
@@ -153,9 +156,7 @@ def test_missing_captions_of_pairs_are_written_too(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     write_tar(first / "0.tar", groups)
-    backbone = ["--language-model", str(MICRO / "llama"), "--vision-encoder", str(MICRO / "clip"),
-                "--adapter", str(MICRO / "adapter" / "BIAS-micro.pth"), "--batch-size", "3"]  # fmt: skip
-    assert main(["data", "caption", str(first), str(second), *backbone]) == 0
+    assert main(["data", "caption", str(first), str(second), *BACKBONE, "--batch-size", "3"]) == 0
     after = open_shard(second / "0.tar")
     assert [entry.fault for entry in after.entries] == [""] * 4
     texts = [after.members(number)["txt"].decode() for number in range(4)]

@@ -44,7 +44,7 @@ def test_decay_spares_biases_norms_and_gates_only() -> None:
     assert {g["name"]: g["weight_decay"] for g in parameter_groups(module, 0.05)} == {"decay": 0.05, "no_decay": 0.0}
 
 
-def test_gates_can_have_a_rate_of_their_own() -> None:
+def test_gates_can_have_a_separate_learning_rate() -> None:
     layer = nn.Module()
     layer.adapter_gate, layer.proj = nn.Parameter(torch.zeros(2)), nn.Linear(2, 2)  # type: ignore[assignment]
     layer.norm = AnyRMSNorm()

@@ -15,7 +15,7 @@ from m2chat.data.converters.progress import index_of
 from m2chat.data.images import BadImage, load_image
 from m2chat.data.manifest import Listed, write_index
 from m2chat.data.shards import Group, Shard, open_shard, write_tar
-from m2chat.data.sources import PICTURES, BadSample, json_of, pair_caption, read_record
+from m2chat.data.sources import BadSample, json_of, pair_caption, pair_picture, read_record
 from m2chat.errors import UserError
 from m2chat.files import locked, write_whole
 
@@ -120,9 +120,7 @@ def _captioned(shard: Shard, captioner: Captioner, size: int, bad: Counter[str])
                 places = [i for i, image in enumerate(images) if not image.is_captioned]
                 wanted = [images[i].member for i in places]
                 if record is None and not pair_caption(members, json_of(members)):
-                    places, wanted = [0], [suffix for suffix in PICTURES if suffix in members][:1]
-                    if not wanted:
-                        raise BadSample("no picture")
+                    places, wanted = [0], [pair_picture(members)]
                 decoded = [load_image(members[member]) for member in wanted]
             except KeyError:
                 bad["picture missing"] += 1

@@ -19,9 +19,10 @@ from m2chat.data.peek import is_picture, peek
 from m2chat.data.prints import identity
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import local_shards
-from m2chat.data.sources import PICTURES, BadSample, is_utf8, json_of
+from m2chat.data.sources import PICTURES, BadSample, json_of
 from m2chat.data.tar_files import BLOCK, MAX_MEMBER, REST, SUFFIXES
 from m2chat.errors import UserError
+from m2chat.textfiles import is_utf8
 
 _CHUNK = 2**20
 

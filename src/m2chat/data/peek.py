@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from m2chat.data.images import FORMATS
-from m2chat.data.sources import is_utf8, read_record, sample_of
+from m2chat.data.sources import read_record, sample_of
 from m2chat.schema import Sample
+from m2chat.textfiles import is_utf8
 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "gif")
 """Last parts of the suffixes of pictures."""

@@ -6,7 +6,7 @@ An ``m2c/1`` sample is a ``.json`` (see `Record`) and its pictures ``img0.png``,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -168,12 +168,22 @@ def _img2dataset(
     record: Mapping[str, Any], members: Mapping[str, bytes], key: str, source: str, load: Loader
 ) -> Sample:
     """A caption pair: its request is to draw the caption."""
-    picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
-    if picture is None:
-        raise BadSample("no picture")
+    picture = members[pair_picture(members)]
     caption, size = pair_facts(members, record)
     pixels, whole = load(picture)
     return caption_sample(f"{source}/{key}", source, Image(pixels, caption, size or whole), record)
+
+
+def pair_picture(suffixes: Collection[str]) -> str:
+    """Suffix of the picture among those of an img2dataset sample.
+
+    Raises:
+        BadSample: If there is none.
+    """
+    found = next((suffix for suffix in PICTURES if suffix in suffixes), None)
+    if found is None:
+        raise BadSample("no picture")
+    return found
 
 
 def pair_facts(members: Mapping[str, bytes], record: Mapping[str, Any]) -> tuple[str, tuple[int, int] | None]:
@@ -203,15 +213,6 @@ def pair_caption(members: Mapping[str, bytes], record: Mapping[str, Any]) -> str
     # Bytes that are no UTF-8 spoil a letter, not the sample.
     text = members["txt"][:MAX_TEXT].decode(errors="replace") if "txt" in members else record.get("caption")
     return one_line(text)
-
-
-def is_utf8(data: bytes) -> bool:
-    """Whether bytes are text in UTF-8."""
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def one_line(text: Any) -> str:

@@ -13,7 +13,7 @@ from m2chat.data.manifest import Listed, write_manifest
 from m2chat.data.prints import digest, identity, prints_of_shard, without_pictures
 from m2chat.data.record import SCHEMA
 from m2chat.data.shards import Group, Shard, find_shards, open_shard, write_groups
-from m2chat.data.sources import PICTURES, BadSample, json_of, outline
+from m2chat.data.sources import BadSample, json_of, outline, pair_picture
 from m2chat.errors import UserError
 from m2chat.files import whole_folder
 
@@ -108,8 +108,8 @@ def _hashes(shard: Shard, choice: Choice) -> Iterator[tuple[int, int]]:
             members = texts.members(index)
             outline(members)
             record = json_of(members)
-            if record.get("schema") != SCHEMA and not any(member[0] in PICTURES for member in entry.members):
-                raise BadSample("no picture")
+            if record.get("schema") != SCHEMA:
+                pair_picture([suffix for suffix, _, _ in entry.members])
         except BadSample as error:
             choice.left_out[error.reason] += 1
             continue

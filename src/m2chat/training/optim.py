@@ -24,7 +24,7 @@ class ParameterGroup(TypedDict):
     weight_decay: float
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+def parameter_groups(module: nn.Module, weight_decay: float, gates_apart: bool = False) -> list[ParameterGroup]:
     """Trained parameters, with weight decay on all but biases, norms and gates.
 
     A norm or gate is known by its module's type (torch's norms, or a class whose name ends in Norm or Gate), a bias
@@ -33,20 +33,24 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGr
     Args:
         module: Module whose parameters that require gradients are grouped.
         weight_decay: Weight decay of the group that has one, 0 or more.
+        gates_apart: Whether the gates of LLaMA-Adapter's prompts are a separate group.
 
     Returns:
-        The groups ``decay`` and ``no_decay``, in the module's order; none is empty.
+        The groups ``decay`` and ``no_decay``, and ``gates`` if they are apart, in the module's order; none is empty.
     """
     decay: dict[nn.Parameter, None] = {}
     plain: dict[nn.Parameter, None] = {}
+    gates: dict[nn.Parameter, None] = {}
     for owner in module.modules():
         spared = isinstance(owner, _NORMS) or type(owner).__name__.endswith(("Norm", "Gate"))
         for name, parameter in owner.named_parameters(recurse=False):
             if parameter.requires_grad:
-                (plain if spared or name in _PLAIN_NAMES else decay)[parameter] = None
+                is_plain, is_apart = spared or name in _PLAIN_NAMES, gates_apart and name == "adapter_gate"
+                (gates if is_apart else plain if is_plain else decay)[parameter] = None
     groups: list[ParameterGroup] = [
         {"name": "decay", "params": [p for p in decay if p not in plain], "weight_decay": weight_decay},
         {"name": "no_decay", "params": list(plain), "weight_decay": 0.0},
+        {"name": "gates", "params": list(gates), "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -67,18 +71,15 @@ def rated_groups(
         weight_decay: Weight decay of the groups that have one.
         lr_gates: Peak learning rate of the gates of LLaMA-Adapter's prompts; None for that of their part.
     """
-    rated: list[RatedGroup] = []
-    for name, (module, lr) in parts.items():
-        gates: dict[nn.Parameter, None] = {}
-        if lr_gates is not None:
-            named = module.named_parameters()
-            gates = {p: None for path, p in named if p.requires_grad and path.rpartition(".")[2] == "adapter_gate"}
-        for group in parameter_groups(module, weight_decay):
-            if others := [p for p in group["params"] if p not in gates]:
-                rated.append({**group, "params": others, "name": f"{name}/{group['name']}", "lr": lr})
-        if gates and lr_gates is not None:
-            rated.append({"name": f"{name}/gates", "params": list(gates), "weight_decay": 0.0, "lr": lr_gates})
-    return rated
+    return [
+        {
+            **group,
+            "name": f"{name}/{group['name']}",
+            "lr": lr if lr_gates is None or group["name"] != "gates" else lr_gates,
+        }
+        for name, (module, lr) in parts.items()
+        for group in parameter_groups(module, weight_decay, gates_apart=lr_gates is not None)
+    ]
 
 
 def adamw(groups: Any, config: OptimConfig, precision: str) -> AdamW:

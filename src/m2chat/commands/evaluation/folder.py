@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2chat.data.images import BadImage, read_image
-from m2chat.data.sources import is_utf8
 from m2chat.errors import UserError
 from m2chat.evaluation.page import write_page
 from m2chat.evaluation.parts import PicturePart, reply_of, text_at
@@ -33,7 +32,7 @@ from m2chat.evaluation.statistics import Estimate
 from m2chat.evaluation.store import EvalStore
 from m2chat.files import locked
 from m2chat.schema import KINDS, Prediction, Reply, Segment
-from m2chat.textfiles import lines_of, not_utf8
+from m2chat.textfiles import is_utf8, lines_of, not_utf8
 
 _BATCH = 64
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from m2chat.data.converters.raw import Job, PictureFile, RawSample, RawSamples, Reject, caption_pair
 from m2chat.data.converters.tables import columns_of, rows_of
 from m2chat.data.shards import Entry, local_shards, open_shard
-from m2chat.data.sources import PICTURES, BadSample, is_utf8, json_of, one_line, pair_facts
+from m2chat.data.sources import BadSample, json_of, one_line, pair_facts, pair_picture
+from m2chat.textfiles import is_utf8
 
 
 def samples(job: Job) -> RawSamples:
@@ -28,10 +29,8 @@ def samples(job: Job) -> RawSamples:
 
 def _pair(job: Job, path: Path, entry: Entry, small: dict[str, bytes]) -> RawSample | Reject:
     places = {suffix: (offset, size) for suffix, offset, size in entry.members}
-    place = next((places[suffix] for suffix in PICTURES if suffix in places), None)
-    if place is None:
-        return Reject(entry.key, "no picture")
     try:
+        place = places[pair_picture(places)]
         record = json_of(small)
         if not is_utf8(small.get("txt", b"")):
             if not one_line(record.get("caption")):

@@ -12,10 +12,10 @@ from typing import Any
 from m2chat.data.converters.downloads import Downloads, Rows
 from m2chat.data.converters.raw import Job, RawSample, RawSamples, Reject, caption_pair, existing, file_in, no_caption
 from m2chat.data.converters.tables import columns_of, count_of, rows_of
-from m2chat.data.sources import is_utf8, one_line
+from m2chat.data.sources import one_line
 from m2chat.errors import UserError
 from m2chat.files import by_number
-from m2chat.textfiles import NOT_UTF8, lines_of
+from m2chat.textfiles import NOT_UTF8, is_utf8, lines_of
 
 _URL = ("url", "image_url", "image", "path", "filepath", "file_path", "file_name", "filename", "image_path")
 _CAPTION = ("caption", "text", "title")

@@ -2,8 +2,7 @@
 
 Stage 0 has to open gates to prompts that mean nothing yet, with a pass of the language model for every caption. Here
 none runs: the prompts of a picture move towards the language model's embeddings of the captions' words, from cached
-CLIP tokens, at a hundredth of the cost. The result is an adapter file with closed gates, under which the language
-model still speaks as before.
+CLIP tokens. The result is an adapter file with closed gates, under which the language model still speaks as before.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from m2chat.models.weights.adapter import write_adapter
 from m2chat.models.weights.clip import load_tower
 from m2chat.models.weights.llama import open_llama
 from m2chat.models.weights.new_adapter import new_adapter
+from m2chat.shipped import fetching
 from m2chat.text import M2ChatTokenizer
 from m2chat.worlds.emoji.captions import caption_of, draw_caption
 from m2chat.worlds.emoji.recipe.course import Course, Plan
@@ -98,18 +98,18 @@ def train_visual_query(
     """
     where, seen = device_of(device), pictures.of("train")
     if not (language_model / "config.json").is_file():
-        raise UserError(f"there is no language model in {language_model}: `make smollm2` brings it")
+        raise UserError(f"there is no language model in {language_model}: {fetching(LANGUAGE_MODEL.name)}")
     source = open_llama(language_model, "language_model")
-    tower = ClipTokens(load_tower(str(clip), "clip")).to(where).eval()
-    begin = new_adapter(source, sizes, tower.width)
+    tower = ClipTokens(load_tower(str(clip), "clip", torch.float32)).to(where).eval()
+    initial = new_adapter(source, sizes, tower.width)
     encoder = VisualQueryEncoder(
         tower.width, int(source.settings["hidden_size"]), sizes.prompts, sizes.visual_blocks, sizes.visual_heads
     )
-    encoder.load_state_dict({name: begin.state[name] for name in encoder.state_dict()})
+    encoder.load_state_dict({name: initial.state[name] for name in encoder.state_dict()})
     f_img = tokens_of(tower, str(clip), seen, where)
     tokenizer = M2ChatTokenizer(language_model)
     vocabulary = words_of(seen, tokenizer, seed)
-    place = {word: row for row, word in enumerate(vocabulary)}
+    row_of = {word: row for row, word in enumerate(vocabulary)}
     scores = CaptionWords(source.state["model.embed_tokens.weight"], vocabulary)
     modules = {"visual_query": encoder.to(where), "scores": scores.to(where)}
     course = Course(out / "visual_query", modules, plan, seed, {"words": len(vocabulary)})
@@ -118,8 +118,8 @@ def train_visual_query(
         chosen = rng.sample(range(len(seen)), min(batch, len(seen)))
         wanted = torch.zeros(len(chosen), len(vocabulary))
         for row, index in enumerate(chosen):
-            words = _spelt(tokenizer, draw_caption(seen.scenes[index], rng).text)
-            wanted[row, [place[word] for word in words if word in place]] = 1
+            words = _token_ids(tokenizer, draw_caption(seen.scenes[index], rng).text)
+            wanted[row, [row_of[word] for word in words if word in row_of]] = 1
         wanted = (wanted / wanted.sum(1, keepdim=True).clamp(min=1)).to(where)
         with precision(where):
             logits = scores(encoder(f_img[chosen]))
@@ -127,20 +127,20 @@ def train_visual_query(
         return loss
 
     def measure() -> dict[str, object]:
-        return {"names_found": round(names_found(encoder, scores, f_img, seen, tokenizer, place), 4)}
+        return {"names_found": round(names_found(encoder, scores, f_img, seen, tokenizer, row_of), 4)}
 
     finished = course.run(loss_of, measure, every=50, measure_every=500)
     with course.averaged():
         print(json.dumps(measure()), flush=True)
         trained = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
         write_adapter(
-            out / "weights" / "visual_query.pth", {**begin.state, **trained}, begin.base, "rgb", sizes.visual_heads
+            out / "weights" / "visual_query.pth", {**initial.state, **trained}, initial.base, "rgb", sizes.visual_heads
         )
     return finished
 
 
-def _spelt(tokenizer: M2ChatTokenizer, text: str) -> list[int]:
-    """Tokens of a text behind another word: at the start of a text a word is another token."""
+def _token_ids(tokenizer: M2ChatTokenizer, text: str) -> list[int]:
+    """Token ids of a text in the middle of a sentence: at the start of a text a word has another id."""
     return tokenizer.encode(f" {text}")
 
 
@@ -149,7 +149,7 @@ def words_of(pictures: Pictures, tokenizer: M2ChatTokenizer, seed: int, draws: i
     rng = random.Random(seed)
     texts = [caption_of(scene) for scene in pictures.scenes]
     texts += [draw_caption(scene, rng).text for scene in pictures.scenes for _ in range(draws)]
-    return sorted({token for text in texts for token in _spelt(tokenizer, text)})
+    return sorted({token for text in texts for token in _token_ids(tokenizer, text)})
 
 
 @torch.no_grad()
@@ -169,7 +169,7 @@ def names_found(
     f_img: Tensor,
     pictures: Pictures,
     tokenizer: M2ChatTokenizer,
-    place: Mapping[int, int],
+    row_of: Mapping[int, int],
     count: int = 512,
 ) -> float:
     """Share of pictures all of whose name's words are among the best: a dozen more than the name has."""
@@ -177,6 +177,6 @@ def names_found(
     logits = scores(encoder(f_img[chosen]))
     found = 0
     for row, index in zip(logits, chosen, strict=True):
-        name = {place[token] for token in _spelt(tokenizer, pictures.scenes[index].label) if token in place}
+        name = {row_of[token] for token in _token_ids(tokenizer, pictures.scenes[index].label) if token in row_of}
         found += name <= set(row.topk(min(len(name) + 12, len(row))).indices.tolist())
     return found / len(chosen)
