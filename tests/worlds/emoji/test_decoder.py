@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from m2chat.errors import UserError
+from m2chat.worlds.emoji import command
 from m2chat.worlds.emoji.captions import caption_of
 from m2chat.worlds.emoji.decoder import (
     SETS,
@@ -89,3 +92,34 @@ def test_sheets_show_truth_beside_what_was_drawn_and_the_blind_one_no_answer(
 def test_without_a_unet_the_remedy_is_named(judge: PictureJudge, few: Pictures, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unet` trains it"):
         draw_truths(tmp_path, judge, few)
+
+
+def test_the_command_draws_with_what_was_trained_here_else_with_what_is_shipped(
+    tmp_path: Path, few: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[str, ...]] = []
+
+    def evaluate(root: Path, judges: Path, *_: Any, lora: Path | None, vae: Path, **__: Any) -> Any:
+        used.append(tuple(str(path) for path in (root, judges, lora, vae)))
+        return {}, {}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("m2chat.worlds.emoji.decoder.evaluate", evaluate)
+    monkeypatch.setattr("m2chat.worlds.emoji.recipe.make.world_pictures", lambda *_: few)
+    trained, shipped = "data/pocket/training/weights", "data/pocket"
+    Path(shipped, "sdxl/unet").mkdir(parents=True)
+    for of in ("sdxl", "few_step"):
+        command.main(["decoder", "--of", of])
+    Path(trained, "sdxl/unet").mkdir(parents=True)
+    command.main(["decoder"])
+    Path(trained, "judge").mkdir()
+    command.main(["decoder"])
+    assert used == [
+        (f"{shipped}/sdxl", shipped, "None", f"{shipped}/sdxl/vae"),
+        (f"{shipped}/sdxl", shipped, f"{shipped}/decoders/lcm_lora", f"{shipped}/sdxl/vae"),
+        (f"{trained}/sdxl", shipped, "None", f"{trained}/sdxl/vae"),
+        (f"{trained}/sdxl", trained, "None", f"{trained}/sdxl/vae"),
+    ]
+    shutil.rmtree("data")
+    command.main(["decoder"])
+    assert used[-1][0] == f"{trained}/sdxl"  # which the error then names

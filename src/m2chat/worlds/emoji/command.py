@@ -43,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--count", type=int, default=400, help="decoder: pictures of each set (default: %(default)s)")
     options.add_argument(
-        "--of", choices=("sdxl", "sd15", "few_step"), default="sdxl", help="decoder: which one (default: %(default)s)"
+        "--of",
+        choices=("sdxl", "sd15", "few_step"),
+        default="sdxl",
+        help="decoder: which one, as trained here, else as shipped (default: %(default)s)",
     )
     options.add_argument("--into", type=Path, help="decoder: document that gets the table, such as docs/pocket.md")
     options.add_argument("--sheets", type=Path, help="decoder: folder of results.json and of sheets to look at")
@@ -87,18 +90,21 @@ def run(options: argparse.Namespace) -> bool:
 
 
 def _draw(options: argparse.Namespace, pictures: Pictures) -> None:
-    """Draws with the weights as they are, judges, and writes what is wanted."""
+    """Draws with the weights as they were trained here, else as shipped, judges, and writes what is wanted."""
     import json
 
     from m2chat.worlds.emoji.decoder import evaluate, save_sheets, write_report
     from m2chat.worlds.emoji.recipe.few_step import FOLDER
     from m2chat.worlds.emoji.recipe.unet import newest_vae
 
-    weights, styles = options.out / "weights", options.styles or list(STYLES)
-    root = weights / ("sd15" if options.of == "sd15" else "sdxl")
+    weights, shipped, styles = options.out / "weights", Path("data/pocket"), options.styles or list(STYLES)
+    name = "sd15" if options.of == "sd15" else "sdxl"
+    root = next((folder / name for folder in (weights, shipped) if (folder / name / "unet").is_dir()), weights / name)
+    judges = weights if (weights / "judge").is_dir() else shipped
+    print(f"Decoder: {root}")
     vae = newest_vae(root / "vae", options.out / ("sd15" if options.of == "sd15" else "unet") / "vae")
-    lora = weights / FOLDER if options.of == "few_step" else None
-    facts, drawn = evaluate(root, weights, pictures, options.count, styles, seed=options.seed, lora=lora, vae=vae)
+    lora = root.parent / FOLDER if options.of == "few_step" else None
+    facts, drawn = evaluate(root, judges, pictures, options.count, styles, seed=options.seed, lora=lora, vae=vae)
     if options.sheets:
         for name, of in drawn.items():
             save_sheets(of, options.sheets / name)
