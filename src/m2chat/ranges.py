@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
     "width": Range(1, 65_536),
     "heads": Range(1, 1024),
     "blocks": Range(1, 256),
+    "positions": Range(0, 4096),
     # Data
     "batch_size": Range(1, 1_000_000),
     "samples": Range(1, 2**63 - 1, hint="; null takes all"),

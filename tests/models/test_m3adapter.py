@@ -158,6 +158,24 @@ def test_several_layers_are_mixed() -> None:
     assert adapter.layer_weights is not None and adapter.layer_weights.grad is not None
 
 
+def test_positions_tell_the_order_of_the_tokens() -> None:
+    batch = inputs()
+    swapped = {**batch, "states": batch["states"].clone()}
+    swapped["states"][:, [2, 3]] = batch["states"][:, [3, 2]]  # the caption's first two tokens
+    plain, counted = connector().eval(), connector(positions=3).eval()
+    torch.testing.assert_close(plain(**batch, use_image=False).h_align, plain(**swapped, use_image=False).h_align)
+    changed = counted(**batch, use_image=False).h_align - counted(**swapped, use_image=False).h_align
+    assert changed.abs().amax((1, 2)).min() > 1e-3
+
+
+def test_positions_count_what_is_read_wherever_it_lies() -> None:
+    adapter, batch = connector(positions=3).eval(), inputs()
+    mask = batch["caption_mask"] | batch["image_mask"]
+    places = torch.stack([(~row).int().argsort(stable=True)[: mask.sum(1).max()] for row in mask])
+    gathered = adapter(**batch, read=(places, mask.gather(1, places)))
+    torch.testing.assert_close(adapter(**batch).h_align, gathered.h_align)
+
+
 def test_size_at_paper_scale() -> None:
     with torch.device("meta"):
         adapter = M3Adapter(M3AdapterConfig(1536, 24), 4096, 768, 77, 2048, 1280)

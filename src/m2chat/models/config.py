@@ -158,6 +158,7 @@ class M3AdapterConfig:
         blocks: M, the number of blocks of each branch.
         layers: Language model layers that it reads: -1 is the last, after the final norm. Several are mixed with
             learned softmax weights.
+        positions: Number of learned positions that are added to what the text branch reads; 0 for none.
         f_img: Whether the image branch attends to the context picture; if not, it has its queries alone.
         gate: Mixture of the two branches.
 
@@ -169,10 +170,11 @@ class M3AdapterConfig:
     heads: int
     blocks: int = 2
     layers: tuple[int, ...] = (-1,)
+    positions: int = 0
     f_img: bool = True
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
-        check_settings("m3adapter", self, {"width": "width", "heads": "heads", "blocks": "blocks"})
+        check_settings("m3adapter", self, {"width": "width", "heads": "heads", "blocks": "blocks", "positions": "positions"})
         if self.width % self.heads:
             raise UserError(f"m3adapter.heads={self.heads}: must divide m3adapter.width={self.width}")

@@ -141,6 +141,8 @@ class M3Adapter(nn.Module):
             if pooled_width
             else None
         )
+        # Without them the queries tell the words of a caption apart, and not their order.
+        self.positions = nn.Parameter(torch.randn(config.positions, llm_width) * 0.5) if config.positions else None
         several = len(config.layers) > 1
         self.layer_weights = nn.Parameter(torch.zeros(len(config.layers))) if several else None
 
@@ -154,6 +156,19 @@ class M3Adapter(nn.Module):
             return states
         normal = F.layer_norm(states, states.shape[-1:])  # layers differ in scale by far
         return torch.einsum("l,lbtd->btd", self.layer_weights.softmax(0).to(normal.dtype), normal)
+
+    def source(self, states: Tensor, mask: Tensor) -> Tensor:
+        """What the queries of the text branch look at, (B, T, D): normalised states with their positions.
+
+        Args:
+            states: One sequence of states, (B, T, D).
+            mask: True at caption and image tokens, which are counted, (B, T); the last position is that of all further
+                tokens.
+        """
+        normal: Tensor = self.norm_states(states)
+        if self.positions is None:
+            return normal
+        return normal + F.embedding((mask.cumsum(1) - 1).clamp(0, len(self.positions) - 1), self.positions)
 
     def forward(
         self,
@@ -183,10 +198,11 @@ class M3Adapter(nn.Module):
         states = self.mix_layers(states)
         batch = states.shape[0]
         if read is None:
-            source, mask = self.norm_states(states), caption_mask | image_mask
+            chosen, mask = states, caption_mask | image_mask
         else:
             places, mask = read
-            source = self.norm_states(states.gather(1, places[..., None].expand(-1, -1, states.shape[-1])))
+            chosen = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+        source = self.source(chosen, mask)
         semantic = self.queries.expand(batch, -1, -1)
         for block in self.text_blocks:
             semantic = block(semantic, source, mask)
@@ -219,7 +235,7 @@ def attention_maps(adapter: M3Adapter, states: Tensor, mask: Tensor, f_img: Tens
     Returns:
         Weights over the language model's tokens, (B, Q, T), and over the picture's, (B, Q, I); rows sum to 1.
     """
-    source = adapter.norm_states(adapter.mix_layers(states))
+    source = adapter.source(adapter.mix_layers(states), mask)
     picture = adapter.norm_picture(f_img.to(adapter.norm_picture.weight.dtype))
     averaged = []
     for blocks, seen, allowed in ((adapter.text_blocks, source, mask), (adapter.image_blocks, picture, None)):
