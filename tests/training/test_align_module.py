@@ -54,6 +54,19 @@ def test_the_loss_of_eq_6(module: AlignModule, batch: Batch) -> None:
     assert losses["loss"] == losses["loss_ddpm"] + 0.5 * losses["loss_align"]
 
 
+def test_without_weight_l_ddpm_is_left_out_of_training_and_still_validated(
+    module: AlignModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "lambda_ddpm", 0.0)
+    module.eval()
+    validated = module.losses(batch)
+    assert validated["loss_ddpm"] > 0
+    module.train()
+    monkeypatch.setattr(module.model.decoder, "predict", None)
+    trained = module.losses(batch)
+    assert set(trained) == {"loss", "loss_align"} and trained["loss"] == validated["loss"] == 0.5 * trained["loss_align"]
+
+
 def test_frozen_features_may_be_given(module: AlignModule, batch: Batch) -> None:
     features = module.model.frozen_features(batch)
     assert features.states is not None

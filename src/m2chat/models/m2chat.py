@@ -46,8 +46,8 @@ class M2ChatOutput:
         condition: h_align, h_palign, gate and cosine.
         e_clip: Target of h_align, (B, Q, C).
         e_pclip: Target of h_palign, (B, P).
-        prediction: Output of the UNet, (n, c, h, w).
-        diffusion_target: Noise or velocity that the UNet should predict, (n, c, h, w).
+        prediction: Output of the UNet, (n, c, h, w); None where no noise was given.
+        diffusion_target: Noise or velocity that the UNet should predict, (n, c, h, w); None with `prediction`.
         logits: At the scored positions only, (scored, V).
         logit_labels: The tokens that stand there, (scored,).
     """
@@ -55,8 +55,8 @@ class M2ChatOutput:
     condition: Condition
     e_clip: Tensor
     e_pclip: Tensor | None
-    prediction: Tensor
-    diffusion_target: Tensor
+    prediction: Tensor | None
+    diffusion_target: Tensor | None
     logits: Tensor | None = None
     logit_labels: Tensor | None = None
 
@@ -127,7 +127,7 @@ class M2ChatModel(ReadingModel):
     def forward(  # type: ignore[override]  # the stages of M³FT have noise as well
         self,
         batch: Batch,
-        noise: DiffusionNoise,
+        noise: DiffusionNoise | None,
         use_image: bool = True,
         with_text: bool = True,
         features: FrozenFeatures | None = None,
@@ -136,7 +136,7 @@ class M2ChatModel(ReadingModel):
 
         Args:
             batch: The samples.
-            noise: Noise of the samples that are drawn.
+            noise: Noise of the samples that are drawn; None for none: the UNet is not called then.
             use_image: Whether the image branch and the gate take part (stage 2).
             with_text: Whether the language model is trained and its logits are wanted (stage 2).
             features: Features of the frozen networks, for stage 1; None takes those of the batch, or computes them.
@@ -161,16 +161,32 @@ class M2ChatModel(ReadingModel):
             e_clip, e_pclip = self.decoder.encode_text(batch.caption_ids, batch.caption_ids_2)
         else:
             e_clip, e_pclip = features.e_clip, features.e_pclip
-        if features is None or features.latents is None:  # only of the samples that are drawn
+        prediction = target = None
+        if noise is not None:
+            latents = None if features is None else features.latents
+            prediction, target = self.denoise(batch, noise, condition, latents)
+        return M2ChatOutput(condition, e_clip, e_pclip, prediction, target, logits, labels)
+
+    def denoise(
+        self, batch: Batch, noise: DiffusionNoise, condition: Condition, latents: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the UNet says of noisy target pictures, and what it should say, both (n, c, h, w).
+
+        Args:
+            batch: The samples.
+            noise: Noise of those that are drawn.
+            condition: Condition of all samples.
+            latents: Latents of all target pictures; None encodes those that are drawn.
+        """
+        if latents is None:
             latents = self.decoder.encode_pixels(batch.target_pixels[noise.samples])
         else:
-            latents = features.latents[noise.samples]
+            latents = latents[noise.samples]
         chosen = noise.samples.repeat(noise.draws)
-        latents = latents.repeat(noise.draws, 1, 1, 1)
-        noisy, target = self.decoder.diffuse(latents, noise.noise, noise.timesteps)
+        noisy, target = self.decoder.diffuse(latents.repeat(noise.draws, 1, 1, 1), noise.noise, noise.timesteps)
         keep = (~noise.drop).to(condition.h_align.dtype)[:, None]
         pooled = None if condition.h_palign is None else condition.h_palign[chosen] * keep
         prediction = self.decoder.predict(
             noisy, noise.timesteps, condition.h_align[chosen] * keep[..., None], pooled, batch.time_ids[chosen]
         )
-        return M2ChatOutput(condition, e_clip, e_pclip, prediction, target, logits, labels)
+        return prediction, target

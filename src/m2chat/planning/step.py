@@ -123,6 +123,7 @@ def step_loss(
     both = stage == "m3ft"
     output = model(batch, noise, use_image=both, with_text=both, features=features)
     condition = output.condition
+    assert output.prediction is not None and output.diffusion_target is not None
     loss = ddpm_loss(output.prediction, output.diffusion_target, batch.has_target)
     loss = loss + align_loss(condition.h_align, output.e_clip, condition.h_palign, output.e_pclip, batch.has_target)
     if both:

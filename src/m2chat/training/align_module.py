@@ -33,10 +33,11 @@ class AlignModule(M2ChatModule):
                 f"stage 1 trains on caption pairs, but sample {first!r} has a context picture: leave its source out "
                 "of data.train, or set the source's `kinds` to [caption]"
             )
-        noise = self.draw_noise(batch)
+        noise = self.needed_noise(batch)
         output = self.model(batch, noise, use_image=False, with_text=False, features=features)
         ddpm, align = self.picture_losses(batch, noise, output)
-        return {"loss": self.lambda_ddpm * ddpm + self.phi * align, "loss_ddpm": ddpm, "loss_align": align}
+        total = self.lambda_ddpm * ddpm + self.phi * align
+        return {"loss": total, "loss_align": align} | ({} if noise is None else {"loss_ddpm": ddpm})
 
     def loss_parts(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch and its parts by name; none where a sample has a context picture."""

@@ -67,19 +67,27 @@ class M2ChatModule(TrainingModule):
         """Names of the model's parameters that a stage trains."""
         return trainable_names(self.model, cast(Stage, stage))
 
+    def needed_noise(self, batch: Batch) -> DiffusionNoise | None:
+        """The noise of L_ddpm; None in training where the loss weighs nothing: half of a step is the UNet's."""
+        return self.draw_noise(batch) if self.lambda_ddpm or not self.training else None
+
     def picture_losses(
-        self, batch: Batch, noise: DiffusionNoise, output: M2ChatOutput, align_weights: Tensor | None = None
+        self, batch: Batch, noise: DiffusionNoise | None, output: M2ChatOutput, align_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """L_ddpm and L_align of a pass: their means over all processes are those over the global batch.
+        """L_ddpm (0 without noise) and L_align of a pass: their means over all processes are those over the global batch.
 
         Args:
             batch: Samples of this process.
-            noise: Noise that was drawn for them.
+            noise: Noise that was drawn for them, by `needed_noise`.
             output: Output of the model for both.
             align_weights: Weight of each sample in L_align, (B,); None for 1.
         """
-        condition, drawn = output.condition, batch.has_target[noise.samples]
-        ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws))
+        condition, drawn = output.condition, batch.has_target
+        ddpm = condition.h_align.new_zeros(())
+        if noise is not None:
+            assert output.prediction is not None and output.diffusion_target is not None
+            drawn = drawn[noise.samples]
+            ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws))
         align = align_loss(
             condition.h_align,
             output.e_clip,

@@ -42,14 +42,14 @@ class M3FTModule(M2ChatModule):
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The losses of Eq. 7, and the gate and its cosine for the log."""
-        noise = self.draw_noise(batch)
+        noise = self.needed_noise(batch)
         output = self.model(batch, noise)
         align_weights = torch.where(batch.has_context, self.align_context, 1.0)
         ddpm, align = self.picture_losses(batch, noise, output, align_weights)
         assert output.logits is not None and output.logit_labels is not None
         text = global_text_loss(batch, output.logits, output.logit_labels, self.text_mean)
         total = self.lambda_ddpm * ddpm + self.phi * align + self.lambda_text * text
-        losses = {"loss": total, "loss_ddpm": ddpm, "loss_align": align, "loss_text": text}
+        losses = {"loss": total, "loss_align": align, "loss_text": text} | ({} if noise is None else {"loss_ddpm": ddpm})
         return losses, output.condition.gate, output.condition.cosine
 
     def loss_parts(self, batch: Batch) -> dict[str, Tensor]:

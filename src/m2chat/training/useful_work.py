@@ -40,6 +40,8 @@ class UsefulWork:
         (short, few), (long, many) = self._measured[key]
         share = (tokens - short) / (long - short)
         drawn = self.module.ddpm_draws * min(self.module.ddpm_samples or len(batch), len(batch)) / len(batch)
+        if not self.module.lambda_ddpm:
+            drawn = 0.0
         return sum(
             (1 - share) * self._sum(few, name, drawn) + share * self._sum(many, name, drawn) for name in few.forward
         )
