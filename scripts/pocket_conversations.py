@@ -59,21 +59,16 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def true_picture(name: str, pictures: Pictures) -> Picture:
-    """The true picture of ``style/concept``."""
-    style, concept = name.split("/")
-    named = (k for k, scene in enumerate(pictures.scenes) if (scene.style, scene.concept) == (style, concept))
-    picture: Picture = pictures.pixels[next(named)]
-    return picture
-
-
 def play(pipe: M2ChatPipeline, lines: Iterable[Any], seed: int, pictures: Pictures) -> list[Message]:
     """Has the model answer each line of a conversation."""
     import numpy as np
 
     session, messages = pipe.session(seed=seed), []
     for line in lines:
-        say, show = (line["say"], [true_picture(line["show"], pictures)]) if isinstance(line, dict) else (line, [])
+        say, show = line, []
+        if isinstance(line, dict):
+            style, concept = line["show"].split("/")
+            say, show = line["say"], [pictures.find(concept, style)[1]]
         output = session.reply(say, show)
         said = tuple(part if isinstance(part, str) else np.asarray(part.image) for part in output.segments)
         messages += [Message("user", (*show, say)), Message("assistant", said)]

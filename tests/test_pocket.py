@@ -14,10 +14,8 @@ from PIL import Image
 
 from m2chat import cli, shipped
 from m2chat.pipeline import M2ChatPipeline, PipelineOutput
-from m2chat.schema import Picture
 from m2chat.worlds.emoji.captions import CaptionReader
 from m2chat.worlds.emoji.judge import PictureJudge, world_judge
-from m2chat.worlds.emoji.scenes import Scene
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -52,13 +50,6 @@ def judge() -> PictureJudge:
     return world_judge()
 
 
-def true_picture(judge: PictureJudge, concept: str, style: str) -> tuple[Scene, Picture]:
-    """A true picture of a concept."""
-    pictures = judge.pictures
-    number = next(k for k, scene in enumerate(pictures.scenes) if (scene.concept, scene.style) == (concept, style))
-    return pictures.scenes[number], pictures.pixels[number]
-
-
 def answers(pipe: M2ChatPipeline, texts: list[str]) -> list[PipelineOutput]:
     return pipe(texts, num_inference_steps=10, generator=torch.Generator().manual_seed(0))
 
@@ -87,7 +78,7 @@ def test_everyday_questions_are_answered_in_words(pipe: M2ChatPipeline) -> None:
 
 def test_it_sees_what_is_shown(pipe: M2ChatPipeline, judge: PictureJudge) -> None:
     shown = [
-        true_picture(judge, concept, style)
+        judge.pictures.find(concept, style)
         for style in ("noto", "twemoji")
         for concept in ("dog face", "pizza", "red heart", "octopus", "rainbow", "bicycle")
     ]
@@ -99,7 +90,7 @@ def test_it_sees_what_is_shown(pipe: M2ChatPipeline, judge: PictureJudge) -> Non
 
 
 def test_an_edit_takes_the_picture_that_is_shown(pipe: M2ChatPipeline, judge: PictureJudge, tmp_path: Path) -> None:
-    _, dog = true_picture(judge, "dog face", "noto")
+    _, dog = judge.pictures.find("dog face", "noto")
     session = pipe.session(steps=10)
     edited = session.reply("Turn it into a cat", [dog])
     assert len(edited.images) == 1 and edited.text

@@ -64,7 +64,9 @@ def test_without_weight_l_ddpm_is_left_out_of_training_and_still_validated(
     module.train()
     monkeypatch.setattr(module.model.decoder, "predict", None)
     trained = module.losses(batch)
-    assert set(trained) == {"loss", "loss_align"} and trained["loss"] == validated["loss"] == 0.5 * trained["loss_align"]
+    assert (
+        set(trained) == {"loss", "loss_align"} and trained["loss"] == validated["loss"] == 0.5 * trained["loss_align"]
+    )
 
 
 def test_frozen_features_may_be_given(module: AlignModule, batch: Batch) -> None:

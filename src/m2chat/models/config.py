@@ -175,6 +175,8 @@ class M3AdapterConfig:
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
-        check_settings("m3adapter", self, {"width": "width", "heads": "heads", "blocks": "blocks", "positions": "positions"})
+        check_settings(
+            "m3adapter", self, {"width": "width", "heads": "heads", "blocks": "blocks", "positions": "positions"}
+        )
         if self.width % self.heads:
             raise UserError(f"m3adapter.heads={self.heads}: must divide m3adapter.width={self.width}")

@@ -49,7 +49,9 @@ class M3FTModule(M2ChatModule):
         assert output.logits is not None and output.logit_labels is not None
         text = global_text_loss(batch, output.logits, output.logit_labels, self.text_mean)
         total = self.lambda_ddpm * ddpm + self.phi * align + self.lambda_text * text
-        losses = {"loss": total, "loss_align": align, "loss_text": text} | ({} if noise is None else {"loss_ddpm": ddpm})
+        losses = {"loss": total, "loss_align": align, "loss_text": text} | (
+            {} if noise is None else {"loss_ddpm": ddpm}
+        )
         return losses, output.condition.gate, output.condition.cosine
 
     def loss_parts(self, batch: Batch) -> dict[str, Tensor]:

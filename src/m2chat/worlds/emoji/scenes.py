@@ -108,6 +108,15 @@ class Pictures:
         """The pictures of some indices, in their order."""
         return Pictures(tuple(self.scenes[i] for i in indices), self.pixels[np.asarray(indices, dtype=np.int64)])
 
+    def find(self, concept: str, style: str) -> tuple[Scene, NDArray[np.uint8]]:
+        """The first picture of a concept in a style.
+
+        Raises:
+            StopIteration: If there is none.
+        """
+        number = next(i for i, scene in enumerate(self.scenes) if (scene.concept, scene.style) == (concept, style))
+        return self.scenes[number], self.pixels[number]
+
     @property
     def concepts(self) -> tuple[str, ...]:
         """Names of the concepts, sorted."""
