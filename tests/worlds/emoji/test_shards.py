@@ -52,6 +52,23 @@ def test_every_picture_lands_in_the_split_that_it_belongs_to(world: Pictures, tm
     assert {file for of_split in files.values() for file in of_split} == pixels.keys()
 
 
+def test_every_exact_caption_without_a_style_is_paired_with_one_picture(world: Pictures, tmp_path: Path) -> None:
+    write_pictures(world, tmp_path / "pictures")
+    write_world(tmp_path / "shards", tmp_path / "pictures", {})
+    pairs: dict[str, dict[str, str]] = {"emoji": {}, "unstyled": {}}
+    for name, of in pairs.items():
+        for path in find_shards(tmp_path / "shards" / name / "train", "shards"):
+            for record in (json.loads(members["json"]) for members in samples_of(str(path))):
+                of.setdefault(record["file"], record["caption"])
+    scenes = {scene.file: scene for scene in world.scenes}
+    wanted = sorted({caption_of(scenes[file], style=False) for file in pairs["emoji"]})
+    assert sorted(pairs["unstyled"].values()) == wanted
+    assert all(caption == caption_of(scenes[file], style=False) for file, caption in pairs["unstyled"].items())
+    assert (
+        pairs["unstyled"].keys() <= pairs["emoji"].keys() and not (tmp_path / "shards" / "unstyled" / "test").exists()
+    )
+
+
 def test_conversations_lie_beside_the_pairs(world: Pictures, tmp_path: Path) -> None:
     write_pictures(world, tmp_path / "pictures")
     counts: dict[Split, int] = {"train": 3, "test": 2}

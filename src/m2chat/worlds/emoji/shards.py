@@ -8,14 +8,14 @@ from pathlib import Path
 
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups, write_shards
-from m2chat.worlds.emoji.captions import captions_of
+from m2chat.worlds.emoji.captions import caption_of, captions_of
 from m2chat.worlds.emoji.conversations import ConversationMaker
 from m2chat.worlds.emoji.pictures import ATTRIBUTIONS, PICTURES, read_pictures
 from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
 from m2chat.worlds.emoji.subjects import Split
 from m2chat.worlds.shared import generate_once
 
-VERSION = 6
+VERSION = 7
 """Raised whenever the generated data change, so that old shards are made anew."""
 SEED = 0
 TALKS: dict[str, dict[Split, int]] = {
@@ -47,8 +47,8 @@ def _places(pictures: Pictures) -> dict[str, list[int]]:
     return places
 
 
-def _pairs(pictures: Pictures, indices: list[int], split: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Caption pairs as img2dataset writes them: a picture, a text and a record, one key.
+def _chosen(pictures: Pictures, indices: list[int], split: str) -> list[tuple[int, int]]:
+    """Pictures of a split, and the number of the caption among its `captions_of` that each is paired with.
 
     Each picture has its exact caption, which names the style. In ``train`` those without attributes have a free one
     too: they are less than half of the pictures, and what people speak of.
@@ -56,7 +56,20 @@ def _pairs(pictures: Pictures, indices: list[int], split: str) -> Iterator[tuple
     indices = sorted(indices, key=lambda i: share(f"order/{i}"))
     twice = [index for index in indices if pictures.scenes[index].is_plain] if split == "train" else []
     # The free captions go behind the exact ones of all pictures, so that a shard holds no picture twice.
-    for place, (index, number) in enumerate([*((i, 0) for i in indices), *((i, 2) for i in twice)]):
+    return [*((i, 0) for i in indices), *((i, 2) for i in twice)]
+
+
+def _unstyled(pictures: Pictures, indices: list[int]) -> list[tuple[int, int]]:
+    """One picture of each exact caption that names no style, as half of the captions in conversations."""
+    first: dict[str, int] = {}
+    for index in sorted(indices, key=lambda i: share(f"unstyled/{i}")):
+        first.setdefault(caption_of(pictures.scenes[index], style=False), index)
+    return [(index, 1) for index in first.values()]
+
+
+def _pairs(pictures: Pictures, chosen: list[tuple[int, int]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Caption pairs as img2dataset writes them: a picture, a text and a record, one key."""
+    for place, (index, number) in enumerate(chosen):
         scene = pictures.scenes[index]
         caption = captions_of(scene, 3)[number]  # the two exact ones, with the style and without, stand first
         record = {
@@ -95,7 +108,9 @@ def write_world(root: Path, pictures: Path = PICTURES, talks: Mapping[str, Mappi
     def write(part: Path) -> None:
         shipped = read_pictures(pictures)
         for split, indices in _places(shipped).items():
-            write_groups(_pairs(shipped, indices, split), part / "emoji" / split, "emoji", 1000)
+            write_groups(_pairs(shipped, _chosen(shipped, indices, split)), part / "emoji" / split, "emoji", 1000)
+            if split == "train":
+                write_groups(_pairs(shipped, _unstyled(shipped, indices)), part / "unstyled" / split, "unstyled", 1000)
         for name, counts in (TALKS if talks is None else talks).items():
             for of, count in counts.items():
                 maker = ConversationMaker(of, SEED, shipped)
