@@ -74,7 +74,7 @@ class M2ChatModule(TrainingModule):
     def picture_losses(
         self, batch: Batch, noise: DiffusionNoise | None, output: M2ChatOutput, align_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """L_ddpm (0 without noise) and L_align of a pass: their means over all processes are those over the global batch.
+        """L_ddpm, 0 without noise, and L_align of a pass: means over all processes are those over the global batch.
 
         Args:
             batch: Samples of this process.
