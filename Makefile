@@ -70,7 +70,7 @@ tables: install ## Write tables.md, a plot and LaTeX from docs/results/ into lig
 	$(BIN)/m2chat eval table --into $(TABLES)/tables.md --plot $(TABLES)/tables.svg
 	$(BIN)/m2chat eval table --format latex --into $(TABLES)/tables.tex
 
-test: lint data ## Check style and types, run the tests
+test: lint data smollm2 ## Check style and types, run the tests
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal
 
 test-slow: install ## Run the tests that take longer
