@@ -170,7 +170,7 @@ class M2ChatModel(ReadingModel):
     def denoise(
         self, batch: Batch, noise: DiffusionNoise, condition: Condition, latents: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What the UNet says of noisy target pictures, and what it should say, both (n, c, h, w).
+        """The UNet's prediction for noisy target pictures, and its target, both (n, c, h, w).
 
         Args:
             batch: The samples.

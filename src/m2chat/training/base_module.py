@@ -49,8 +49,7 @@ class TrainingModule(PredictingModule):
         backbone: Paths of the pretrained networks.
         optim: Optimiser and schedule.
         evaluation: Settings of generation in validation and test.
-        lambda_ddpm: Weight of L_ddpm, 1 in the paper; 0 trains by alignment alone, without
-            the UNet.
+        lambda_ddpm: Weight of L_ddpm, 1 in the paper; 0 trains by alignment alone, without the UNet.
         ddpm_samples: Number of samples of each batch that L_ddpm uses, the first ones with a picture; None for all.
         ddpm_draws: Number of timesteps and noises drawn for each of them. A frozen UNet that is small beside the rest
             gives a steadier gradient for little time.

@@ -82,11 +82,12 @@ class M2ChatModule(TrainingModule):
             output: Output of the model for both.
             align_weights: Weight of each sample in L_align, (B,); None for 1.
         """
-        condition, drawn = output.condition, batch.has_target
-        ddpm = condition.h_align.new_zeros(())
-        if noise is not None:
+        condition = output.condition
+        if noise is None:
+            drawn, ddpm = batch.has_target, condition.h_align.new_zeros(())
+        else:
             assert output.prediction is not None and output.diffusion_target is not None
-            drawn = drawn[noise.samples]
+            drawn = batch.has_target[noise.samples]
             ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws))
         align = align_loss(
             condition.h_align,
