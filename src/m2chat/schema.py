@@ -30,6 +30,8 @@ class Image:
         original_size: Height and width before any resizing, for SDXL's size conditioning.
         crop: Top and left of the crop, in pixels of the resized picture.
         caption_by: Source of the caption: ``alt-text``, ``human``, ``turn``, ``model:<name>``, ...; empty if unknown.
+        full_caption: The caption with what it leaves to the context picture: the target of L_align. Empty if it leaves
+            out nothing.
     """
 
     pixels: Picture
@@ -37,6 +39,7 @@ class Image:
     original_size: tuple[int, int] = (0, 0)
     crop: tuple[int, int] = (0, 0)
     caption_by: str = ""
+    full_caption: str = ""
 
 
 @dataclass(frozen=True)

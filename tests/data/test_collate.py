@@ -74,6 +74,20 @@ def test_pictures_are_those_of_the_view(collator: Collator, make_dialogue: Calla
         torch.testing.assert_close(tensor.mean((1, 2)), truth, atol=0.05, rtol=0)
 
 
+def test_the_target_of_alignment_is_the_full_caption(
+    collator: Collator, make_dialogue: Callable[[int], Sample]
+) -> None:
+    talk = make_dialogue(0)
+    target = talk.turns[3].pictures[0]
+    images = list(talk.images)
+    images[target] = replace(images[target], full_caption="a cat in red")
+    full = collator([(replace(talk, images=tuple(images)), 3, None)])
+    plain = collator([(talk, 3, None)])
+    assert torch.equal(full.input_ids, plain.input_ids), "what is said is the caption"
+    assert torch.equal(full.caption_ids, collator.captions(["a cat in red"])[0])
+    assert torch.equal(plain.caption_ids, collator.captions([talk.images[target].caption])[0])
+
+
 def test_time_ids_tell_the_truth(collator: Collator, make_dialogue: Callable[[int], Sample]) -> None:
     pixels = make_dialogue(0).images[0].pixels[:4]  # (4, 8): resized to (12, 24), cut 6 from the left
     known = caption_sample("a", "cc", Image(pixels, "a cat", original_size=(300, 600), crop=(2, 0)), {})

@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ def write_tar(path: Path, files: list[tuple[str, bytes]]) -> Path:
 
 def test_our_schema_survives_a_round_trip(tmp_path: Path, make_dialogue: Callable[[int], Sample]) -> None:
     samples = [make_dialogue(i) for i in range(3)]
+    images = tuple(replace(image, full_caption=f"{image.caption} at night") for image in samples[1].images)
+    samples[1] = replace(samples[1], images=images)
     (path,) = write_shards(samples, tmp_path)
     shard = open_shard(path)
     assert [entry.kind for entry in shard.entries] == ["dialogue"] * 3
@@ -42,7 +45,8 @@ def test_our_schema_survives_a_round_trip(tmp_path: Path, make_dialogue: Callabl
         )  # fmt: skip
         for image, truth in zip(read.images, sample.images, strict=True):
             np.testing.assert_array_equal(image.pixels, truth.pixels)
-            assert (image.caption, image.crop) == (truth.caption, truth.crop)
+            assert (image.caption, image.full_caption) == (truth.caption, truth.full_caption)
+            assert image.crop == truth.crop
         assert [image.original_size for image in read.images] == [(80, 60), (8, 8)]
 
 

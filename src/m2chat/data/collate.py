@@ -113,7 +113,8 @@ class Collator:
         drawn = view.targets[target]
         crop_flip = self.augmentation.draw(sample, seed)
         pixels, time_ids = (None, [0] * 6) if drawn is None else self._target(sample.images[drawn], crop_flip)
-        return _Row(encoded, context, pixels, time_ids, view.reply[target].caption or "")
+        caption = ("" if drawn is None else sample.images[drawn].full_caption) or view.reply[target].caption or ""
+        return _Row(encoded, context, pixels, time_ids, caption)
 
     def _target(self, image: Image, crop_flip: CropFlip) -> tuple[NDArray[np.uint8], list[int]]:
         """The square to draw, (S, S, 3), and SDXL's micro-conditioning.

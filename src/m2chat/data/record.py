@@ -92,6 +92,8 @@ class ImageRecord(_Frozen):
         caption: Caption; empty or missing if unknown.
         caption_by: Origin of the caption: ``alt-text``, ``human``, ``file``, ``turn``, ``model:<name>``; None if
             unknown.
+        full_caption: The caption with what it leaves to the context picture, the target of L_align; missing if it
+            leaves out nothing.
         sha256: SHA-256 of the stored file, in hexadecimal digits.
         media_key: Name in the data set that it comes from.
     """
@@ -104,6 +106,7 @@ class ImageRecord(_Frozen):
     crop: tuple[int, int] | None = None
     caption: str | None = None
     caption_by: str | None = None
+    full_caption: str | None = None
     sha256: str | None = None
     media_key: str | None = None
 

@@ -160,7 +160,8 @@ def _m2c(record: Record, members: Mapping[str, bytes], key: str, source: str, lo
         if any(crop) and pixels.shape[:2] != whole:  # in pixels of the stored picture
             top, left = (round(place * pixels.shape[0] / whole[0]) for place in crop)
             crop = top, left
-        images.append(Image(pixels, entry.caption or "", entry.original_size or whole, crop, entry.caption_by or ""))
+        caption, by, in_full = entry.caption or "", entry.caption_by or "", entry.full_caption or ""
+        images.append(Image(pixels, caption, entry.original_size or whole, crop, by, in_full))
     return replace(sample, images=tuple(images))
 
 
@@ -287,6 +288,7 @@ def _image_record(member: str, image: Image, data: bytes) -> ImageRecord:
         crop=image.crop,
         caption=image.caption,
         caption_by=image.caption_by or None,
+        full_caption=image.full_caption or None,
         sha256=hashlib.sha256(data).hexdigest(),
     )
 

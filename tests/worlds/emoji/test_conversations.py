@@ -81,6 +81,18 @@ def test_half_of_the_edits_leave_style_and_skin_to_the_picture() -> None:
                 for attribute in hidden:
                     assert attribute in HIDDEN and before[attribute] == after[attribute] != ""
                     assert all(attribute not in named_in(text) for text in texts)
+                full = named_in(sample.images[index].full_caption)
+                assert full == {name: after[name] for name in HIDDEN if after[name]}, "the target of L_align"
+
+
+def test_a_full_caption_stands_only_where_the_picture_before_tells_more() -> None:
+    for name in DATA_SETS:
+        for sample in samples("train", name):
+            for index, image in enumerate(sample.images):
+                if image.full_caption:
+                    assert image.full_caption.startswith(image.caption.split(" with a ")[0])
+                    more = named_in(image.full_caption).items() - named_in(image.caption).items()
+                    assert more <= sample.meta["scenes"][index - 1].items() & sample.meta["scenes"][index].items()
 
 
 def test_an_edit_changes_one_thing() -> None:

@@ -1,7 +1,7 @@
 """Conversations of the emoji world: requests, wishes, small talk, questions, edits, dialogues, stories.
 
 In half of the edits, dialogues and stories the captions leave out style and skin tone (``meta["omitted"]``), which then
-only the context picture shows.
+only the context picture shows; their full captions, the targets of L_align, name them.
 """
 
 from __future__ import annotations
@@ -92,7 +92,12 @@ class ConversationMaker(Subjects):
     def _reply(
         self, talk: Builder, answer: str, scene: Scene, omit: Sequence[str] = (), looks_back: bool = True
     ) -> bool:
-        talk.assistant(answer, talk.picture(scene, self.caption(scene, omit)), looks_back=looks_back)
+        picture = talk.picture(scene, self.caption(scene, omit))
+        if picture and looks_back and omit:
+            before = talk.scenes[picture - 1].attributes
+            hidden = [name for name in omit if before[name] != scene.attributes[name]]
+            talk.images[picture] = replace(talk.images[picture], full_caption=self.caption(scene, hidden))
+        talk.assistant(answer, picture, looks_back=looks_back)
         return True
 
     def _instruct(self, talk: Builder) -> bool:
@@ -243,8 +248,8 @@ class ConversationMaker(Subjects):
         omit = ("style",) if self.rng.random() < 0.5 else ()
         manner = "" if omit else f" in {STYLES[style]} style"
         talk.user(self.typed(lambda: self.one(*story.openers) + manner))
-        for scene, (_, sentences) in zip(scenes, story.frames, strict=True):
+        for frame, (scene, (_, sentences)) in enumerate(zip(scenes, story.frames, strict=True)):
             if scene is None:
                 return False
-            self._reply(talk, self.one(*sentences), scene, omit)
+            self._reply(talk, self.one(*sentences), scene, omit, looks_back=frame > 0)
         return True
