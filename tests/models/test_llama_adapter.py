@@ -222,3 +222,17 @@ def test_a_saved_folder_loads_again(tmp_path: Path) -> None:
         torch.testing.assert_close(
             again(tokens(), visual_query=picture()).logits, model(tokens(), visual_query=picture()).logits
         )
+
+
+def test_bf16_training_gives_nearly_the_gradients_of_fp32() -> None:
+    model, words, shown = adapter_llama(rank=2, kv_heads=2), tokens(), picture()
+
+    def gradients() -> Tensor:
+        model.zero_grad()
+        model(words, visual_query=shown).logits.float().square().mean().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact = gradients()
+    with torch.autocast("cpu", torch.bfloat16):  # plain products in the place of fused attention
+        lowered = gradients()
+    assert F.cosine_similarity(exact, lowered, dim=0) > 0.999

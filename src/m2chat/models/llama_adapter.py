@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from m2chat.models.attention import attend, prefers_products
 from m2chat.models.decoding import ReplyCache
 from m2chat.models.precision import ExactBuffers
 
@@ -120,8 +121,7 @@ class AdapterLlamaAttention(LlamaAttention):
             projection.base(prompts).view(shape).transpose(1, 2).expand(len(query), -1, -1, -1)
             for projection in (self.k_proj, self.v_proj)
         )
-        grouped = self.num_key_value_groups > 1
-        attended = F.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), enable_gqa=grouped)
+        attended = attend(query, key.to(query.dtype), value.to(query.dtype))
         gated = self.gate().to(attended.dtype)[:, None, None] * attended
         return gated.transpose(1, 2).flatten(2)
 
@@ -158,17 +158,14 @@ class AdapterLlamaAttention(LlamaAttention):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        weights, dropout = None, self.attention_dropout if self.training else 0.0
+        if prefers_products(query) and attention_mask is None and cache is None and not dropout:
+            output = attend(query, key, value, causal=True).transpose(1, 2)
+        else:
+            by_name = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+            output, weights = by_name(
+                self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            )
         output = output.reshape(*hidden_states.shape[:-1], -1)
         if visual_query is not None and self.adapter_query is not None:
             output = output + self._prompt_attention(query, visual_query)

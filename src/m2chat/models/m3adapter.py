@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m2chat.models.attention import attend
 from m2chat.models.config import M3AdapterConfig
 from m2chat.models.gate import Gate
 
@@ -56,11 +57,11 @@ class CrossBlock(nn.Module):
             self._split(part) for part in (self.to_q(self.norm_query(x)), self.to_k(source), self.to_v(source))
         )
         if mask is None:
-            attended = F.scaled_dot_product_attention(query, key, value)
+            attended = attend(query, key, value)
         else:
             some = mask.any(1)[:, None]
             # An all-false row would be 0/0: it looks everywhere instead, and its result is replaced.
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=(mask | ~some)[:, None, None])
+            attended = attend(query, key, value, (mask | ~some)[:, None, None])
             attended = torch.where(some[..., None, None], attended, torch.zeros_like(attended))
         x = x + self.to_out(attended.transpose(1, 2).flatten(2))
         x = x + self.feed_forward(self.norm_out(x))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2chat.errors import UserError
+from m2chat.models.attention import attend
 
 
 class ClipTokens(nn.Module):
@@ -77,7 +78,7 @@ class _Block(nn.Module):
         """(B, N, W) to (B, N, W), every token attending to every other."""
         qkv = self.attn["qkv"](self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        attended = attend(query, key, value).transpose(1, 2).flatten(2)
         x = x + self.attn["proj"](attended)
         x = x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
         return x
