@@ -35,9 +35,8 @@ class AlignModule(M2ChatModule):
             )
         noise = self.needed_noise(batch)
         output = self.model(batch, noise, use_image=False, with_text=False, features=features)
-        ddpm, align = self.picture_losses(batch, noise, output)
-        total = self.lambda_ddpm * ddpm + self.phi * align
-        return {"loss": total, "loss_align": align} | ({} if noise is None else {"loss_ddpm": ddpm})
+        loss, parts = self.picture_losses(batch, noise, output)
+        return {"loss": loss, **parts}
 
     def loss_parts(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch and its parts by name; none where a sample has a context picture."""

@@ -73,23 +73,22 @@ class M2ChatModule(TrainingModule):
 
     def picture_losses(
         self, batch: Batch, noise: DiffusionNoise | None, output: M2ChatOutput, align_weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """L_ddpm, 0 without noise, and L_align of a pass: means over all processes are those over the global batch.
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the condition of the pictures costs, Eq. 6; means over all processes are those over the global batch.
 
         Args:
             batch: Samples of this process.
             noise: Noise that was drawn for them, by `needed_noise`.
             output: Output of the model for both.
             align_weights: Weight of each sample in L_align, (B,); None for 1.
+
+        Returns:
+            The weighted sum, and its parts by name; without noise there is no L_ddpm.
         """
         condition = output.condition
-        if noise is None:
-            drawn, ddpm = batch.has_target, condition.h_align.new_zeros(())
-        else:
-            assert output.prediction is not None and output.diffusion_target is not None
-            drawn = batch.has_target[noise.samples]
-            ddpm = ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws))
-        align = align_loss(
+        drawn = batch.has_target if noise is None else batch.has_target[noise.samples]
+        weights = weights_of_means(torch.stack([drawn.sum(), batch.has_target.sum()]))
+        align = weights[1] * align_loss(
             condition.h_align,
             output.e_clip,
             condition.h_palign,
@@ -97,8 +96,11 @@ class M2ChatModule(TrainingModule):
             batch.has_target,
             align_weights,
         )
-        weights = weights_of_means(torch.stack([drawn.sum(), batch.has_target.sum()]))
-        return ddpm * weights[0], align * weights[1]
+        if noise is None:
+            return self.phi * align, {"loss_align": align}
+        assert output.prediction is not None and output.diffusion_target is not None
+        ddpm = weights[0] * ddpm_loss(output.prediction, output.diffusion_target, drawn.repeat(noise.draws))
+        return self.lambda_ddpm * ddpm + self.phi * align, {"loss_align": align, "loss_ddpm": ddpm}
 
     @abstractmethod
     def loss_parts(self, batch: Batch) -> dict[str, Tensor]:

@@ -45,13 +45,10 @@ class M3FTModule(M2ChatModule):
         noise = self.needed_noise(batch)
         output = self.model(batch, noise)
         align_weights = torch.where(batch.has_context, self.align_context, 1.0)
-        ddpm, align = self.picture_losses(batch, noise, output, align_weights)
+        loss, parts = self.picture_losses(batch, noise, output, align_weights)
         assert output.logits is not None and output.logit_labels is not None
         text = global_text_loss(batch, output.logits, output.logit_labels, self.text_mean)
-        total = self.lambda_ddpm * ddpm + self.phi * align + self.lambda_text * text
-        losses = {"loss": total, "loss_align": align, "loss_text": text} | (
-            {} if noise is None else {"loss_ddpm": ddpm}
-        )
+        losses = {"loss": loss + self.lambda_text * text, **parts, "loss_text": text}
         return losses, output.condition.gate, output.condition.cosine
 
     def loss_parts(self, batch: Batch) -> dict[str, Tensor]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from emoji_world import everything
+from m2chat.errors import UserError
 from m2chat.worlds.emoji.scenes import PAIR_SHARE, STYLES, TONES, Pictures, Scene, core_concepts, split_of
 
 
@@ -49,3 +53,11 @@ def test_the_core_list_has_400_concepts() -> None:
     core = core_concepts()
     assert len(core) == len(set(core)) == 400
     assert {"dog", "pizza", "red heart", "rainbow", "crying face", "guitar"} <= set(core)
+
+
+def test_a_picture_that_is_not_there_is_named() -> None:
+    world = everything()
+    scene = world.scenes[0]
+    assert world.find(scene.concept, scene.style)[0].concept == scene.concept
+    with pytest.raises(UserError, match=r"noto/unheard-of: there is no such picture; styles are noto, twemoji, fluent"):
+        world.find("unheard-of", "noto")

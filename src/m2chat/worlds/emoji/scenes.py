@@ -112,10 +112,12 @@ class Pictures:
         """The first picture of a concept in a style.
 
         Raises:
-            StopIteration: If there is none.
+            UserError: If there is none.
         """
-        number = next(i for i, scene in enumerate(self.scenes) if (scene.concept, scene.style) == (concept, style))
-        return self.scenes[number], self.pixels[number]
+        for scene, pixels in zip(self.scenes, self.pixels, strict=True):
+            if (scene.concept, scene.style) == (concept, style):
+                return scene, pixels
+        raise UserError(f"{style}/{concept}: there is no such picture; styles are {', '.join(STYLES)}")
 
     @property
     def concepts(self) -> tuple[str, ...]:
