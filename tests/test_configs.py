@@ -26,7 +26,15 @@ OF_ROWS = sorted([*ROOT.glob("configs/rows/*.yaml"), *ROOT.glob("configs/ablatio
 OF_BASES = sorted(ROOT.glob("configs/paper/llama*.yaml"))
 OF_CARDS = [ROOT / f"configs/paper/{name}.yaml" for name in ("ddp", "one_gpu_80")]
 OF_PAPER_ROWS = sorted(ROOT.glob("configs/paper/rows/*.yaml"))
-OVERLAYS = [*OF_ROWS, *OF_BASES, *OF_CARDS, *OF_PAPER_ROWS, *sorted(ROOT.glob("configs/overlays/*.yaml"))]
+OF_POCKET_ROWS = sorted(ROOT.glob("configs/pocket/rows/*.yaml"))
+OVERLAYS = [
+    *OF_ROWS,
+    *OF_BASES,
+    *OF_CARDS,
+    *OF_PAPER_ROWS,
+    *OF_POCKET_ROWS,
+    *sorted(ROOT.glob("configs/overlays/*.yaml")),
+]
 RUNS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*BACKBONES, *M3ADAPTERS, *DECODERS, *OVERLAYS})
 POCKET = ROOT / "configs/pocket"
 OURS = ROOT / "configs/paper/stage0.yaml"
