@@ -24,7 +24,7 @@ httpx = pytest.importorskip("httpx", reason="needs m2chat[serve]")
 
 from m2chat.app.buttons import stop_task
 from m2chat.app.chat import ChatHandlers
-from m2chat.app.page import build_page, launch
+from m2chat.app.page import STYLE, build_page, launch
 from m2chat.app.tabs import TaskHandlers
 from m2chat.app.widgets import GrowingReply, messages, picture_cache, plain
 from m2chat.commands import main, serve
@@ -87,6 +87,12 @@ def test_without_gradio_one_line_tells_what_to_install(
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["serve"]) == 2
     assert "pip install 'm2chat[serve]'" in capsys.readouterr().err
+
+
+def test_pictures_of_few_pixels_are_enlarged_without_blur(web: Any) -> None:
+    (head,) = (part for part in web.get("/config").json()["components"] if part["props"].get("elem_id") == "head")
+    assert head["props"]["elem_classes"] == ["tiny-pictures"], "those of the micro model"
+    assert ".tiny-pictures" in STYLE.read_text(encoding="utf-8")
 
 
 def test_nothing_is_told_to_anybody_else(web: Any) -> None:

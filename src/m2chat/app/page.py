@@ -75,7 +75,8 @@ def build_page(
     # Files are deleted when they are older than a day, all of them when the server ends.
     page: gr.Blocks = gr.Blocks(title="M²Chat", analytics_enabled=False, delete_cache=(3600, _DAY), fill_width=False)
     with page:
-        head = gr.HTML(_HEAD.format(about=escape(about(pipe))), elem_id="head")
+        tiny = ["tiny-pictures"] if pipe.image_size <= 32 else []
+        head = gr.HTML(_HEAD.format(about=escape(about(pipe))), elem_id="head", elem_classes=tiny)
         cache = picture_cache(head)
         shown = as_examples(examples or {}, cache, head)
         with gr.Tab("Chat", elem_id="tab-chat"):
