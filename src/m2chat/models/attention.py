@@ -13,7 +13,7 @@ from torch.nn import functional as F
 def prefers_products(query: Tensor) -> bool:
     """Whether plain products are faster for these queries: in bf16 on a CPU, where gradients are wanted.
 
-    PyTorch's fused attention takes four times as long there, nearly all of it in the backward pass.
+    PyTorch's fused attention takes up to four times as long there, nearly all of it in the backward pass.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
