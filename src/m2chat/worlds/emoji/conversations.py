@@ -92,11 +92,13 @@ class ConversationMaker(Subjects):
     def _reply(
         self, talk: Builder, answer: str, scene: Scene, omit: Sequence[str] = (), looks_back: bool = True
     ) -> bool:
-        picture = talk.picture(scene, self.caption(scene, omit))
-        if picture and looks_back and omit:
+        caption = self.caption(scene, omit)
+        picture = talk.picture(scene, caption)
+        if picture and looks_back:
             before = talk.scenes[picture - 1].attributes
-            hidden = [name for name in omit if before[name] != scene.attributes[name]]
-            talk.images[picture] = replace(talk.images[picture], full_caption=self.caption(scene, hidden))
+            full = self.caption(scene, [name for name in omit if before[name] != scene.attributes[name]])
+            if full != caption:
+                talk.images[picture] = replace(talk.images[picture], full_caption=full)
         talk.assistant(answer, picture, looks_back=looks_back)
         return True
 
