@@ -71,7 +71,7 @@ def check_run(arguments: Sequence[str]) -> None:
 
 def _check_weights(settings: Mapping[str, Any], prints: Fingerprints, stage: str, wanted: str, fits: bool) -> None:
     """Opens the backbones and the checkpoints of a run, and compares them."""
-    from m2chat.models.checkpoints import check_header, read_checkpoint
+    from m2chat.models.checkpoints import check_header, read_checkpoint, starting_stage
     from m2chat.text import M2ChatTokenizer
     from m2chat.text.clip_tokenizers import require_tokenizers
 
@@ -83,7 +83,8 @@ def _check_weights(settings: Mapping[str, Any], prints: Fingerprints, stage: str
         named.append((settings.get("model.init_args.init_from"), wanted, ""))
     for path, of, where in named:
         if path and Path(str(path)).is_file():
-            check_header(read_checkpoint(Path(path)), f"{where}{path}", of, prints)
+            payload = read_checkpoint(Path(path))
+            check_header(payload, f"{where}{path}", of if where else starting_stage(payload, stage, of), prints)
 
 
 def require_accelerator(name: Any) -> None:

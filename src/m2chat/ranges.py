@@ -71,6 +71,7 @@ RANGES: dict[str, Range] = {
     "lr": Range(0.0, 10.0, whole=False, hint="; AdamW's usual rates lie between 1e-6 and 1e-2"),
     "weight_decay": Range(0.0, 10.0, whole=False),
     "beta": Range(0.0, 0.999999, whole=False),
+    "frozen_layers": NUMBER,
     "warmup_steps": NUMBER,
     "drop_every_epochs": COUNT,
     "loss_weight": WEIGHT,

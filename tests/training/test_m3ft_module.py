@@ -13,6 +13,7 @@ from m2chat.errors import UserError
 from m2chat.models.checkpoints import trainable_state_dict
 from m2chat.schema import Sample
 from m2chat.text import view_of
+from m2chat.training.config import OptimConfig
 from m2chat.training.m3ft_module import M3FTModule
 
 
@@ -130,3 +131,19 @@ def test_what_stage_1_has_trained_counts_as_trained(micro: Any, tmp_path: Path) 
     module = micro.module("m3ft", init_from=str(path))
     module.configure_model()
     assert before.module.tasks == module.tasks == {"caption"}
+
+
+def test_stage_2_learns_further_from_its_own_weights_while_early_layers_stay(micro: Any, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    micro.fit("m3ft", tmp_path, 1, save=(1, first))
+    optim = OptimConfig(lr=1e-3, lr_gates=1e-2, weight_decay=0.1, frozen_layers=1)
+    micro.fit("m3ft", tmp_path, 2, save=(2, second), init_from=str(first), optim=optim)
+    before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (first, second))
+    assert before.keys() == after.keys(), "tensors that stay belong to the stage's checkpoints too"
+    early = {name for name in after if name.startswith("model.llama.model.layers.0.")}
+    assert len(early) > 5 and all(torch.equal(before[name], after[name]) for name in early)
+    moved = {name for name in after.keys() - early if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("model.llama.model.layers.1.") for name in moved)
+    assert any(name.startswith("model.m3adapter.") for name in moved)
+    with pytest.raises(UserError, match="stage 'm3ft', but stage 'align' is wanted"):
+        micro.module("align", init_from=str(first)).configure_model()

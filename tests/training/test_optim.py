@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from m2chat.errors import UserError
 from m2chat.training.config import OptimConfig
-from m2chat.training.optim import cosine_schedule, parameter_groups, rated_groups, step_schedule
+from m2chat.training.optim import cosine_schedule, language_parts, parameter_groups, rated_groups, step_schedule
 
 
 class AnyRMSNorm(nn.Module):
@@ -56,6 +57,23 @@ def test_gates_can_have_a_separate_learning_rate() -> None:
     assert {name for name, (_, lr) in groups.items() if lr == 5e-4} == {"visual/decay", "visual/no_decay"}
     together = {g["name"]: {names[p] for p in g["params"]} for g in rated_groups(parts, 0.1)}
     assert "llama.adapter_gate" in together["llama/no_decay"] and "llama/gates" not in together
+
+
+def test_the_first_layers_can_keep_their_values() -> None:
+    llama = nn.Module()
+    llama.model = nn.Module()
+    llama.model.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    llama.head = nn.Linear(2, 2)
+    names = {parameter: name for name, parameter in llama.named_parameters()}
+    parts = language_parts(llama, OptimConfig(frozen_layers=2), 1e-3)
+    rate = {names[p]: group["lr"] for group in rated_groups(parts, 0.1, 8e-3) for p in group["params"]}
+    assert rate == {
+        name: 0.0 if name.startswith(("model.layers.0", "model.layers.1")) else 1e-3 for name in names.values()
+    }
+    assert sum(len(group["params"]) for group in rated_groups(parts, 0.1)) == len(names), "each of them once"
+    assert language_parts(llama, OptimConfig(), 1e-3) == {"llama": (llama, 1e-3)}
+    with pytest.raises(UserError, match=r"optim\.frozen_layers=4: this language model has 3 layers"):
+        language_parts(llama, OptimConfig(frozen_layers=4), 1e-3)
 
 
 def test_a_shared_parameter_is_taken_once() -> None:

@@ -139,6 +139,20 @@ def check_header(
             raise mismatch(differing, where, backbones.backbone, trained_on)
 
 
+def starting_stage(payload: Mapping[str, Any], stage: str, before: str) -> str:
+    """The stage that a checkpoint must be of for a training to start from it.
+
+    Args:
+        payload: The checkpoint.
+        stage: The training's stage, whose checkpoints it goes on from with new data or settings.
+        before: The stage before it.
+
+    Returns:
+        `stage` if the checkpoint is of it, else `before`.
+    """
+    return stage if (payload.get(HEADER) or {}).get("stage") == stage else before
+
+
 def check_names(actual: Iterable[str], expected: Collection[str], where: str) -> None:
     """Makes sure that exactly the expected tensors are there.
 

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from m2chat.batch import Batch
 from m2chat.errors import UserError
-from m2chat.models.checkpoints import check_header, load_trained, read_checkpoint, trained_digest
+from m2chat.models.checkpoints import (
+    check_header,
+    load_trained,
+    read_checkpoint,
+    starting_stage,
+    trained_digest,
+)
 from m2chat.models.choosing import RUN, choose_checkpoint
 from m2chat.models.compiled import compile_step
 from m2chat.models.config import BackboneConfig
@@ -55,7 +61,7 @@ class TrainingModule(PredictingModule):
             gives a steadier gradient for little time.
         drop_condition: Share of samples whose condition is dropped for L_ddpm, 0-1.
         seed: Seed of the noise of training.
-        init_from: Initial weights: ``none``, ``auto`` or a checkpoint file.
+        init_from: Initial weights: ``none``, ``auto`` or a checkpoint file, of the stage before or of this one.
         checkpoint_root: Folder in which ``auto`` and evaluation look for checkpoints.
         shipped: Folder of the weights that come with the project, used if there is no checkpoint.
         shard_frozen: Under FSDP, whether the frozen networks are sharded too.
@@ -188,11 +194,11 @@ class TrainingModule(PredictingModule):
     def _evaluates(self) -> bool:
         return self._trainer is not None and (self.trainer.testing or self.trainer.validating)
 
-    def _find_start(self) -> tuple[Path, str] | None:
+    def _find_start(self) -> tuple[Path, str, str] | None:
         """The weights that the run starts from or evaluates, and what is known of them.
 
         Returns:
-            File and description; None for new weights and those of ``--ckpt_path``.
+            File, description and stage; None for new weights and those of ``--ckpt_path``.
 
         Raises:
             UserError: If there are none, or they belong to another stage or to other backbones.
@@ -221,16 +227,18 @@ class TrainingModule(PredictingModule):
                     f"train that stage first, or name one by {naming}"
                 )
             about = chosen.about or "shipped with the project"
-        check_header(read_checkpoint(path), str(path), wanted, self.backbones())
-        return path, about
+        payload = read_checkpoint(path)
+        if not testing:
+            wanted = starting_stage(payload, self.stage, wanted)
+        check_header(payload, str(path), wanted, self.backbones())
+        return path, about, wanted
 
-    def _load_start(self, start: tuple[Path, str] | None) -> str:
+    def _load_start(self, start: tuple[Path, str, str] | None) -> str:
         """Loads what `_find_start` has found, and returns its source."""
         if start is None:
             resumed = self._trainer is not None and self.trainer.ckpt_path
             return f"checkpoint {self.trainer.ckpt_path}" if resumed else "new"
-        path, about = start
-        wanted = self.stage if self._evaluates else self.init_stage
+        path, about, wanted = start
         names = self.names_of(wanted)
         load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, backbones=self.backbones())
         payload = read_checkpoint(path)

@@ -37,6 +37,8 @@ class OptimConfig:
             rate meant for biases destroys.
         lr_gates: Peak for the gates of LLaMA-Adapter's prompts; None for `lr_language`. From zero a gate moves by about
             the rate in each step, so that at the rate of the biases pictures are hardly seen for hundreds of steps.
+        frozen_layers: Number of the language model's first layers whose tensors stay as they are. The M³Adapter reads
+            the states of early layers too, which then do not move under what it has learned in stage 1.
         weight_decay: Weight decay of everything but biases, norms and gates.
         betas: AdamW's coefficients of the two running averages.
         warmup_steps: Optimiser steps of warm-up.
@@ -53,6 +55,7 @@ class OptimConfig:
     lr_language: float | None = None
     lr_visual: float | None = None
     lr_gates: float | None = None
+    frozen_layers: int = 0
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 0
@@ -63,7 +66,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         kinds = {name: "lr" for name in ("lr", "lr_language", "lr_visual", "lr_gates")}
         check_settings(
-            "optim", self, {**kinds, **{name: name for name in ("weight_decay", "warmup_steps", "drop_every_epochs")}}
+            "optim",
+            self,
+            {
+                **kinds,
+                **{name: name for name in ("frozen_layers", "weight_decay", "warmup_steps", "drop_every_epochs")},
+            },
         )
         for number, beta in enumerate(self.betas):
             check_number(f"optim.betas[{number}]", beta, "beta")

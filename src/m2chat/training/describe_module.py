@@ -23,6 +23,7 @@ from m2chat.text import view_of
 from m2chat.training.base_module import TrainingModule
 from m2chat.training.config import EvalConfig, OptimConfig
 from m2chat.training.global_batch import TextMean, global_text_loss
+from m2chat.training.optim import language_parts
 from m2chat.training.predicting import Replies
 
 
@@ -93,7 +94,8 @@ class DescribeModule(TrainingModule):
     def trained_parts(self) -> dict[str, tuple[nn.Module, float]]:
         """Parts that may be trained: name in the model to module and peak learning rate."""
         language, visual = self.optim.language_rates()
-        return {"llama": (self.model.llama, language), "visual_query": (self.model.visual_query, visual)}
+        llama = language_parts(self.model.llama, self.optim, language)
+        return {**llama, "visual_query": (self.model.visual_query, visual)}
 
     # Training
 

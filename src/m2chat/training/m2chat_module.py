@@ -23,6 +23,7 @@ from m2chat.schema import Prediction
 from m2chat.training.base_module import TrainingModule
 from m2chat.training.config import required
 from m2chat.training.global_batch import weights_of_means
+from m2chat.training.optim import language_parts
 
 
 class M2ChatModule(TrainingModule):
@@ -59,7 +60,7 @@ class M2ChatModule(TrainingModule):
         language, visual = config.language_rates()
         return {
             "m3adapter": (model.m3adapter, config.lr),
-            "llama": (model.llama, language),
+            **language_parts(model.llama, config, language),
             "visual_query": (model.visual_query, visual),
         }
 

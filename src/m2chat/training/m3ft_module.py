@@ -21,7 +21,8 @@ class M3FTModule(M2ChatModule):
         text_mean: Whether in L_text each token counts the same (``tokens``) or each reply (``replies``).
         align_context: Weight within L_align of samples that have a context picture, 0-1. L_align pulls the condition
             towards the caption alone, and so away from what only the context picture shows.
-        init_from: Stage-1 weights: ``auto`` takes the newest checkpoint on the same backbones, else the shipped.
+        init_from: Weights to start from: ``auto`` takes the newest stage-1 checkpoint on the same backbones, else the
+            shipped; a file may be of stage 1 or of stage 2, which then learns further on this run's data.
         kwargs: Arguments of `M2ChatModule`.
     """
 

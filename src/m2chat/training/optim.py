@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from m2chat.errors import UserError
 from m2chat.training.config import OptimConfig
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -67,19 +68,42 @@ def rated_groups(
     """`parameter_groups` of several modules, each with its learning rate.
 
     Args:
-        parts: Name to module and peak learning rate; the modules share no parameter.
+        parts: Name to module and peak learning rate. A parameter belongs to the first part that has it.
         weight_decay: Weight decay of the groups that have one.
         lr_gates: Peak learning rate of the gates of LLaMA-Adapter's prompts; None for that of their part.
     """
-    return [
-        {
-            **group,
-            "name": f"{name}/{group['name']}",
-            "lr": lr if lr_gates is None or group["name"] != "gates" else lr_gates,
-        }
-        for name, (module, lr) in parts.items()
-        for group in parameter_groups(module, weight_decay, gates_apart=lr_gates is not None)
-    ]
+    groups: list[RatedGroup] = []
+    taken: set[nn.Parameter] = set()
+    for name, (module, lr) in parts.items():
+        for group in parameter_groups(module, weight_decay, gates_apart=lr_gates is not None and lr > 0):
+            params = [parameter for parameter in group["params"] if parameter not in taken]
+            rate = lr if lr_gates is None or group["name"] != "gates" else lr_gates
+            if params:
+                groups.append({**group, "name": f"{name}/{group['name']}", "params": params, "lr": rate})
+            taken.update(params)
+    return groups
+
+
+def language_parts(llama: Any, config: OptimConfig, rate: float) -> dict[str, tuple[nn.Module, float]]:
+    """Parts of the language model with their peak learning rates, for `rated_groups`.
+
+    The tensors of frozen layers are among them, with a rate of 0: so they stay in the checkpoints of their stage.
+
+    Args:
+        llama: `AdapterLlamaForCausalLM`.
+        config: Number of frozen layers.
+        rate: Peak learning rate of the others.
+
+    Raises:
+        UserError: If it has fewer layers.
+    """
+    if not config.frozen_layers:
+        return {"llama": (llama, rate)}
+    if config.frozen_layers > len(llama.model.layers):
+        raise UserError(
+            f"optim.frozen_layers={config.frozen_layers}: this language model has {len(llama.model.layers)} layers"
+        )
+    return {"llama/frozen": (llama.model.layers[: config.frozen_layers], 0.0), "llama": (llama, rate)}
 
 
 def adamw(groups: Any, config: OptimConfig, precision: str) -> AdamW:

@@ -17,7 +17,7 @@ from m2chat.schema import Sample
 from m2chat.worlds.emoji.builder import HIDDEN, named_in
 from m2chat.worlds.emoji.conversations import DATA_SETS, ConversationMaker
 from m2chat.worlds.emoji.families import stories
-from m2chat.worlds.emoji.phrases import bare, known_words, phrases
+from m2chat.worlds.emoji.phrases import bare, descriptions, known_words, phrases
 from m2chat.worlds.emoji.pictures import read_scenes
 from m2chat.worlds.emoji.scenes import Pictures, Scene, split_of
 from m2chat.worlds.emoji.subjects import split_of_words
@@ -144,6 +144,38 @@ def test_the_shipped_world_knows_nothing_of_the_list() -> None:
     assert not {bare(noun) for noun in phrases()["unknown"]} & known_words(read_scenes(PICTURES))
 
 
+def test_things_are_asked_for_by_what_they_are_and_by_other_names() -> None:
+    for split in ("train", "test"):
+        steps = {step: list[tuple[Sample, int]]() for step in ("described", "occasion", "wish")}
+        for sample in (*samples(split, "wish", 200), *samples(split, "instruct", 200)):
+            for turn, step in sample.meta["steps"].items():
+                steps.get(step, []).append((sample, int(turn)))
+        assert len(steps["described"]) > 60 and len(steps["occasion"]) > 15
+        for sample, turn in (*steps["described"], *steps["occasion"]):
+            (index,) = sample.turns[turn].pictures
+            known = descriptions()[sample.meta["scenes"][index]["concept"]]
+            texts = {split_of_words(text) for text in (*known.names, *known.about, *known.said)}
+            assert split in texts and sample.images[index].caption and str(turn) not in sample.meta["keywords"]
+        for sample, turn in steps["wish"]:
+            assert sample.meta["keywords"][str(turn)]
+
+
+def test_the_style_is_said_where_a_thing_goes_by_another_name() -> None:
+    for sample in samples("train", "instruct", 200):
+        assert named_in(said(sample)[0]) == named_in(sample.images[-1].caption), said(sample)
+
+
+@pytest.mark.skipif(not PICTURES.is_dir(), reason="the shipped pictures are not here")
+def test_descriptions_leave_the_name_out() -> None:
+    scenes = {scene.concept: scene for scene in read_scenes(PICTURES)}
+    labels = {bare(scene.label) for scene in scenes.values()}
+    texts = [text for known in descriptions().values() for text in (*known.names, *known.about, *known.said)]
+    assert descriptions().keys() <= scenes.keys() and len(texts) == len({text.lower() for text in texts}) > 7000
+    for concept, known in descriptions().items():
+        assert not labels & {bare(name) for name in known.names}, concept
+        assert not any(f" {bare(scenes[concept].label)} " in f" {bare(text)} " for text in known.about), concept
+
+
 def test_words_of_the_lists() -> None:
     names = [story.openers for story in stories()]
     assert len({text for texts in names for text in texts}) == sum(map(len, names))
@@ -152,6 +184,7 @@ def test_words_of_the_lists() -> None:
     if free and (path := Path(free).parent / "pocket_prompts.jsonl").is_file():  # what people say is never learned
         tests = {json.loads(line)["say"].lower() for line in path.read_text(encoding="utf-8").splitlines()}
         assert not tests & {text.lower() for name in DATA_SETS for s in samples("train", name) for text in said(s)}
+        assert not tests & {text.lower() for known in descriptions().values() for text in (*known.about, *known.said)}
 
 
 def test_a_world_without_such_pictures_is_refused(world: Pictures) -> None:

@@ -7,6 +7,7 @@ only the context picture shows; their full captions, the targets of L_align, nam
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from m2chat.schema import Kind, Sample
 from m2chat.worlds.emoji.builder import HIDDEN, Builder
 from m2chat.worlds.emoji.edits import change_in_family, change_of_person
 from m2chat.worlds.emoji.families import families, poses, roles, stories
-from m2chat.worlds.emoji.names import phrase_of
+from m2chat.worlds.emoji.names import phrase_of, with_article
 from m2chat.worlds.emoji.phrases import KIND_OF_GROUP, everyday, phrases
 from m2chat.worlds.emoji.scenes import LICENSES, STYLES, Scene
 from m2chat.worlds.emoji.subjects import TRIES, Subjects, filled
@@ -25,11 +26,14 @@ DATA_SETS = (
 )  # fmt: skip
 _EVERYDAY = 0.7
 """Share of small talk that is a question with SmolLM2's own answer; half as much behind other turns."""
+_OTHER_NAMES = 0.35
+"""Share of the things asked for or mentioned that go by a keyword or by another name."""
 _UNNAMED = "a picture"
 """Caption of a shown picture that is to be looked at."""
 _DIALOGUES = (
     "instruct similar", "wish similar", "moment restyle", "instruct restyle", "shown similar", "shown restyle",
     "wish moment", "moment moment", "shown ask", "instruct ask", "edit restyle", "instruct unknown",
+    "described restyle", "occasion moment",
 )  # fmt: skip
 """Steps of a dialogue beside one of words alone."""
 _MIXED = (
@@ -77,9 +81,10 @@ class ConversationMaker(Subjects):
             plan = self.rng.choice(_DIALOGUES if name == "dialogue" else _MIXED).split()
             plan.insert(self.rng.randrange(3), "smalltalk")
         elif name == "smalltalk" and self.rng.random() < 0.4:
-            plan = [self.one("wish", "instruct", "moment"), "smalltalk"]
+            plan = [self.one("wish", "instruct", "moment", "described"), "smalltalk"]
         else:
-            plans = {"wish": [self.one("wish", "moment")], "ask": ["shown_ask"], "similar": ["shown", "similar"]}
+            wish = self.one("wish", "moment", "described", "described", "occasion")
+            plans = {"wish": [wish], "ask": ["shown_ask"], "similar": ["shown", "similar"]}
             plan = plans.get(name, [name])
         return talk if all(self._take(step, talk) for step in plan) else None
 
@@ -109,8 +114,40 @@ class ConversationMaker(Subjects):
             return False
         omit = () if self.rng.random() < 0.5 else ("style",)
         phrase, short = self.caption(scene, omit), self.caption(scene, ("style",))
+        if name := self._by_other_name(talk, scene):
+            phrase = name if omit else f"{name} in {STYLES[scene.style]} style"
         talk.user(self.typed(lambda: self.words("requests", np=phrase)))
         return self._reply(talk, self.answer("request_answers", short), scene, omit, looks_back=False)
+
+    def _by_other_name(self, talk: Builder, scene: Scene) -> str | None:
+        """Another name or a keyword of a scene, in some cases: what is right depends on which, and so does the step."""
+        if not scene.is_plain or self.rng.random() > _OTHER_NAMES:
+            return None
+        if self.rng.random() < 0.8 and (name := self.other_name(scene)):
+            talk.step = "described"
+            return name
+        if word := self.keyword(scene):
+            talk.step = "wish"
+            talk.keywords[str(len(talk.turns) + 1)] = [word]
+            return word if word.endswith("s") else with_article(word)
+        return None
+
+    def _described(self, talk: Builder) -> bool:
+        """Something is asked for by what it is, does or looks like."""
+        scene, about = self.described("about")
+        bare = self.rng.random() < 0.25
+        talk.user(self.typed(lambda: about if bare else self.words("requests", np=about)))
+        return self._in_answer(talk, scene)
+
+    def _occasion(self, talk: Builder) -> bool:
+        """A remark that a picture answers."""
+        scene, said = self.described("said")
+        talk.user(self.typed(lambda: said))
+        return self._in_answer(talk, scene)
+
+    def _in_answer(self, talk: Builder, scene: Scene) -> bool:
+        phrase = self.caption(scene, ("style",))
+        return self._reply(talk, self.answer("wish_answers", phrase), scene, ("style",), looks_back=False)
 
     def _wish(self, talk: Builder) -> bool:
         """A wish that names keywords alone."""
@@ -121,8 +158,7 @@ class ConversationMaker(Subjects):
         k, l = self.rng.sample(words, 2)  # noqa: E741
         talk.user(text := self.typed(lambda: self.words("wishes", k=k, l=l)))
         talk.keywords[str(len(talk.turns))] = [k, l] if l.lower() in text.lower() else [k]
-        phrase = self.caption(scene, ("style",))
-        return self._reply(talk, self.answer("wish_answers", phrase), scene, ("style",), looks_back=False)
+        return self._in_answer(talk, scene)
 
     def _moment(self, talk: Builder) -> bool:
         """Something that is mentioned by the way, and a picture of it."""
@@ -132,8 +168,11 @@ class ConversationMaker(Subjects):
             kind = "thing"
         if kind is None or ":" in scene.label:
             return False
-        phrase = self.caption(scene, ("style",))
-        talk.user(self.typed(lambda: filled(self.one(*phrases()["moments"][kind]), phrase, noun=scene.label)))
+        phrase, noun = self.caption(scene, ("style",)), scene.label
+        if name := self._by_other_name(talk, scene):
+            noun = re.sub("^(an?|the) ", "", name)
+        said = name or phrase
+        talk.user(self.typed(lambda: filled(self.one(*phrases()["moments"][kind]), said, noun=noun)))
         return self._reply(talk, self.answer("moment_answers", phrase), scene, ("style",), looks_back=False)
 
     def _smalltalk(self, talk: Builder) -> bool:

@@ -32,6 +32,10 @@ DECISION, NAMED, CONTEXT = 95.0, 75.0, 20.0
 """Least percentages: of right decisions for or against a picture, of shown emoji that are named; and the least number
 of points by which the context picture must beat a blank one."""
 WISHES = "wishes by keywords"
+_GROUPS = {
+    "wish": WISHES, "similar": "similar pictures", "described": "things described", "occasion": "remarks",
+}  # fmt: skip
+"""Names under which the pictures of some steps are counted, whatever the conversation."""
 FORCED = 0.9
 SHARES = {"requests": 0.8, "dialogues": 0.8, "edits": 0.7, "second rounds of edits": 0.7, "frames of stories": 0.7}
 """Least shares of what the decoder alone gets right from the true captions."""
@@ -98,8 +102,8 @@ def measure(
 
 def _group(case: Case) -> str:
     """Name under which a picture is counted."""
-    if case.step in ("wish", "similar"):
-        return {"wish": WISHES, "similar": "similar pictures"}[case.step]
+    if name := _GROUPS.get(case.step):
+        return name
     if case.sample.source == "edit":
         return ("edits", "second rounds of edits", "third rounds of edits")[case.turn // 2]
     if case.step == "story":

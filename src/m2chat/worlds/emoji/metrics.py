@@ -28,6 +28,8 @@ FRAMES = 4
 """Pictures of a story."""
 _WHOLE = ("edit", "restyle", "similar")
 """Steps whose picture must keep what the context picture shows: the caption alone does not say what is right."""
+_FRESH = ("instruct", "moment", "wish", "described", "occasion")
+"""Steps whose picture has nothing to do with what was drawn before."""
 _REFUSES = re.compile(r"\b(?:not|never|cannot)\b|n['’]t\b", re.IGNORECASE)
 
 
@@ -80,7 +82,7 @@ class Case:
     def is_determined(self) -> bool:
         """Whether conversation and reference agree on what comes before: the answer to a wish is free."""
         earlier = [step for turn, step in self.sample.meta["steps"].items() if int(turn) < self.turn]
-        return self.step in ("instruct", "moment", "wish") or not {"wish", "similar"} & set(earlier)
+        return self.step in _FRESH or not {"wish", "similar", "described", "occasion"} & set(earlier)
 
 
 class Eyes:

@@ -1,10 +1,12 @@
-"""What people and the assistant of the emoji world say (``phrases.yaml``), and how people type."""
+"""What people and the assistant of the emoji world say, from the lists beside this file, and how people type."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -44,6 +46,30 @@ def everyday() -> list[tuple[str, str]]:
     return list(_table("everyday.yaml").items())
 
 
+@dataclass(frozen=True)
+class Description:
+    """How people ask for a concept without its name.
+
+    Args:
+        names: Other names, with their article: ``a phone`` for a mobile phone.
+        about: Descriptions, which leave the name out: ``something you climb to reach the roof``.
+        said: Remarks that a picture of it would answer: ``the forecast says it will pour``.
+    """
+
+    names: tuple[str, ...]
+    about: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+@cache
+def descriptions() -> dict[str, Description]:
+    """Descriptions by concept (``descriptions.jsonl``); signs, arrows, letters and families have none."""
+    lines = files("m2chat.worlds.emoji").joinpath("descriptions.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    fields = ("names", "about", "said")
+    return {entry["concept"]: Description(*(tuple(entry[name]) for name in fields)) for entry in entries}
+
+
 def _table(name: str) -> dict[str, Any]:
     text = files("m2chat.worlds.emoji").joinpath(name).read_text(encoding="utf-8")
     contents: dict[str, Any] = yaml.safe_load(text)
@@ -59,7 +85,8 @@ def bare(noun: str) -> str:
 
 def known_words(scenes: Iterable[Scene]) -> set[str]:
     """Every concept, name and keyword of a world, as `bare` writes them."""
-    return {bare(word) for word in {word for s in scenes for word in (s.concept, s.label, *s.keywords)}}
+    words = {word for scene in scenes for word in (scene.concept, scene.label, *scene.keywords)}
+    return {bare(word) for word in words.union(*(known.names for known in descriptions().values()))}
 
 
 def as_typed(text: str, rng: random.Random) -> str:

@@ -15,12 +15,12 @@ from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
 from m2chat.worlds.emoji.subjects import Split
 from m2chat.worlds.shared import generate_once
 
-VERSION = 8
+VERSION = 9
 """Raised whenever the generated data change, so that old shards are made anew."""
 SEED = 0
 TALKS: dict[str, dict[Split, int]] = {
-    "instruct": {"train": 3000, "val": 40, "test": 150},
-    "wish": {"train": 4000, "val": 40, "test": 150},
+    "instruct": {"train": 5000, "val": 40, "test": 150},
+    "wish": {"train": 6000, "val": 40, "test": 150},
     "smalltalk": {"train": 2000, "val": 20, "test": 60},
     "unknown": {"train": 1000, "val": 20, "test": 60},
     "ask": {"train": 2000, "val": 40, "test": 150},

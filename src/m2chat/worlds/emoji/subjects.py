@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 from m2chat.schema import Picture
 from m2chat.worlds.emoji.builder import Builder
 from m2chat.worlds.emoji.captions import caption_of
-from m2chat.worlds.emoji.phrases import as_typed, bare, known_words, phrases
+from m2chat.worlds.emoji.phrases import as_typed, bare, descriptions, known_words, phrases
 from m2chat.worlds.emoji.scenes import Pictures, Scene, core_concepts, share, split_of
 
 Split = Literal["train", "val", "test"]
@@ -23,6 +24,8 @@ _TEST, _VAL = 0.08, 0.04
 """Shares of the wordings that are kept for tests and for validation."""
 TRIES = 1000
 """Texts and conversations that may be begun in vain."""
+_FEW = 8
+"""Concepts that may share a keyword by which one of them is asked for."""
 _CORE = 3.0
 """How much oftener a core concept is talked about than another."""
 
@@ -68,6 +71,17 @@ class Subjects:
             self._of_concept.setdefault(scene.concept, []).append(scene)
             if scene.is_plain:
                 self._of_subgroup.setdefault((scene.subgroup, scene.style), []).append(scene)
+        concepts = {scene.concept: scene for scene in self.pictures.scenes}.values()
+        self._known_by = Counter(word.lower() for scene in concepts for word in scene.keywords)
+        self._texts = {
+            how: [
+                (concept, text)
+                for concept, known in descriptions().items()
+                for text in getattr(known, how)
+                if concept in self._of_concept and split_of_words(text) == self.split
+            ]
+            for how in ("about", "said")
+        }
         core = set(core_concepts())
         self._concepts = list(self._of_concept)
         self._weights = [_CORE if concept in core else 1.0 for concept in self._concepts]
@@ -101,6 +115,31 @@ class Subjects:
         if self.rng.random() < plain:
             scenes = [s for s in scenes if s.is_plain] or scenes
         return self.rng.choice(scenes) if scenes else None
+
+    def described(self, how: Literal["about", "said"]) -> tuple[Scene, str]:
+        """A scene without attributes, and a description or a remark of the split's that asks for it.
+
+        Raises:
+            LookupError: If there is none.
+        """
+        concept, text = self.rng.choice(self._texts[how])
+        scene = self.scene(concept, plain=1.0)
+        if scene is None or not scene.is_plain:
+            raise LookupError
+        return scene, text
+
+    def other_name(self, scene: Scene) -> str | None:
+        """Another name of the scene's concept, of the split's; None if there is none."""
+        known = descriptions().get(scene.concept)
+        names = [name for name in known.names if split_of_words(name) == self.split] if known else []
+        return self.rng.choice(names) if names else None
+
+    def keyword(self, scene: Scene) -> str | None:
+        """A keyword by which people may ask for the scene, as few others have it; None if there is none."""
+        label = set(re.findall(r"\w+", f"{scene.label} {scene.concept}".lower()))
+        words = [word.lower() for word in scene.keywords if self._known_by[word.lower()] <= _FEW]
+        apart = [word for word in words if word.isalpha() and word not in label]
+        return self.rng.choice(apart) if apart else None
 
     def plain(self) -> Scene:
         """A scene without attributes, of a concept that has one."""
