@@ -16,14 +16,8 @@ from torch import Tensor, nn
 
 from m2chat.batch import Batch
 from m2chat.errors import UserError
-from m2chat.models.checkpoints import (
-    check_header,
-    load_trained,
-    read_checkpoint,
-    starting_stage,
-    trained_digest,
-)
-from m2chat.models.choosing import RUN, choose_checkpoint
+from m2chat.models.checkpoints import check_header, load_trained, read_checkpoint, trained_digest
+from m2chat.models.choosing import RUN
 from m2chat.models.compiled import compile_step
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints
@@ -45,6 +39,7 @@ from m2chat.training.global_batch import settle_global_batch
 from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
 from m2chat.training.optim import adamw, cosine_schedule, rated_groups, step_schedule
 from m2chat.training.predicting import PredictingModule, Replies
+from m2chat.training.starting import FoundWeights, WeightSearch
 from m2chat.training.strategy import shard
 
 
@@ -144,12 +139,12 @@ class TrainingModule(PredictingModule):
         if self.model is not None:
             return
         _ = self.backbones().components  # what is missing or broken is refused before gigabytes are read
-        start = self._find_start()
+        found = self._find_weights()
         torch.manual_seed(self.seed)  # the connector's initial values depend on the seed alone
         self.model = self.build()
         self.model.read_parts = self.read_parts
         self._check_image_size()
-        self.source = self._load_start(start)
+        self.source = self._load_weights(found)
         testing = self._trainer is not None and self.trainer.testing
         if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
@@ -190,63 +185,34 @@ class TrainingModule(PredictingModule):
         lower_parameters(lowered_in_training(model), torch.bfloat16)
         return torch.bfloat16
 
-    @property
-    def _evaluates(self) -> bool:
-        return self._trainer is not None and (self.trainer.testing or self.trainer.validating)
-
-    def _find_start(self) -> tuple[Path, str, str] | None:
-        """The weights that the run starts from or evaluates, and what is known of them.
-
-        Returns:
-            File, description and stage; None for new weights and those of ``--ckpt_path``.
-
-        Raises:
-            UserError: If there are none, or they belong to another stage or to other backbones.
-        """
-        testing = self._evaluates
+    def _find_weights(self) -> FoundWeights | None:
+        """The weights that the run starts from or evaluates; None for new ones and those of ``--ckpt_path``."""
         if self._trainer is not None and self.trainer.ckpt_path:
             if (given := Path(self.trainer.ckpt_path)).is_file():
                 check_header(read_checkpoint(given), "the checkpoint", self.stage, self.backbones())
             return None  # Lightning loads it next
-        wanted = self.stage if testing else self.init_stage
-        choice = self.evaluation.weights if testing else self.init_from
-        if choice == "none":
-            return None
-        path, about = Path(choice), ""
-        if choice == "auto":
-            chosen = choose_checkpoint(self.checkpoint_root, wanted, self.backbones(), worlds_of(self._trainer))
-            path = chosen.path or self.shipped / f"{wanted}.ckpt"
-            naming = f"{'--ckpt_path' if testing else '--model.init_args.init_from'} FILE"
-            if chosen.others:
-                listed = "\n".join(f"  {other}" for other in chosen.others)
-                rank_zero_info(f"Not taken under {self.checkpoint_root}/ (name one by {naming}):\n{listed}")
-            if not path.is_file():
-                raise UserError(
-                    f"no finished checkpoint of stage '{wanted}' on these backbones (fingerprint "
-                    f"{self.backbones().name}) and data under {self.checkpoint_root}/, and none is shipped at {path}: "
-                    f"train that stage first, or name one by {naming}"
-                )
-            about = chosen.about or "shipped with the project"
-        payload = read_checkpoint(path)
-        if not testing:
-            wanted = starting_stage(payload, self.stage, wanted)
-        check_header(payload, str(path), wanted, self.backbones())
-        return path, about, wanted
+        choice, before = (self.evaluation.weights, None) if self._evaluates else (self.init_from, self.init_stage)
+        worlds = worlds_of(self._trainer)
+        search = WeightSearch(choice, self.stage, before, self.checkpoint_root, self.shipped, self.backbones(), worlds)
+        return search.find()
 
-    def _load_start(self, start: tuple[Path, str, str] | None) -> str:
-        """Loads what `_find_start` has found, and returns its source."""
-        if start is None:
+    @property
+    def _evaluates(self) -> bool:
+        return self._trainer is not None and (self.trainer.testing or self.trainer.validating)
+
+    def _load_weights(self, found: FoundWeights | None) -> str:
+        """Loads what `_find_weights` has found, and returns its source."""
+        if found is None:
             resumed = self._trainer is not None and self.trainer.ckpt_path
             return f"checkpoint {self.trainer.ckpt_path}" if resumed else "new"
-        path, about, wanted = start
-        names = self.names_of(wanted)
-        load_trained(self, path, {f"model.{n}" for n in names}, stage=wanted, backbones=self.backbones())
-        payload = read_checkpoint(path)
+        names = {f"model.{name}" for name in self.names_of(found.stage)}
+        load_trained(self, found.path, names, stage=found.stage, backbones=self.backbones())
+        payload = read_checkpoint(found.path)
         self.tasks = set(payload.get("tasks", []))  # what stage 1 has trained, stage 2 has too
         self.costs_before = payload.get("costs", [])
         doing = "Evaluating" if self._evaluates else "Starting from"
-        rank_zero_info(f"{doing} the weights of {path}{f' ({about})' if about else ''}")
-        return str(path)
+        rank_zero_info(f"{doing} the weights of {found.path}{f' ({found.about})' if found.about else ''}")
+        return str(found.path)
 
     # Training
 
