@@ -87,6 +87,7 @@ M2CHAT: list[Row] = [
     (("measure", "--world", "shape"), "--world", "'shape'", "choose one of emoji, shapes"),
     (("plan",), "--config", "required", "m2chat plan --help"),
     (("plan", "--config", "nope.yaml"), "--config", "'nope.yaml'", "configs/stage1.yaml"),
+    (("plan", "--config", "configs/rows/sd15.yaml"), "model.backbone", "BackboneConfig", "configs/eval_coco.yaml"),
     ((*PLAN, "--devices", "0"), "--devices", "'0'", "a whole number from 1"),
     ((*PLAN, "--memory", "-80"), "--memory", "'-80'", "above 0"),
     ((*PLAN, "--gpu", "h900"), "--gpu", "h900", "choose one of a10, a100"),

@@ -117,6 +117,12 @@ def _wrong_value(lines: Sequence[str]) -> str | None:
             if choices == ["null"]:  # what is wrong with the settings of a class is no such line
                 choices = [*classes, "null"]
             given = value[1]
+            if given.startswith("Namespace("):  # as a class was given too few settings
+                return (
+                    f"{'.'.join(path)}=(some settings): expected all {' or '.join(classes)}. A configuration that "
+                    "gives some of them stands behind one that gives the others: --config configs/eval_coco.yaml "
+                    "--config configs/rows/sd15.yaml"
+                )
             if nested := _NESTED.fullmatch(given):
                 path.append(nested[1])
                 given = nested[2]
