@@ -7,7 +7,7 @@ import itertools
 import json
 from typing import Any
 
-from m2chat.commands.arguments import in_range, new_file
+from m2chat.commands.arguments import existing, in_range, new_file
 from m2chat.commands.common import add_model_options, load_pipeline
 from m2chat.files import write_whole
 
@@ -32,13 +32,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="who says what a shown picture shows: the model, as in a chat, or the data (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--out", type=new_file, metavar="FILE", help="write the figures as JSON too")
+    parser.add_argument(
+        "--into", type=existing("file"), metavar="FILE",
+        help="document whose tables between the marks 'measure' are replaced too, such as docs/pocket.md",
+    )  # fmt: skip
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measures, prints a table, writes the file."""
-    from m2chat.evaluation.markup import aligned
+    from m2chat.evaluation.markup import aligned, write_section
     from m2chat.evaluation.results import plain
     from m2chat.shipped import MODELS
     from m2chat.world import find_world
@@ -55,9 +59,11 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         model_captions=options.captions == "model",
     )
-    print(f"Weights: {pipe.origin.path}; {options.count} held-out conversations; captions by {options.captions}")
-    for _, table in itertools.groupby(rows, key=lambda row: next(iter(row))):
-        print(aligned(_lines(list(table))))
+    about = f"Weights: {pipe.origin.path}; {options.count} held-out conversations; captions by {options.captions}"
+    tables = [aligned(_lines(list(table))) for _, table in itertools.groupby(rows, key=lambda row: next(iter(row)))]
+    print(about, *tables, sep="\n")
+    if options.into is not None:
+        write_section(options.into, "\n\n".join([*tables, about]) + "\n", "measure")
     if options.out is not None:
         settings = {key: str(value) for key, value in vars(options).items() if key != "run"}
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from emoji_world import everything
+from m2chat.commands import main
 from m2chat.commands.measure import _lines
 from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
@@ -172,3 +174,23 @@ def test_rows_have_pixels_beside_the_judge_only_where_both_looked() -> None:
     assert first["by_pixels"] == 100.0 and "by_pixels" not in second
     header, *lines = _lines([first, second])
     assert header[-1] == "% by pixels" and [line[-1] for line in lines] == ["100.0", ""]
+
+
+def test_a_document_gets_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "pocket.md"
+    document.write_text("# Before\n\n<!-- measure: begin -->\nformer\n<!-- measure: end -->\nafter\n", encoding="utf-8")
+    rows: list[dict[str, Any]] = [
+        {"measure": "right: edits", "percent": 40.0, "low": 30.0, "high": 50.0, "n": 9, "bar": 48.5, "holds": False},
+        {"Eq. 3 by task": "edit", "n": 9, "gate": 0.4},
+    ]
+    monkeypatch.setattr("m2chat.commands.measure.load_pipeline", lambda *_: Perfect())
+    monkeypatch.setattr("m2chat.world.find_world", lambda *_: SimpleNamespace(measure=lambda *_, **__: rows))
+    assert main(["measure", "--world", "emoji", "--into", str(document)]) == 0
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith("# Before\n") and text.endswith("<!-- measure: end -->\nafter\n") and "former" not in text
+    assert "| right: edits | 40.0 | 30.0 ... 50.0 | 9 | 48.5       | NO    |" in text
+    assert "| edit          | 9 | 0.4  |" in text
+    assert main(["measure", "--into", str(tmp_path / "gone.md")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
