@@ -66,6 +66,8 @@ def test_the_numbers(shards: Path) -> None:
     assert record["share_without_caption"] == pytest.approx(1 / 6)
     assert record["share_repeated_captions"] == pytest.approx(2 / 5)  # "a dog" three times, in two spellings
     assert record["share_repeated_images"] == pytest.approx(2 / 5)
+    users = [turn.text for turn in TALK.turns if turn.role == "user" and turn.text]
+    assert record["user_texts"] == {"count": len(users), "different": len(set(users))} and len(users) > 1
 
 
 def test_lengths_are_those_before_anything_is_cut(shards: Path) -> None:
@@ -87,6 +89,7 @@ def test_the_command_prints_and_writes(shards: Path, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "4 in 2 shards: 3 caption, 1 dialogue" in printed and "1 x no caption" in printed
     assert "of the sequences have more than 60 tokens" in printed and "40.0% of the captions" in printed
+    assert "texts of users" in printed
     assert json.loads(out.read_text())["tokens"]["sequence"]["max_tokens"] == 60
 
 
