@@ -66,14 +66,14 @@ def test_it_answers_by_default_and_says_what_it_knows() -> None:
 
 def test_requests_are_answered_with_what_they_ask_for(pipe: M2ChatPipeline, judge: PictureJudge) -> None:
     outputs, wanted = answers(pipe, list(REQUESTS)), list(REQUESTS.values())
-    assert sum(len(output.images) == 1 for output in outputs) >= 8
+    assert sum(len(output.images) == 1 for output in outputs) >= 11
     reader = CaptionReader(judge.pictures.scenes)
     captions = [output.pictures[0].caption if output.pictures else "" for output in outputs]
     named = [reader.read(caption).get("concept") for caption in captions]
-    assert sum(name == concept for name, concept in zip(named, wanted, strict=True)) >= 7, captions
+    assert sum(name == concept for name, concept in zip(named, wanted, strict=True)) >= 11, captions
     drawn = [np.asarray(output.images[0]) if output.images else np.zeros((64, 64, 3), np.uint8) for output in outputs]
     seen = [verdict.seen.get("concept") for verdict in judge.read(np.stack(drawn))]
-    assert sum(name == concept for name, concept in zip(seen, wanted, strict=True)) >= 6, seen
+    assert sum(name == concept for name, concept in zip(seen, wanted, strict=True)) >= 10, seen
 
 
 def test_everyday_questions_are_answered_in_words(pipe: M2ChatPipeline) -> None:
