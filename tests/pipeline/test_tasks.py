@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,10 @@ def test_the_lens_ends_where_the_reply_was_drawn(pipe: M2ChatPipeline) -> None:
     assert "".join(lens.tokens[:-1]).replace(" ", "").startswith(lens.caption.replace(" ", "")[:4])
     readings = [Reading({}, "–"), *[Reading({"shape": "ring"}, "ring")] * (layers + 1)]
     assert figure(lens).axes and figure(lens, readings).axes
+    deep = replace(lens, layers=lens.layers[:1] * 31, gates=lens.gates[:1] * 31)
+    page = figure(deep)
+    assert sum(bool(axis.images) for axis in page.axes) == 1 + 31 + 2, "context, layers, two attention maps"
+    assert page.get_figwidth() <= 22
     assert all(plot.axes for plot in charts(lens, readings).values()) and len(charts(lens)) == 4
     assert [title.partition(",")[0] for _, title, _ in strip(lens)] == [
         "context", "embedding", *(f"layer {k}" for k in range(1, layers + 1)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -31,6 +32,8 @@ class Reading(NamedTuple):
 
 Readings: TypeAlias = Sequence[Reading] | None
 """The judge's reading of each picture; None without a judge."""
+_IN_LINE = 11
+"""Pictures beside each other in the figure, at most: language models have dozens of layers."""
 _CLASS_TOKENS = 1
 """Leading tokens of CLIP that are no patches."""
 
@@ -203,11 +206,16 @@ def figure(lens: Lens, readings: Readings = None) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
     shown = strip(lens, readings)
-    page = Canvas(figsize=(2 * len(shown), 8.4), layout="constrained")
+    lines_of_pictures = math.ceil(len(shown) / _IN_LINE)
+    in_line = math.ceil(len(shown) / lines_of_pictures)
+    height = 3.0 * lines_of_pictures
+    page = Canvas(figsize=(2 * in_line, height + 5.4), layout="constrained")
     page.suptitle(f"“{lens.request}”\n“{lens.answer}”  caption: {lens.caption}", fontsize=11)
-    rows: Any = page.subfigures(3, 1, height_ratios=(3, 2.6, 3))
-    for axis, (picture, title, lines) in zip(rows[0].subplots(1, len(shown)), shown, strict=True):
+    rows: Any = page.subfigures(3, 1, height_ratios=(height, 2.6, 3))
+    places = rows[0].subplots(lines_of_pictures, in_line, squeeze=False).ravel()
+    for axis in places:
         axis.set_axis_off()
+    for axis, (picture, title, lines) in zip(places, shown, strict=False):
         axis.set_title(title, fontsize=9)
         if picture is not None:
             axis.imshow(picture, interpolation="nearest")
