@@ -58,7 +58,7 @@ class Stats:
         original_sides: Shorter side before any resizing, in pixels, where it is recorded.
         sizes: Number of pictures by width and height as they are stored.
         captions: Number of occurrences of each caption, by its hash; empty ones are left out.
-        said: Number of occurrences of each text of a user, by its hash; caption pairs have none.
+        user_texts: Number of occurrences of each text of a user, by its hash; caption pairs have none.
         images: Number of occurrences of each picture, by the hash of its file.
         uncaptioned: Number of pictures without a caption.
         not_utf8: Number of good samples whose caption file has bytes that are no UTF-8; each was read as U+FFFD.
@@ -75,7 +75,7 @@ class Stats:
     original_sides: Histogram = field(default_factory=Histogram)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     captions: Counter[int] = field(default_factory=Counter)
-    said: Counter[int] = field(default_factory=Counter)
+    user_texts: Counter[int] = field(default_factory=Counter)
     images: Counter[int] = field(default_factory=Counter)
     uncaptioned: int = 0
     not_utf8: int = 0
@@ -102,7 +102,7 @@ class Stats:
             "share_without_caption": _share(self.uncaptioned, self.uncaptioned + self.captions.total()),
             "share_repeated_captions": _repeated(self.captions),
             "share_repeated_images": _repeated(self.images),
-            "user_texts": {"count": self.said.total(), "different": len(self.said)},
+            "user_texts": {"count": self.user_texts.total(), "different": len(self.user_texts)},
         }
 
 
@@ -155,7 +155,7 @@ def _count_text(stats: Stats, sample: Sample, layout: Layout) -> None:
     stats.turns[len(sample.turns)] += 1
     if sample.kind != "caption":
         for text in (turn.text for turn in sample.turns if turn.role == "user" and turn.text):
-            stats.said[digest("said", normalised(text))] += 1
+            stats.user_texts[digest("user", normalised(text))] += 1
     for turn in replies_of(sample):
         view = view_of(sample, turn)
         stats.pictures[sum(picture is not None for picture in view.targets)] += 1

@@ -63,8 +63,8 @@ def table(record: dict[str, Any]) -> list[str]:
     rows += [("shorter side", record["shorter_side"]), ("  before resizing", record["original_shorter_side"])]
     lines += [f"{name:22}{row['median']:>8}{row['p95']:>8}{row['max']:>8}" for name, row in rows if row["count"]]
     sequence = record["tokens"]["sequence"]
-    said = record["user_texts"]
-    texts = [f"{'texts of users':22}{said['count']}, {said['different']} of them different"] if said["count"] else []
+    users = record["user_texts"]
+    texts = [f"{'texts of users':22}{users['count']}, {users['different']} of them different"] if users["count"] else []
     sizes = (f"{width} x {height} ({count})" for width, height, count in record["sizes"])
     return [
         *lines,

@@ -35,7 +35,7 @@ WISHES = "wishes by keywords"
 _GROUPS = {
     "wish": WISHES, "similar": "similar pictures", "described": "things described", "occasion": "remarks",
 }  # fmt: skip
-"""Names under which the pictures of some steps are counted, whatever the conversation."""
+"""Names under which the pictures of some steps are counted, in any conversation."""
 FORCED = 0.9
 SHARES = {"requests": 0.8, "dialogues": 0.8, "edits": 0.7, "second rounds of edits": 0.7, "frames of stories": 0.7}
 """Least shares of what the decoder alone gets right from the true captions."""
