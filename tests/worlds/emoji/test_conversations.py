@@ -154,7 +154,7 @@ def test_things_are_asked_for_by_what_they_are_and_by_other_names() -> None:
         for sample, turn in (*steps["described"], *steps["occasion"]):
             (index,) = sample.turns[turn].pictures
             known = descriptions()[sample.meta["scenes"][index]["concept"]]
-            texts = {split_of_words(text) for text in (*known.names, *known.about, *known.said)}
+            texts = {split_of_words(text) for text in (*known.names, *known.descriptions, *known.remarks)}
             assert split in texts and sample.images[index].caption and str(turn) not in sample.meta["keywords"]
         for sample, turn in steps["wish"]:
             assert sample.meta["keywords"][str(turn)]
@@ -169,11 +169,11 @@ def test_the_style_is_said_where_a_thing_goes_by_another_name() -> None:
 def test_descriptions_leave_the_name_out() -> None:
     scenes = {scene.concept: scene for scene in read_scenes(PICTURES)}
     labels = {bare(scene.label) for scene in scenes.values()}
-    texts = [text for known in descriptions().values() for text in (*known.names, *known.about, *known.said)]
+    texts = [text for known in descriptions().values() for text in (*known.names, *known.descriptions, *known.remarks)]
     assert descriptions().keys() <= scenes.keys() and len(texts) == len({text.lower() for text in texts}) > 7000
     for concept, known in descriptions().items():
         assert not labels & {bare(name) for name in known.names}, concept
-        assert not any(f" {bare(scenes[concept].label)} " in f" {bare(text)} " for text in known.about), concept
+        assert not any(f" {bare(scenes[concept].label)} " in f" {bare(text)} " for text in known.descriptions), concept
 
 
 def test_words_of_the_lists() -> None:
@@ -184,7 +184,9 @@ def test_words_of_the_lists() -> None:
     if free and (path := Path(free).parent / "pocket_prompts.jsonl").is_file():  # what people say is never learned
         tests = {json.loads(line)["say"].lower() for line in path.read_text(encoding="utf-8").splitlines()}
         assert not tests & {text.lower() for name in DATA_SETS for s in samples("train", name) for text in said(s)}
-        assert not tests & {text.lower() for known in descriptions().values() for text in (*known.about, *known.said)}
+        assert not tests & {
+            text.lower() for known in descriptions().values() for text in (*known.descriptions, *known.remarks)
+        }
 
 
 def test_a_world_without_such_pictures_is_refused(world: Pictures) -> None:

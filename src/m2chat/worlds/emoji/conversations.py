@@ -134,15 +134,15 @@ class ConversationMaker(Subjects):
 
     def _described(self, talk: Builder) -> bool:
         """Something is asked for by what it is, does or looks like."""
-        scene, about = self.described("about")
+        scene, phrase = self.described("descriptions")
         bare = self.rng.random() < 0.25
-        talk.user(self.typed(lambda: about if bare else self.words("requests", np=about)))
+        talk.user(self.typed(lambda: phrase if bare else self.words("requests", np=phrase)))
         return self._in_answer(talk, scene)
 
     def _occasion(self, talk: Builder) -> bool:
         """A remark that a picture answers."""
-        scene, said = self.described("said")
-        talk.user(self.typed(lambda: said))
+        scene, remark = self.described("remarks")
+        talk.user(self.typed(lambda: remark))
         return self._in_answer(talk, scene)
 
     def _in_answer(self, talk: Builder, scene: Scene) -> bool:
@@ -171,8 +171,8 @@ class ConversationMaker(Subjects):
         phrase, noun = self.caption(scene, ("style",)), scene.label
         if name := self._by_other_name(talk, scene):
             noun = re.sub("^(an?|the) ", "", name)
-        said = name or phrase
-        talk.user(self.typed(lambda: filled(self.one(*phrases()["moments"][kind]), said, noun=noun)))
+        mention = name or phrase
+        talk.user(self.typed(lambda: filled(self.one(*phrases()["moments"][kind]), mention, noun=noun)))
         return self._reply(talk, self.answer("moment_answers", phrase), scene, ("style",), looks_back=False)
 
     def _smalltalk(self, talk: Builder) -> bool:

@@ -52,13 +52,13 @@ class Description:
 
     Args:
         names: Other names, with their article: ``a phone`` for a mobile phone.
-        about: Descriptions, which leave the name out: ``something you climb to reach the roof``.
-        said: Remarks that a picture of it would answer: ``the forecast says it will pour``.
+        descriptions: Descriptions, which leave the name out: ``something you climb to reach the roof``.
+        remarks: Remarks that a picture of it would answer: ``the forecast says it will pour``.
     """
 
     names: tuple[str, ...]
-    about: tuple[str, ...]
-    said: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 @cache
@@ -66,7 +66,7 @@ def descriptions() -> dict[str, Description]:
     """Descriptions by concept (``descriptions.jsonl``); signs, arrows, letters and families have none."""
     lines = files("m2chat.worlds.emoji").joinpath("descriptions.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines]
-    fields = ("names", "about", "said")
+    fields = ("names", "descriptions", "remarks")
     return {entry["concept"]: Description(*(tuple(entry[name]) for name in fields)) for entry in entries}
 
 

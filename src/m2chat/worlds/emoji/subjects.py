@@ -80,7 +80,7 @@ class Subjects:
                 for text in getattr(known, how)
                 if concept in self._of_concept and split_of_words(text) == self.split
             ]
-            for how in ("about", "said")
+            for how in ("descriptions", "remarks")
         }
         core = set(core_concepts())
         self._concepts = list(self._of_concept)
@@ -116,7 +116,7 @@ class Subjects:
             scenes = [s for s in scenes if s.is_plain] or scenes
         return self.rng.choice(scenes) if scenes else None
 
-    def described(self, how: Literal["about", "said"]) -> tuple[Scene, str]:
+    def described(self, how: Literal["descriptions", "remarks"]) -> tuple[Scene, str]:
         """A scene without attributes, and a description or a remark of the split's that asks for it.
 
         Raises:
