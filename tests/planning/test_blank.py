@@ -10,7 +10,7 @@ import torch
 
 from m2chat.models.blank import blank_m2chat
 from m2chat.models.build import build_m2chat
-from m2chat.models.config import BackboneConfig, M3AdapterConfig
+from m2chat.models.config import BackboneConfig, M3AdapterConfig, NewLoraConfig
 from m2chat.models.weights.adapter import open_adapter
 
 WIDTH, HEADS, LAYERS, INNER, WORDS = 32, 2, 3, 48, 640
@@ -65,4 +65,12 @@ def test_an_adapter_without_biases_gets_them(backbone: BackboneConfig, tmp_path:
     assert open_adapter(Path(named.adapter), "x").variant == "caption"
     real, (blank, _) = build_m2chat(named, CONNECTOR), blank_m2chat(named, CONNECTOR)
     names = {name: parameter.shape for name, parameter in real.named_parameters()}
+    assert {name: parameter.shape for name, parameter in blank.named_parameters()} == names
+
+
+def test_new_low_rank_updates_are_counted(backbone: BackboneConfig) -> None:
+    named = replace(backbone, new_lora=NewLoraConfig(rank=3, layers=2))
+    real, (blank, _) = build_m2chat(named, CONNECTOR), blank_m2chat(named, CONNECTOR)
+    names = {name: parameter.shape for name, parameter in real.named_parameters()}
+    assert sum(name.endswith("down_proj.lora_A") for name in names) == 2
     assert {name: parameter.shape for name, parameter in blank.named_parameters()} == names

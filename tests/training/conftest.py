@@ -100,8 +100,9 @@ class Micro:
             return DescribeModule(**{"backbone": backbone, "optim": optim, **options})  # type: ignore[return-value]
         kind = {"align": AlignModule, "m3ft": M3FTModule}[stage]
         m3adapter = M3AdapterConfig(width=48, heads=2, gate=GateConfig(options.pop("gate", "learnable")))
-        options = {"optim": OptimConfig(lr=1e-3, schedule="step", drop_every_epochs=1), "init_from": "none", **options}
-        return kind(backbone=self.backbone(), m3adapter=m3adapter, **options)
+        optim = OptimConfig(lr=1e-3, schedule="step", drop_every_epochs=1)
+        options = {"backbone": self.backbone(), "optim": optim, "init_from": "none", **options}
+        return kind(m3adapter=m3adapter, **options)
 
     def data(
         self,

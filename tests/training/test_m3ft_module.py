@@ -11,6 +11,7 @@ import torch
 from m2chat.batch import Batch
 from m2chat.errors import UserError
 from m2chat.models.checkpoints import trainable_state_dict
+from m2chat.models.config import NewLoraConfig
 from m2chat.schema import Sample
 from m2chat.text import view_of
 from m2chat.training.config import OptimConfig
@@ -147,3 +148,22 @@ def test_stage_2_learns_further_from_its_own_weights_while_early_layers_stay(mic
     assert any(name.startswith("model.m3adapter.") for name in moved)
     with pytest.raises(UserError, match="stage 'm3ft', but stage 'align' is wanted"):
         micro.module("align", init_from=str(first)).configure_model()
+
+
+def test_stage_2_adds_low_rank_updates_to_weights_without_them(micro: Any, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    micro.fit("m3ft", tmp_path, 1, save=(1, first))
+    backbone = replace(micro.backbone(), new_lora=NewLoraConfig(rank=2, layers=1))
+    micro.fit("m3ft", tmp_path, 2, save=(2, second), init_from=str(first), backbone=backbone)
+    before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (first, second))
+    added = after.keys() - before.keys()
+    assert before.keys() < after.keys()
+    assert {name.rpartition(".")[2] for name in added} == {"lora_A", "lora_B", "adapter_new_gate"}
+    assert all(".layers.3." in name for name in added)
+    assert all(after[name].any() for name in added)
+    module = micro.module("m3ft", init_from=str(second))
+    with pytest.raises(
+        UserError,
+        match=r"does not hold the \d+ tensors that are trained here: 15 unexpected .*set backbone\.new_lora as",
+    ):
+        module.configure_model()

@@ -26,6 +26,8 @@ LINEAR = {
 }
 NORM = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 PERMUTED = ("attention.wq", "attention.wk")
+LOW_RANK = (".lora_A", ".lora_B", ".adapter_new_gate")
+"""Ends of our names of low-rank updates and of the gate that comes with them: new ones change nothing."""
 _LAYER = re.compile(r"^llama\.layers\.(\d+)\.(.+)$")
 _LORA = re.compile(r"^(attention|feed_forward)\.lora_(w[qkvo123])_l([12])\.weight$")
 _VISUAL = ("clip_proj", "clip_proj_norm", "visual_query", "visual_blocks", "visual_proj", "visual_proj_norm")
@@ -45,6 +47,7 @@ class AdapterShape:
         clip_width: W, width of the CLIP tokens.
         bias: Whether there are biases.
         lora_rank: Rank of the low-rank updates, 0 for none.
+        lora_from: First layer that has them, counted from 0.
     """
 
     prompts: int
@@ -56,6 +59,7 @@ class AdapterShape:
     clip_width: int
     bias: bool
     lora_rank: int
+    lora_from: int = 0
 
     def visual_query(self, width: int) -> VisualQueryEncoder:
         """A visual query encoder of these sizes, whose tensors are still random.
@@ -96,7 +100,11 @@ def read_shape(official: Mapping[str, Tensor], visual_heads: int) -> AdapterShap
         lost = min(set(range(max(blocks))) - blocks)
         raise ValueError(f"its visual blocks end at number {max(blocks)}, and number {lost} is missing")
     hidden = official.get("visual_blocks.0.mlp.fc1.weight")
-    ranks = [value.shape[0] for key, value in official.items() if "lora_w" in key and key.endswith("_l1.weight")]
+    ranks = {
+        int(key.split(".")[2]): value.shape[0]
+        for key, value in official.items()
+        if "lora_w" in key and key.endswith("_l1.weight")
+    }
     return AdapterShape(
         prompts=prompts,
         layers=rows // prompts,
@@ -106,7 +114,8 @@ def read_shape(official: Mapping[str, Tensor], visual_heads: int) -> AdapterShap
         visual_heads=visual_heads,
         clip_width=clip_width,
         bias=any(key.endswith(".wq.bias") for key in official),
-        lora_rank=ranks[0] if ranks else 0,
+        lora_rank=max(ranks.values(), default=0),
+        lora_from=min(ranks, default=0),
     )
 
 

@@ -6,7 +6,7 @@ model with random weights, which is how speed is measured without a download.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,15 @@ def _language(
         shape = open_adapter(adapter, "backbone.adapter", backbone.visual_heads, backbone.visual_blocks).shape
     else:
         assumed.append(f"backbone.adapter={str(adapter)!r} is not there: taken to be BIAS-7B")
+    if (lora := backbone.new_lora) is not None:
+        depth = int(settings["num_hidden_layers"])
+        shape = replace(shape, lora_rank=lora.rank, lora_from=lora.first_layer(depth, str(folder)))
     config = AdapterLlamaConfig(
         adapter_len=shape.prompts,
         adapter_layers=shape.layers,
         adapter_bias=True,  # of every variant: stage 2 trains those that the file lacks, from zero
         lora_rank=shape.lora_rank,
+        lora_from=shape.lora_from,
         **{key: value for key, value in settings.items() if key not in _NOT_SHAPES},
     )
     return AdapterLlamaForCausalLM(config), shape.visual_query(config.hidden_size)

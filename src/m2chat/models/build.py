@@ -169,7 +169,7 @@ def _open_language(
     from m2chat.models.weights.adapter import open_adapter
     from m2chat.models.weights.language import assemble
     from m2chat.models.weights.llama import open_llama
-    from m2chat.models.weights.new_adapter import new_adapter
+    from m2chat.models.weights.new_adapter import new_adapter, with_new_lora
 
     source = open_llama(Path(backbone.language_model), "backbone.language_model")
     where = f"backbone.adapter={backbone.adapter!r}"
@@ -177,6 +177,8 @@ def _open_language(
         assert backbone.new_adapter is not None  # BackboneConfig refuses that
         return assemble(source, new_adapter(source, backbone.new_adapter, _clip_width(backbone)), where, frozen_dtype)
     adapter = open_adapter(Path(backbone.adapter), "backbone.adapter", backbone.visual_heads, backbone.visual_blocks)
+    if backbone.new_lora is not None:
+        adapter = with_new_lora(source, adapter, backbone.new_lora, where)
     return assemble(source, adapter, where, frozen_dtype, backbone.allow_foreign_adapter)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.integrity import has_checksum, not_verified
+from m2chat.models.adapter_file import LOW_RANK
 from m2chat.models.config import BackboneConfig
 from m2chat.models.fingerprints import Fingerprints, mismatch
 from m2chat.models.weights.exported import is_exported, read_exported
@@ -166,7 +167,11 @@ def check_names(actual: Iterable[str], expected: Collection[str], where: str) ->
         if names
     ]
     if faults:
-        raise UserError(f"{where} does not hold the {len(expected)} tensors that are trained here: {'; '.join(faults)}")
+        differ = all(name.endswith(LOW_RANK) for name in actual ^ expected)
+        hint = "; set backbone.new_lora as in the config.yaml of the run that wrote it" if differ else ""
+        raise UserError(
+            f"{where} does not hold the {len(expected)} tensors that are trained here: {'; '.join(faults)}{hint}"
+        )
 
 
 def find_checkpoint(
@@ -221,6 +226,7 @@ def load_trained(
     stage: str | None,
     backbones: Fingerprints | None,
     trained_on: BackboneConfig | None = None,
+    optional_names: Collection[str] = (),
 ) -> Header:
     """Loads trained tensors into a module and leaves everything else as it is.
 
@@ -231,6 +237,7 @@ def load_trained(
         stage: The stage that must have written it; None accepts any.
         backbones: The backbones that it must fit; None accepts any.
         trained_on: See `check_header`.
+        optional_names: Those of the expected names that it may lack, all of them; these tensors then stay as they are.
 
     Returns:
         The checkpoint's header.
@@ -243,6 +250,8 @@ def load_trained(
     header: Header = payload[HEADER]
     check_header(payload, str(path), stage, backbones, trained_on)
     state: dict[str, Tensor] = payload["state_dict"]
+    if state.keys().isdisjoint(optional_names):
+        expected_names = set(expected_names) - set(optional_names)
     check_names(state, expected_names, str(path))
     parameters = {plain_name(name): parameter for name, parameter in module.named_parameters()}
     check_names((name for name in state if name in parameters), expected_names, f"{type(module).__name__}")

@@ -54,6 +54,48 @@ class NewAdapterConfig:
 
 
 @dataclass
+class NewLoraConfig:
+    """Low-rank updates, as LORA-BIAS-7B has them, beside an adapter file that has none.
+
+    They start at zero, and stage 2 trains them.
+
+    Args:
+        rank: Rank; LORA-BIAS-7B's is 16.
+        layers: Layers that have them: the last so many; None for all.
+        seed: Seed of the initial weights.
+
+    Raises:
+        UserError: If a number is too small.
+    """
+
+    rank: int
+    layers: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("rank", self.rank), ("layers", self.layers)):
+            if value is not None and value < 1:
+                raise UserError(f"backbone.new_lora.{name}={value}: give 1 or more")
+
+    def first_layer(self, depth: int, of: str) -> int:
+        """First layer that has them, counted from 0.
+
+        Args:
+            depth: Number of the language model's layers.
+            of: Its folder, for messages.
+
+        Raises:
+            UserError: If it has fewer layers.
+        """
+        if self.layers is not None and self.layers > depth:
+            raise UserError(
+                f"backbone.new_lora.layers={self.layers}: the language model in {of} has {depth} layers; choose from 1 "
+                f"to {depth}"
+            )
+        return 0 if self.layers is None else depth - self.layers
+
+
+@dataclass
 class BackboneConfig:
     """Paths of the pretrained networks; ``configs/backbone/`` has those of both scales.
 
@@ -67,6 +109,7 @@ class BackboneConfig:
         channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels; a mark in the adapter's
             file takes precedence.
         new_adapter: Sizes of the adapter if `adapter` is ``new``.
+        new_lora: Low-rank updates that stage 2 trains beside an adapter file that has none; None for none.
         visual_heads: Heads of the visual blocks of an adapter file that does not state them.
         visual_blocks: Number of the visual blocks that an adapter file must have; None for as many as it has.
         allow_foreign_adapter: Whether an adapter file that was made for another language model of the same sizes is
@@ -74,7 +117,7 @@ class BackboneConfig:
         decoder: Parts that replace those of `image_decoder`, and the way it draws.
 
     Raises:
-        UserError: If `adapter` is ``new`` and its sizes are missing.
+        UserError: If `adapter` is ``new`` and its sizes are missing, or it has `new_lora` too.
     """
 
     language_model: str
@@ -84,6 +127,7 @@ class BackboneConfig:
     num_image_tokens: int
     channel_order: Literal["rgb", "bgr"] = "rgb"
     new_adapter: NewAdapterConfig | None = None
+    new_lora: NewLoraConfig | None = None
     visual_heads: int | None = None
     visual_blocks: int | None = None
     allow_foreign_adapter: bool = False
@@ -93,12 +137,19 @@ class BackboneConfig:
         # Mappings come out of checkpoints and manifests, which keep JSON or YAML.
         if isinstance(self.new_adapter, Mapping):
             self.new_adapter = NewAdapterConfig(**self.new_adapter)
+        if isinstance(self.new_lora, Mapping):
+            self.new_lora = NewLoraConfig(**self.new_lora)
         if not isinstance(self.decoder, DecoderConfig):
             self.decoder = decoder_config(self.decoder or {})
         if self.adapter == NEW and self.new_adapter is None:
             raise UserError(
                 "backbone.adapter='new' needs the sizes of the adapter: set backbone.new_adapter to its prompts, "
                 "layers, visual_blocks and visual_heads, as configs/stage0.yaml does"
+            )
+        if self.adapter == NEW and self.new_lora is not None:
+            raise UserError(
+                "backbone.new_lora is for an adapter file that has no low-rank updates; to train them with a new "
+                "adapter set backbone.new_adapter.lora_rank"
             )
 
 

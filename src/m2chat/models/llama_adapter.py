@@ -36,6 +36,7 @@ class AdapterLlamaConfig(LlamaConfig):
         adapter_layers: Layers that attend to prompts: the last so many.
         adapter_bias: Whether the output, query and feed-forward projections have biases.
         lora_rank: Rank of the low-rank updates; 0 for none.
+        lora_from: First layer that has them, counted from 0.
         extra_tokens: Tokens added behind the base vocabulary.
         added_from: Number of the first of them; None is the table's number of rows. It is larger if the tokenizer
             has special tokens for which the table has no row.
@@ -49,6 +50,7 @@ class AdapterLlamaConfig(LlamaConfig):
         adapter_layers: int = 31,
         adapter_bias: bool = True,
         lora_rank: int = 0,
+        lora_from: int = 0,
         extra_tokens: int = 2,
         added_from: int | None = None,
         **kwargs: Any,
@@ -57,9 +59,14 @@ class AdapterLlamaConfig(LlamaConfig):
         self.adapter_layers = adapter_layers
         self.adapter_bias = adapter_bias
         self.lora_rank = lora_rank
+        self.lora_from = lora_from
         self.extra_tokens = extra_tokens
         self.added_from = added_from
         super().__init__(**kwargs)
+
+    def rank_of(self, layer: int) -> int:
+        """Rank of the low-rank updates of a layer, counted from 0."""
+        return self.lora_rank if layer >= self.lora_from else 0
 
 
 class AdapterLinear(nn.Linear):
@@ -98,7 +105,7 @@ class AdapterLlamaAttention(LlamaAttention):
 
     def __init__(self, config: AdapterLlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        width, bias, rank = config.hidden_size, config.adapter_bias, config.lora_rank
+        width, bias, rank = config.hidden_size, config.adapter_bias, config.rank_of(layer_idx)
         self.q_proj = AdapterLinear(width, config.num_attention_heads * self.head_dim, bias, rank)
         self.k_proj = AdapterLinear(width, config.num_key_value_heads * self.head_dim, False, rank)
         self.v_proj = AdapterLinear(width, config.num_key_value_heads * self.head_dim, False, rank)
@@ -175,6 +182,9 @@ class AdapterLlamaAttention(LlamaAttention):
 class AdapterLlamaDecoderLayer(LlamaDecoderLayer):
     """A LLaMA layer whose linear maps are the adapter's."""
 
+    is_frozen = False
+    """Whether nothing goes back through it, so that it costs a training its forward pass alone."""
+
     def __init__(self, config: AdapterLlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.self_attn = AdapterLlamaAttention(config, layer_idx)
@@ -182,11 +192,16 @@ class AdapterLlamaDecoderLayer(LlamaDecoderLayer):
             config.hidden_size,
             config.intermediate_size,
             config.adapter_bias,
-            config.lora_rank,
+            config.rank_of(layer_idx),
         )
         self.mlp.gate_proj = AdapterLinear(width, inner, bias, rank)
         self.mlp.up_proj = AdapterLinear(width, inner, bias, rank)
         self.mlp.down_proj = AdapterLinear(inner, width, bias, rank)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As LLaMA's."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            return super().forward(*args, **kwargs)
 
 
 class ExtendedEmbedding(nn.Embedding):

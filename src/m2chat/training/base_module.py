@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from m2chat.batch import Batch
 from m2chat.errors import UserError
+from m2chat.models.adapter_file import LOW_RANK
 from m2chat.models.checkpoints import check_header, load_trained, read_checkpoint, trained_digest
 from m2chat.models.choosing import RUN
 from m2chat.models.compiled import compile_step
@@ -206,7 +207,9 @@ class TrainingModule(PredictingModule):
             resumed = self._trainer is not None and self.trainer.ckpt_path
             return f"checkpoint {self.trainer.ckpt_path}" if resumed else "new"
         names = {f"model.{name}" for name in self.names_of(found.stage)}
-        load_trained(self, found.path, names, stage=found.stage, backbones=self.backbones())
+        is_new = self.backbone.new_lora is not None and not self._evaluates
+        new = {name for name in names if is_new and name.endswith(LOW_RANK)}
+        load_trained(self, found.path, names, stage=found.stage, backbones=self.backbones(), optional_names=new)
         payload = read_checkpoint(found.path)
         self.tasks = set(payload.get("tasks", []))  # what stage 1 has trained, stage 2 has too
         self.costs_before = payload.get("costs", [])

@@ -38,7 +38,9 @@ class OptimConfig:
         lr_gates: Peak for the gates of LLaMA-Adapter's prompts; None for `lr_language`. From zero a gate moves by about
             the rate in each step, so that at the rate of the biases pictures are hardly seen for hundreds of steps.
         frozen_layers: Number of the language model's first layers whose tensors stay as they are. The M³Adapter reads
-            the states of early layers too, which then do not move under what it has learned in stage 1.
+            the states of early layers too, which then do not move under what it has learned in stage 1. Nothing goes
+            back through them, which saves time: the added tokens' input rows stay too, and the visual query learns
+            from the later layers.
         weight_decay: Weight decay of everything but biases, norms and gates.
         betas: AdamW's coefficients of the two running averages.
         warmup_steps: Optimiser steps of warm-up.

@@ -15,7 +15,7 @@ from m2chat.commands import main
 from m2chat.errors import UserError
 from m2chat.models import published
 from m2chat.models.build import load_language
-from m2chat.models.config import BackboneConfig, NewAdapterConfig
+from m2chat.models.config import BackboneConfig, NewAdapterConfig, NewLoraConfig
 from m2chat.models.fingerprints import fingerprint
 from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_adapter
 from m2chat.models.weights.base import BaseMark, mark_fingerprint
@@ -226,3 +226,39 @@ def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, int] | None, message
     with pytest.raises(UserError, match=message):
         new = None if sizes is None else NewAdapterConfig(**given)
         load_language(BackboneConfig(str(MICRO / "llama"), "new", str(MICRO / "clip"), "", 8, new_adapter=new))
+
+
+def test_new_low_rank_updates_change_nothing_and_stand_in_the_last_layers_alone(official: Any, tmp_path: Path) -> None:
+    official.write_meta(tmp_path)
+    backbone = BackboneConfig(str(tmp_path), str(official.write_adapter(tmp_path / "a.pth", "bias")), "", "", 8)
+    plain, visual_query = load_language(backbone)
+    llama, _ = load_language(replace(backbone, new_lora=NewLoraConfig(rank=2, layers=2)))
+    ranked = [layer.self_attn.k_proj.lora_A is not None for layer in llama.model.layers]
+    assert ranked == [False, True, True]
+    ids, query = torch.randint(3, 50, (2, 7)), visual_query(torch.randn(2, 5, 96))
+    with torch.no_grad():
+        assert torch.equal(llama(ids, visual_query=query).logits, plain(ids, visual_query=query).logits)
+        llama.model.layers[2].mlp.down_proj.lora_B.fill_(0.1)
+        assert not torch.equal(llama(ids, visual_query=query).logits, plain(ids, visual_query=query).logits)
+    again, _ = load_language(replace(backbone, new_lora=NewLoraConfig(rank=2, layers=2)))
+    assert torch.equal(again.model.layers[1].mlp.up_proj.lora_A, llama.model.layers[1].mlp.up_proj.lora_A)
+
+
+@pytest.mark.parametrize(
+    ("variant", "sizes", "message"),
+    [
+        ("lora-bias", {"rank": 2}, r"has low-rank updates of rank \d+: leave backbone\.new_lora out"),
+        ("bias", {"rank": 2, "layers": 9}, r"new_lora\.layers=9: the language model in .* has 3 layers"),
+        ("bias", {"rank": 0}, r"new_lora\.rank=0: give 1 or more"),
+        ("new", {"rank": 2}, r"new_lora is for an adapter file .* set backbone\.new_adapter\.lora_rank"),
+    ],
+)
+def test_low_rank_updates_that_do_not_fit_are_refused(
+    official: Any, tmp_path: Path, variant: str, sizes: dict[str, int], message: str
+) -> None:
+    official.write_meta(tmp_path)
+    adapter = "new" if variant == "new" else str(official.write_adapter(tmp_path / "a.pth", variant))
+    new = NewAdapterConfig(prompts=3, layers=2, visual_blocks=2, visual_heads=4) if variant == "new" else None
+    with pytest.raises(UserError, match=message):
+        lora = NewLoraConfig(**sizes)
+        load_language(BackboneConfig(str(tmp_path), adapter, "", "", 8, new_adapter=new, new_lora=lora))

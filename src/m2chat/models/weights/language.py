@@ -38,6 +38,7 @@ def skeletons(source: LlamaSource, adapter: AdapterSource) -> tuple[AdapterLlama
         adapter_layers=shape.layers,
         adapter_bias=True,
         lora_rank=shape.lora_rank,
+        lora_from=shape.lora_from,
         added_from=first_added(source.folder, source.settings["vocab_size"]),
         **source.settings,
     )
@@ -54,7 +55,7 @@ def own_llama(adapter: AdapterSource) -> LlamaSource:
     inner = adapter.state.get("llama.layers.0.feed_forward.w1.bias")
     query = adapter.state.get("llama.layers.0.attention.wq.bias")
     head_dim = (adapter.width if query is None else len(query)) // heads
-    keys = adapter.state.get("llama.layers.0.attention.lora_wk_l2.weight")
+    keys = next((value for name, value in adapter.state.items() if name.endswith("attention.lora_wk_l2.weight")), None)
     settings = {
         "vocab_size": 3,  # the least that has its start and its end
         "hidden_size": adapter.width,

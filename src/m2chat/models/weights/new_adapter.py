@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from m2chat.errors import UserError
 from m2chat.models.adapter_file import LINEAR, read_shape, to_official
-from m2chat.models.config import NEW, BackboneConfig, NewAdapterConfig
+from m2chat.models.config import NEW, BackboneConfig, NewAdapterConfig, NewLoraConfig
 from m2chat.models.visual_encoder import VisualQueryEncoder
 from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_adapter
 from m2chat.models.weights.base import BaseMark
@@ -52,24 +53,47 @@ def new_adapter(source: LlamaSource, sizes: NewAdapterConfig, clip_width: int) -
         state: dict[str, Tensor] = {name: tensor.detach() for name, tensor in encoder.state_dict().items()}
         state["adapter_query.weight"] = 0.02 * torch.randn(sizes.layers * sizes.prompts, width)
         for layer in range(depth):
-            state |= _of_layer(source, layer, sizes.lora_rank)
+            state[f"llama.layers.{layer}.attention.gate"] = torch.zeros(1, source.settings["num_attention_heads"], 1, 1)
+            if sizes.lora_rank:
+                state |= _low_rank(source, layer, sizes.lora_rank)
     heads = sizes.visual_heads
     return AdapterSource(state, read_shape(state, heads), None, False, [], BaseMark.of(source))
 
 
-def _of_layer(source: LlamaSource, layer: int, rank: int) -> dict[str, Tensor]:
-    """A closed gate, and low-rank updates that change nothing yet."""
+def with_new_lora(source: LlamaSource, adapter: AdapterSource, sizes: NewLoraConfig, where: str) -> AdapterSource:
+    """An adapter with low-rank updates in its last layers that change nothing yet.
+
+    Args:
+        source: Language model.
+        adapter: The adapter.
+        sizes: Rank and layers of the updates.
+        where: Name of the adapter in messages.
+
+    Raises:
+        UserError: If it has some already, or the language model has fewer layers.
+    """
+    depth = int(source.settings["num_hidden_layers"])
+    if adapter.shape.lora_rank:
+        raise UserError(f"{where} has low-rank updates of rank {adapter.shape.lora_rank}: leave backbone.new_lora out")
+    first = sizes.first_layer(depth, str(source.folder))
+    state = dict(adapter.state)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(sizes.seed)
+        for layer in range(first, depth):
+            state |= _low_rank(source, layer, sizes.rank)
+    return replace(adapter, state=state, shape=replace(adapter.shape, lora_rank=sizes.rank, lora_from=first))
+
+
+def _low_rank(source: LlamaSource, layer: int, rank: int) -> dict[str, Tensor]:
+    """Low-rank updates of a layer that change nothing yet, and the gate beside them."""
     at = f"llama.layers.{layer}."
-    tensors = {f"{at}attention.gate": torch.zeros(1, int(source.settings["num_attention_heads"]), 1, 1)}
-    if rank:
-        tensors[f"{at}attention.new_gate"] = torch.ones(1, 1, 1, 1)
-        for official, ours in LINEAR.items():
-            into_out = source.state[f"model.layers.{layer}.{ours}.weight"].shape
-            group, _, name = official.partition(".")
-            first = torch.empty(rank, into_out[1])
-            nn.init.kaiming_uniform_(first, a=5**0.5)
-            tensors[f"{at}{group}.lora_{name}_l1.weight"] = first
-            tensors[f"{at}{group}.lora_{name}_l2.weight"] = torch.zeros(into_out[0], rank)
+    tensors = {f"{at}attention.new_gate": torch.ones(1, 1, 1, 1)}
+    for official, ours in LINEAR.items():
+        into_out = source.state[f"model.layers.{layer}.{ours}.weight"].shape
+        group, _, name = official.partition(".")
+        tensors[f"{at}{group}.lora_{name}_l1.weight"] = down = torch.empty(rank, into_out[1])
+        nn.init.kaiming_uniform_(down, a=5**0.5)
+        tensors[f"{at}{group}.lora_{name}_l2.weight"] = torch.zeros(into_out[0], rank)
     return tensors
 
 
