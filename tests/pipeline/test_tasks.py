@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from m2chat.errors import UserError
+from m2chat.models.build import build_m2chat
+from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.denoising import Denoising
 from m2chat.models.image_decoder import ImageDecoder
 from m2chat.models.m3adapter import attention_maps
@@ -168,7 +171,7 @@ def test_the_lens_ends_where_the_reply_was_drawn(pipe: M2ChatPipeline) -> None:
     assert "".join(lens.tokens[:-1]).replace(" ", "").startswith(lens.caption.replace(" ", "")[:4])
     readings = [Reading({}, "–"), *[Reading({"shape": "ring"}, "ring")] * (layers + 1)]
     assert figure(lens).axes and figure(lens, readings).axes
-    deep = replace(lens, layers=lens.layers[:1] * 31, gates=lens.gates[:1] * 31)
+    deep = replace(lens, layers=lens.layers[:1] * 31, names=lens.names[:1] * 31, gates=lens.gates[:1] * 31)
     page = figure(deep)
     assert sum(bool(axis.images) for axis in page.axes) == 1 + 31 + 2, "context, layers, two attention maps"
     assert page.get_figwidth() <= 22
@@ -176,6 +179,24 @@ def test_the_lens_ends_where_the_reply_was_drawn(pipe: M2ChatPipeline) -> None:
     assert [title.partition(",")[0] for _, title, _ in strip(lens)] == [
         "context", "embedding", *(f"layer {k}" for k in range(1, layers + 1)),
     ]  # fmt: skip
+
+
+def test_the_lens_of_an_adapter_that_reads_several_layers_ends_with_all_of_them(
+    pipe: M2ChatPipeline, backbone: BackboneConfig
+) -> None:
+    torch.manual_seed(0)
+    model = copy.deepcopy(pipe.model)
+    model.m3adapter = build_m2chat(backbone, M3AdapterConfig(width=48, heads=2, layers=(1, -1))).m3adapter.eval()
+    pipe = M2ChatPipeline(model, pipe.origin)
+    session = pipe.session(steps=2, seed=0)
+    session.reply("turn it into a ring", [PICTURE], image="force", max_images=1)
+    lens, layers = look_inside(session), pipe.model.llama.config.num_hidden_layers
+    assert lens.names[-2:] == [f"layer {layers}", f"layers 1, {layers}"]
+    assert len(lens.layers) == len(lens.gates) == len(lens.names) == layers + 2
+    assert np.abs(lens.layers[-1].astype(int) - session.images[-1].pixels).max() <= 1
+    assert not np.array_equal(lens.layers[-2], lens.layers[-1])
+    assert np.allclose(lens.token_attention.sum(1), 1, atol=1e-4)
+    assert figure(lens).axes
 
 
 def test_attention_maps_are_what_the_adapter_does(pipe: M2ChatPipeline) -> None:

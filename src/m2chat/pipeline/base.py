@@ -176,7 +176,7 @@ class PipelineBase:
         image: ImageMode = "auto",
         max_images: int = 4,
         draw: DrawSettings | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int = 96,
         temperature: float = 0.0,
         top_p: float = 0.75,
         max_caption_tokens: int = 64,

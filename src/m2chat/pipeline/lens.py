@@ -48,7 +48,9 @@ class Lens:
         caption: Caption from which the picture was drawn.
         context: Context picture, if there was one.
         layers: Pictures drawn from the hidden states behind the embedding and behind each layer, all from the same
-            noise: L + 1 for L layers.
+            noise: L + 1 for L layers. Of an M³Adapter that reads several layers each of these stands in the place of
+            all, and behind them comes the picture from the layers that it reads: the reply's.
+        names: Name of each of these pictures.
         gates: g of Eq. 3 at each of them, 0-1.
         tokens: Tokens of the caption, and one entry for all image tokens together.
         token_attention: Attention of the queries to them, (Q, tokens); rows sum to 1.
@@ -61,6 +63,7 @@ class Lens:
     caption: str
     context: Picture | None
     layers: list[Picture]
+    names: list[str]
     gates: list[float]
     tokens: list[str]
     token_attention: NDArray[np.float32]
@@ -118,18 +121,22 @@ def inside(
     with pipe.lock:
         ids = torch.tensor([encoded.input_ids], device=pipe.device)
         masks = {
-            name: torch.tensor([getattr(encoded, name)], device=pipe.device) for name in ("answer", "caption", "image")
+            mask: torch.tensor([getattr(encoded, mask)], device=pipe.device) for mask in ("answer", "caption", "image")
         }
         f_img = model.clip(inputs.context_pixels)
         hidden = model.llama.model(ids, visual_query=model.visual_query(f_img), output_hidden_states=True).hidden_states
-        # The last state has passed the final norm already; the adapter was trained on normed states.
-        states = torch.cat([*(model.llama.model.norm(layer) for layer in hidden[:-1]), hidden[-1]])  # (L + 1, T, D)
-        count = len(states)
-        several = len(model.m3adapter.config.layers)
-        read = states if several == 1 else states.expand(several, *states.shape)
+        names = ["embedding", *(f"layer {k}" for k in range(1, len(hidden)))]
+        if len(chosen := [layer % len(hidden) for layer in model.read_layers]) == 1:
+            # The last state has passed the final norm already; the adapter was trained on normed states.
+            read = torch.cat([*(model.llama.model.norm(layer) for layer in hidden[:-1]), hidden[-1]])  # (L + 1, T, D)
+        else:
+            states = torch.cat(hidden)
+            read = torch.cat([states.expand(len(chosen), *states.shape), states[chosen][:, None]], 1)
+            names.append(f"layers {', '.join(map(str, chosen))}")
+        count = len(names)
         condition = model.m3adapter(
             read,
-            *(masks[name].expand(count, -1) for name in ("answer", "caption", "image")),
+            *(masks[mask].expand(count, -1) for mask in ("answer", "caption", "image")),
             f_img.expand(count, -1, -1),
             inputs.has_context.expand(count),
             pipe.origin.stage != "align",
@@ -147,6 +154,7 @@ def inside(
         view.reply[segment].caption or "",
         None if view.context is None else conversation.images[view.context].pixels,
         layers,
+        names,
         condition.gate.tolist(),
         tokens,
         spread,
@@ -174,8 +182,7 @@ def strip(lens: Lens, readings: Readings = None) -> list[tuple[Picture | None, s
         readings: Readings of the context picture and then of each layer's picture; without attributes where there is no
             picture, or one that the judge does not recognise.
     """
-    names = ["embedding", *(f"layer {k}" for k in range(1, len(lens.layers)))]
-    titles = ["context", *(f"{name}, g={gate:.2f}" for name, gate in zip(names, lens.gates, strict=True))]
+    titles = ["context", *(f"{name}, g={gate:.2f}" for name, gate in zip(lens.names, lens.gates, strict=True))]
     lines = [reading.text for reading in readings] if readings is not None else [""] * len(titles)
     return list(zip([lens.context, *lens.layers], titles, lines, strict=True))
 
@@ -254,13 +261,13 @@ def _patches(axis: Any, lens: Lens, _: Readings) -> None:
 
 
 def _changes(axis: Any, _: Lens, readings: Readings) -> None:
-    """Number of attributes that each layer's picture shares with the context picture and with the last layer's."""
+    """Number of attributes that each layer's picture shares with the context picture and with the reply's."""
     axis.set(xlabel="layer", ylabel="attributes as in")
     if not readings:
         axis.text(0.5, 0.5, "no judge of these pictures", transform=axis.transAxes, ha="center")
         return
     seen = [reading.attributes for reading in readings]
-    for name, wanted, style in (("context", seen[0], "s--"), ("last layer", seen[-1], "o-")):
+    for name, wanted, style in (("context", seen[0], "s--"), ("reply", seen[-1], "o-")):
         if wanted:
             equal = [sum(read.get(key) == value for key, value in wanted.items()) for read in seen[1:]]
             axis.plot(range(len(equal)), equal, style, label=f"{name} ({len(wanted)})")

@@ -109,7 +109,7 @@ class M2ChatPipeline(PipelineBase):
         size: int | None = None,
         image_mode: ImageMode = "auto",
         max_images: int = 4,
-        max_new_tokens: int = 64,
+        max_new_tokens: int = 96,
         max_caption_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 0.75,

@@ -62,7 +62,7 @@ class SessionSettings:
     guidance: float | None = None
     size: int | None = None
     preview_every: int = 5
-    max_new_tokens: int = 64
+    max_new_tokens: int = 96
     max_caption_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 0.75
