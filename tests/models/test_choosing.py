@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from m2chat.models.checkpoints import HEADER, Header
 from m2chat.models.choosing import RUN, ChosenCheckpoint, choose_checkpoint
+from m2chat.models.config import BackboneConfig, NewLoraConfig
 from toys import named_backbones
 
 WHOLE: dict[str, Any] = {"steps": 500, "of": 500, "shortened": [], "worlds": ["shapes"], "sources": ["cc3m", "laion"]}
@@ -22,6 +25,18 @@ def write(folder: Path, hours: int, **record: Any) -> Path:
     time = path.stat().st_mtime - 3600 * hours
     os.utime(path, (time, time))
     return path
+
+
+@pytest.mark.parametrize(("stage", "is_taken"), [("align", True), ("m3ft", False)])
+def test_weights_with_other_low_rank_updates_are_passed_over(tmp_path: Path, stage: str, is_taken: bool) -> None:
+    path = write(tmp_path / "version_1/checkpoints", 1, steps=500)
+    payload = torch.load(path)
+    payload[HEADER]["stage"] = stage
+    backbone = asdict(BackboneConfig("", "", "", "", 1, new_lora=NewLoraConfig(rank=2)))
+    torch.save({**payload, "config": {"backbone": backbone}}, path)
+    chosen = choose_checkpoint(tmp_path, stage, named_backbones(), None)
+    assert (chosen.path == path) == is_taken
+    assert is_taken or "backbone.new_lora is {'rank': 2" in chosen.others[0]
 
 
 def choose(root: Path, *worlds: str) -> ChosenCheckpoint:

@@ -191,7 +191,7 @@ def test_the_lens_of_an_adapter_that_reads_several_layers_ends_with_all_of_them(
     session = pipe.session(steps=2, seed=0)
     session.reply("turn it into a ring", [PICTURE], image="force", max_images=1)
     lens, layers = look_inside(session), pipe.model.llama.config.num_hidden_layers
-    assert lens.names[-2:] == [f"layer {layers}", f"layers 1, {layers}"]
+    assert lens.names[-2:] == [f"layer {layers}", "reply"] and len(lens.by_layer) == layers + 1
     assert len(lens.layers) == len(lens.gates) == len(lens.names) == layers + 2
     assert np.abs(lens.layers[-1].astype(int) - session.images[-1].pixels).max() <= 1
     assert not np.array_equal(lens.layers[-2], lens.layers[-1])

@@ -10,7 +10,7 @@ import torch
 
 from m2chat.batch import Batch
 from m2chat.errors import UserError
-from m2chat.models.checkpoints import trainable_state_dict
+from m2chat.models.checkpoints import load_trained, trainable_state_dict
 from m2chat.models.config import NewLoraConfig
 from m2chat.schema import Sample
 from m2chat.text import view_of
@@ -146,6 +146,12 @@ def test_stage_2_learns_further_from_its_own_weights_while_early_layers_stay(mic
     moved = {name for name in after.keys() - early if not torch.equal(before[name], after[name])}
     assert any(name.startswith("model.llama.model.layers.1.") for name in moved)
     assert any(name.startswith("model.m3adapter.") for name in moved)
+    module, data = micro.module("m3ft", optim=optim), micro.data("m3ft")
+    module.configure_model()
+    module.losses(next(iter(data.train_dataloader())).ready())[0]["loss"].backward()
+    layers, table = module.model.llama.model.layers, module.model.llama.model.embed_tokens.extra
+    assert table.grad is None and all(parameter.grad is None for parameter in layers[0].parameters())
+    assert layers[1].mlp.down_proj.bias.grad.any()
     with pytest.raises(UserError, match="stage 'm3ft', but stage 'align' is wanted"):
         micro.module("align", init_from=str(first)).configure_model()
 
@@ -164,6 +170,16 @@ def test_stage_2_adds_low_rank_updates_to_weights_without_them(micro: Any, tmp_p
     module = micro.module("m3ft", init_from=str(second))
     with pytest.raises(
         UserError,
-        match=r"does not hold the \d+ tensors that are trained here: 15 unexpected .*set backbone\.new_lora as",
+        match=r"does not hold the \d+ tensors .* 15 unexpected .*set backbone\.new_lora as in the config",
     ):
         module.configure_model()
+    module = micro.module("m3ft", backbone=backbone, init_from=str(first))
+    module.configure_model()  # a training starts from it, and an evaluation does not
+    names = {f"model.{name}" for name in module.names_of("m3ft")}
+    with pytest.raises(UserError, match=r"does not hold .* 15 missing .*set backbone\.new_lora to null"):
+        load_trained(module, first, names, stage="m3ft", backbones=None)
+    wider = replace(backbone, new_lora=NewLoraConfig(rank=3, layers=1))
+    module = micro.module("m3ft", backbone=wider, init_from=str(first))
+    module.configure_model()
+    with pytest.raises(UserError, match=r"lora_[AB] has shape .* the model wants .* as in the config\.yaml"):
+        module.on_load_checkpoint(torch.load(second, weights_only=True))

@@ -20,7 +20,7 @@ from m2chat.app.entrance import NamedHosts
 from m2chat.app.tabs import TaskHandlers, add_tabs
 from m2chat.app.uploads import MAX_BYTES
 from m2chat.app.widgets import AT_ONCE, QUEUED, UNQUEUED, WAITING, as_examples, message_box, picture_cache, size_sliders
-from m2chat.pipeline import M2ChatPipeline
+from m2chat.pipeline import M2ChatPipeline, SessionSettings
 from m2chat.world import Example
 
 STYLE = Path(__file__).with_name("page.css")
@@ -167,7 +167,7 @@ def _settings(pipe: M2ChatPipeline) -> list[Any]:
             seed = gr.Number(-1, label="Seed (-1: random)", precision=0, minimum=-1, maximum=2**31 - 1,
                              elem_id="setting-seed")  # fmt: skip
             temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature")
-            length = gr.Slider(8, 128, 64, step=8, label="Max new tokens")
+            length = gr.Slider(8, 128, SessionSettings.max_new_tokens, step=8, label="Max new tokens")
     return [image, most, steps, guidance, seed, temperature, length, height, width]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from m2chat.app.limits import require_affordable
-from m2chat.pipeline import M2ChatPipeline, Session
+from m2chat.pipeline import M2ChatPipeline, Session, SessionSettings
 
 MAX_CHARACTERS = 1_000_000
 """Maximum length of all texts together; the layout cuts the conversation to the model's context afterwards."""
@@ -238,7 +238,8 @@ class ChatRequest(LenientBody):
             UserError: If the pictures would have more than four times the pixels of those that the model was made for.
         """
         require_affordable(pipe, self.height, self.width)
-        limit = self.max_completion_tokens or self.max_tokens or 64
+        limit = self.max_completion_tokens or self.max_tokens
+        caption = self.max_caption_tokens or limit or SessionSettings.max_caption_tokens
         return pipe.session(
             image=self.image if "image" in self.modalities else "never",
             max_images=self.max_images,
@@ -248,8 +249,8 @@ class ChatRequest(LenientBody):
             height=self.height,
             width=self.width,
             preview_every=0,
-            max_new_tokens=min(limit, 512),
-            max_caption_tokens=min(self.max_caption_tokens or limit, 512),
+            max_new_tokens=min(limit or SessionSettings.max_new_tokens, 512),
+            max_caption_tokens=min(caption, 512),
             temperature=self.temperature,
             top_p=self.top_p,
         )

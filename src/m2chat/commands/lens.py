@@ -65,6 +65,6 @@ def run(options: argparse.Namespace) -> None:
         with SummaryWriter(str(options.tensorboard)) as writer:
             writer.add_figure("lens", page)
             writer.add_text("lens/reply", f"{lens.answer} [{lens.caption}]")
-            for layer, gate in enumerate(lens.gates):
+            for layer, gate in enumerate(lens.by_layer):
                 writer.add_scalar("lens/gate", gate, layer)
         print(f"tensorboard --logdir {options.tensorboard}")

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
 def _training(options: argparse.Namespace, settings: Any, module: Any, model: Any, gpu: Any) -> None:
     from dataclasses import replace
 
-    from m2chat.models.trainable import adapter_names, set_trainable, trainable_names
+    from m2chat.models.trainable import adapter_names, freeze_first_layers, set_trainable, trainable_names
     from m2chat.models.units import components
     from m2chat.planning.host import plan_host
     from m2chat.planning.report import host_report, training_report
@@ -91,6 +91,7 @@ def _training(options: argparse.Namespace, settings: Any, module: Any, model: An
     shape = BatchShape(data.batch_size, data.max_tokens, size, module.backbone.num_image_tokens)
     usual = min(options.tokens or USUAL_TOKENS[module.stage], shape.tokens)
     set_trainable(model, adapter_names(model) if module.stage == "describe" else trainable_names(model, module.stage))
+    freeze_first_layers(model, module.optim.frozen_layers)
     autocast = module.prepare_precision(model, str(settings.trainer.precision))
     devices, limit = options.devices or _devices(settings), options.memory * 1e9
     options.features = options.features or (module.stage == "align" and bool(data.features))

@@ -100,10 +100,11 @@ def read_shape(official: Mapping[str, Tensor], visual_heads: int) -> AdapterShap
         lost = min(set(range(max(blocks))) - blocks)
         raise ValueError(f"its visual blocks end at number {max(blocks)}, and number {lost} is missing")
     hidden = official.get("visual_blocks.0.mlp.fc1.weight")
+    inside = {key: match for key in official if (match := _LAYER.match(key)) is not None}
     ranks = {
-        int(key.split(".")[2]): value.shape[0]
-        for key, value in official.items()
-        if "lora_w" in key and key.endswith("_l1.weight")
+        int(match.group(1)): official[key].shape[0]
+        for key, match in inside.items()
+        if (lora := _LORA.match(match.group(2))) and lora.group(3) == "1"
     }
     return AdapterShape(
         prompts=prompts,

@@ -6,7 +6,7 @@ model with random weights, which is how speed is measured without a download.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from m2chat.models.weights.adapter import open_adapter
 from m2chat.models.weights.clip import clip_settings, open_clip_tower
 from m2chat.models.weights.files import load_json
 from m2chat.models.weights.llama import llama_folder, open_llama
+from m2chat.models.weights.new_adapter import with_updates
 
 _NOT_SHAPES = ("model_type", "architectures", "dtype", "transformers_version")
 
@@ -135,8 +136,7 @@ def _language(
     else:
         assumed.append(f"backbone.adapter={str(adapter)!r} is not there: taken to be BIAS-7B")
     if (lora := backbone.new_lora) is not None:
-        depth = int(settings["num_hidden_layers"])
-        shape = replace(shape, lora_rank=lora.rank, lora_from=lora.first_layer(depth, str(folder)))
+        shape = with_updates(shape, lora, int(settings["num_hidden_layers"]), f"backbone.adapter={str(adapter)!r}")
     config = AdapterLlamaConfig(
         adapter_len=shape.prompts,
         adapter_layers=shape.layers,

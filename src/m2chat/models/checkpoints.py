@@ -167,11 +167,32 @@ def check_names(actual: Iterable[str], expected: Collection[str], where: str) ->
         if names
     ]
     if faults:
-        differ = all(name.endswith(LOW_RANK) for name in actual ^ expected)
-        hint = "; set backbone.new_lora as in the config.yaml of the run that wrote it" if differ else ""
+        hint = ""
+        if all(name.endswith(LOW_RANK) for name in actual ^ expected):
+            wanted = "as in the config.yaml of the run that wrote it" if actual - expected else "to null"
+            hint = f"; low-rank updates: set backbone.new_lora {wanted}"
         raise UserError(
             f"{where} does not hold the {len(expected)} tensors that are trained here: {'; '.join(faults)}{hint}"
         )
+
+
+def check_shapes(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], where: str) -> None:
+    """Makes sure that tensors have the shapes of a model's.
+
+    Args:
+        state: Tensors of a checkpoint.
+        parameters: Those of the model, by the same names.
+        where: Name of the checkpoint in messages.
+
+    Raises:
+        UserError: That names the first that has not.
+    """
+    for name, tensor in state.items():
+        if parameters[name].shape != tensor.shape:
+            raise UserError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, the model wants {tuple(parameters[name].shape)}; "
+                "set model.init_args as in the config.yaml of the run that wrote it"
+            )
 
 
 def find_checkpoint(
@@ -255,12 +276,7 @@ def load_trained(
     check_names(state, expected_names, str(path))
     parameters = {plain_name(name): parameter for name, parameter in module.named_parameters()}
     check_names((name for name in state if name in parameters), expected_names, f"{type(module).__name__}")
-    for name, tensor in state.items():
-        if parameters[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, the model wants {tuple(parameters[name].shape)}; "
-                "set model.init_args as in the config.yaml of the run that wrote it"
-            )
+    check_shapes(state, parameters, str(path))
     with torch.no_grad():
         for name, tensor in state.items():
             parameters[name].copy_(tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -68,7 +68,7 @@ def choose_checkpoint(
     is_one_run = (root / "checkpoints").is_dir()
 
     def is_wanted(path: Path, payload: Mapping[str, Any]) -> bool:
-        fault = "" if is_one_run else _fault(payload.get(RUN), worlds)
+        fault = "" if is_one_run else _fault(payload.get(RUN), worlds) or _other_updates(payload, stage, backbones)
         if fault:
             others.append(f"{path} ({fault})")
         return not fault
@@ -92,6 +92,15 @@ def _fault(record: RunRecord | None, worlds: Collection[str] | None) -> str:
     if worlds is not None and not set(worlds) & set(record["worlds"]):
         return f"trained on {_data(record)}, other data than those of this run"
     return ""
+
+
+def _other_updates(payload: Mapping[str, Any], stage: str, backbones: Fingerprints) -> str:
+    """Whether a checkpoint has other low-rank updates than the run; those of stage 1 have none and fit any."""
+    recorded = ((payload.get("config") or {}).get("backbone") or {}).get("new_lora") or {}
+    ours = asdict(backbones.backbone.new_lora) if backbones.backbone.new_lora is not None else {}
+    if stage == "align" or all(recorded.get(name) == ours.get(name) for name in ("rank", "layers")):
+        return ""
+    return f"backbone.new_lora is {recorded or None} there, and {ours or None} in this run"
 
 
 def _about(record: RunRecord | None, path: Path) -> list[str]:

@@ -57,7 +57,8 @@ class NewAdapterConfig:
 class NewLoraConfig:
     """Low-rank updates, as LORA-BIAS-7B has them, beside an adapter file that has none.
 
-    They start at zero, and stage 2 trains them.
+    They start at zero, and the stages that train the adapter train them: stage 2, and stage 0 if it goes on from a
+    file, which has them from then on.
 
     Args:
         rank: Rank; LORA-BIAS-7B's is 16.
@@ -74,25 +75,8 @@ class NewLoraConfig:
 
     def __post_init__(self) -> None:
         for name, value in (("rank", self.rank), ("layers", self.layers)):
-            if value is not None and value < 1:
-                raise UserError(f"backbone.new_lora.{name}={value}: give 1 or more")
-
-    def first_layer(self, depth: int, of: str) -> int:
-        """First layer that has them, counted from 0.
-
-        Args:
-            depth: Number of the language model's layers.
-            of: Its folder, for messages.
-
-        Raises:
-            UserError: If it has fewer layers.
-        """
-        if self.layers is not None and self.layers > depth:
-            raise UserError(
-                f"backbone.new_lora.layers={self.layers}: the language model in {of} has {depth} layers; choose from 1 "
-                f"to {depth}"
-            )
-        return 0 if self.layers is None else depth - self.layers
+            if not (isinstance(value, int) and value >= 1) and (name, value) != ("layers", None):
+                raise UserError(f"backbone.new_lora.{name}={value!r}: give a whole number, 1 or more")
 
 
 @dataclass
@@ -109,7 +93,7 @@ class BackboneConfig:
         channel_order: ``rgb``, or ``bgr`` for adapter weights trained on swapped channels; a mark in the adapter's
             file takes precedence.
         new_adapter: Sizes of the adapter if `adapter` is ``new``.
-        new_lora: Low-rank updates that stage 2 trains beside an adapter file that has none; None for none.
+        new_lora: Low-rank updates to train beside an adapter file that has none; None for none.
         visual_heads: Heads of the visual blocks of an adapter file that does not state them.
         visual_blocks: Number of the visual blocks that an adapter file must have; None for as many as it has.
         allow_foreign_adapter: Whether an adapter file that was made for another language model of the same sizes is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -52,6 +52,12 @@ def adapter_names(model: ReadingModel, biases: bool = True) -> set[str]:
     return {
         name for name in names if name.startswith("visual_query.") or not name.endswith(("_proj.bias", "norm.weight"))
     }
+
+
+def freeze_first_layers(model: Any, count: int) -> None:
+    """Lets nothing go back through a model's first language model layers; a model without these has none."""
+    for layer in model.llama.model.layers[:count] if count else ():
+        layer.is_frozen = True
 
 
 def set_trainable(model: nn.Module, names: set[str]) -> None:

@@ -34,6 +34,8 @@ Readings: TypeAlias = Sequence[Reading] | None
 """The judge's reading of each picture; None without a judge."""
 _IN_LINE = 11
 """Pictures beside each other in the figure, at most: language models have dozens of layers."""
+_REPLY = "reply"
+"""Name of the picture behind those of single layers."""
 _CLASS_TOKENS = 1
 """Leading tokens of CLIP that are no patches."""
 
@@ -48,8 +50,8 @@ class Lens:
         caption: Caption from which the picture was drawn.
         context: Context picture, if there was one.
         layers: Pictures drawn from the hidden states behind the embedding and behind each layer, all from the same
-            noise: L + 1 for L layers. Of an M³Adapter that reads several layers each of these stands in the place of
-            all, and behind them comes the picture from the layers that it reads: the reply's.
+            noise: L + 1 for L layers. If the M³Adapter reads other layers than the last, each of these stands in the
+            place of all that it reads, and behind them comes the reply's picture.
         names: Name of each of these pictures.
         gates: g of Eq. 3 at each of them, 0-1.
         tokens: Tokens of the caption, and one entry for all image tokens together.
@@ -69,6 +71,11 @@ class Lens:
     token_attention: NDArray[np.float32]
     picture_attention: NDArray[np.float32]
     gate_by_turn: list[list[float]]
+
+    @property
+    def by_layer(self) -> list[float]:
+        """The gates of the single layers."""
+        return self.gates[:-1] if self.names[-1] == _REPLY else self.gates
 
 
 def look_inside(session: Session, turn: int = -1, picture: int = 0) -> Lens:
@@ -126,13 +133,15 @@ def inside(
         f_img = model.clip(inputs.context_pixels)
         hidden = model.llama.model(ids, visual_query=model.visual_query(f_img), output_hidden_states=True).hidden_states
         names = ["embedding", *(f"layer {k}" for k in range(1, len(hidden)))]
-        if len(chosen := [layer % len(hidden) for layer in model.read_layers]) == 1:
+        chosen = [layer % len(hidden) for layer in model.read_layers]
+        if chosen == [len(hidden) - 1]:
             # The last state has passed the final norm already; the adapter was trained on normed states.
             read = torch.cat([*(model.llama.model.norm(layer) for layer in hidden[:-1]), hidden[-1]])  # (L + 1, T, D)
         else:
             states = torch.cat(hidden)
             read = torch.cat([states.expand(len(chosen), *states.shape), states[chosen][:, None]], 1)
-            names.append(f"layers {', '.join(map(str, chosen))}")
+            read = read if len(chosen) > 1 else read[0]
+            names.append(_REPLY)
         count = len(names)
         condition = model.m3adapter(
             read,
@@ -260,7 +269,7 @@ def _patches(axis: Any, lens: Lens, _: Readings) -> None:
     axis.imshow(lens.picture_attention, extent=extent, cmap="magma", alpha=0.6, interpolation="nearest")
 
 
-def _changes(axis: Any, _: Lens, readings: Readings) -> None:
+def _changes(axis: Any, lens: Lens, readings: Readings) -> None:
     """Number of attributes that each layer's picture shares with the context picture and with the reply's."""
     axis.set(xlabel="layer", ylabel="attributes as in")
     if not readings:
@@ -269,9 +278,10 @@ def _changes(axis: Any, _: Lens, readings: Readings) -> None:
     seen = [reading.attributes for reading in readings]
     for name, wanted, style in (("context", seen[0], "s--"), ("reply", seen[-1], "o-")):
         if wanted:
-            equal = [sum(read.get(key) == value for key, value in wanted.items()) for read in seen[1:]]
+            single = seen[1 : 1 + len(lens.by_layer)]
+            equal = [sum(read.get(key) == value for key, value in wanted.items()) for read in single]
             axis.plot(range(len(equal)), equal, style, label=f"{name} ({len(wanted)})")
-    axis.set_xticks(range(len(readings) - 1))
+    axis.set_xticks(range(len(lens.by_layer)))
     axis.set_ylim(-0.3, max(map(len, seen)) + 0.5)
     axis.legend(fontsize=8)
 

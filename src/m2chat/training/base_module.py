@@ -26,7 +26,7 @@ from m2chat.models.generation import Decoding
 from m2chat.models.m2chat import DiffusionNoise
 from m2chat.models.memory import lower_parameters
 from m2chat.models.precision import lowered_in_training
-from m2chat.models.trainable import AnyStage, set_trainable
+from m2chat.models.trainable import AnyStage, freeze_first_layers, set_trainable
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.replier import Given, Replier
 from m2chat.ranges import check_settings
@@ -150,6 +150,7 @@ class TrainingModule(PredictingModule):
         if not testing and hasattr(self.model, "decoder"):  # stage 0 has none
             mention_few_steps(self.model.decoder, self.lambda_ddpm)
         set_trainable(self.model, self.names_of(self.stage))
+        freeze_first_layers(self.model, self.optim.frozen_layers)
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         if self.torch_compile and not testing:
             compile_step(self.model)

@@ -39,8 +39,8 @@ class OptimConfig:
             the rate in each step, so that at the rate of the biases pictures are hardly seen for hundreds of steps.
         frozen_layers: Number of the language model's first layers whose tensors stay as they are. The M³Adapter reads
             the states of early layers too, which then do not move under what it has learned in stage 1. Nothing goes
-            back through them, which saves time: the added tokens' input rows stay too, and the visual query learns
-            from the later layers.
+            back through them, which saves time: the added tokens' input rows stay too (unless the M³Adapter reads
+            layer 0), and the visual query learns from the later layers.
         weight_decay: Weight decay of everything but biases, norms and gates.
         betas: AdamW's coefficients of the two running averages.
         warmup_steps: Optimiser steps of warm-up.

@@ -88,7 +88,6 @@ def language_parts(llama: Any, config: OptimConfig, rate: float) -> dict[str, tu
     """Parts of the language model with their peak learning rates, for `rated_groups`.
 
     The tensors of frozen layers are among them, with a rate of 0: so they stay in the checkpoints of their stage.
-    Nothing goes back through these layers from here on.
 
     Args:
         llama: `AdapterLlamaForCausalLM`.
@@ -104,8 +103,6 @@ def language_parts(llama: Any, config: OptimConfig, rate: float) -> dict[str, tu
         raise UserError(
             f"optim.frozen_layers={config.frozen_layers}: this language model has {len(llama.model.layers)} layers"
         )
-    for layer in llama.model.layers[: config.frozen_layers]:
-        layer.is_frozen = True
     return {"llama/frozen": (llama.model.layers[: config.frozen_layers], 0.0), "llama": (llama, rate)}
 
 

@@ -12,6 +12,7 @@ from m2chat.models.checkpoints import (
     Header,
     check_header,
     check_names,
+    check_shapes,
     plain_name,
     trainable_names,
 )
@@ -55,5 +56,7 @@ class TrainedOnlyModule(LightningModule):
         check_header(checkpoint, "the checkpoint", self.stage, self.backbones())
         if "state_dict" in checkpoint:  # `M2ChatFSDPStrategy` has checked and loaded it already
             check_names(checkpoint["state_dict"], trainable_names(self), "the checkpoint")
+            parameters = {plain_name(name): parameter for name, parameter in self.named_parameters()}
+            check_shapes(checkpoint["state_dict"], parameters, "the checkpoint")
             actual = {plain_name(name): name for name in self.state_dict()}
             checkpoint["state_dict"] = {actual[name]: tensor for name, tensor in checkpoint["state_dict"].items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 from m2chat.batch import Batch
 from m2chat.models.blank import blank_m2chat, blank_reading, without_cached
-from m2chat.models.trainable import set_trainable
+from m2chat.models.trainable import freeze_first_layers, set_trainable
 from m2chat.planning.step import BatchShape, StepMeasure, measure_step
 
 _PICTURES = ("UNet", "VAE")
@@ -70,6 +70,7 @@ class UsefulWork:
         if cached:
             without_cached(model)
         set_trainable(model, module.names_of(stage))
+        freeze_first_layers(model, module.optim.frozen_layers)
         found = []
         for tokens in (2 * backbone.num_image_tokens + 64, 2 * backbone.num_image_tokens + 256):
             shape = BatchShape(count, tokens, pixels, backbone.num_image_tokens)

@@ -14,6 +14,7 @@ import torch
 from m2chat.commands import main
 from m2chat.errors import UserError
 from m2chat.models import published
+from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.build import load_language
 from m2chat.models.config import BackboneConfig, NewAdapterConfig, NewLoraConfig
 from m2chat.models.fingerprints import fingerprint
@@ -21,6 +22,7 @@ from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_ada
 from m2chat.models.weights.base import BaseMark, mark_fingerprint
 from m2chat.models.weights.foreign import why_foreign
 from m2chat.models.weights.llama import LlamaSource, open_llama
+from m2chat.models.weights.new_adapter import save_adapter
 
 MICRO = Path(__file__).parents[3] / "data" / "micro"
 
@@ -242,14 +244,25 @@ def test_new_low_rank_updates_change_nothing_and_stand_in_the_last_layers_alone(
         assert not torch.equal(llama(ids, visual_query=query).logits, plain(ids, visual_query=query).logits)
     again, _ = load_language(replace(backbone, new_lora=NewLoraConfig(rank=2, layers=2)))
     assert torch.equal(again.model.layers[1].mlp.up_proj.lora_A, llama.model.layers[1].mlp.up_proj.lora_A)
+    # An adapter file with updates in its last layers alone, as stage 0 writes it.
+    trained = {f"llama.{name}": value for name, value in llama.state_dict().items()}
+    trained |= {f"visual_query.{name}": value for name, value in visual_query.state_dict().items()}
+    names = adapter_parameter_names(llama, visual_query)
+    save_adapter(tmp_path / "b.pth", {name: trained[name] for name in names}, backbone)
+    shape = open_adapter(tmp_path / "b.pth", "x").shape
+    assert (shape.lora_rank, shape.lora_from) == (2, 1)
+    read, _ = load_language(replace(backbone, adapter=str(tmp_path / "b.pth")))
+    assert read.state_dict().keys() == llama.state_dict().keys()
+    assert all(torch.equal(value, llama.state_dict()[name]) for name, value in read.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("variant", "sizes", "message"),
     [
-        ("lora-bias", {"rank": 2}, r"has low-rank updates of rank \d+: leave backbone\.new_lora out"),
-        ("bias", {"rank": 2, "layers": 9}, r"new_lora\.layers=9: the language model in .* has 3 layers"),
-        ("bias", {"rank": 0}, r"new_lora\.rank=0: give 1 or more"),
+        ("lora-bias", {"rank": 2}, r"has low-rank updates of rank \d+ itself: leave backbone\.new_lora out"),
+        ("bias", {"rank": 2, "layers": 9}, r"new_lora\.layers=9: the language model has 3 layers; choose from 1 to 3"),
+        ("bias", {"rank": 0}, r"new_lora\.rank=0: give a whole number, 1 or more"),
+        ("bias", {"rank": None}, r"new_lora\.rank=None: give a whole number"),
         ("new", {"rank": 2}, r"new_lora is for an adapter file .* set backbone\.new_adapter\.lora_rank"),
     ],
 )

@@ -154,7 +154,7 @@ def _adapter(path: Path, language_model: Path | None, visual_heads: int | None) 
         "language model": f"{adapter.width} wide",
         "visual query": f"{shape.visual_depth} blocks {shape.visual_width} wide, {shape.visual_heads} heads",
         "vision encoder": f"tokens {shape.clip_width} wide",
-        "LoRA rank": str(shape.lora_rank or "none"),
+        "LoRA rank": f"{shape.lora_rank}, from layer {shape.lora_from} on" if shape.lora_rank else "none",
         "made for": f"language model {adapter.base.fingerprint}" if adapter.base else "not marked",
         "channel order": adapter.channel_order or "not marked (released files: bgr)",
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from m2chat.errors import UserError
-from m2chat.models.adapter_file import LINEAR, read_shape, to_official
+from m2chat.models.adapter_file import LINEAR, AdapterShape, read_shape, to_official
 from m2chat.models.config import NEW, BackboneConfig, NewAdapterConfig, NewLoraConfig
 from m2chat.models.visual_encoder import VisualQueryEncoder
 from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_adapter
@@ -60,28 +60,37 @@ def new_adapter(source: LlamaSource, sizes: NewAdapterConfig, clip_width: int) -
     return AdapterSource(state, read_shape(state, heads), None, False, [], BaseMark.of(source))
 
 
-def with_new_lora(source: LlamaSource, adapter: AdapterSource, sizes: NewLoraConfig, where: str) -> AdapterSource:
-    """An adapter with low-rank updates in its last layers that change nothing yet.
+def with_updates(shape: AdapterShape, sizes: NewLoraConfig, depth: int, where: str) -> AdapterShape:
+    """Sizes of an adapter with low-rank updates in its last layers.
 
     Args:
-        source: Language model.
-        adapter: The adapter.
+        shape: Sizes without them.
         sizes: Rank and layers of the updates.
+        depth: Number of the language model's layers.
         where: Name of the adapter in messages.
 
     Raises:
         UserError: If it has some already, or the language model has fewer layers.
     """
+    if shape.lora_rank:
+        raise UserError(f"{where} has low-rank updates of rank {shape.lora_rank} itself: leave backbone.new_lora out")
+    layers = depth if sizes.layers is None else sizes.layers
+    if layers > depth:
+        raise UserError(
+            f"backbone.new_lora.layers={layers}: the language model has {depth} layers; choose from 1 to {depth}"
+        )
+    return replace(shape, lora_rank=sizes.rank, lora_from=depth - layers)
+
+
+def with_new_lora(source: LlamaSource, adapter: AdapterSource, sizes: NewLoraConfig, where: str) -> AdapterSource:
+    """An adapter with low-rank updates in its last layers that change nothing yet; see `with_updates`."""
     depth = int(source.settings["num_hidden_layers"])
-    if adapter.shape.lora_rank:
-        raise UserError(f"{where} has low-rank updates of rank {adapter.shape.lora_rank}: leave backbone.new_lora out")
-    first = sizes.first_layer(depth, str(source.folder))
-    state = dict(adapter.state)
+    shape, state = with_updates(adapter.shape, sizes, depth, where), dict(adapter.state)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(sizes.seed)
-        for layer in range(first, depth):
+        for layer in range(shape.lora_from, depth):
             state |= _low_rank(source, layer, sizes.rank)
-    return replace(adapter, state=state, shape=replace(adapter.shape, lora_rank=sizes.rank, lora_from=first))
+    return replace(adapter, state=state, shape=shape)
 
 
 def _low_rank(source: LlamaSource, layer: int, rank: int) -> dict[str, Tensor]:
@@ -89,11 +98,14 @@ def _low_rank(source: LlamaSource, layer: int, rank: int) -> dict[str, Tensor]:
     at = f"llama.layers.{layer}."
     tensors = {f"{at}attention.new_gate": torch.ones(1, 1, 1, 1)}
     for official, ours in LINEAR.items():
-        into_out = source.state[f"model.layers.{layer}.{ours}.weight"].shape
-        group, _, name = official.partition(".")
-        tensors[f"{at}{group}.lora_{name}_l1.weight"] = down = torch.empty(rank, into_out[1])
+        name = f"model.layers.{layer}.{ours}.weight"
+        if name not in source.state:
+            raise UserError(f"the language model in {source.folder} lacks {name}: is it a whole LLaMA?")
+        rows, columns = source.state[name].shape
+        group, _, short = official.partition(".")
+        tensors[f"{at}{group}.lora_{short}_l1.weight"] = down = torch.empty(rank, columns)
         nn.init.kaiming_uniform_(down, a=5**0.5)
-        tensors[f"{at}{group}.lora_{name}_l2.weight"] = torch.zeros(into_out[0], rank)
+        tensors[f"{at}{group}.lora_{short}_l2.weight"] = torch.zeros(rows, rank)
     return tensors
 
 
