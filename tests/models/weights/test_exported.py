@@ -97,7 +97,7 @@ def test_other_backbones_are_named(folder: Path, backbone: BackboneConfig, tmp_p
 
 def test_another_model_has_no_place_for_the_tensors(backbone: BackboneConfig, folder: Path) -> None:
     model = build_m2chat(backbone, replace(CONFIG, width=96, heads=4))
-    with pytest.raises(UserError, match=r"of another shape \(m3adapter.*Build the model as manifest"):
+    with pytest.raises(UserError, match=r"of another shape \(m3adapter.*Build the model with the numbers in manifest"):
         load_weights(model, folder)
     shallow = build_m2chat(backbone, replace(CONFIG, blocks=1))
     with pytest.raises(UserError, match=r"unexpected \(m3adapter\.image_blocks\.1"):

@@ -159,7 +159,9 @@ def load_weights(
         check_backbones(manifest, backbones, folder)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     wanted = {name: parameters[name] for name in state if name in parameters}
-    require(compare(state, wanted), str(folder), "Build the model as manifest.json says, backbone.new_lora too")
+    require(
+        compare(state, wanted), str(folder), "Build the model with the numbers in manifest.json, backbone.new_lora too"
+    )
     with torch.no_grad():
         for name, tensor in state.items():
             parameters[name].copy_(tensor)
