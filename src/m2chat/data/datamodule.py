@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,8 @@ from m2chat.data.images import load_scaled
 from m2chat.data.leak import prints_of_sources, refuse_leaks
 from m2chat.data.loader import Skips, StreamLoader
 from m2chat.data.network_inputs import VisionInput, drawn_size
-from m2chat.data.opening import is_read_in_sequence, refuse_overlap, without
-from m2chat.data.progress import VERSION, FinishedBatches, KeepsCount
+from m2chat.data.opening import is_read_in_sequence, refuse_overlap, require_sources, without
+from m2chat.data.progress import DataPlace, KeepsCount
 from m2chat.data.remote import CACHE
 from m2chat.data.sequential import SequentialSource
 from m2chat.data.stream import ShardStream
@@ -32,8 +31,6 @@ from m2chat.errors import UserError
 from m2chat.ranges import check_number
 from m2chat.text import CaptionTokens, Layout, M2ChatTokenizer
 from m2chat.text.prompts import PromptFormat
-
-log = logging.getLogger(__name__)
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
@@ -141,11 +138,8 @@ class M2ChatDataModule(LightningDataModule):
         self.skips = {split: Skips(max_bad_share) for split in self.configs}
         """Skipped samples of each split."""
         self.allow_zero_length_dataloader_with_multiple_devices = True  # Few replies, many ranks: some get none.
-        self.stream: ShardStream | None = None
-        """The training data, once they are open."""
-        self._place: dict[str, Any] = {}
-        """Where the next iteration of the training data starts, as in a checkpoint; empty for the beginning."""
-        self._finished, self._keeps_count = FinishedBatches(), KeepsCount(self)
+        self._place = DataPlace(self)
+        self._keeps_count = KeepsCount(self._place)
         self._collator: Collator | None = None
         self.features, self.scaled_decoding, self.global_batch = features, scaled_decoding, global_batch
         self._cache: FeatureCache | None = None
@@ -154,7 +148,7 @@ class M2ChatDataModule(LightningDataModule):
         """Generates the shards of generated worlds on first use, indexes what has no index yet, and refuses leaks."""
         function = self.trainer.state.fn if self.trainer else None
         if function is not None:
-            self._require_sources(function.value)
+            require_sources(self.configs, function.value)
         for config in (config for configs in self.configs.values() for config in configs):
             config.generate()
         for split in _SPLITS.get(function.value, ()) if function else ():
@@ -171,27 +165,12 @@ class M2ChatDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Starts a training at the beginning of the data; a checkpoint is loaded after this."""
         if self.trainer is not None:
-            self._require_sources(stage)
+            require_sources(self.configs, stage)
         if stage != "fit":
             return
-        if self.stream is not None:  # of a run before this one
-            self.stream, self._place = None, {}
+        self._place.begin()
         if self._keeps_count not in self._callbacks():
             self._callbacks().insert(0, self._keeps_count)
-
-    def _require_sources(self, stage: str) -> None:
-        """Raises if a run has nothing to do: Lightning would do nothing, and end as if all were well."""
-        split = _SPLITS[stage][0] if stage in _SPLITS else None
-        if split is not None and not self.configs[split]:
-            there = [f"data.{name}" for name, configs in self.configs.items() if configs]
-            remedy = {
-                "train": "configs/stage1.yaml trains", "val": "configs/stage1.yaml has data to validate on",
-                "test": "configs/eval_mmdialog.yaml evaluates",
-            }[split]  # fmt: skip
-            raise UserError(
-                f"`lightning {stage}` needs data.{split}, and the configuration has {' and '.join(there) or 'no data'} "
-                f"alone: name another --config ({remedy}), or set data.{split}"
-            )
 
     def teardown(self, stage: str) -> None:
         """Leaves the trainer, which may go on to other data."""
@@ -277,8 +256,6 @@ class M2ChatDataModule(LightningDataModule):
         if self.features not in (None, "auto") and self._cache is None:
             raise UserError(f"data.features={self.features!r}: stages 1 and 2 alone train from a feature cache")
         refuse_overlap(self.configs)
-        if self.trainer is not None:
-            self._leave_epoch()  # Lightning may open the data again for each epoch.
         sources = self._open("train")
         if self.scaled_decoding:
             for source in sources:
@@ -290,25 +267,15 @@ class M2ChatDataModule(LightningDataModule):
             for source in in_sequence:
                 source.held_out = held_out
         order = self.seed, self.samples_per_epoch, *_rank_of_ranks(), self.length_bucketing, self.num_workers
-        self.stream = ShardStream(sources, self.batch_size, *order)
-        for name in ("seed", "manifest"):
-            if name in self._place and self._place[name] != getattr(self.stream, name):
-                log.warning(
-                    "the checkpoint was trained with another %s of the data (%s, now %s): the order of the samples is "
-                    "a new one, so the rest of this epoch may repeat or miss some",
-                    "seed" if name == "seed" else "set of shards, weights or length_bucketing",
-                    self._place[name],
-                    getattr(self.stream, name),
-                )
-        self._finished.start(0)
-        self._seek()
-        if in_sequence and (readings := self.stream.readings(self.num_workers)) > 1:
+        stream = ShardStream(sources, self.batch_size, *order)
+        self._place.open(stream)
+        if in_sequence and (readings := stream.readings(self.num_workers)) > 1:
             rank_zero_warn(
-                f"every shard is read by {readings:.1f} processes: the run was begun with {self.stream.lanes.count} "
-                f"lanes and batch_size {self.stream.lanes.block}, which ranks, num_workers and batch_size do not fit; "
+                f"every shard is read by {readings:.1f} processes: the run was begun with {stream.lanes.count} "
+                f"lanes and batch_size {stream.lanes.block}, which ranks, num_workers and batch_size do not fit; "
                 "the samples are the same"
             )
-        return self._loader("train", self.stream, self._seek, lambda: self._finished.hand_out(self._step()))
+        return self._loader("train", stream, self._place.seek, self._place.hand_out)
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
         """Batches of every reply to validate on, once."""
@@ -319,51 +286,16 @@ class M2ChatDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the training data, the same on every rank: behind the batches whose optimiser step is done."""
-        if self.stream is None or self.trainer is None:
-            return {}
-        finished = self._finished.finished(self._step())
-        if finished >= self.trainer.num_training_batches:  # `limit_train_batches` may end an epoch early.
-            finished = max(finished, len(self.stream))
-        return {**self.stream.state(finished), "version": VERSION}
+        """The place in the training data."""
+        return self._place.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where a run stopped, with any number of ranks and workers."""
-        self._place = dict(state_dict)
-        if self.stream is not None and self.trainer is not None:
-            # Sharded strategies restore after their setup, in which the schedule has asked for the number of steps and
-            # so opened the data at the start. Lightning opens them again where it finds none.
-            self.trainer.fit_loop._combined_loader = None
-
-    def _seek(self) -> None:
-        """Brings the stream to where an iteration starts: each is an epoch, or the rest of one after resuming."""
-        assert self.stream is not None
-        self._leave_epoch()
-        place = self._place
-        if not place:
-            # A trainer that has fitted before goes on with its epochs. Where a checkpoint is still to be restored this
-            # is 0, and the place of the checkpoint comes with `load_state_dict`.
-            progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
-            place = {"epoch": int(progress.processed) if progress else 0}
-        elif place["samples_seen"] >= self.stream.size:  # `samples_per_epoch` has become smaller.
-            place = {"epoch": place["epoch"] + 1, "lanes": place.get("lanes")}
-        # Checkpoints of former versions do not know the last three.
-        names = ("samples_seen", "batches_seen", "before", "group", "lanes")
-        self.stream.start_at(place["epoch"], **{name: place[name] for name in names if name in place})
-        self._finished.start(self.stream.batches_before)
-
-    def _leave_epoch(self) -> None:
-        """Goes to the next epoch if any batch of this one was taken: nobody iterates twice over the same."""
-        if self.stream is not None and self._finished.any_handed_out:
-            self._place = self.stream.state(len(self.stream))
+        """Goes on where a run stopped."""
+        self._place.restore(state_dict)
 
     def _callbacks(self) -> list[Any]:
         """The trainer's, to change."""
         return self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
-
-    def _step(self) -> int:
-        """Optimiser steps of the trainer."""
-        return self.trainer.global_step if self.trainer is not None else 0
 
     def _open(self, split: str) -> list[Source | SequentialSource]:
         skips = self.skips[split] = Skips(self.max_bad_share)

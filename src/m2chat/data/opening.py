@@ -26,6 +26,29 @@ def without(sources: list[SourceConfig], names: list[str]) -> list[SourceConfig]
     return [source for source in sources if source.name not in names]
 
 
+def require_sources(configs: Mapping[str, Sequence[SourceConfig]], stage: str) -> None:
+    """Raises if a run has nothing to do: Lightning would do nothing, and end as if all were well.
+
+    Args:
+        configs: Configurations of the sources of ``train``, ``val`` and ``test``.
+        stage: What Lightning calls the run, such as ``fit``; any but three need none.
+
+    Raises:
+        UserError: If it has no sources.
+    """
+    split, remedy = {
+        "fit": ("train", "configs/stage1.yaml trains"),
+        "validate": ("val", "configs/stage1.yaml has data to validate on"),
+        "test": ("test", "configs/eval_mmdialog.yaml evaluates"),
+    }.get(stage, ("", ""))
+    if split and not configs[split]:
+        there = [f"data.{name}" for name, sources in configs.items() if sources]
+        raise UserError(
+            f"`lightning {stage}` needs data.{split}, and the configuration has {' and '.join(there) or 'no data'} "
+            f"alone: name another --config ({remedy}), or set data.{split}"
+        )
+
+
 def is_read_in_sequence(
     config: SourceConfig, split: str, samples_per_epoch: int | None, bucket_window: int, features: str | None
 ) -> bool:

@@ -1,15 +1,13 @@
-"""How far training has come within an epoch: the batches whose optimiser step is done."""
+"""How far training has come in its data: the epoch, and in it the batches whose optimiser step is done."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 
-if TYPE_CHECKING:
-    from m2chat.data.datamodule import M2ChatDataModule
-    from m2chat.data.stream import ShardStream
+from m2chat.data.stream import ShardStream
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +60,93 @@ class FinishedBatches:
         return self._handed > self._start
 
 
+class DataPlace:
+    """The place of a training in its data: every iteration over them is an epoch, or the rest of one after resuming.
+
+    Args:
+        data: Whose trainer counts the epochs and steps; None counts none.
+    """
+
+    def __init__(self, data: LightningDataModule) -> None:
+        self._data = data
+        self.stream: ShardStream | None = None
+        """The training data, once they are open."""
+        self._start: dict[str, Any] = {}
+        """Where the next iteration starts, as in a checkpoint; empty for the beginning."""
+        self._finished = FinishedBatches()
+
+    def begin(self) -> None:
+        """Begins a training; a checkpoint is restored after this."""
+        if self.stream is not None:  # of a run before this one
+            self.stream, self._start = None, {}
+
+    def open(self, stream: ShardStream) -> None:
+        """Goes on in data that were opened, perhaps anew: Lightning may do so for each epoch."""
+        if self._data.trainer is not None:
+            self._leave_epoch()
+        self.stream = stream
+        for name in ("seed", "manifest"):
+            if name in self._start and self._start[name] != getattr(stream, name):
+                log.warning(
+                    "the checkpoint was trained with another %s of the data (%s, now %s): the order of the samples is "
+                    "a new one, so the rest of this epoch may repeat or miss some",
+                    "seed" if name == "seed" else "set of shards, weights or length_bucketing",
+                    self._start[name],
+                    getattr(stream, name),
+                )
+        self._finished.start(0)
+        self.seek()
+
+    def seek(self) -> None:
+        """Brings the stream to where an iteration starts."""
+        assert self.stream is not None
+        self._leave_epoch()
+        start = self._start
+        if not start:
+            # A trainer that has fitted before goes on with its epochs. Where a checkpoint is still to be restored this
+            # is 0, and the place of the checkpoint comes with `restore`.
+            trainer = self._data.trainer
+            progress: Any = trainer.fit_loop.epoch_progress.current if trainer else None
+            start = {"epoch": int(progress.processed) if progress else 0}
+        elif start["samples_seen"] >= self.stream.size:  # `samples_per_epoch` has become smaller.
+            start = {"epoch": start["epoch"] + 1, "lanes": start.get("lanes")}
+        # Checkpoints of former versions do not know the last three.
+        names = ("samples_seen", "batches_seen", "before", "group", "lanes")
+        self.stream.start_at(start["epoch"], **{name: start[name] for name in names if name in start})
+        self._finished.start(self.stream.batches_before)
+
+    def hand_out(self) -> None:
+        """Counts a batch that is handed out."""
+        self._finished.hand_out(self._step())
+
+    def state(self) -> dict[str, Any]:
+        """The place, the same on every rank: behind the batches whose optimiser step is done."""
+        trainer = self._data.trainer
+        if self.stream is None or trainer is None:
+            return {}
+        finished = self._finished.finished(self._step())
+        if finished >= trainer.num_training_batches:  # `limit_train_batches` may end an epoch early.
+            finished = max(finished, len(self.stream))
+        return {**self.stream.state(finished), "version": VERSION}
+
+    def restore(self, place: dict[str, Any]) -> None:
+        """Goes on at a place of a run before, with any number of ranks and workers."""
+        self._start = dict(place)
+        if self.stream is not None and self._data.trainer is not None:
+            # Sharded strategies restore after their setup, in which the schedule has asked for the number of steps and
+            # so opened the data at the start. Lightning opens them again where it finds none.
+            self._data.trainer.fit_loop._combined_loader = None
+
+    def _leave_epoch(self) -> None:
+        """Goes to the next epoch if any batch of this one was taken: nobody iterates twice over the same."""
+        if self.stream is not None and self._finished.any_handed_out:
+            self._start = self.stream.state(len(self.stream))
+
+    def _step(self) -> int:
+        """Optimiser steps of the trainer."""
+        return self._data.trainer.global_step if self._data.trainer is not None else 0
+
+
 class KeepsCount(Callback):
     """Makes Lightning count as the data module does, which adds this callback to its trainer.
 
@@ -70,11 +155,11 @@ class KeepsCount(Callback):
     asks for the length of an epoch only once.
 
     Args:
-        data: Whose count is the right one.
+        place: Whose count is the right one.
     """
 
-    def __init__(self, data: M2ChatDataModule) -> None:
-        self._data = data
+    def __init__(self, place: DataPlace) -> None:
+        self._place = place
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Writes the fit loop's counters anew: as Lightning has them at the end of a batch, or between two epochs.
@@ -85,9 +170,10 @@ class KeepsCount(Callback):
         batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
         current = batches["current"]
         over = batches["is_last_batch"] and current["processed"] == current["ready"]
-        place = checkpoint.get(type(self._data).__qualname__, {})
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        place = checkpoint.get(type(data).__qualname__, {})
         if "version" not in place:
-            place = {"group": self._data.batch_size * trainer.world_size, **place}
+            place = {"group": data.batch_size * trainer.world_size, **place}
             place = self._mend(place, 0 if over else current["processed"], epochs["current"]["ready"] - (not over))
         epoch, done = place["epoch"], place["batches_seen"]
         in_all = batches["total"]["processed"] - (0 if over else current["processed"] - done)
@@ -126,7 +212,7 @@ class KeepsCount(Callback):
         if right["epoch"] != place.get("epoch"):
             place = {name: value for name, value in place.items() if name != "before"}
         place = {**place, **right}
-        self._data.load_state_dict(place)
+        self._place.restore(place)
         return place
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,6 +227,6 @@ class KeepsCount(Callback):
             trainer.fit_loop._combined_loader = None
 
     def _stream(self) -> ShardStream:
-        stream = self._data.stream
+        stream = self._place.stream
         assert stream is not None
         return stream
