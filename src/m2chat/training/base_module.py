@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import asdict
 from functools import cached_property
@@ -38,7 +37,7 @@ from m2chat.training.cost import Cost
 from m2chat.training.data_at_hand import run_record, worlds_of
 from m2chat.training.global_batch import settle_global_batch
 from m2chat.training.noise import NoiseConfig, draw_noise, mention_few_steps
-from m2chat.training.optim import adamw, cosine_schedule, rated_groups, step_schedule
+from m2chat.training.optim import adamw, rated_groups, schedule_of
 from m2chat.training.predicting import PredictingModule, Replies
 from m2chat.training.starting import FoundWeights, WeightSearch
 from m2chat.training.strategy import shard
@@ -121,7 +120,7 @@ class TrainingModule(PredictingModule):
     @property
     def is_sharded(self) -> bool:
         """Whether processes share the model, each with a part of it."""
-        return getattr(self, "device_mesh", None) is not None
+        return self.device_mesh is not None
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -154,15 +153,13 @@ class TrainingModule(PredictingModule):
         self.prepare_precision(self.model, str(self.trainer.precision) if self._trainer is not None else "32-true")
         if self.torch_compile and not testing:
             compile_step(self.model)
-        mesh: Any = getattr(self, "device_mesh", None)
-        if mesh is not None:
-            shard(self.model, mesh["data_parallel"], self.shard_frozen)
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"], self.shard_frozen)
 
     def _check_image_size(self) -> None:
         """Raises if VAE and UNet cannot draw pictures of `data.image_size`."""
-        data: Any = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
-        side = getattr(data, "image_size", None)
-        if side is not None and hasattr(self.model, "decoder") and getattr(data, "features", None) is None:
+        side = getattr(self.data_module, "image_size", None)
+        if side is not None and hasattr(self.model, "decoder") and getattr(self.data_module, "features", None) is None:
             self.model.decoder.checked_size(side, side, ("data.image_size", "data.image_size"))
 
     def prepare_precision(self, model: Any, precision: str) -> torch.dtype | None:
@@ -189,8 +186,8 @@ class TrainingModule(PredictingModule):
 
     def _find_weights(self) -> FoundWeights | None:
         """The weights that the run starts from or evaluates; None for new ones and those of ``--ckpt_path``."""
-        if self._trainer is not None and self.trainer.ckpt_path:
-            if (given := Path(self.trainer.ckpt_path)).is_file():
+        if self._resumed:
+            if (given := Path(self._resumed)).is_file():
                 check_header(read_checkpoint(given), "the checkpoint", self.stage, self.backbones())
             return None  # Lightning loads it next
         choice, before = (self.evaluation.weights, None) if self._evaluates else (self.init_from, self.init_stage)
@@ -199,14 +196,18 @@ class TrainingModule(PredictingModule):
         return search.find()
 
     @property
+    def _resumed(self) -> Any:
+        """Path of ``--ckpt_path``, if there is one."""
+        return self._trainer and self.trainer.ckpt_path
+
+    @property
     def _evaluates(self) -> bool:
         return self._trainer is not None and (self.trainer.testing or self.trainer.validating)
 
     def _load_weights(self, found: FoundWeights | None) -> str:
         """Loads what `_find_weights` has found, and returns its source."""
         if found is None:
-            resumed = self._trainer is not None and self.trainer.ckpt_path
-            return f"checkpoint {self.trainer.ckpt_path}" if resumed else "new"
+            return f"checkpoint {self._resumed}" if self._resumed else "new"
         names = {f"model.{name}" for name in self.names_of(found.stage)}
         is_new = self.backbone.new_lora is not None and not self._evaluates
         new = {name for name in names if is_new and name.endswith(LOW_RANK)}
@@ -226,14 +227,15 @@ class TrainingModule(PredictingModule):
         Raises:
             UserError: If that does not come out, or what is trained would be kept in half precision.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.trainer.precision in ("bf16-true", "16-true"):
+        if stage != "fit":
+            return
+        if self.trainer.precision in ("bf16-true", "16-true"):
             raise UserError(
                 f"trainer.precision={self.trainer.precision} would keep what is trained in half precision, where steps "
                 "as small as these are rounded away: choose bf16-mixed, which keeps the frozen networks in bf16 too"
             )
-        if stage == "fit" and (batch_size := getattr(data, "batch_size", None)):
-            settle_global_batch(self.trainer, batch_size, getattr(data, "global_batch", None))
+        if batch_size := getattr(self.data_module, "batch_size", None):
+            settle_global_batch(self.trainer, batch_size, getattr(self.data_module, "global_batch", None))
 
     def draw_noise(self, batch: Batch) -> DiffusionNoise:
         """The random part of L_ddpm of this step; a validation always has that of the first."""
@@ -258,15 +260,8 @@ class TrainingModule(PredictingModule):
         config = self.optim
         groups = rated_groups(self.trained_parts(), config.weight_decay, config.lr_gates)
         optimizer = adamw(groups, config, str(self.trainer.precision))
-        steps = self.trainer.estimated_stepping_batches
-        self._total_steps = int(steps) if math.isfinite(steps) else None
-        total = int(steps)
-        if config.schedule == "cosine":
-            warmup = min(config.warmup_steps, max(0, total - 1))
-            schedule = cosine_schedule(optimizer, warmup, total)
-        else:
-            epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-            schedule = step_schedule(optimizer, config.warmup_steps, config.drop_every_epochs * epoch)
+        self._total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = schedule_of(optimizer, config, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -291,12 +286,8 @@ class TrainingModule(PredictingModule):
 
     def model_config(self) -> dict[str, Any]:
         """Settings from which the model is built again, by their names in ``model.init_args``, and its text layout."""
-        layout = {
-            "max_tokens": self.max_tokens(),
-            "num_image_tokens": self.backbone.num_image_tokens,
-            "prompt": self.prompt_format(),
-        }
-        return {"backbone": asdict(self.backbone), "layout": layout}
+        sizes = {"max_tokens": self.max_tokens(), "num_image_tokens": self.backbone.num_image_tokens}
+        return {"backbone": asdict(self.backbone), "layout": {**sizes, "prompt": self.prompt_format()}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the trained tasks and their costs; the weights are those of the checkpoint from now on.
@@ -321,8 +312,7 @@ class TrainingModule(PredictingModule):
 
     def prompt_format(self) -> PromptFormat:
         """Format of the prompts, ``alpaca`` or ``chat``: that of the data."""
-        data = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
-        return resolved(getattr(data, "prompt", "auto"), self.backbone.language_model)
+        return resolved(getattr(self.data_module, "prompt", "auto"), self.backbone.language_model)
 
     def evaluation_settings(self) -> dict[str, Any]:
         """Settings on which replies depend, for the results file."""

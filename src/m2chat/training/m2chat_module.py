@@ -47,8 +47,7 @@ class M2ChatModule(TrainingModule):
 
         A training from a feature cache does without the networks whose outputs the cache has.
         """
-        data: Any = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
-        kept = None
+        data, kept = self.data_module, None
         if getattr(data, "features", None) and self.trainer.state.fn == TrainerFn.FITTING:
             cache = data.open_features(self.stage, self.backbones().outputs, self.m3adapter.layers)
             kept = cache and Kept(**cache.sizes, looking=self.stage == "m3ft" and data.validates)
@@ -120,7 +119,7 @@ class M2ChatModule(TrainingModule):
         return super().validation_step(batch, batch_idx)
 
     def _has_cache(self) -> bool:
-        return getattr(getattr(self._trainer, "datamodule", None), "features", None) is not None
+        return getattr(self.data_module, "features", None) is not None
 
     def model_config(self) -> dict[str, Any]:
         """Settings that it takes to build the model again."""

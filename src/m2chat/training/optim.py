@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
+from lightning import Trainer
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -121,6 +122,15 @@ def adamw(groups: Any, config: OptimConfig, precision: str) -> AdamW:
         # Lightning does not clip gradients that an optimiser may have to unscale; only fp16 has a scale.
         optimizer._step_supports_amp_scaling = False
     return optimizer  # type: ignore[no-any-return]
+
+
+def schedule_of(optimizer: Optimizer, config: OptimConfig, trainer: Trainer) -> LambdaLR:
+    """The configured schedule, over the steps of a training."""
+    if config.schedule == "cosine":
+        total = int(trainer.estimated_stepping_batches)
+        return cosine_schedule(optimizer, min(config.warmup_steps, max(0, total - 1)), total)
+    epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return step_schedule(optimizer, config.warmup_steps, config.drop_every_epochs * epoch)
 
 
 def cosine_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.0) -> LambdaLR:

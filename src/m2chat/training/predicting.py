@@ -39,10 +39,14 @@ class PredictingModule(TrainedOnlyModule):
         super().__init__()
         self._known: Mapping[str, tuple[Reply, Mapping[str, Any]]] = {}
 
+    @property
+    def data_module(self) -> Any:
+        """The data of the run; None for a module that is used without a trainer."""
+        return getattr(self._trainer, "datamodule", None)
+
     def max_tokens(self) -> int:
         """Maximum length of a sequence: that of the data, unless `evaluation` names another."""
-        data = getattr(self._trainer, "datamodule", None)  # a module may be used without a trainer
-        of_data: int = getattr(data, "max_tokens", Layout.max_tokens)
+        of_data: int = getattr(self.data_module, "max_tokens", Layout.max_tokens)
         return self.evaluation.max_tokens or of_data
 
     def evaluation_settings(self) -> dict[str, Any]:
