@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from m2chat.checksums import SUMS
 from m2chat.errors import UserError
 from m2chat.integrity import not_verified
 from m2chat.models.config import NEW, BackboneConfig
+from m2chat.models.file_fingerprints import name_of_files, names_of_files
 from m2chat.models.weights.sampled import tensor_fingerprint
 
 READER = ("language_model", "adapter", "vision_encoder", "channel_order")
 """Components whose outputs a trained connector reads."""
 TEXT_SPACE = ("text_encoder", "text_encoder_2")
 """Components in whose output space a trained connector writes (Eq. 2). UNets and VAEs may be swapped."""
-_LEGACY_BYTES = 1 << 20
 _NOTES = (
     "_diffusers_version", "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache",
 )  # fmt: skip
@@ -81,26 +79,13 @@ class Fingerprints:
 
     @cached_property
     def legacy(self) -> str:
-        """Name by the first and last MiB of every file, as versions before components computed it."""
-        digest = hashlib.sha256()
-        for root in _roots(self.backbone).values():
-            _digest_files(digest, root)
-        digest.update(self.backbone.channel_order.encode())
-        if self.backbone.adapter == NEW:
-            digest.update(repr(self.backbone.new_adapter).encode())
-        return digest.hexdigest()[:16]
+        """Name by files, as versions before components computed it."""
+        return name_of_files(self.backbone)
 
     @cached_property
     def legacy_parts(self) -> dict[str, str]:
         """The same of each setting."""
-        names = {}
-        for setting, root in _roots(self.backbone).items():
-            digest = hashlib.sha256()
-            _digest_files(digest, root)
-            names[setting] = digest.hexdigest()[:16]
-        if self.backbone.adapter == NEW:
-            names["adapter"] = _short(repr(self.backbone.new_adapter))
-        return names
+        return names_of_files(self.backbone)
 
     def differing(self, recorded: Mapping[str, Any], trained_on: BackboneConfig | None = None) -> list[str]:
         """Components on which weights depend and that are others than those of their training.
@@ -139,11 +124,6 @@ class Fingerprints:
             return _different(before.components, self.components) if same else changed
         except UserError:  # they are no longer there
             return changed
-
-
-def fingerprint(backbone: BackboneConfig) -> str:
-    """A short name of what a connector depends on; see `Fingerprints.name`."""
-    return Fingerprints(backbone).name
 
 
 def drawing_fingerprint(backbone: BackboneConfig) -> str:
@@ -309,43 +289,4 @@ def mismatch(
         f"{where} was trained on another backbone.{named[0]} than the one given"
         + (f" (and {', '.join(named[1:])})" if named[1:] else "")
         + f"{there}. Set model.init_args.backbone as in that run's config.yaml, or train again"
-    )
-
-
-# As versions before components did it
-
-
-def _roots(backbone: BackboneConfig) -> dict[str, Path]:
-    """Files or folder of each backbone, by its setting; those of an empty setting are left out."""
-    from m2chat.models.weights.clip import local_clip_file
-    from m2chat.models.weights.llama import llama_folder
-
-    roots = {
-        "language_model": llama_folder(Path(backbone.language_model)),
-        "adapter": Path(backbone.adapter),
-        "vision_encoder": local_clip_file(backbone.vision_encoder) or Path(backbone.vision_encoder),
-        "image_decoder": Path(backbone.image_decoder),
-    }
-    return {setting: root for setting, root in roots.items() if getattr(backbone, setting) not in ("", NEW)}
-
-
-def _digest_files(digest: Any, root: Path) -> None:
-    for path in _files(root):
-        digest.update((path.relative_to(root).as_posix() if root.is_dir() else path.name).encode())
-        if path.is_file():
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                digest.update(str(size).encode())
-                for start in (0, max(0, size - _LEGACY_BYTES)):
-                    file.seek(start)
-                    digest.update(file.read(_LEGACY_BYTES))
-
-
-def _files(root: Path) -> Iterable[Path]:
-    """Downloaders leave notes in hidden folders, with the time in them. A list of checksums is no content."""
-    paths = (path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-    return sorted(
-        path
-        for path in paths
-        if path.name != SUMS and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )

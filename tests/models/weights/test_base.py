@@ -17,7 +17,7 @@ from m2chat.models import published
 from m2chat.models.adapter_file import adapter_parameter_names
 from m2chat.models.build import load_language
 from m2chat.models.config import BackboneConfig, NewAdapterConfig, NewLoraConfig
-from m2chat.models.fingerprints import fingerprint
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.weights.adapter import AdapterSource, open_adapter, write_adapter
 from m2chat.models.weights.base import BaseMark, mark_fingerprint
 from m2chat.models.weights.foreign import why_foreign
@@ -211,7 +211,7 @@ def test_a_new_adapter_changes_nothing_and_is_always_the_same(official: Any, tmp
         rows = source.settings["vocab_size"]  # behind them stand the added tokens
         assert torch.equal(llama(ids, visual_query=query).logits[..., :rows], plain(ids).logits)
     seeded = replace(backbone, new_adapter=replace(sizes, seed=1))
-    assert fingerprint(backbone) != fingerprint(seeded)
+    assert Fingerprints(backbone).name != Fingerprints(seeded).name
 
 
 @pytest.mark.parametrize(

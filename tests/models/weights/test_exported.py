@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from m2chat.errors import UserError
 from m2chat.models.build import build_m2chat
 from m2chat.models.config import BackboneConfig, GateConfig, M3AdapterConfig
-from m2chat.models.fingerprints import fingerprint
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.trainable import Stage, trainable_names
 from m2chat.models.weights.exported import export_model, export_weights, load_model, load_weights, read_manifest
@@ -44,7 +44,7 @@ def test_a_folder_becomes_the_same_model_again(trained: M2ChatModel, backbone: B
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert not model.training
     assert (manifest.stage, manifest.step, manifest.tasks) == ("m3ft", 1000, ["dialogue", "story"])
-    assert manifest.fingerprint == fingerprint(backbone) and manifest.backbone == backbone
+    assert manifest.fingerprint == Fingerprints(backbone).name and manifest.backbone == backbone
     assert manifest.m3adapter == CONFIG and len(set(manifest.fingerprints.values())) == 9
 
 

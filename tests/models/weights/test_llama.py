@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from m2chat.errors import UserError
 from m2chat.models.build import load_language
 from m2chat.models.config import BackboneConfig
-from m2chat.models.fingerprints import fingerprint
+from m2chat.models.fingerprints import Fingerprints
 from m2chat.models.weights.adapter import open_adapter
 from m2chat.models.weights.language import own_llama, reports, skeletons
 from m2chat.models.weights.llama import open_llama
@@ -213,10 +213,10 @@ def test_a_marked_adapter_decides_the_channel_order(official: Any, backbone: Bac
 def test_notes_of_downloaders_do_not_change_the_fingerprint(official: Any, tmp_path: Path) -> None:
     folder = official.write_meta(tmp_path)
     adapter = str(official.write_adapter(tmp_path / "a.pth", "bias"))
-    before = fingerprint(BackboneConfig(str(tmp_path), adapter, "", "", 8))
+    before = Fingerprints(BackboneConfig(str(tmp_path), adapter, "", "", 8)).name
     (folder / ".cache").mkdir()
     (folder / ".cache" / "download.json").write_text("today")
     (tmp_path / "13B").mkdir()
     (tmp_path / "13B" / "params.json").write_text("{}")
-    assert fingerprint(BackboneConfig(str(tmp_path), adapter, "", "", 8)) == before
-    assert fingerprint(BackboneConfig(str(folder), adapter, "", "", 8)) == before
+    assert Fingerprints(BackboneConfig(str(tmp_path), adapter, "", "", 8)).name == before
+    assert Fingerprints(BackboneConfig(str(folder), adapter, "", "", 8)).name == before
