@@ -15,7 +15,6 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -29,13 +28,7 @@ from m2chat.files import is_full, of_full_disk
 from m2chat.models.checkpoints import check_header, read_checkpoint
 from m2chat.quiet import quiet
 from m2chat.ranges import check_number
-from m2chat.run_checks import (
-    LENGTHS,
-    config_files,
-    is_shorter,
-    newest_saved,
-    next_command,
-)
+from m2chat.run_checks import config_files, newest_saved, next_command, require_checkpoint, shortened
 from m2chat.run_folder import SaveConfig, run_folder
 from m2chat.training.atomic_io import AtomicCheckpointIO
 from m2chat.training.strategy import require_safe_reader
@@ -45,7 +38,23 @@ _CHOSEN_BY_LIGHTNING = ("best", "last", "hpc", "registry")
 
 
 class M2ChatCLI(LightningCLI):
-    """Parses the configuration, builds trainer, model and data, and runs the subcommand."""
+    """Parses the configuration, builds trainer, model and data, and runs the subcommand.
+
+    Args:
+        data_class: The data module.
+        kwargs: Arguments of `LightningCLI`.
+    """
+
+    def __init__(self, data_class: type[LightningDataModule], **kwargs: Any) -> None:
+        super().__init__(
+            LightningModule,
+            data_class,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,  # it would build them before `configure_model` has made the parameters
+            seed_everything_default=0,
+            parser_class=ShortErrorParser,
+            **kwargs,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what data and model must agree on, and adds the two guards that every run has."""
@@ -125,15 +134,19 @@ class M2ChatCLI(LightningCLI):
         """Runs, in a folder that no other run has."""
         model: Any = self.model
         if subcommand == "fit" and hasattr(model, "shortened"):
-            model.shortened = self._shortened()
+            model.shortened = shortened(
+                sys.argv[1:],
+                self.config["fit"],
+                lambda files: self.parser.parse_args(["fit", *files], defaults=True)["fit"],
+            )
         files = list(config_files(sys.argv[1:]))
         name = Path(files[0]).stem if files and Path(files[0]).is_file() else subcommand
         with run_folder(self.trainer, name, self._continues(subcommand)):
             super()._run_subcommand(subcommand)
         if subcommand == "fit" and self.trainer.is_global_zero and (saved := newest_saved(self.trainer)):
-            shortened = bool(getattr(self.model, "shortened", ()))
+            is_short = bool(getattr(self.model, "shortened", ()))
             print(f"Checkpoint: {saved}")
-            if command := next_command(str(getattr(self.model, "stage", "")), saved, files, shortened):
+            if command := next_command(str(getattr(self.model, "stage", "")), saved, files, is_short):
                 print(command)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -146,48 +159,8 @@ class M2ChatCLI(LightningCLI):
         if chosen not in (None, *_CHOSEN_BY_LIGHTNING):
             self.trainer.ckpt_path = settings.pop("ckpt_path")
         elif chosen in ("best", "last", "hpc"):
-            self._require_checkpoint(chosen)
+            require_checkpoint(self.trainer, chosen)
         return settings
-
-    def _require_checkpoint(self, chosen: str) -> None:
-        """Makes sure that there is a checkpoint where Lightning looks for the ``best``, ``last`` or ``hpc`` one.
-
-        Without a last one, Lightning trains from scratch, or tests the weights that happen to be there.
-
-        Raises:
-            UserError: If there is none.
-        """
-        savers = [item for item in self.trainer.checkpoint_callbacks if isinstance(item, ModelCheckpoint)]
-        if chosen == "last":
-            there = any(saver._find_last_checkpoints(self.trainer) for saver in savers)
-        elif chosen == "best":  # known only to a callback that has saved in this process
-            there = any(saver.best_model_path for saver in savers)
-        else:
-            there = bool(self.trainer._checkpoint_connector._hpc_resume_path)
-        if not there:
-            logs = [getattr(logger, "root_dir", None) or logger.save_dir for logger in self.trainer.loggers]
-            files = [
-                path for root in {Path(root or ".") for root in logs} for path in root.glob("**/checkpoints/*.ckpt")
-            ]
-            newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
-            such = "a file" if newest is None else f"a file; the newest is {os.path.relpath(newest)}"
-            raise UserError(f"--ckpt_path {chosen}: the folder of this run holds no such checkpoint: name {such}")
-
-    def _shortened(self) -> list[str]:
-        """Settings of the command line that make the training shorter than its configuration files do."""
-        given = [argument for argument in sys.argv[1:] if argument.startswith("--")]
-        names = [name for name in LENGTHS if any(item.partition("=")[0] == f"--{name}" for item in given)]
-        if not names:
-            return []
-        files = [item for pair in config_files(sys.argv[1:]) for item in ("--config", pair)]
-        try:
-            whole = self.parser.parse_args(["fit", *files], defaults=True)["fit"]
-        except UserError:  # the files alone are no whole configuration: the command line is part of it
-            return []
-        settings = self.config["fit"]
-        return [
-            f"{name}={settings.get(name)}" for name in names if is_shorter(name, settings.get(name), whole.get(name))
-        ]
 
     def _continues(self, subcommand: str) -> list[Path]:
         """What the run goes on with: a training with its checkpoint, an evaluation with its replies."""
@@ -238,17 +211,7 @@ def read_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> t
     arguments = [part for path in paths for part in ("--config", str(path))] + list(overrides)
     before, sys.argv = sys.argv, [sys.argv[0]]
     try:
-        cli = ConfigReader(
-            LightningModule,
-            M2ChatDataModule,
-            args=arguments,
-            run=False,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            save_config_callback=None,
-            parser_class=ShortErrorParser,
-        )
+        cli = ConfigReader(M2ChatDataModule, args=arguments, run=False, save_config_callback=None)
     except ValueError as error:
         raise (_mistake(error) or error) from None
     finally:
@@ -302,15 +265,7 @@ def run(data_class: type[LightningDataModule] | None = None) -> int:
         data_class = M2ChatDataModule
     try:
         with quiet():
-            M2ChatCLI(
-                LightningModule,
-                data_class,
-                subclass_mode_model=True,
-                auto_configure_optimizers=False,  # it would build them before `configure_model` has made the parameters
-                seed_everything_default=0,
-                save_config_callback=SaveConfig,
-                parser_class=ShortErrorParser,
-            )
+            M2ChatCLI(data_class, save_config_callback=SaveConfig)
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
