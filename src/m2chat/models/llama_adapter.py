@@ -1,6 +1,6 @@
 """LLaMA-Adapter V2 on top of transformers' LLaMA (https://arxiv.org/abs/2304.15010).
 
-Shapes: B batch, T tokens, D model width, H heads, K adapter prompts, V words of the base vocabulary.
+Shapes: B batch, T tokens, D model width, H heads, K adapter prompts.
 
 Parameter names are those of transformers, so a plain LLaMA folder loads; what the adapter adds has other names:
 biases, ``adapter_gate``, ``adapter_query``, LoRA pairs, and the rows of added tokens.
@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from m2chat.models.added_tokens import ExtendedEmbedding, ExtendedHead
 from m2chat.models.attention import attend, prefers_products
 from m2chat.models.decoding import ReplyCache
 from m2chat.models.precision import ExactBuffers
@@ -188,12 +189,8 @@ class AdapterLlamaDecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: AdapterLlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.self_attn = AdapterLlamaAttention(config, layer_idx)
-        width, inner, bias, rank = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.adapter_bias,
-            config.rank_of(layer_idx),
-        )
+        width, inner = config.hidden_size, config.intermediate_size
+        bias, rank = config.adapter_bias, config.rank_of(layer_idx)
         self.mlp.gate_proj = AdapterLinear(width, inner, bias, rank)
         self.mlp.up_proj = AdapterLinear(width, inner, bias, rank)
         self.mlp.down_proj = AdapterLinear(inner, width, bias, rank)
@@ -202,51 +199,6 @@ class AdapterLlamaDecoderLayer(LlamaDecoderLayer):
         """As LLaMA's."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             return super().forward(*args, **kwargs)
-
-
-class ExtendedEmbedding(nn.Embedding):
-    """An embedding table with a few added rows behind it, so that the big table can stay frozen.
-
-    Args:
-        base: Table to take over, (V, D).
-        extra: Number of added rows.
-        start: Number of the first added token, V or more.
-    """
-
-    def __init__(self, base: nn.Embedding, extra: int, start: int) -> None:
-        super().__init__(base.num_embeddings, base.embedding_dim, _weight=base.weight)
-        self.start = start
-        self.extra = nn.Parameter(torch.zeros(extra, base.embedding_dim))
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Rows of the tokens 0 ... V - 1 and start ... start + extra - 1."""
-        added = input >= self.start
-        rows = F.embedding(input.masked_fill(added, 0), self.weight)
-        extra = F.embedding((input - self.start).clamp(min=0), self.extra)
-        return torch.where(added[..., None], extra.to(rows.dtype), rows)
-
-
-class ExtendedHead(nn.Linear):
-    """The output layer with a few added rows behind it.
-
-    Args:
-        base: Layer to take over, without a bias.
-        extra: Number of added rows.
-        start: Number of the first added token, V or more.
-    """
-
-    def __init__(self, base: nn.Linear, extra: int, start: int) -> None:
-        super().__init__(base.in_features, base.out_features, bias=False)
-        self.start = start
-        self.weight = base.weight
-        self.extra = nn.Parameter(torch.zeros(extra, base.in_features))
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Logits of start + extra tokens; of those that have no row they are the least that there is."""
-        base, extra = F.linear(input, self.weight), F.linear(input, self.extra.to(input.dtype))
-        if gap := self.start - self.out_features:
-            base = F.pad(base, (0, gap), value=torch.finfo(base.dtype).min)
-        return torch.cat([base, extra], -1)
 
 
 class AdapterLlamaForCausalLM(ExactBuffers, LlamaForCausalLM):
