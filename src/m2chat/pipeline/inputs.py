@@ -13,7 +13,7 @@ from m2chat.batch import Batch, normalised
 from m2chat.data.images import pixels_of, resize_crop
 from m2chat.data.network_inputs import VisionInput
 from m2chat.errors import UserError
-from m2chat.schema import Conversation, Picture
+from m2chat.schema import Conversation, Image, Picture
 from m2chat.text import View, view_of
 
 
@@ -26,9 +26,9 @@ def as_pixels(image: object) -> Picture:
     Raises:
         UserError: If it is something else, empty or broken.
     """
-    from PIL import Image
+    from PIL import Image as Pillow
 
-    if isinstance(image, Image.Image):
+    if isinstance(image, Pillow.Image):
         if image.mode == "F":
             raise UserError("image: a picture of floats (mode F) has no known range: scale it to 0-255, as mode L")
         try:
@@ -41,6 +41,28 @@ def as_pixels(image: object) -> Picture:
     if not image.size:
         raise UserError(f"image: a picture of {image.shape[0]} x {image.shape[1]} pixels is empty")
     return np.ascontiguousarray(image)
+
+
+def content_of(text: object, images: object) -> list[str | Image]:
+    """Texts and pictures of a message in their order.
+
+    Args:
+        text: Text, or texts and pictures.
+        images: Pictures before it.
+
+    Raises:
+        UserError: If one is something else, or there is neither a text nor a picture.
+    """
+    if not isinstance(text, str | list | tuple):
+        raise UserError(f"text: {type(text).__name__} is neither a text nor a list of texts and pictures")
+    if not isinstance(images, list | tuple):
+        raise UserError(f"images: {type(images).__name__} is no list of pictures")
+    content: list[str | Image] = [Image(as_pixels(item)) for item in images]
+    parts = [text] if isinstance(text, str) else text
+    content += [part if isinstance(part, str) else Image(as_pixels(part)) for part in parts]
+    if not any(isinstance(part, Image) or part.strip() for part in content):
+        raise UserError("text: say something, or show a picture")
+    return content
 
 
 def checked_text(text: object, name: str) -> str:

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +17,18 @@ import torch
 from m2chat.errors import UserError
 from m2chat.pipeline.base import PipelineBase
 from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
-from m2chat.pipeline.inputs import as_pixels, waiting
+from m2chat.pipeline.inputs import content_of, waiting
 from m2chat.pipeline.outputs import PipelineOutput, whole
 from m2chat.pipeline.replier import ImageMode
 from m2chat.pipeline.state import MAX_PIXELS, SavedSession, SessionSettings, SessionState, read_session, write_session
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.ranges import check_ranges
-from m2chat.schema import Conversation, Image, Role, Turn
+from m2chat.schema import Image, Role, Turn
 from m2chat.text.layout import StoppedError
 
 _LOG = logging.getLogger(__name__)
 _PICTURE = re.compile(r"\bpicture (\d{1,4})\b", re.IGNORECASE)
 """A reference to an earlier picture by its number."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A reply to generate.
-
-    Args:
-        state: Conversation before the reply.
-        image: Whether the reply has pictures.
-        max_images: Maximum number of its pictures.
-        seed: Seed of the reply.
-    """
-
-    state: SessionState
-    image: ImageMode
-    max_images: int
-    seed: int
 
 
 class Session:
@@ -114,17 +97,9 @@ class Session:
         Raises:
             UserError: If the message is empty, there is no such picture, or another reply is being generated.
         """
-        if not isinstance(text, str | list | tuple):
-            raise UserError(f"text: {type(text).__name__} is neither a text nor a list of texts and pictures")
-        if not isinstance(images, list | tuple):
-            raise UserError(f"images: {type(images).__name__} is no list of pictures")
-        content: list[str | Image] = [Image(as_pixels(item)) for item in images]
-        parts = [text] if isinstance(text, str) else text
-        content += [part if isinstance(part, str) else Image(as_pixels(part)) for part in parts]
+        content = content_of(text, images)
         text = " ".join(part for part in content if isinstance(part, str))
         shown = tuple(part for part in content if isinstance(part, Image))
-        if not text.strip() and not shown:
-            raise UserError("text: say something, or show a picture")
         known = len(self.images) + len(shown)
         if picture is None and (named := _PICTURE.search(text)) and 1 <= int(named[1]) <= known:
             picture = int(named[1])
@@ -273,56 +248,60 @@ class Session:
         seed = settings.seed if seed is None else seed
         seed = secrets.randbelow(2**31) if seed is None else seed
         check_ranges(seed=seed)
-        task = _Task(state, image or settings.image, settings.max_images if max_images is None else max_images, seed)
-        replier = self._replier(task)  # raises on a wrong setting before anything runs
+        image = image or settings.image
+        max_images = settings.max_images if max_images is None else max_images
+        replier = self.pipe.replier(  # raises on a wrong setting before anything runs
+            image,
+            max_images,
+            settings.drawing(self.pipe, seed),
+            settings.max_new_tokens,
+            settings.temperature,
+            settings.top_p,
+            settings.max_caption_tokens,
+        )
         if self._running is not None:
             try:  # an iterator that was dropped without being closed is still suspended
                 self._running.close()  # type: ignore[attr-defined]
             except ValueError as error:  # it is running in another thread
                 raise UserError("a reply is under way in this session: wait for it, or stop it first") from error
         self.stopping = threading.Event()
-        self._running = self._run(task, replier, self.stopping)
+        note = {"seed": seed, "image": image, "max_images": max_images}
+        self._running = self._run(state, replier, note, self.stopping)
         return self._running
 
-    def _run(self, task: _Task, replier: StreamingReplier, stop: threading.Event) -> Iterator[Event]:
-        """Yields the events of a reply, and adds it to the session."""
-        partial = PartialReply()
-        conversation = self.pipe.captioned(task.state.conversation)
+    def _run(
+        self, state: SessionState, replier: StreamingReplier, note: dict[str, Any], stop: threading.Event
+    ) -> Iterator[Event]:
+        """Yields the events of a reply, and adds it to the session.
+
+        Args:
+            state: Conversation before the reply, and its notes.
+            replier: Generates the reply.
+            note: Seed of the reply, and whether and how many pictures it has.
+            stop: Event that ends it.
+        """
+        partial, seed = PartialReply(), note["seed"]
+        state = replace(state, conversation=self.pipe.captioned(state.conversation))
         try:
-            inputs = waiting([conversation], self.pipe.vision, self.pipe.device)
-            generator = torch.Generator().manual_seed(task.seed)
+            inputs = waiting([state.conversation], self.pipe.vision, self.pipe.device)
+            generator = torch.Generator().manual_seed(seed)
             # A long conversation takes long to tokenise: without the lock, and until nobody waits for it.
             with suppress(StoppedError):
-                events = replier.stream(inputs, seed=task.seed, generator=generator, is_stopped=stop.is_set)
+                events = replier.stream(inputs, seed=seed, generator=generator, is_stopped=stop.is_set)
                 for event in in_turns(events, self.pipe.lock, stop):
                     partial.add(event)
                     if self.pipe.listener is not None:
                         self.pipe.listener(event)
                     yield event
         except (GeneratorExit, KeyboardInterrupt):
-            self._keep(conversation, task, partial, stopped=True)
+            self._keep(state, partial, {**note, "stopped": True})
             raise
-        yield self._keep(conversation, task, partial, stopped=stop.is_set())
+        yield self._keep(state, partial, {**note, "stopped": stop.is_set()})
 
-    def _replier(self, task: _Task) -> StreamingReplier:
-        """What generates a reply with the session's settings."""
-        settings, pipe = self.settings, self.pipe
-        return pipe.replier(
-            task.image,
-            task.max_images,
-            settings.drawing(pipe, task.seed),
-            settings.max_new_tokens,
-            settings.temperature,
-            settings.top_p,
-            settings.max_caption_tokens,
-        )
-
-    def _keep(self, conversation: Conversation, task: _Task, partial: PartialReply, stopped: bool) -> Finished:
+    def _keep(self, state: SessionState, partial: PartialReply, note: dict[str, Any]) -> Finished:
         """Adds the reply to the session, unless it was stopped while it was empty."""
-        reply = partial.reply()
-        note = {"seed": task.seed, "image": task.image, "max_images": task.max_images, "stopped": stopped}
-        note |= partial.note()
+        reply, note = partial.reply(), note | partial.note()
         self._running = None
-        if reply.segments or not stopped:
-            self.state = SessionState(conversation.with_reply(reply), (*task.state.notes, note))
-        return Finished(reply, stopped, note)
+        if reply.segments or not note["stopped"]:
+            self.state = SessionState(state.conversation.with_reply(reply), (*state.notes, note))
+        return Finished(reply, note["stopped"], note)
