@@ -10,9 +10,10 @@ from torch import Tensor
 
 from m2chat.batch import Batch
 from m2chat.errors import UserError
-from m2chat.models.generation import SequenceReader, TokenSegment
+from m2chat.models.generation import TokenSegment
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
+from m2chat.models.sequence_reader import SequenceReader
 from m2chat.pipeline.inputs import ReplyInputs
 from m2chat.text import Layout
 

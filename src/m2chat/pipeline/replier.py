@@ -10,16 +10,10 @@ import torch
 
 from m2chat.batch import Batch
 from m2chat.models.denoising import Denoising, OnStep, size_ids
-from m2chat.models.generation import (
-    Decoding,
-    SequenceReader,
-    SpecialTokens,
-    TokenSegment,
-    finished,
-    stream_replies,
-)
+from m2chat.models.generation import Decoding, SpecialTokens, TokenSegment, finished, stream_replies
 from m2chat.models.m2chat import M2ChatModel
 from m2chat.models.m3adapter import Condition
+from m2chat.models.sequence_reader import SequenceReader
 from m2chat.pipeline.conditions import Conditioner, PictureConditions, Place, drawn_places
 from m2chat.pipeline.drawing import DrawSettings, noise_seed, to_pictures
 from m2chat.pipeline.events import finish

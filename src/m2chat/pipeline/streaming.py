@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from m2chat.models.generation import SequenceReader, TokenSegment, stream_replies
+from m2chat.models.generation import TokenSegment, stream_replies
+from m2chat.models.sequence_reader import SequenceReader
 from m2chat.pipeline.drawing import to_pictures
 from m2chat.pipeline.events import Drawn, Notice, Progress, Usage, Words
 from m2chat.pipeline.inputs import ReplyInputs

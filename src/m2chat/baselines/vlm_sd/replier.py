@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from m2chat.baselines.vlm_sd.model import VLMSDModel
 from m2chat.models.denoising import OnStep
-from m2chat.models.generation import Decoding, SequenceReader, TokenSegment
+from m2chat.models.generation import Decoding, TokenSegment
 from m2chat.models.m3adapter import Condition
+from m2chat.models.sequence_reader import SequenceReader
 from m2chat.pipeline.conditions import drawn_places
 from m2chat.pipeline.drawing import DrawSettings
 from m2chat.pipeline.inputs import ReplyInputs
