@@ -158,7 +158,7 @@ def test_what_unpacks_to_too_much_is_not_decoded(pipe: M2ChatPipeline, monkeypat
         PIL.Image.new("1", (side, side)).save(buffer, format="PNG")
         return buffer.getvalue()
 
-    monkeypatch.setattr("m2chat.pipeline.state.load_image", None)
+    monkeypatch.setattr("m2chat.pipeline.saved_session.load_image", None)
     for side, count in ((8000, 1), (4000, 5), (2000, 17)):
         data = png(side)
         small = saved_with(pipe, {f"picture-{k:04d}.png": data for k in range(1, count + 1)})

@@ -25,7 +25,8 @@ from m2chat.evaluation.results import write_images, write_predictions, write_res
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import whole_folder, write_new, write_whole
 from m2chat.metrics.fid import Moments
-from m2chat.pipeline.state import SavedSession, SessionSettings, SessionState, write_session
+from m2chat.pipeline.saved_session import SavedSession, write_session
+from m2chat.pipeline.state import SessionSettings, SessionState
 from m2chat.schema import Conversation, Image, Prediction, Reply, Segment, Turn
 from m2chat.training.atomic_io import AtomicCheckpointIO
 

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+MAX_NEW_TOKENS = 96
+"""Maximum length of an answer, in tokens, where none is given."""
+
+
 class PipelineBase:
     """Generates replies, captions and pictures with one model; may be used from several threads.
 
@@ -176,7 +180,7 @@ class PipelineBase:
         image: ImageMode = "auto",
         max_images: int = 4,
         draw: DrawSettings | None = None,
-        max_new_tokens: int = 96,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
         top_p: float = 0.75,
         max_caption_tokens: int = 64,

@@ -15,7 +15,7 @@ from m2chat.models.config import BackboneConfig, M3AdapterConfig
 from m2chat.models.decoder_config import DecoderConfig
 from m2chat.models.denoising import Denoising
 from m2chat.models.m2chat import M2ChatModel
-from m2chat.pipeline.base import PipelineBase
+from m2chat.pipeline.base import MAX_NEW_TOKENS, PipelineBase
 from m2chat.pipeline.events import finish
 from m2chat.pipeline.inputs import as_pixels, waiting
 from m2chat.pipeline.outputs import OUTPUT_TYPES, OutputType, PipelineOutput, output_of
@@ -109,7 +109,7 @@ class M2ChatPipeline(PipelineBase):
         size: int | None = None,
         image_mode: ImageMode = "auto",
         max_images: int = 4,
-        max_new_tokens: int = 96,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         max_caption_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 0.75,

@@ -20,7 +20,8 @@ from m2chat.pipeline.events import Event, Finished, PartialReply, in_turns
 from m2chat.pipeline.inputs import content_of, waiting
 from m2chat.pipeline.outputs import PipelineOutput, whole
 from m2chat.pipeline.replier import ImageMode
-from m2chat.pipeline.state import MAX_PIXELS, SavedSession, SessionSettings, SessionState, read_session, write_session
+from m2chat.pipeline.saved_session import MAX_PIXELS, SavedSession, read_session, write_session
+from m2chat.pipeline.state import SessionSettings, SessionState
 from m2chat.pipeline.streaming import StreamingReplier
 from m2chat.ranges import check_ranges
 from m2chat.schema import Image, Role, Turn
