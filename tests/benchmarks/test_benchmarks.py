@@ -18,7 +18,8 @@ from m2chat.benchmarks.vist import normalised_story
 from m2chat.commands import bench, main
 from m2chat.errors import UserError
 from m2chat.evaluation.parts import PicturePart, parts_of, reply_of
-from m2chat.evaluation.results import read_predictions, read_results
+from m2chat.evaluation.predictions import read_predictions
+from m2chat.evaluation.results import read_results
 from m2chat.pipeline import M2ChatPipeline
 from m2chat.schema import Reply
 

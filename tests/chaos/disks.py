@@ -21,7 +21,8 @@ from chaos.figures import Figures, module_of
 from m2chat.data.images import save_png
 from m2chat.data.shards import write_groups
 from m2chat.errors import UserError
-from m2chat.evaluation.results import write_images, write_predictions, write_results
+from m2chat.evaluation.predictions import write_images, write_predictions
+from m2chat.evaluation.results import write_results
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import whole_folder, write_new, write_whole
 from m2chat.metrics.fid import Moments

@@ -15,14 +15,8 @@ from m2chat.commands.evaluation.run import Runner, clear
 from m2chat.data.images import load_image
 from m2chat.errors import UserError
 from m2chat.evaluation.journal import Journal, known_replies
-from m2chat.evaluation.results import (
-    prediction_row,
-    read_predictions,
-    read_results,
-    write_images,
-    write_predictions,
-    write_results,
-)
+from m2chat.evaluation.predictions import prediction_row, read_predictions, write_images, write_predictions
+from m2chat.evaluation.results import read_results, write_results
 from m2chat.evaluation.rows import RunFolders, read_rows
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import locked

@@ -8,7 +8,8 @@ import pytest
 
 from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare, compare_pictures
-from m2chat.evaluation.results import prediction_row, write_images, write_predictions, write_results
+from m2chat.evaluation.predictions import prediction_row, write_images, write_predictions
+from m2chat.evaluation.results import write_results
 from m2chat.evaluation.statistics import difference, estimate
 from m2chat.metrics.text_overlap import bleu, bleu_statistics
 from m2chat.schema import Prediction, Reply, Segment

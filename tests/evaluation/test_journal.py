@@ -13,7 +13,8 @@ from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare, compare_pictures
 from m2chat.evaluation.journal import Journal, known_replies
 from m2chat.evaluation.page import write_page
-from m2chat.evaluation.results import prediction_row, read_results, write_images, write_predictions, write_results
+from m2chat.evaluation.predictions import prediction_row, write_images, write_predictions
+from m2chat.evaluation.results import read_results, write_results
 from m2chat.evaluation.statistics import Estimate
 from m2chat.schema import Prediction
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from m2chat.evaluation.page import PAGE, write_page
-from m2chat.evaluation.results import prediction_row, write_images, write_predictions, write_results
+from m2chat.evaluation.predictions import prediction_row, write_images, write_predictions
+from m2chat.evaluation.results import write_results
 from m2chat.evaluation.statistics import Estimate
 from m2chat.schema import Prediction
 

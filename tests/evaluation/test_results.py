@@ -2,28 +2,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from m2chat.commands import main
 from m2chat.errors import UserError
 from m2chat.evaluation.markup import aligned
 from m2chat.evaluation.names import metric_name
 from m2chat.evaluation.page import kind_cells, metric_cells, report
-from m2chat.evaluation.results import (
-    newest_results,
-    prediction_row,
-    read_results,
-    write_images,
-    write_predictions,
-    write_results,
-)
+from m2chat.evaluation.results import newest_results, read_results, write_results
 from m2chat.evaluation.statistics import Estimate
-from m2chat.schema import Prediction
 
 
 def test_results_survive_the_file(tmp_path: Path) -> None:
@@ -49,24 +39,6 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("[1]")
     with pytest.raises(UserError, match="is no results"):
         read_results(tmp_path / "results.json")
-
-
-def test_pictures_are_named_by_hash_only(tmp_path: Path, make_prediction: Callable[..., Prediction]) -> None:
-    drawn = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    prediction = make_prediction("../../etc/evil", drawn, array=np.ones(2))
-    images = write_images(tmp_path, prediction)
-    names = sorted(path.name for path in (tmp_path / "images").iterdir())
-    assert [name.partition("_")[2] for name in names] == ["context_0.png", "generated_0.png", "reference_0.png"]
-    assert all(name[:16].isalnum() for name in names)  # a hash of the id, which may hold anything
-    (generated,) = images["generated"]
-    assert (np.asarray(Image.open(tmp_path / str(generated))) == drawn).all()
-    others = [prediction_row(make_prediction(f"s{k}#1", None), images) for k in (10, 9)]
-    path = write_predictions(tmp_path, [*others, prediction_row(prediction, images)])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["number"] for row in rows] == [0, 1, 2]
-    assert rows[0]["id"] == "../../etc/evil"
-    assert rows[0]["generated"][0]["image"] == generated
-    assert [row["id"] for row in rows[1:]] == ["s9#1", "s10#1"]
 
 
 def test_the_table_shows_the_paper_beside_ours() -> None:

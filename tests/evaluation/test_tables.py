@@ -6,7 +6,8 @@ import pytest
 
 from m2chat.errors import UserError
 from m2chat.evaluation.markup import markdown, write_section
-from m2chat.evaluation.results import prediction_row, write_images, write_predictions, write_results
+from m2chat.evaluation.predictions import prediction_row, write_images, write_predictions
+from m2chat.evaluation.results import write_results
 from m2chat.evaluation.rows import RunFolders, TableRow
 from m2chat.evaluation.statistics import Estimate
 from m2chat.evaluation.tables import every_metric

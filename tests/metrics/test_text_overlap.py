@@ -7,7 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from m2chat.evaluation.results import sample_scores
+from m2chat.evaluation.predictions import sample_scores
 from m2chat.metrics.text_overlap import bleu, bleu_signature, bleu_statistics, rouge_l, tokenizer_of
 
 PAIRS = [

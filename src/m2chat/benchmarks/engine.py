@@ -17,7 +17,8 @@ from m2chat.benchmarks.base import Ask, Benchmark, Question, is_there, name_of, 
 from m2chat.errors import UserError
 from m2chat.evaluation.journal import Journal, journal_rows
 from m2chat.evaluation.parts import PicturePart, reply_of
-from m2chat.evaluation.results import prediction_row, read_reply, settings_hash, write_images
+from m2chat.evaluation.predictions import prediction_row, read_reply, write_images
+from m2chat.evaluation.results import settings_hash
 from m2chat.files import locked, whole_folder
 from m2chat.pipeline import Finished, M2ChatPipeline
 from m2chat.pipeline.drawing import noise_seed

@@ -14,14 +14,8 @@ from m2chat.callbacks.base import EvalLoop, EvaluationCallback, store_of
 from m2chat.evaluation import ranks
 from m2chat.evaluation.journal import Journal, known_replies
 from m2chat.evaluation.page import write_page
-from m2chat.evaluation.results import (
-    prediction_row,
-    settings_hash,
-    versions,
-    write_images,
-    write_predictions,
-    write_results,
-)
+from m2chat.evaluation.predictions import prediction_row, write_images, write_predictions
+from m2chat.evaluation.results import settings_hash, versions, write_results
 from m2chat.evaluation.statistics import Estimate
 from m2chat.schema import Prediction
 

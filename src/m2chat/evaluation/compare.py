@@ -9,7 +9,8 @@ import numpy as np
 
 from m2chat.data.images import BadImage, read_image
 from m2chat.errors import UserError
-from m2chat.evaluation.results import RESULTS, read_predictions, read_results, sample_scores
+from m2chat.evaluation.predictions import read_predictions, sample_scores
+from m2chat.evaluation.results import RESULTS, read_results
 from m2chat.evaluation.statistics import Difference, Estimate, difference, estimate
 from m2chat.evaluation.targets import known_of
 from m2chat.world import Judged, Target, World, find_world

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from m2chat.errors import UserError
-from m2chat.evaluation.results import PREDICTIONS, RESULTS, line_of, read_reply
+from m2chat.evaluation.predictions import PREDICTIONS, line_of, read_reply
+from m2chat.evaluation.results import RESULTS
 from m2chat.files import cannot_write, write_whole
 from m2chat.schema import Reply
 from m2chat.textfiles import lines_of

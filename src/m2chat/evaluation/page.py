@@ -12,7 +12,8 @@ from m2chat.evaluation.charts import Bar, bar_charts, histogram
 from m2chat.evaluation.markup import Cells, aligned
 from m2chat.evaluation.names import GROUPS, STAGES, Group, grouped, metric_name, shown_value
 from m2chat.evaluation.paper import NOTE, paper_cell
-from m2chat.evaluation.results import IMAGES, RANKED, RESULTS, read_predictions, read_results, sample_scores
+from m2chat.evaluation.predictions import IMAGES, RANKED, read_predictions, sample_scores
+from m2chat.evaluation.results import RESULTS, read_results
 from m2chat.evaluation.statistics import Estimate
 from m2chat.files import write_whole
 

@@ -16,7 +16,8 @@ from m2chat.evaluation.compare import compare_pictures
 from m2chat.evaluation.markup import Cells, Table
 from m2chat.evaluation.names import grouped, metric_name, shown_value
 from m2chat.evaluation.paper import TABLE_1, TABLE_2, TABLE_3, paper_cell
-from m2chat.evaluation.results import PREDICTIONS, newest_results, read_results
+from m2chat.evaluation.predictions import PREDICTIONS
+from m2chat.evaluation.results import newest_results, read_results
 from m2chat.evaluation.rows import TABLES, Column, Group, RowResults, RunFolders, TableRow, read_row_results
 from m2chat.evaluation.statistics import Estimate
 

@@ -16,18 +16,15 @@ from m2chat.data.images import BadImage, read_image
 from m2chat.errors import UserError
 from m2chat.evaluation.page import write_page
 from m2chat.evaluation.parts import PicturePart, reply_of, text_at
-from m2chat.evaluation.results import (
+from m2chat.evaluation.predictions import (
     PREDICTIONS,
-    RESULTS,
     prediction_row,
     read_predictions,
     read_reply,
-    settings_hash,
-    versions,
     write_images,
     write_predictions,
-    write_results,
 )
+from m2chat.evaluation.results import RESULTS, settings_hash, versions, write_results
 from m2chat.evaluation.statistics import Estimate
 from m2chat.evaluation.store import EvalStore
 from m2chat.files import locked

@@ -21,7 +21,8 @@ import yaml
 from m2chat.commands.evaluation.run import call, clear
 from m2chat.errors import UserError
 from m2chat.evaluation.compare import compare
-from m2chat.evaluation.results import RESULTS, read_predictions, read_results, settings_hash
+from m2chat.evaluation.predictions import read_predictions
+from m2chat.evaluation.results import RESULTS, read_results, settings_hash
 from m2chat.evaluation.statistics import Difference, difference
 from m2chat.files import write_whole
 from m2chat.models.config import BackboneConfig
