@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from m2chat.commands.arguments import new_file
-from m2chat.commands.common import add_model_options
+from m2chat.commands.options import add_model_options
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2chat.commands.arguments import new_file
-from m2chat.commands.common import add_model_options
+from m2chat.commands.options import add_model_options
 
 if TYPE_CHECKING:
     from m2chat.pipeline import M2ChatPipeline

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.commands.arguments import in_range, new_file
-from m2chat.commands.common import add_model_options
+from m2chat.commands.options import add_model_options
 
 QUESTIONS = Path(__file__).with_suffix(".txt")
 MARK = "smalltalk"

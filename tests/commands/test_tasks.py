@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from m2chat.commands import command_parser, main
-from m2chat.commands.common import decoder_changes
+from m2chat.commands.options import decoder_changes
 from m2chat.data.images import load_image, save_png
 from m2chat.models.decoder_config import DecoderConfig
 from m2chat.worlds.shapes.scenes import Scene, Shape, render

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2chat.commands.arguments import CONFIG, existing, in_range, new_folder
-from m2chat.commands.common import add_model_options, add_size_options, device_of, how_to_draw, load_pipeline
+from m2chat.commands.common import device_of, load_pipeline
+from m2chat.commands.options import add_model_options, add_size_options, how_to_draw
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:

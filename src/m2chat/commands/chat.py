@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from m2chat.commands.arguments import existing, in_range, new_folder
-from m2chat.commands.common import add_model_options, add_size_options, load_pipeline
+from m2chat.commands.common import load_pipeline
+from m2chat.commands.options import add_model_options, add_size_options
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

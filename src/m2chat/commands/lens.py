@@ -6,15 +6,8 @@ import argparse
 import io
 
 from m2chat.commands.arguments import existing, in_range, new_folder
-from m2chat.commands.common import (
-    add_drawing_options,
-    add_model_options,
-    how_to_draw,
-    load_pipeline,
-    read_picture,
-    watching,
-    working,
-)
+from m2chat.commands.common import load_pipeline, read_picture, watching, working
+from m2chat.commands.options import add_drawing_options, add_model_options, how_to_draw
 from m2chat.commands.tasks import PICTURE
 from m2chat.errors import UserError
 from m2chat.files import write_new

@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 from m2chat.commands.arguments import existing, in_range, new_file
-from m2chat.commands.common import add_model_options, load_pipeline
+from m2chat.commands.common import load_pipeline
+from m2chat.commands.options import add_model_options
 from m2chat.files import write_whole
 
 

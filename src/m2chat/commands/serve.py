@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from m2chat import __version__
 from m2chat.commands.arguments import in_range
-from m2chat.commands.common import add_model_options, load_pipeline
+from m2chat.commands.common import load_pipeline
+from m2chat.commands.options import add_model_options
 from m2chat.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,15 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from m2chat.commands.arguments import existing, in_range, words
-from m2chat.commands.common import (
-    add_drawing_options,
-    add_model_options,
-    how_to_draw,
-    load_pipeline,
-    read_picture,
-    show,
-    watching,
-)
+from m2chat.commands.common import load_pipeline, read_picture, show, watching
+from m2chat.commands.options import add_drawing_options, add_model_options, how_to_draw
 from m2chat.errors import UserError
 
 OUT = "m2chat_pictures"

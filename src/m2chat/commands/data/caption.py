@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2chat.commands.arguments import existing, in_range, new_folder
-from m2chat.commands.common import add_device_options, device_of, dtype_of
+from m2chat.commands.common import device_of, dtype_of
+from m2chat.commands.options import add_device_options
 
 if TYPE_CHECKING:
     import torch
