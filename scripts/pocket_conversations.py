@@ -1,7 +1,7 @@
 """Twenty conversations with the pocket model as a stranger would type them, none selected, as pictures of a chat.
 
     python scripts/pocket_conversations.py                              # all of them: docs/pocket/conversations.png
-    python scripts/pocket_conversations.py --numbers 1 3 4 --columns 3 --out docs/conversations.png
+    python scripts/pocket_conversations.py --numbers 1 2 3 --columns 3 --out docs/conversations.png
 
 The lines are those of pocket_conversations.yaml; conversation N is answered with seed N, no reply is tried twice.
 """

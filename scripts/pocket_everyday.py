@@ -4,9 +4,9 @@
     python scripts/pocket_everyday.py --questions new.txt   # adds questions, one a line
 
 A model that learns small talk from answers that somebody else wrote forgets how it talks itself, so these are its own
-(greedy, in its chat template), up to the last whole sentence within 64 tokens, which is where a chat cuts them; those
-that repeat themselves are left out. Nobody has checked them: a model of this size is often wrong. No question of
-pocket_smalltalk.txt, which measures the result, is among them.
+(greedy, in its chat template), up to the last whole sentence within 80 tokens; those that repeat themselves are left
+out. Nobody has checked them: a model of this size is often wrong. No question of pocket_smalltalk.txt, which measures
+the result, is among them. The shipped ones were computed in bfloat16, as SmolLM2 was trained (``--dtype``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEAD = """\
 # Everyday questions, and what SmolLM2-135M-Instruct (Apache-2.0) answers to them: scripts/pocket_everyday.py wrote it.
 # The pocket model learns from it to go on talking as it does. The answers are not checked; many are wrong.
 """
-TOKENS, FEWEST = 64, 4
+TOKENS, FEWEST = 80, 4
 _SENTENCE_END = re.compile(r"(?<!\b\d)[.!?][\"')]*(?=\s|$)")
 
 
@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--questions", type=Path, help="more of them, one a line")
     options.add_argument("--smollm2", type=Path, default=Path("data/smollm2"), help="default: %(default)s")
     options.add_argument("--batch", type=int, default=16, help="questions at a time (default: %(default)s)")
+    options.add_argument("--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)")
     return options
 
 
@@ -51,7 +52,7 @@ def repeats_itself(text: str) -> bool:
     return len(pairs) > 8 and len(set(pairs)) / len(pairs) < 0.7
 
 
-def answers(folder: Path, questions: Sequence[str], batch: int) -> list[str]:
+def answers(folder: Path, questions: Sequence[str], batch: int, dtype: str) -> list[str]:
     """SmolLM2's answers; empty where it ends no sentence in time, hardly says anything, or repeats itself."""
     from m2chat._compat import ensure_torchvision
 
@@ -60,7 +61,7 @@ def answers(folder: Path, questions: Sequence[str], batch: int) -> list[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     found = []
     for start in range(0, len(questions), batch):
         talks = [[{"role": "user", "content": text}] for text in questions[start : start + batch]]
@@ -84,7 +85,7 @@ def main() -> None:
     if options.questions is not None:
         questions += options.questions.read_text(encoding="utf-8").splitlines()
     questions = list(dict.fromkeys(questions))
-    pairs = zip(questions, answers(options.smollm2, questions, options.batch), strict=True)
+    pairs = zip(questions, answers(options.smollm2, questions, options.batch, options.dtype), strict=True)
     kept = {question: answer for question, answer in pairs if answer}
     text = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False, width=110)
     ANSWERS.write_text(HEAD + text, encoding="utf-8")

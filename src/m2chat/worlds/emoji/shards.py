@@ -15,20 +15,20 @@ from m2chat.worlds.emoji.scenes import LICENSES, Pictures, share, split_of
 from m2chat.worlds.emoji.subjects import Split
 from m2chat.worlds.shared import generate_once
 
-VERSION = 9
+VERSION = 11
 """Raised whenever the generated data change, so that old shards are made anew."""
 SEED = 0
 TALKS: dict[str, dict[Split, int]] = {
-    "instruct": {"train": 5000, "val": 40, "test": 150},
-    "wish": {"train": 6000, "val": 40, "test": 150},
-    "smalltalk": {"train": 2000, "val": 20, "test": 60},
-    "unknown": {"train": 1000, "val": 20, "test": 60},
+    "instruct": {"train": 10000, "val": 40, "test": 150},
+    "wish": {"train": 14000, "val": 40, "test": 150},
+    "smalltalk": {"train": 4000, "val": 20, "test": 60},
+    "unknown": {"train": 2000, "val": 20, "test": 60},
     "ask": {"train": 2000, "val": 40, "test": 150},
     "similar": {"train": 1500, "val": 20, "test": 60},
     "edit": {"train": 4000, "val": 40, "test": 150},
     "dialogue": {"train": 3000, "val": 40, "test": 150},
     "mixed": {"train": 2000, "val": 20, "test": 60},
-    "story": {"train": 1000, "val": 15, "test": 40},
+    "story": {"train": 2000, "val": 15, "test": 40},
 }
 """Numbers of conversations of each data set."""
 _VALIDATION_SHARE = 0.02
