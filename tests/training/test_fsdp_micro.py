@@ -98,5 +98,5 @@ def test_a_process_never_has_more_than_its_share_and_a_unit(
 
     found = on_two_ranks(build)
     assert found["share"] > 160e6 and found["unit"] < found["share"] / 4
-    assert found["kept"] > 0.75 * found["share"]  # what other tests have left, and could not be returned, is not seen
+    assert found["kept"] > 0.9 * found["share"]
     assert found["peak"] < found["share"] + found["unit"] + 50e6

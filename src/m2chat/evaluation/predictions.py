@@ -152,7 +152,7 @@ _SHAPES: dict[str, Callable[[object], bool]] = {
     "reference": _is_reply,
     "generated": _is_reply,
 }
-"""Entry of a prediction to what tells whether its value is of the right kind."""
+"""Entry of a prediction to the check of its value's kind."""
 
 
 def read_reply(folder: Path, segments: Iterable[Mapping[str, str | None]]) -> Reply:
