@@ -1,7 +1,7 @@
 """Has the unchanged SmolLM2 answer the everyday questions from which the pocket model learns to go on talking.
 
     python scripts/pocket_everyday.py                       # answers every question of everyday.yaml again
-    python scripts/pocket_everyday.py --questions new.txt   # adds questions, one a line
+    python scripts/pocket_everyday.py --questions new.txt   # answers more questions, one a line, beside those
 
 A model that learns small talk from answers that somebody else wrote forgets how it talks itself, so these are its own
 (greedy, in its chat template), up to the last whole sentence within 80 tokens; those that repeat themselves are left
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     options = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    options.add_argument("--questions", type=Path, help="more of them, one a line")
+    options.add_argument("--questions", type=Path, help="more of them, one a line; the others keep theirs")
     options.add_argument("--smollm2", type=Path, default=Path("data/smollm2"), help="default: %(default)s")
     options.add_argument("--batch", type=int, default=16, help="questions at a time (default: %(default)s)")
     options.add_argument("--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)")
@@ -81,15 +81,16 @@ def answers(folder: Path, questions: Sequence[str], batch: int, dtype: str) -> l
 def main() -> None:
     """Answers, and writes the file."""
     options = parser().parse_args()
-    questions = list(yaml.safe_load(ANSWERS.read_text(encoding="utf-8"))) if ANSWERS.is_file() else []
+    kept: dict[str, str] = yaml.safe_load(ANSWERS.read_text(encoding="utf-8")) if ANSWERS.is_file() else {}
+    questions = list(kept)
     if options.questions is not None:
-        questions += options.questions.read_text(encoding="utf-8").splitlines()
-    questions = list(dict.fromkeys(questions))
+        lines = options.questions.read_text(encoding="utf-8").splitlines()
+        questions = [line for line in dict.fromkeys(lines) if line and line not in kept]
     pairs = zip(questions, answers(options.smollm2, questions, options.batch, options.dtype), strict=True)
-    kept = {question: answer for question, answer in pairs if answer}
+    kept = {question: answer for question, answer in (kept | dict(pairs)).items() if answer}
     text = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False, width=110)
     ANSWERS.write_text(HEAD + text, encoding="utf-8")
-    print(f"{ANSWERS}: {len(kept)} of {len(questions)} questions have an answer")
+    print(f"{ANSWERS}: {len(kept)} questions have an answer; {len(questions)} were asked now")
 
 
 if __name__ == "__main__":

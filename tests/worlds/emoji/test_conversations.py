@@ -110,7 +110,9 @@ def test_training_shows_nothing_that_is_held_out() -> None:
     world = everything()
     splits = dict(zip((json.dumps(scene.attributes) for scene in world.scenes), split_of(world.scenes), strict=True))
     shown = {
-        split: {splits[json.dumps(scene)] for name in DATA_SETS for s in samples(split, name) for scene in scenes_of(s)}
+        split: {
+            splits[json.dumps(scene)] for name in DATA_SETS for s in samples(split, name, 90) for scene in scenes_of(s)
+        }
         for split in ("train", "test")
     }
     assert shown == {"train": {"train"}, "test": {"train", "pair", "combination"}}

@@ -24,7 +24,7 @@ from m2chat.worlds.emoji.subjects import TRIES, Subjects, filled
 DATA_SETS = (
     "instruct", "wish", "smalltalk", "ask", "edit", "similar", "dialogue", "mixed", "story", "unknown",
 )  # fmt: skip
-_EVERYDAY = 0.7
+_EVERYDAY = 0.6
 """Share of small talk that is a question with SmolLM2's own answer; half as much behind other turns."""
 _OTHER_NAMES = 0.35
 """Share of the things asked for or mentioned that go by a keyword or by another name."""
