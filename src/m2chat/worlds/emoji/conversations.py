@@ -196,7 +196,7 @@ class ConversationMaker(Subjects):
         return True
 
     def _shown(self, talk: Builder, ask: bool = False) -> bool:
-        """The user shows a picture and has it changed or asks about it."""
+        """The user shows a picture and asks about it."""
         scene = self.scene(plain=0.7)
         if scene is None:
             return False

@@ -21,7 +21,7 @@ KIND_OF_GROUP: dict[str, str] = {
     "transport-air": "vehicle", "transport-water": "vehicle", "person-role": "person", "person-fantasy": "person",
     "sport": "sport",
 }  # fmt: skip
-"""Beginning of CLDR's subgroup, and the kind of moment that fits; anything else is a thing."""
+"""Beginning of CLDR's subgroup, and the kind of moment that fits; other objects and activities are things."""
 _SHORT = {
     "you": "u",
     "please": "pls",
@@ -29,7 +29,6 @@ _SHORT = {
     "thanks": "thx",
     "because": "cos",
     "for": "4",
-    "I am": "im",
     "I'm": "im",
 }
 

@@ -156,7 +156,7 @@ def _split(scene: Scene, given_up: dict[str, str]) -> Split:
 
 @cache
 def core_concepts() -> tuple[str, ...]:
-    """The 400 concepts that people speak of, fixed by group and keyword before anything was trained."""
+    """The 400 concepts that people speak of, fixed by group and name before anything was trained."""
     lines = files("m2chat.worlds.emoji").joinpath("core.txt").read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))
 
