@@ -33,7 +33,7 @@ from m2chat.worlds.emoji.recipe.course import Course, Plan
 from m2chat.worlds.emoji.recipe.device import device_of, precision
 from m2chat.worlds.emoji.scenes import Pictures
 
-PLAN = Plan(steps=1500, lr=2e-3, warmup=50, decay=1450, ema=0.99, betas=(0.9, 0.98))
+PLAN = Plan(steps=4500, lr=1.7e-3, warmup=50, decay=4450, ema=0.99, betas=(0.9, 0.98))
 LANGUAGE_MODEL = Path("data/smollm2")
 SIZES = NewAdapterConfig(prompts=10, layers=29, visual_blocks=2, visual_heads=2)
 """LLaMA-Adapter V2's proportions: prompts in all layers but the first."""
@@ -70,7 +70,7 @@ def train_visual_query(
     pictures: Pictures,
     out: Path,
     plan: Plan = PLAN,
-    batch: int = 128,
+    batch: int = 64,
     seed: int = 0,
     device: str = "auto",
     language_model: Path = LANGUAGE_MODEL,
@@ -113,9 +113,13 @@ def train_visual_query(
     scores = CaptionWords(source.state["model.embed_tokens.weight"], vocabulary)
     modules = {"visual_query": encoder.to(where), "scores": scores.to(where)}
     course = Course(out / "visual_query", modules, plan, seed, {"words": len(vocabulary)})
+    # Two thirds of a batch have no attributes: what people show most, and less than half of the pictures.
+    plain = [index for index, scene in enumerate(seen.scenes) if scene.is_plain]
+    detailed = [index for index, scene in enumerate(seen.scenes) if not scene.is_plain]
+    few = min(2 * batch // 3, len(plain))
 
     def loss_of(rng: random.Random) -> Tensor:
-        chosen = rng.sample(range(len(seen)), min(batch, len(seen)))
+        chosen = rng.sample(plain, few) + rng.sample(detailed, min(batch - few, len(detailed)))
         wanted = torch.zeros(len(chosen), len(vocabulary))
         for row, index in enumerate(chosen):
             words = _token_ids(tokenizer, draw_caption(seen.scenes[index], rng).text)
